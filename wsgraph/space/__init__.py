@@ -1,0 +1,25 @@
+"""Weight spaces: an architecture as data, and the views of its checkpoints."""
+
+from wsgraph.space.blocks import Blocks
+from wsgraph.space.graph import ParameterGraph
+from wsgraph.space.operators import OPERATORS, Operator, register_operator
+from wsgraph.space.parts import Axis, Layer, NeuronGroup, Parameter, Symmetry, Tie
+from wsgraph.space.topology import Topology
+from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
+
+__all__ = [
+    "OPERATORS",
+    "Axis",
+    "Blocks",
+    "Layer",
+    "NeuronGroup",
+    "Operator",
+    "Parameter",
+    "ParameterGraph",
+    "SpaceMismatchError",
+    "Symmetry",
+    "Tie",
+    "Topology",
+    "WeightSpace",
+    "register_operator",
+]

@@ -1,0 +1,214 @@
+"""Parameter graphs: checkpoints as PyTorch Geometric data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+from torch_geometric.utils import to_networkx
+
+from wsgraph.space.blocks import Blocks
+from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+__all__ = ["ParameterGraph", "make_batch", "make_graph"]
+
+
+class ParameterGraph(Data):
+    r"""A checkpoint (or a batch of them) as a graph: neurons are nodes, weights are edges.
+
+    Attributes:
+        x: Node features ``[V, F]``, the biases added at each neuron (0 where there is none).
+        edge_index: ``[2, E]``, from source neuron to target neuron.
+        edge_attr: Edge features ``[E, K]``, the weight at every kernel position, zero-padded to the largest kernel.
+        edge_layer: ``[E]``, position of the edge's layer in ``space.layers``.
+        node_group: ``[V]``, position of the neuron's group in ``space.groups``.
+        node_role: ``[V]``, 0 input, 1 hidden, 2 output.
+        node_activation: ``[V]``, position of its activation in :data:`~wsgraph.space.OPERATORS`.
+        node_position: ``[V]``, 1, 2, ... for input and output neurons, whose order matters, 0 for hidden ones.
+        space: The :class:`~wsgraph.WeightSpace` (in a batch: one per network).
+        y: Targets, if given.
+
+    Within a batch of one space the edges lie network by network, then layer by layer, target neuron and source neuron, so that
+    :meth:`blocks` is a view of ``edge_attr`` and ``x``.
+
+    Example:
+        >>> import torch
+        >>> from wsgraph import WeightSpace
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> batch = space.batch(space.sample(4), y=torch.zeros(4))
+        >>> batch
+        ParameterGraphBatch(4 x 2-8-1, nodes=44, edges=96, y=[4])
+        >>> batch.blocks().weights[0].shape
+        torch.Size([4, 8, 2, 1])
+    """
+
+    @property
+    def num_networks(self) -> int:
+        """Number of networks: 1 for a single graph."""
+        return cast(Batch, self).num_graphs if isinstance(self, Batch) else 1
+
+    @property
+    def spaces(self) -> list[WeightSpace]:
+        """The distinct weight spaces of the batch, in order of appearance."""
+        spaces = self["space"]
+        if not isinstance(spaces, list):
+            return [spaces]
+        distinct = {id(space): space for space in spaces}
+        return list(dict.fromkeys(distinct.values()))
+
+    def common_space(self, expected: WeightSpace | None = None, user: str = "this operation") -> WeightSpace:
+        """The one weight space of all networks of the batch.
+
+        Args:
+            expected: Architecture that it must have, up to names.
+            user: Who asks, named in the error.
+
+        Raises:
+            SpaceMismatchError: If the batch mixes architectures, or has another one than expected.
+        """
+        spaces = self.spaces
+        if len(spaces) > 1:
+            listed = "; ".join(map(repr, spaces[:3]))
+            raise SpaceMismatchError(
+                f"{user} needs networks of one architecture, but the batch mixes {len(spaces)} weight spaces ({listed}). "
+                "Split the batch by space, or use a model that reads mixed batches, such as neural_graph."
+            )
+        if expected is not None and spaces[0] is not expected and spaces[0].architecture != expected.architecture:
+            raise SpaceMismatchError(f"{user} was built for {expected!r} but the batch holds networks of {spaces[0]!r}.")
+        return spaces[0]
+
+    def blocks(self) -> Blocks:
+        """Dense layer blocks of all networks as views of ``edge_attr`` and ``x``; see :class:`~wsgraph.space.Blocks`.
+
+        Raises:
+            SpaceMismatchError: If the batch mixes architectures.
+        """
+        space = self.common_space(user="blocks()")
+        topology, batch = space.topology, self.num_networks
+        edge_attr, x = cast(Tensor, self.edge_attr), cast(Tensor, self.x)
+        edges = edge_attr.view(batch, topology.num_edges, -1)
+        nodes = x.view(batch, topology.num_nodes, -1)
+        node_range = dict(zip((group.name for group in space.groups), topology.nodes, strict=True))
+        weights = tuple(
+            edges[:, part.start : part.stop, : part.num_positions].unflatten(1, (part.num_targets, part.num_sources))
+            if part.num_positions
+            else None
+            for part in topology.edges
+        )
+        biases = tuple(
+            None if column is None else nodes[:, node_range[layer.target], column]
+            for layer, column in zip(space.layers, topology.bias_columns, strict=True)
+        )
+        return Blocks(space, weights, biases)
+
+    def thetas(self) -> Tensor:
+        """Flat checkpoints ``[B, P]`` of a batch of one space: the inverse of :meth:`WeightSpace.batch`."""
+        return self.blocks().flatten()
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The graph in networkx, with ``bias``, ``group``, ``role`` and ``activation`` on nodes, ``weight`` and ``layer`` on edges.
+
+        Raises:
+            SpaceMismatchError: If called on a batch of several networks.
+        """
+        if self.num_networks != 1:
+            raise SpaceMismatchError("to_networkx() draws one network: take one with batch[i].")
+        space = self.spaces[0]
+        result: nx.DiGraph = to_networkx(self, node_attrs=["x", "node_group"], edge_attrs=["edge_attr", "edge_layer"])
+        for _, node in result.nodes(data=True):
+            group = space.groups[node.pop("node_group")]
+            node.update(bias=node.pop("x"), group=group.name, role=group.role, activation=group.activation)
+        for _, _, edge in result.edges(data=True):
+            layer = edge.pop("edge_layer")
+            positions = space.topology.edges[layer].num_positions or 1
+            edge.update(weight=edge.pop("edge_attr")[:positions], layer=space.layers[layer].name)
+        return result
+
+    def __repr__(self) -> str:
+        if "space" not in self or self.x is None or self.edge_index is None:
+            return super().__repr__()
+        spaces = self.spaces
+        space = spaces[0]
+        name = "-".join(str(group.size) for group in space.groups) if space.is_chain else repr(space)
+        count = f"{self.num_networks} x " if isinstance(self, Batch) else ""
+        network = f"{count}{name}" if len(spaces) == 1 else f"{self.num_networks} networks of {len(spaces)} weight spaces"
+        y = f", y={list(self.y.shape)}" if isinstance(self.y, Tensor) else ""
+        return f"{type(self).__name__}({network}, nodes={self.x.shape[0]}, edges={self.edge_index.shape[1]}{y})"
+
+
+def _features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
+    topology, batch = space.topology, thetas.shape[0]
+    x = thetas.new_zeros(batch, topology.num_nodes, topology.node_width)
+    edge_attr = thetas.new_zeros(batch, topology.num_edges, topology.edge_width)
+    blocks = space.blocks(thetas)
+    node_range = dict(zip((group.name for group in space.groups), topology.nodes, strict=True))
+    for layer, part, column, weight, bias in zip(
+        space.layers, topology.edges, topology.bias_columns, blocks.weights, blocks.biases, strict=True
+    ):
+        if weight is None:
+            edge_attr[:, part.start : part.stop, 0] = 1  # a skip connection is a weight fixed at one
+        else:
+            edge_attr[:, part.start : part.stop, : part.num_positions] = weight.flatten(1, 2)
+        if bias is not None:
+            x[:, node_range[layer.target], column] = bias
+    return x.flatten(0, 1), edge_attr.flatten(0, 1)
+
+
+_STRUCTURE = ("node_group", "node_role", "node_activation", "node_position", "edge_layer")
+
+
+def _targets(y: Any, batch: int, device: torch.device) -> Tensor:
+    targets = torch.as_tensor(y, device=device)
+    if targets.ndim == 0 or targets.shape[0] != batch:
+        raise ValueError(f"Expected 'y' with one entry per network, {batch} (got shape {list(targets.shape)}).")
+    return targets
+
+
+def make_graph(space: WeightSpace, theta: Tensor, y: Any = None) -> ParameterGraph:
+    """The graph of one checkpoint ``[P]``."""
+    space.check_thetas(theta, "theta", batched=False, finite=True)
+    topology = space.topology
+    x, edge_attr = _features(space, theta[None])
+    graph = ParameterGraph(x=x, edge_index=topology.edge_index.to(theta.device), edge_attr=edge_attr)
+    for name in _STRUCTURE:
+        graph[name] = getattr(topology, name).to(theta.device)
+    graph["space"] = space
+    if y is not None:
+        graph.y = _targets(torch.as_tensor(y)[None], 1, theta.device)
+    return graph
+
+
+def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGraph:
+    """The batch that PyG would collate from the graphs of ``thetas`` ``[B, P]``, built at once."""
+    space.check_thetas(thetas, finite=True)
+    topology, device, size = space.topology, thetas.device, thetas.shape[0]
+    x, edge_attr = _features(space, thetas)
+    networks = torch.arange(size + 1, device=device)
+    offsets = networks[:-1] * topology.num_nodes
+    edge_index = (topology.edge_index.to(device)[:, None, :] + offsets[None, :, None]).flatten(1)
+    batch = cast(ParameterGraph, Batch(_base_cls=ParameterGraph, x=x, edge_index=edge_index, edge_attr=edge_attr))
+    steps = {"x": topology.num_nodes, "edge_index": topology.num_edges, "edge_attr": topology.num_edges, "space": 1}
+    for name in _STRUCTURE:
+        values = getattr(topology, name)
+        batch[name] = values.to(device).repeat(size)
+        steps[name] = values.numel()
+    batch["space"] = [space] * size
+    if y is not None:
+        batch.y = _targets(y, size, device)
+        steps["y"] = 1
+    batch.batch = networks[:-1].repeat_interleave(topology.num_nodes, output_size=size * topology.num_nodes)
+    batch.ptr = networks * topology.num_nodes
+    # What Batch.from_data_list records, so that batch[i] and to_data_list() rebuild single graphs.
+    host = torch.arange(size + 1)
+    zeros = torch.zeros(size, dtype=torch.long)
+    internals = cast(Any, batch)
+    internals._num_graphs = size
+    internals._slice_dict = {name: host * step for name, step in steps.items()}
+    internals._inc_dict = {name: host[:-1] * topology.num_nodes if name == "edge_index" else zeros for name in steps}
+    internals._inc_dict["space"] = None
+    return batch

@@ -1,0 +1,176 @@
+"""The parts a weight space is made of: neuron groups, parameter axes, parameters and layers. None of them holds a tensor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from wsgraph.space.operators import OPERATORS, parse_operator
+
+__all__ = ["Axis", "Layer", "NeuronGroup", "Parameter", "Symmetry", "Tie"]
+
+
+class Symmetry(NamedTuple):
+    """Factors a neuron may be multiplied with while the network's function stays the same.
+
+    ``positive``: any positive number (ReLU family, identity). ``sign``: -1 (odd activations, identity). Both false leaves permutation only.
+    """
+
+    positive: bool
+    sign: bool
+
+    def __and__(self, other: Symmetry) -> Symmetry:
+        return Symmetry(self.positive and other.positive, self.sign and other.sign)
+
+    def __str__(self) -> str:
+        kinds = [name for name, held in (("scale", self.positive), ("sign", self.sign)) if held]
+        return " x ".join(["permutation", *kinds])
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    r"""Neurons produced at one place of the network, with the operators applied before they are consumed.
+
+    Groups carry two labels, because two partitions are needed: groups with the same ``permutation`` label must be permuted alike
+    (a residual sum, a depthwise convolution), groups with the same ``scale`` label must also be scaled alike (a residual sum only).
+
+    Args:
+        name: Unique name within the space.
+        size: Number of neurons (channels).
+        role: ``"input"`` and ``"output"`` neurons have no symmetry: their order is part of the function.
+        operators: Operators between producer and consumers, such as ``("relu", "max_pool(2)")`` or ``("sin(30)",)``.
+        permutation: Label of the class of groups that share one permutation (default: the group alone).
+        scale: Label of the class of groups that share one scale (default: the permutation label).
+    """
+
+    name: str
+    size: int
+    role: Literal["input", "hidden", "output"] = "hidden"
+    operators: tuple[str, ...] = ()
+    permutation: str = ""
+    scale: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"Expected the size of neuron group {self.name!r} to be a positive integer (got {self.size!r}).")
+        if self.role not in ("input", "hidden", "output"):
+            raise ValueError(f"Expected 'role' of neuron group {self.name!r} to be input, hidden or output (got {self.role!r}).")
+        object.__setattr__(self, "operators", tuple(self.operators))
+        for operator in self.operators:
+            parse_operator(operator)
+        object.__setattr__(self, "permutation", self.permutation or self.name)
+        object.__setattr__(self, "scale", self.scale or self.permutation)
+
+    @cached_property
+    def symmetry(self) -> Symmetry:
+        """The symmetry that this group's own operators let through (the space intersects it over a class of groups)."""
+        symmetry = Symmetry(True, True)
+        for operator in self.operators:
+            entry = OPERATORS[parse_operator(operator)[0]]
+            symmetry &= Symmetry(entry.positive, entry.sign)
+        return symmetry
+
+    @cached_property
+    def activation(self) -> str:
+        """The nonlinear operator as written, ``"identity"`` when there is none."""
+        for operator in self.operators:
+            if OPERATORS[parse_operator(operator)[0]].nonlinear:
+                return operator
+        return "identity"
+
+
+@dataclass(frozen=True)
+class Tie:
+    """How entries along an axis follow neurons: the groups laid end to end along it, and the power of their scale."""
+
+    groups: tuple[str, ...]
+    exponent: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(self.groups))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One logical axis of a parameter.
+
+    An axis without ties is fixed (kernel positions, flattened positions). A weight's output axis is tied to its target group with
+    exponent 1, its input axis to its source groups with exponent -1; a depthwise kernel has both ties on one axis.
+    """
+
+    size: int
+    ties: tuple[Tie, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ties", tuple(self.ties))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor of the state dict: its key, shape and logical axes.
+
+    Args:
+        name: Key in the state dict.
+        shape: Shape in the state dict.
+        role: ``"weight"`` or ``"bias"``.
+        axes: Logical axes in storage order. Their sizes multiply to the number of entries; one stored dimension may hold several
+            axes (the flattened input of a linear layer is channel x position).
+        dtype: Name of the stored dtype where it differs from that of the flat vector, such as ``"bfloat16"``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    axes: tuple[Axis, ...]
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        object.__setattr__(self, "axes", tuple(self.axes))
+        logical = math.prod(axis.size for axis in self.axes)
+        if logical != self.size:
+            raise ValueError(f"The axes of parameter {self.name!r} hold {logical} entries, its shape {self.shape} holds {self.size}.")
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def logical_shape(self) -> tuple[int, ...]:
+        """Sizes of the logical axes."""
+        return tuple(axis.size for axis in self.axes)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A map from source groups to a target group; several layers into one target are summed before its operators.
+
+    Args:
+        name: Unique name within the space.
+        operator: ``"linear"``, ``"conv"`` (1, 2 or 3 dimensions, by the weight's shape) or ``"identity"`` (a skip connection).
+        sources: Groups read; several are concatenated.
+        target: Group written.
+        weight: Name of the weight parameter (absent for an identity).
+        bias: Name of the bias parameter, if any.
+        stride: Stride of a convolution, the same along all dimensions.
+        padding: Zero padding of a convolution, the same on all sides.
+    """
+
+    name: str
+    operator: Literal["linear", "conv", "identity"]
+    sources: tuple[str, ...]
+    target: str
+    weight: str | None = None
+    bias: str | None = None
+    stride: int = field(default=1, kw_only=True)
+    padding: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))
+        if self.operator not in ("linear", "conv", "identity"):
+            raise ValueError(f"Layer {self.name!r} has operator {self.operator!r}; expected linear, conv or identity.")
+        if (self.weight is None) != (self.operator == "identity"):
+            raise ValueError(f"Layer {self.name!r}: a {self.operator} layer needs {'no' if self.weight else 'a'} weight.")

@@ -1,0 +1,699 @@
+"""The weight space: an architecture as data, and every cheap view of its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wsgraph.space.parts import Axis, Layer, NeuronGroup, Parameter, Symmetry, Tie
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from wsgraph.space.blocks import Blocks
+    from wsgraph.space.graph import ParameterGraph
+    from wsgraph.space.topology import Topology
+    from wsgraph.symmetry import GroupElement
+
+__all__ = ["SpaceMismatchError", "WeightSpace"]
+
+_FORMAT = "wsgraph.WeightSpace"
+_VERSION = 1
+
+
+class SpaceMismatchError(ValueError):
+    """Weights, a state dict or a batch do not belong to the weight space they were used with."""
+
+
+@dataclass(frozen=True)
+class WeightSpace:
+    r"""A network architecture as data: neuron groups, the parameters that connect them, and the symmetry each group has.
+
+    A checkpoint is a point :math:`\theta \in \mathbb{R}^P` of its weight space. The space holds no tensors, is hashable and comparable,
+    and turns :math:`\theta` into every other view: state dict, parameter graph, dense layer blocks, a moved or canonical copy.
+
+    Build one with :meth:`mlp` or :meth:`cnn`, read it off a checkpoint with :func:`wsgraph.from_state_dict`, or describe any feed-forward
+    network (residual sums, several consumers, tied groups) by its parts.
+
+    Args:
+        groups: Neuron groups.
+        layers: Layers between them, in any order without cycles.
+        params: Parameters, in the order in which they lie in :math:`\theta`.
+
+    Raises:
+        ValueError: If names repeat, a layer names an unknown part, sizes disagree, or the layers form a cycle.
+
+    Example:
+        >>> from wsgraph import WeightSpace
+        >>> space = WeightSpace.mlp([2, 32, 32, 1], activation="sin(30)")
+        >>> space
+        WeightSpace(2-32-32-1, linear | linear | linear, sin(30), 1,185 parameters)
+        >>> space.groups[1].symmetry
+        Symmetry(positive=False, sign=True)
+        >>> WeightSpace.from_json(space.to_json()) == space
+        True
+    """
+
+    groups: tuple[NeuronGroup, ...]
+    layers: tuple[Layer, ...]
+    params: tuple[Parameter, ...]
+
+    def __post_init__(self) -> None:
+        for field in ("groups", "layers", "params"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+            names = [part.name for part in getattr(self, field)]
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"Names in '{field}' must be unique (repeated: {', '.join(repeated)}).")
+        self._check_classes()
+        self._check_layers()
+        self.topological_groups  # noqa: B018  (raises on a cycle)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.groups, self.layers, self.params))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    # == Consistency ==
+
+    def _check_classes(self) -> None:
+        for label, members in self.permutation_classes.items():
+            if len({group.size for group in members}) > 1:
+                sizes = ", ".join(f"{group.name!r}: {group.size}" for group in members)
+                raise ValueError(f"Groups of permutation class {label!r} must have one size (got {sizes}).")
+        for label, members in self.scale_classes.items():
+            if len({group.permutation for group in members}) > 1:
+                raise ValueError(f"Groups of scale class {label!r} must share one permutation class; scale classes are the finer ones.")
+
+    def _check_layers(self) -> None:
+        groups, params = self._groups_by_name, self._params_by_name
+        for param in self.params:
+            for axis in param.axes:
+                for tie in axis.ties:
+                    if unknown := [name for name in tie.groups if name not in groups]:
+                        raise ValueError(f"Parameter {param.name!r} names unknown neuron groups {unknown}.")
+                    tied = sum(groups[name].size for name in tie.groups)
+                    if tied != axis.size:
+                        raise ValueError(
+                            f"An axis of parameter {param.name!r} has {axis.size} entries but its groups {tie.groups} have {tied} neurons."
+                        )
+        for layer in self.layers:
+            if unknown := [name for name in (*layer.sources, layer.target) if name not in groups]:
+                raise ValueError(f"Layer {layer.name!r} names unknown neuron groups {unknown}.")
+            for name in (layer.weight, layer.bias):
+                if name is not None and name not in params:
+                    raise ValueError(f"Layer {layer.name!r} names an unknown parameter {name!r}.")
+            if layer.weight is not None:
+                self.weight_axes(layer)
+            elif sum(groups[name].size for name in layer.sources) != groups[layer.target].size:
+                raise ValueError(f"Identity layer {layer.name!r}: sources and target have different numbers of neurons.")
+
+    def weight_axes(self, layer: Layer) -> tuple[int, int, tuple[int, ...]]:
+        """Positions of the target axis, the source axis and the kernel axes among a layer's weight axes."""
+        assert layer.weight is not None
+        param = self._params_by_name[layer.weight]
+        target = [i for i, axis in enumerate(param.axes) if Tie((layer.target,), 1) in axis.ties]
+        source = [i for i, axis in enumerate(param.axes) if Tie(layer.sources, -1) in axis.ties]
+        kernel = tuple(i for i, axis in enumerate(param.axes) if not axis.ties)
+        if len(target) != 1 or len(source) != 1 or len(kernel) + 2 != len(param.axes):
+            raise ValueError(
+                f"Weight {param.name!r} of layer {layer.name!r} needs one axis tied to {layer.target!r} (exponent 1), one tied to "
+                f"{layer.sources} (exponent -1), and only fixed axes besides (got {param.axes})."
+            )
+        return target[0], source[0], kernel
+
+    # == Parts ==
+
+    @cached_property
+    def _groups_by_name(self) -> dict[str, NeuronGroup]:
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def _params_by_name(self) -> dict[str, Parameter]:
+        return {param.name: param for param in self.params}
+
+    def group(self, name: str) -> NeuronGroup:
+        """The neuron group of that name."""
+        return self._groups_by_name[name]
+
+    def param(self, name: str) -> Parameter:
+        """The parameter of that name."""
+        return self._params_by_name[name]
+
+    @cached_property
+    def num_params(self) -> int:
+        """Number of entries :math:`P` of a flat checkpoint."""
+        return sum(param.size for param in self.params)
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each parameter lies in the flat vector."""
+        stops = list(itertools.accumulate(param.size for param in self.params))
+        return {param.name: slice(stop - param.size, stop) for param, stop in zip(self.params, stops, strict=True)}
+
+    @cached_property
+    def permutation_classes(self) -> dict[str, tuple[NeuronGroup, ...]]:
+        """Groups that must be permuted alike, by class label."""
+        return self._classes("permutation")
+
+    @cached_property
+    def scale_classes(self) -> dict[str, tuple[NeuronGroup, ...]]:
+        """Groups that must also be scaled alike, by class label."""
+        return self._classes("scale")
+
+    def _classes(self, label: str) -> dict[str, tuple[NeuronGroup, ...]]:
+        classes: dict[str, list[NeuronGroup]] = {}
+        for group in self.groups:
+            classes.setdefault(getattr(group, label), []).append(group)
+        return {name: tuple(members) for name, members in classes.items()}
+
+    def is_permutable(self, permutation: str) -> bool:
+        """Whether the neurons of a permutation class may be reordered: none of its groups is an input or an output."""
+        return all(group.role == "hidden" for group in self.permutation_classes[permutation])
+
+    def class_symmetry(self, scale: str) -> Symmetry:
+        """Factors allowed in a scale class: what every operator of every one of its groups lets through."""
+        members = self.scale_classes[scale]
+        if not all(group.role == "hidden" for group in members):
+            return Symmetry(False, False)
+        symmetry = Symmetry(True, True)
+        for group in members:
+            symmetry &= group.symmetry
+        return symmetry
+
+    @cached_property
+    def topological_groups(self) -> tuple[NeuronGroup, ...]:
+        """Groups ordered so that every layer leads forward."""
+        remaining = {group.name: {s for layer in self.layers if layer.target == group.name for s in layer.sources} for group in self.groups}
+        ordered: list[NeuronGroup] = []
+        while remaining:
+            ready = [name for name, sources in remaining.items() if not sources & remaining.keys()]
+            if not ready:
+                raise ValueError(f"The layers form a cycle through the groups {sorted(remaining)}.")
+            for name in ready:
+                del remaining[name]
+                ordered.append(self._groups_by_name[name])
+        return tuple(ordered)
+
+    def layers_into(self, group: str) -> tuple[Layer, ...]:
+        """The layers that are summed into a group."""
+        return self._layers_into.get(group, ())
+
+    @cached_property
+    def _layers_into(self) -> dict[str, tuple[Layer, ...]]:
+        return {group.name: tuple(layer for layer in self.layers if layer.target == group.name) for group in self.groups}
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether the layers form one path of dense layers without skips, shared parameters or tied groups."""
+        path = all(
+            layer.operator != "identity" and layer.sources == (self.groups[i].name,) and layer.target == self.groups[i + 1].name
+            for i, layer in enumerate(self.layers)
+            if i + 1 < len(self.groups)
+        )
+        used = [name for layer in self.layers for name in (layer.weight, layer.bias) if name is not None]
+        return (
+            path
+            and len(self.groups) == len(self.layers) + 1
+            and sorted(used) == sorted(self._params_by_name)
+            and len(self.permutation_classes) == len(self.scale_classes) == len(self.groups)
+            and all(group.role == "hidden" for group in self.groups[1:-1])
+        )
+
+    @cached_property
+    def architecture(self) -> WeightSpace:
+        """The space with the names of its parts replaced by their positions: equal for networks whose flat vectors mean the same."""
+        groups = {group.name: str(i) for i, group in enumerate(self.groups)}
+        params = {param.name: str(i) for i, param in enumerate(self.params)}
+        permutations = {label: str(i) for i, label in enumerate(self.permutation_classes)}
+        scales = {label: str(i) for i, label in enumerate(self.scale_classes)}
+
+        def tie(old: Tie) -> Tie:
+            return Tie(tuple(groups[name] for name in old.groups), old.exponent)
+
+        return WeightSpace(
+            groups=tuple(
+                dataclasses.replace(g, name=groups[g.name], permutation=permutations[g.permutation], scale=scales[g.scale])
+                for g in self.groups
+            ),
+            layers=tuple(
+                dataclasses.replace(
+                    layer,
+                    name=str(i),
+                    sources=tuple(groups[name] for name in layer.sources),
+                    target=groups[layer.target],
+                    weight=layer.weight and params[layer.weight],
+                    bias=layer.bias and params[layer.bias],
+                )
+                for i, layer in enumerate(self.layers)
+            ),
+            params=tuple(
+                Parameter(params[p.name], p.shape, p.role, tuple(Axis(a.size, tuple(map(tie, a.ties))) for a in p.axes))
+                for p in self.params
+            ),
+        )
+
+    # == Spaces by hand ==
+
+    @classmethod
+    def mlp(cls, sizes: Sequence[int], activation: str | Sequence[str] = "relu", *, bias: bool = True) -> WeightSpace:
+        """The weight space of a multilayer perceptron.
+
+        Args:
+            sizes: Widths :math:`n_0, \\ldots, n_L` from the input to the output.
+            activation: One activation for all hidden groups or one per hidden group, such as ``"relu"`` or ``"sin(30)"``.
+            bias: Whether every layer has a bias.
+
+        Raises:
+            ValueError: If there are fewer than two sizes, a size is not positive, or an activation is unknown.
+
+        Example:
+            >>> WeightSpace.mlp([784, 128, 10], activation="gelu")
+            WeightSpace(784-128-10, linear | linear, gelu, 101,770 parameters)
+        """
+        return chain_space([_Link((), size) for size in sizes[1:]], sizes[0] if len(sizes) else 0, activation, bias=bias)
+
+    @classmethod
+    def cnn(
+        cls,
+        channels: Sequence[int],
+        linear: Sequence[int],
+        activation: str | Sequence[str] = "relu",
+        *,
+        kernel_size: int | tuple[int, ...] | Sequence[int | tuple[int, ...]] = 3,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        pooling: str | None = None,
+        readout: str = "global_avg_pool",
+        positions: int | None = None,
+        bias: bool = True,
+    ) -> WeightSpace:
+        """The weight space of a plain CNN: convolutions, then global pooling or flattening, then linear layers.
+
+        Args:
+            channels: Input channels, then the output channels of every convolution.
+            linear: Output sizes of the linear layers; the last one is the network's output.
+            activation: One activation for all hidden groups or one per hidden group.
+            kernel_size: One kernel size or one per convolution; an integer means a square 2-dimensional kernel, a tuple gives each side.
+            stride: One stride or one per convolution.
+            padding: One zero padding or one per convolution.
+            pooling: Operator applied after the activation of every convolution but the last, such as ``"max_pool(2)"``.
+            readout: ``"global_avg_pool"``, ``"global_max_pool"`` or ``"flatten"`` between the convolutions and the linear layers.
+            positions: Spatial positions per channel that ``readout="flatten"`` turns into inputs of the first linear layer.
+            bias: Whether every layer has a bias.
+
+        Raises:
+            ValueError: If sizes, options per convolution or the readout do not fit together, or an activation is unknown.
+
+        Example:
+            >>> WeightSpace.cnn([1, 16, 16, 16], [10], stride=2)
+            WeightSpace(1-16-16-16-10, conv 3x3 | conv 3x3 | conv 3x3 | linear, relu, 4,970 parameters)
+        """
+        count = len(channels) - 1
+        if count < 1 or not linear:
+            raise ValueError(f"Expected at least two 'channels' and one 'linear' size (got {list(channels)} and {list(linear)}).")
+        if readout not in ("global_avg_pool", "global_max_pool", "flatten"):
+            raise ValueError(f"Expected 'readout' to be global_avg_pool, global_max_pool or flatten (got {readout!r}).")
+        if (readout == "flatten") != (positions is not None):
+            raise ValueError("Give 'positions', the number of spatial positions per channel, with readout='flatten' and only then.")
+        kernels = _per_layer("kernel_size", [kernel_size] if isinstance(kernel_size, tuple) else kernel_size, count)
+        strides, paddings = _per_layer("stride", stride, count), _per_layer("padding", padding, count)
+        links = [
+            _Link(
+                kernel if isinstance(kernel, tuple) else (kernel, kernel),
+                size,
+                stride=strides[i],
+                padding=paddings[i],
+                operators=(readout,) if i == count - 1 else (pooling,) if pooling else (),
+            )
+            for i, (kernel, size) in enumerate(zip(kernels, channels[1:], strict=True))
+        ]
+        links += [_Link((), size, positions=positions if i == 0 else None) for i, size in enumerate(linear)]
+        return chain_space(links, channels[0], activation, bias=bias)
+
+    # == Flat vectors ==
+
+    def check_thetas(self, thetas: Tensor, name: str = "thetas", *, batched: bool = True, finite: bool = False) -> None:
+        """Raise a clear error unless ``thetas`` is a floating tensor ``[B, P]`` (``[P]`` when not batched) of this space."""
+        if not isinstance(thetas, Tensor) or not thetas.is_floating_point():
+            received = f"dtype {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
+            raise TypeError(f"Expected '{name}' to be a floating point tensor (got {received}).")
+        if thetas.ndim != 1 + batched or thetas.shape[-1] != self.num_params:
+            expected = f"[B, {self.num_params}]" if batched else f"[{self.num_params}]"
+            raise SpaceMismatchError(
+                f"Expected '{name}' of shape {expected} for {self!r} (got {list(thetas.shape)}). "
+                "Flatten state dicts with space.flatten, or read the space off them with wsgraph.from_state_dict."
+            )
+        if finite and not torch.isfinite(thetas).all():
+            where = torch.nonzero(~torch.isfinite(thetas))[0].tolist()
+            param = next(key for key, part in self.slices.items() if part.start <= where[-1] < part.stop)
+            network = f"network {where[0]}, " if batched else ""
+            raise ValueError(
+                f"'{name}' holds NaN or infinite weights (first at {network}parameter {param!r}). "
+                "Drop such networks before building graphs, for instance with thetas[thetas.isfinite().all(1)]."
+            )
+
+    def flatten(self, state_dict: Mapping[str, Tensor]) -> Tensor:
+        """Lay the tensors of a state dict end to end, the exact inverse of :meth:`unflatten`.
+
+        Args:
+            state_dict: Tensors by key, each of shape ``[*batch, *shape]`` with the same leading batch shape for all (none for one network).
+
+        Returns:
+            Tensor of shape ``[*batch, P]``, on the tensors' device and in their (promoted) dtype.
+
+        Raises:
+            SpaceMismatchError: If a key is missing or unexpected, or a shape differs.
+
+        Example:
+            >>> import torch
+            >>> space = WeightSpace.mlp([2, 3, 1])
+            >>> space.flatten(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).state_dict())
+            Traceback (most recent call last):
+            ...
+            wsgraph.space.weight_space.SpaceMismatchError: The state dict lacks the key 'layers.0.weight' ...
+        """
+        if missing := [param.name for param in self.params if param.name not in state_dict]:
+            raise SpaceMismatchError(
+                f"The state dict lacks the key {missing[0]!r} and {len(missing) - 1} more (it has: {', '.join(map(repr, state_dict))}). "
+                "A space read from one of the checkpoints, wsgraph.from_state_dict, carries their own keys."
+            )
+        if unexpected := [key for key in state_dict if key not in self._params_by_name]:
+            raise SpaceMismatchError(f"The state dict has a key {unexpected[0]!r} that {self!r} does not have; flattening would lose it.")
+        first = state_dict[self.params[0].name]
+        batch = first.shape[: max(first.ndim - len(self.params[0].shape), 0)]
+        parts = []
+        for param in self.params:
+            tensor = state_dict[param.name]
+            if tuple(tensor.shape) != (*batch, *param.shape):
+                raise SpaceMismatchError(
+                    f"Expected {param.name!r} of shape {[*batch, *param.shape]} in the state dict (got {list(tensor.shape)})."
+                )
+            parts.append(tensor.reshape(*batch, param.size))
+        return torch.cat(parts, dim=-1)
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of a flat checkpoint by key, the exact inverse of :meth:`flatten`.
+
+        Args:
+            theta: Tensor of shape ``[*batch, P]``.
+
+        Returns:
+            Tensors of shape ``[*batch, *shape]`` by key; views of ``theta``, except where a parameter is stored in another dtype.
+
+        Raises:
+            SpaceMismatchError: If the last dimension is not ``P``.
+        """
+        if theta.shape[-1:] != (self.num_params,):
+            raise SpaceMismatchError(f"Expected 'theta' with last dimension {self.num_params} for {self!r} (got {list(theta.shape)}).")
+        tensors = {}
+        for param in self.params:
+            tensor = theta[..., self.slices[param.name]].unflatten(-1, param.shape or (1,)).reshape(*theta.shape[:-1], *param.shape)
+            tensors[param.name] = tensor.to(getattr(torch, param.dtype)) if param.dtype else tensor
+        return tensors
+
+    def sample(self, batch: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random networks: weights normal with variance 2 / fan-in, biases normal with standard deviation 0.3.
+
+        Args:
+            batch: Number of networks.
+            generator: Source of randomness.
+            dtype: Floating dtype of the result.
+
+        Returns:
+            Tensor of shape ``[batch, P]``.
+        """
+        thetas = torch.randn(batch, self.num_params, generator=generator, dtype=torch.float64)
+        for param in self.params:
+            fan_in = math.prod(axis.size for axis in param.axes if not any(tie.exponent > 0 for tie in axis.ties))
+            thetas[:, self.slices[param.name]] *= math.sqrt(2 / fan_in) if param.role == "weight" else 0.3
+        return thetas.to(dtype)
+
+    # == Views ==
+
+    @cached_property
+    def topology(self) -> Topology:
+        """Nodes and edges shared by all parameter graphs of this space, built once."""
+        from wsgraph.space.topology import build_topology
+
+        return build_topology(self)
+
+    def blocks(self, thetas: Tensor) -> Blocks:
+        """Dense layer blocks ``[B, n_out, n_in, K]`` and biases ``[B, n_out]``, as views of ``thetas``.
+
+        Args:
+            thetas: Tensor of shape ``[B, P]``, or ``[B, P, C]`` with channels, which then come last in every block.
+
+        Returns:
+            :class:`~wsgraph.space.Blocks` with one weight and one bias (or ``None``) per layer.
+        """
+        from wsgraph.space.blocks import make_blocks
+
+        return make_blocks(self, thetas)
+
+    def graph(self, theta: Tensor, y: Any = None) -> ParameterGraph:
+        """The parameter graph of one checkpoint.
+
+        Args:
+            theta: Flat checkpoint of shape ``[P]``.
+            y: Target of the network, stored with a leading dimension of one.
+
+        Raises:
+            SpaceMismatchError: If the shape is wrong.
+            ValueError: If a weight is NaN or infinite.
+
+        Example:
+            >>> import torch
+            >>> space = WeightSpace.mlp([2, 3, 1])
+            >>> space.graph(space.sample(1, generator=torch.manual_seed(0))[0], y=0.5)
+            ParameterGraph(2-3-1, nodes=6, edges=9, y=[1])
+        """
+        from wsgraph.space.graph import make_graph
+
+        return make_graph(self, theta, y)
+
+    def batch(self, thetas: Tensor, y: Any = None) -> ParameterGraph:
+        """A PyG batch of parameter graphs, built without a loop over networks.
+
+        Args:
+            thetas: Flat checkpoints of shape ``[B, P]``.
+            y: Targets of shape ``[B, ...]``.
+
+        Returns:
+            A :class:`~wsgraph.space.ParameterGraph` batch; edges lie layer by layer, then target neuron, then source neuron.
+
+        Raises:
+            SpaceMismatchError: If the shape is wrong.
+            ValueError: If a weight is NaN or infinite, or the targets do not match.
+        """
+        from wsgraph.space.graph import make_batch
+
+        return make_batch(self, thetas, y)
+
+    def to_networkx(self, theta: Tensor | None = None) -> nx.DiGraph:
+        """The parameter graph as a networkx graph, with the weights of ``theta`` (zeros without one)."""
+        return self.graph(torch.zeros(self.num_params) if theta is None else theta).to_networkx()
+
+    def evaluate(self, thetas: Tensor, inputs: Tensor) -> Tensor:
+        """Run the networks.
+
+        Args:
+            thetas: Flat checkpoints of shape ``[B, P]``.
+            inputs: Inputs shared by all networks, of shape ``[M, n_0, *positions]``.
+
+        Returns:
+            Outputs of shape ``[B, M, n_L]``.
+
+        Example:
+            >>> import torch
+            >>> space = WeightSpace.mlp([2, 3, 1])
+            >>> space.evaluate(space.sample(4), torch.randn(5, 2)).shape
+            torch.Size([4, 5, 1])
+        """
+        from wsgraph.space.evaluate import run_network
+
+        self.check_thetas(thetas)
+        return torch.func.vmap(lambda theta: run_network(self, self.unflatten(theta), inputs), randomness="error")(thetas)
+
+    # == Symmetry ==
+
+    def sample_symmetry(self, batch: int, scale: tuple[float, float] = (0.1, 10.0), **options: Any) -> GroupElement:
+        """Random elements of the monomial group; see :func:`wsgraph.symmetry.sample_symmetry`."""
+        from wsgraph.symmetry import sample_symmetry
+
+        return sample_symmetry(self, batch, scale, **options)
+
+    def act(self, g: GroupElement, thetas: Tensor) -> Tensor:
+        """Move checkpoints by group elements, keeping their functions; see :func:`wsgraph.symmetry.act`."""
+        from wsgraph.symmetry import act
+
+        return act(self, g, thetas)
+
+    def canonicalize(self, thetas: Tensor) -> Tensor:
+        """A fixed representative of each checkpoint's orbit; see :func:`wsgraph.symmetry.canonicalize`."""
+        from wsgraph.symmetry import canonicalize
+
+        return canonicalize(self, thetas)
+
+    # == Text ==
+
+    def to_json(self) -> str:
+        """The space as JSON text, read back by :meth:`from_json`."""
+        parts = {field.name: [dataclasses.asdict(part) for part in getattr(self, field.name)] for field in dataclasses.fields(self)}
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **parts})
+
+    @classmethod
+    def from_json(cls, text: str) -> WeightSpace:
+        """Read a space written by :meth:`to_json`.
+
+        Raises:
+            ValueError: If the text is not JSON, not a weight space, or of a newer version.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Expected the JSON text of a weight space ({error}).") from None
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
+            raise ValueError(f'Expected the JSON text of a weight space, with "format": "{_FORMAT}".')
+        if document.get("version") != _VERSION:
+            raise ValueError(f"Expected a weight space of version {_VERSION} (got {document.get('version')!r}); update wsgraph to read it.")
+        try:
+            return cls(
+                groups=tuple(NeuronGroup(**group) for group in document["groups"]),
+                layers=tuple(Layer(**layer) for layer in document["layers"]),
+                params=tuple(Parameter(**{**param, "axes": tuple(map(_axis, param["axes"]))}) for param in document["params"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"The JSON text of the weight space is incomplete or has unknown fields ({error}).") from None
+
+    def __repr__(self) -> str:
+        if not self.is_chain:
+            return f"WeightSpace({len(self.groups)} groups, {len(self.layers)} layers, {self.num_params:,} parameters)"
+        sizes = "-".join(str(group.size) for group in self.groups)
+        hidden = list(dict.fromkeys(group.activation for group in self.groups[1:-1])) or ["identity"]
+        layers = " | ".join(self._describe(layer) for layer in self.layers)
+        return f"WeightSpace({sizes}, {layers}, {'/'.join(hidden)}, {self.num_params:,} parameters)"
+
+    def _describe(self, layer: Layer) -> str:
+        if layer.weight is None:
+            return layer.operator
+        shape = self.param(layer.weight).shape
+        return f"conv {'x'.join(map(str, shape[2:]))}" if layer.operator == "conv" else layer.operator
+
+    def summary(self) -> str:
+        """A table of the layers and neuron groups that a person can read.
+
+        Example:
+            >>> print(WeightSpace.mlp([2, 3, 1]).summary())
+            WeightSpace(2-3-1, linear | linear, relu, 13 parameters)
+            group     neurons  operators  symmetry
+            input           2  -          none
+            hidden.1        3  relu       permutation x scale
+            output          1  -          none
+            layer     operator  from      to        weight  bias  parameters
+            layers.0  linear    input     hidden.1  3x2     3              9
+            layers.1  linear    hidden.1  output    1x3     1              4
+        """
+        groups = [["group", "neurons", "operators", "symmetry"]]
+        for group in self.groups:
+            kind = str(self.class_symmetry(group.scale)) if self.is_permutable(group.permutation) else "none"
+            groups.append([group.name, f"{group.size:,}", " ".join(group.operators) or "-", kind])
+        layers = [["layer", "operator", "from", "to", "weight", "bias", "parameters"]]
+        for layer in self.layers:
+            params = [self.param(name) if name else None for name in (layer.weight, layer.bias)]
+            shapes = ["x".join(map(str, param.shape)) if param else "-" for param in params]
+            count = sum(param.size for param in params if param)
+            layers.append([layer.name, self._describe(layer), "+".join(layer.sources), layer.target, *shapes, f"{count:,}"])
+        return "\n".join([repr(self), *_table(groups), *_table(layers)])
+
+
+def _axis(fields: dict[str, Any]) -> Axis:
+    return Axis(fields["size"], tuple(Tie(**tie) for tie in fields["ties"]))
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    numeric = {"neurons", "parameters"}
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = (
+        (cell.rjust(width) if head in numeric else cell.ljust(width) for cell, width, head in zip(row, widths, rows[0], strict=True))
+        for row in rows
+    )
+    return ["  ".join(row).rstrip() for row in cells]
+
+
+def _per_layer(name: str, value: Any, count: int) -> list[Any]:
+    values = list(value) if isinstance(value, Sequence) else [value]
+    if len(values) == 1:
+        values *= count
+    if len(values) != count:
+        raise ValueError(f"Expected '{name}' to be one value or one per convolution, {count} (got {len(values)}).")
+    return values
+
+
+@dataclass(frozen=True)
+class _Link:
+    """One layer of a chain: its kernel (empty for linear), output size, and what flattening put between it and its source."""
+
+    kernel: tuple[int, ...]
+    size: int
+    positions: int | None = None
+    stride: int = 1
+    padding: int = 0
+    operators: tuple[str, ...] = ()
+    weight: str | None = None
+    bias: str | None = None
+    dtypes: tuple[str | None, str | None] = (None, None)
+
+
+def chain_space(links: Sequence[_Link], inputs: int, activation: str | Sequence[str], *, bias: bool = True) -> WeightSpace:
+    """The weight space of a chain of layers; every public constructor of chains ends here.
+
+    Links that name their parameters keep those names (and lack a bias where they name none); otherwise names are ``layers.{i}``.
+    """
+    if not links:
+        raise ValueError("Expected a network with at least one layer, that is at least two sizes.")
+    hidden = len(links) - 1
+    activations = [activation] * hidden if isinstance(activation, str) else list(activation)
+    if len(activations) != hidden:
+        raise ValueError(f"Expected 'activation' to be one name or one per hidden group, {hidden} (got {len(activations)}).")
+    names = ["input", *(f"hidden.{i}" for i in range(1, hidden + 1)), "output"]
+    groups = [NeuronGroup(names[0], inputs, role="input")]
+    layers, params = [], []
+    for i, link in enumerate(links):
+        source, target, last = names[i], names[i + 1], i == hidden
+        operators = (*link.operators,) if last else (activations[i], *link.operators)
+        groups.append(NeuronGroup(target, link.size, role="output" if last else "hidden", operators=operators))
+        inner = link.kernel or ((link.positions,) if link.positions else ())
+        axes = (Axis(link.size, (Tie((target,), 1),)), Axis(groups[i].size, (Tie((source,), -1),)), *(Axis(size) for size in inner))
+        shape = (link.size, groups[i].size, *link.kernel) if link.kernel else (link.size, groups[i].size * (link.positions or 1))
+        named = link.weight is not None
+        weight, offset = link.weight or f"layers.{i}.weight", link.bias if named else f"layers.{i}.bias" if bias else None
+        params.append(Parameter(weight, shape, "weight", axes, link.dtypes[0]))
+        if offset:
+            params.append(Parameter(offset, (link.size,), "bias", axes[:1], link.dtypes[1]))
+        layers.append(
+            Layer(
+                weight.rsplit(".", 1)[0] if named and "." in weight else f"layers.{i}",
+                "conv" if link.kernel else "linear",
+                (source,),
+                target,
+                weight,
+                offset,
+                stride=link.stride,
+                padding=link.padding,
+            )
+        )
+    return WeightSpace(tuple(groups), tuple(layers), tuple(params))
