@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -110,6 +112,52 @@ class ParameterGraph(Data):
         """Flat checkpoints ``[B, P]`` of a batch of one space: the inverse of :meth:`WeightSpace.batch`."""
         return self.blocks().flatten()
 
+    @staticmethod
+    def join(graphs: Sequence[ParameterGraph]) -> ParameterGraph:
+        """One batch of several graphs or batches, architectures mixed; the loop is over the given objects, not over their networks.
+
+        Kernels of different sizes are zero-padded to the largest, which PyG's own collation would refuse.
+
+        Args:
+            graphs: Graphs or batches, all with targets ``y`` or none.
+
+        Raises:
+            ValueError: If nothing is given, or only some have targets.
+
+        Example:
+            >>> from wsgraph import WeightSpace
+            >>> spaces = WeightSpace.mlp([2, 8, 1]), WeightSpace.cnn([1, 4], [3])
+            >>> ParameterGraph.join([space.batch(space.sample(5)) for space in spaces])
+            ParameterGraphBatch(10 networks of 2 weight spaces, nodes=95, edges=200)
+        """
+        if not graphs or len({graph.y is None for graph in graphs}) > 1:
+            raise ValueError(f"Expected at least one graph, and targets 'y' for all or none (got {list(graphs)}).")
+        batches = [graph if isinstance(graph, Batch) else _as_batch(graph) for graph in graphs]
+        padded: dict[str, list[Tensor]] = {}
+        for name in ("x", "edge_attr"):
+            width = max(batch[name].shape[1] for batch in batches)
+            padded[name] = [torch.nn.functional.pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches]
+        result = cast(ParameterGraph, Batch(_base_cls=ParameterGraph))
+        result.x, result.edge_attr = torch.cat(padded["x"]), torch.cat(padded["edge_attr"])
+        nodes = list(itertools.accumulate((batch.x.shape[0] for batch in batches), initial=0))
+        networks = list(itertools.accumulate((batch.num_networks for batch in batches), initial=0))
+        result.edge_index = torch.cat([batch.edge_index + offset for batch, offset in zip(batches, nodes, strict=False)], dim=1)
+        for name in (*_STRUCTURE, *(["y"] if graphs[0].y is not None else [])):
+            result[name] = torch.cat([batch[name] for batch in batches])
+        result["space"] = [space for batch in batches for space in batch["space"]]
+        result.batch = torch.cat([batch.batch + offset for batch, offset in zip(batches, networks, strict=False)])
+        result.ptr = torch.cat([batches[0].ptr[:1], *(batch.ptr[1:] + offset for batch, offset in zip(batches, nodes, strict=False))])
+        internals = cast(Any, result)
+        internals._num_graphs = networks[-1]
+        steps = {
+            name: torch.cat([cast(Any, batch)._slice_dict[name].diff() for batch in batches]) for name in cast(Any, batches[0])._slice_dict
+        }
+        internals._slice_dict = {name: torch.cat([torch.zeros(1, dtype=torch.long), step.cumsum(0)]) for name, step in steps.items()}
+        zeros = torch.zeros(networks[-1], dtype=torch.long)
+        internals._inc_dict = {name: result.ptr[:-1].cpu() if name == "edge_index" else zeros for name in steps}
+        internals._inc_dict["space"] = None
+        return result
+
     def to_networkx(self) -> nx.DiGraph:
         """The graph in networkx, with ``bias``, ``group``, ``role`` and ``activation`` on nodes, ``weight`` and ``layer`` on edges.
 
@@ -167,6 +215,11 @@ def _targets(y: Any, batch: int, device: torch.device) -> Tensor:
     if targets.ndim == 0 or targets.shape[0] != batch:
         raise ValueError(f"Expected 'y' with one entry per network, {batch} (got shape {list(targets.shape)}).")
     return targets
+
+
+def _as_batch(graph: ParameterGraph) -> ParameterGraph:
+    batch: ParameterGraph = Batch.from_data_list([graph])
+    return batch
 
 
 def make_graph(space: WeightSpace, theta: Tensor, y: Any = None) -> ParameterGraph:

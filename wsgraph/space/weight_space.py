@@ -528,6 +528,16 @@ class WeightSpace:
         self.check_thetas(thetas)
         return torch.func.vmap(lambda theta: run_network(self, self.unflatten(theta), inputs), randomness="error")(thetas)
 
+    def example_inputs(self, count: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random normal inputs of the smallest (square) size that the networks accept, of shape ``[count, n_0, *positions]``.
+
+        Raises:
+            ValueError: If no square input of up to 256 positions a side fits, for instance because flattening expects a rectangle.
+        """
+        from wsgraph.space.evaluate import smallest_input_shape
+
+        return torch.randn(count, *smallest_input_shape(self), generator=generator, dtype=dtype)
+
     # == Symmetry ==
 
     def sample_symmetry(self, batch: int, scale: tuple[float, float] = (0.1, 10.0), **options: Any) -> GroupElement:
@@ -672,6 +682,9 @@ def chain_space(links: Sequence[_Link], inputs: int, activation: str | Sequence[
     names = ["input", *(f"hidden.{i}" for i in range(1, hidden + 1)), "output"]
     groups = [NeuronGroup(names[0], inputs, role="input")]
     layers, params = [], []
+    labels = [link.weight.rsplit(".", 1)[0] if link.weight and "." in link.weight else f"layers.{i}" for i, link in enumerate(links)]
+    if len(set(labels)) < len(labels):  # keys such as net.w1, net.w2
+        labels = [f"layers.{i}" for i in range(len(links))]
     for i, link in enumerate(links):
         source, target, last = names[i], names[i + 1], i == hidden
         operators = (*link.operators,) if last else (activations[i], *link.operators)
@@ -686,7 +699,7 @@ def chain_space(links: Sequence[_Link], inputs: int, activation: str | Sequence[
             params.append(Parameter(offset, (link.size,), "bias", axes[:1], link.dtypes[1]))
         layers.append(
             Layer(
-                weight.rsplit(".", 1)[0] if named and "." in weight else f"layers.{i}",
+                labels[i],
                 "conv" if link.kernel else "linear",
                 (source,),
                 target,

@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+
+from tests.spaces import SPACES
+from tests.symmetry.test_group import draw, relative
+from wsgraph import WeightSpace
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_canonical_form(name: str) -> None:
+    space = SPACES[name]
+    thetas, g, inputs = draw(space, batch=20)
+    canonical = space.canonicalize(thetas)
+    outputs = space.evaluate(thetas, inputs)
+    assert relative(space.evaluate(canonical, inputs), outputs) < 1e-11  # omega = 30 amplifies the rounding of the phase
+    torch.testing.assert_close(space.canonicalize(space.act(g, thetas)), canonical, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(space.canonicalize(canonical), canonical, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_canonical_form_in_float32_over_wide_scales(name: str) -> None:
+    space = SPACES[name]
+    thetas, g, _ = draw(space, batch=20)
+    canonical = space.canonicalize(thetas.float())
+    moved = space.canonicalize(space.act(g, thetas.float()))
+    torch.testing.assert_close(moved, canonical, rtol=1e-3, atol=1e-4)
+
+
+def test_incoming_vectors_have_norm_one() -> None:
+    space = WeightSpace.mlp([2, 8, 6, 1])
+    tensors = space.unflatten(space.canonicalize(space.sample(3, dtype=torch.float64)))
+    for i in (0, 1):
+        incoming = torch.cat([tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"][..., None]], dim=-1)
+        torch.testing.assert_close(incoming.norm(dim=-1), torch.ones(incoming.shape[:2], dtype=torch.float64))
+
+
+def test_signs_and_order_by_hand() -> None:
+    space = WeightSpace.mlp([1, 2, 1], "tanh")
+    tensors = {
+        "layers.0.weight": torch.tensor([[2.0], [-3.0]]),
+        "layers.0.bias": torch.tensor([1.0, 0.5]),
+        "layers.1.weight": torch.tensor([[5.0, 7.0]]),
+        "layers.1.bias": torch.tensor([1.0]),
+    }
+    canonical = space.unflatten(space.canonicalize(space.flatten(tensors)[None])[0])
+    assert canonical["layers.0.weight"].tolist() == [[2.0], [3.0]]
+    assert canonical["layers.0.bias"].tolist() == [1.0, -0.5]
+    assert canonical["layers.1.weight"].tolist() == [[5.0, -7.0]]
+
+
+def test_structured_weights_with_ties() -> None:
+    # Entries of equal magnitude, as in a hand-made XOR network: neither signs nor order may hang on the last bit.
+    for activation in ("relu", "tanh", "identity"):
+        space = WeightSpace.mlp([2, 4, 1], activation)
+        tensors = {
+            "layers.0.weight": torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double(),
+            "layers.0.bias": torch.zeros(4).double(),
+            "layers.1.weight": torch.tensor([[1.0, 2.0, 3.0, 5.0]]).double(),
+            "layers.1.bias": torch.zeros(1).double(),
+        }
+        theta = space.flatten(tensors)[None].expand(50, -1)
+        moved = space.act(space.sample_symmetry(50, (1e-3, 1e3), generator=torch.Generator().manual_seed(0)), theta)
+        torch.testing.assert_close(space.canonicalize(moved), space.canonicalize(theta), rtol=1e-9, atol=1e-12)
+
+
+def test_dead_and_duplicate_neurons() -> None:
+    space = WeightSpace.mlp([2, 5, 1])
+    thetas = space.sample(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tensors = {key: value.clone() for key, value in space.unflatten(thetas).items()}
+    for dead in (1, 3):
+        tensors["layers.0.weight"][:, dead] = 0
+        tensors["layers.0.bias"][:, dead] = 0
+    tensors["layers.0.weight"][:, 2] = tensors["layers.0.weight"][:, 0]
+    tensors["layers.0.bias"][:, 2] = tensors["layers.0.bias"][:, 0]
+    thetas = space.flatten(tensors)
+    g = space.sample_symmetry(30, (1e-3, 1e3), symmetries=["permutation"], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(space.canonicalize(space.act(g, thetas)), space.canonicalize(thetas), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cnn_relu", "mlp_sine", "mlp_identity"])
+def test_gradients_are_finite_for_zero_weights(name: str) -> None:
+    space = SPACES[name]
+    thetas = space.sample(3, dtype=torch.float64)
+    thetas[0] = 0
+    thetas[1, ::2] = 0
+    thetas.requires_grad_()
+    canonical = space.canonicalize(thetas)
+    assert torch.isfinite(canonical).all()
+    canonical.square().sum().backward()
+    assert thetas.grad is not None
+    assert torch.isfinite(thetas.grad).all()
+
+
+def test_canonical_form_is_differentiable() -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    thetas = space.sample(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(space.canonicalize, (thetas,))
+
+
+@pytest.mark.parametrize("omega", [1.0, 30.0])
+def test_phase_is_reduced_with_omega(omega: float) -> None:
+    space = WeightSpace.mlp([2, 8, 8, 1], f"sin({omega:g})")
+    thetas = 5 * space.sample(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    canonical = space.unflatten(space.canonicalize(thetas))
+    for i in (0, 1):
+        phase = omega * canonical[f"layers.{i}.bias"]
+        assert phase.min() > -math.pi / 2
+        assert phase.max() <= math.pi / 2 + 1e-12
+    inputs = torch.rand(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    torch.testing.assert_close(space.evaluate(space.canonicalize(thetas), inputs), space.evaluate(thetas, inputs), rtol=1e-9, atol=1e-9)
+
+
+def test_phase_shifts_by_full_turns_are_undone() -> None:
+    space = WeightSpace.mlp([2, 8, 1], "sin(30)")
+    thetas = space.sample(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shifted = thetas.clone()
+    shifted[:, space.slices["layers.0.bias"]] += 2 * math.pi / 30 * torch.arange(8, dtype=torch.float64)
+    torch.testing.assert_close(space.canonicalize(shifted), space.canonicalize(thetas), rtol=1e-9, atol=1e-11)
+
+
+def test_phase_on_the_boundary_is_idempotent() -> None:
+    space = WeightSpace.mlp([1, 2, 1], "sin")
+    for weight in (1.0, -1.0, 3.0, -3.0):
+        for bias in (math.pi / 2, -math.pi / 2):
+            theta = space.flatten(
+                {
+                    "layers.0.weight": torch.tensor([[weight], [0.3]], dtype=torch.float64),
+                    "layers.0.bias": torch.tensor([bias, 0.1], dtype=torch.float64),
+                    "layers.1.weight": torch.tensor([[2.0, 1.0]], dtype=torch.float64),
+                    "layers.1.bias": torch.zeros(1, dtype=torch.float64),
+                }
+            )[None]
+            canonical = space.canonicalize(theta)
+            torch.testing.assert_close(space.canonicalize(canonical), canonical, rtol=0, atol=1e-15)
+
+
+def test_nan_weights_are_refused() -> None:
+    space = SPACES["cnn_relu"]
+    thetas = space.sample(3)
+    thetas[1, -1] = float("nan")
+    with pytest.raises(ValueError, match=r"NaN or infinite weights \(first at network 1, parameter 'layers\.2\.bias'\)"):
+        space.canonicalize(thetas)

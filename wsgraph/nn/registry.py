@@ -1,0 +1,120 @@
+"""The registry of models: what the command line, benchmarks and tests can name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from wsgraph.space import WeightSpace
+
+__all__ = ["ModelEntry", "build_model", "list_models", "model_entry", "register_model"]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What the registry knows of a model.
+
+    Attributes:
+        name: Name in :func:`build_model`.
+        build: ``build(space, out_channels, **options)``.
+        tasks: ``"invariant"`` (one output row per network) and/or ``"equivariant"`` (weights out).
+        symmetries: Symmetries that its output respects.
+        family: ``"parameter sharing"``, ``"message passing"`` or ``"statistics"``.
+        mixed: Whether one batch may mix architectures.
+        description: One line.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    tasks: tuple[str, ...]
+    symmetries: tuple[str, ...]
+    family: str
+    mixed: bool
+    description: str
+
+
+_MODELS: dict[str, ModelEntry] = {}
+
+ModelClass = TypeVar("ModelClass", bound=type[nn.Module])
+
+
+def register_model(
+    name: str, *, family: str, tasks: Sequence[str] = ("invariant",), mixed: bool = False
+) -> Callable[[ModelClass], ModelClass]:
+    """Class decorator that enters a model in the registry.
+
+    The class takes ``(space, out_channels, **options)``, has a class attribute ``symmetries``, and its docstring's first line describes it.
+
+    Args:
+        name: Name in :func:`build_model`.
+        family: ``"parameter sharing"``, ``"message passing"`` or ``"statistics"``.
+        tasks: Tasks that it solves.
+        mixed: Whether one batch may mix architectures.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def register(cls: ModelClass) -> ModelClass:
+        if name in _MODELS:
+            raise ValueError(f"A model named {name!r} is registered already ({_MODELS[name].build!r}).")
+        symmetries: tuple[str, ...] = tuple(cls.symmetries)  # type: ignore[attr-defined]
+        description = (cls.__doc__ or "").strip().split("\n")[0]
+        _MODELS[name] = ModelEntry(name, cls, tuple(tasks), symmetries, family, mixed, description)
+        return cls
+
+    return register
+
+
+def model_entry(name: str) -> ModelEntry:
+    """The registry entry of a model.
+
+    Raises:
+        ValueError: If there is no model of that name.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"Unknown model {name!r}. Available models: {', '.join(sorted(_MODELS))}.")
+    return _MODELS[name]
+
+
+def build_model(name: str, space: WeightSpace, out_channels: int, task: str = "invariant", **options: Any) -> nn.Module:
+    """Build a registered model for networks of a weight space.
+
+    Args:
+        name: One of :func:`list_models`.
+        space: Weight space of the networks that it reads.
+        out_channels: Outputs per network (invariant) or per weight (equivariant).
+        task: ``"invariant"`` or ``"equivariant"``.
+        **options: The model's own options, such as ``channels``.
+
+    Returns:
+        A module called with a batch from :meth:`WeightSpace.batch`, returning ``[B, out_channels]``.
+
+    Raises:
+        ValueError: If the model or the task is unknown, or the model does not solve the task.
+        TypeError: If the model does not have an option.
+
+    Example:
+        >>> space = WeightSpace.mlp([2, 8, 8, 1])
+        >>> build_model("statnn", space, out_channels=1)(space.batch(space.sample(4))).shape
+        torch.Size([4, 1])
+    """
+    entry = model_entry(name)
+    if task not in ("invariant", "equivariant"):
+        raise ValueError(f"Expected 'task' to be 'invariant' or 'equivariant' (got {task!r}).")
+    if task not in entry.tasks:
+        raise ValueError(f"The model {name!r} does not solve {task} tasks; these do: {', '.join(list_models(task)) or 'none yet'}.")
+    return entry.build(space, out_channels, **options)
+
+
+def list_models(task: str | None = None) -> list[str]:
+    """Names of the registered models, all or those that solve a task.
+
+    Example:
+        >>> list_models()
+        ['monomial', 'monomial_gnn', 'neural_graph', 'statnn']
+    """
+    return sorted(name for name, entry in _MODELS.items() if task is None or task in entry.tasks)

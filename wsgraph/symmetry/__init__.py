@@ -1,0 +1,6 @@
+"""The monomial group of a weight space: group elements, their action, and canonical forms."""
+
+from wsgraph.symmetry.canonical import canonicalize
+from wsgraph.symmetry.group import SYMMETRIES, GroupElement, act, sample_symmetry
+
+__all__ = ["SYMMETRIES", "GroupElement", "act", "canonicalize", "sample_symmetry"]
