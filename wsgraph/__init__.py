@@ -1,6 +1,21 @@
-"""wsgraph: weight-space learning on parameter graphs."""
+"""wsgraph: weight-space learning on parameter graphs.
 
-from wsgraph.space import ParameterGraph, WeightSpace
+Networks become points of a :class:`WeightSpace`; every other view of them (state dict, parameter graph, dense layer blocks, a copy moved by
+the symmetry group, a canonical form) is a cheap function of the space and a flat vector.
+"""
+
+from wsgraph.convert import CheckpointError, from_state_dict, load_checkpoint
+from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
+from wsgraph.symmetry import GroupElement
 
 __version__ = "0.1.0"
-__all__ = ["ParameterGraph", "WeightSpace", "__version__"]
+__all__ = [
+    "CheckpointError",
+    "GroupElement",
+    "ParameterGraph",
+    "SpaceMismatchError",
+    "WeightSpace",
+    "__version__",
+    "from_state_dict",
+    "load_checkpoint",
+]

@@ -63,7 +63,7 @@ def _order(space: WeightSpace, layer: Layer) -> list[int]:
 
 def make_blocks(space: WeightSpace, thetas: Tensor) -> Blocks:
     """Split ``thetas`` ``[B, P]`` or ``[B, P, C]`` into views per layer."""
-    space.check_thetas(thetas if thetas.ndim < 3 else thetas[..., 0])
+    space.check_thetas(thetas[..., 0] if isinstance(thetas, Tensor) and thetas.ndim > 2 else thetas)
     batch, channels = thetas.shape[0], thetas.shape[2:]
     weights: list[Tensor | None] = []
     biases: list[Tensor | None] = []

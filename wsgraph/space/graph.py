@@ -161,13 +161,17 @@ class ParameterGraph(Data):
     def to_networkx(self) -> nx.DiGraph:
         """The graph in networkx, with ``bias``, ``group``, ``role`` and ``activation`` on nodes, ``weight`` and ``layer`` on edges.
 
+        Where several layers join the same groups, the result is a :class:`networkx.MultiDiGraph`, which keeps the edges of each.
+
         Raises:
             SpaceMismatchError: If called on a batch of several networks.
         """
         if self.num_networks != 1:
             raise SpaceMismatchError("to_networkx() draws one network: take one with batch[i].")
         space = self.spaces[0]
-        result: nx.DiGraph = to_networkx(self, node_attrs=["x", "node_group"], edge_attrs=["edge_attr", "edge_layer"])
+        edge_index = cast(Tensor, self.edge_index)
+        parallel = edge_index.unique(dim=1).shape[1] < edge_index.shape[1]
+        result: nx.DiGraph = to_networkx(self, node_attrs=["x", "node_group"], edge_attrs=["edge_attr", "edge_layer"], to_multi=parallel)
         for _, node in result.nodes(data=True):
             group = space.groups[node.pop("node_group")]
             node.update(bias=node.pop("x"), group=group.name, role=group.role, activation=group.activation)

@@ -419,11 +419,19 @@ class WeightSpace:
         """
         if theta.shape[-1:] != (self.num_params,):
             raise SpaceMismatchError(f"Expected 'theta' with last dimension {self.num_params} for {self!r} (got {list(theta.shape)}).")
-        tensors = {}
+        tensors = self._views(theta)
         for param in self.params:
-            tensor = theta[..., self.slices[param.name]].unflatten(-1, param.shape or (1,)).reshape(*theta.shape[:-1], *param.shape)
-            tensors[param.name] = tensor.to(getattr(torch, param.dtype)) if param.dtype else tensor
+            if param.dtype:
+                tensors[param.name] = tensors[param.name].to(getattr(torch, param.dtype))
         return tensors
+
+    def _views(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of a flat checkpoint by key, all in its own dtype, so that layers of several stored dtypes compute together."""
+        batch = theta.shape[:-1]
+        return {
+            param.name: theta[..., self.slices[param.name]].unflatten(-1, param.shape or (1,)).reshape(*batch, *param.shape)
+            for param in self.params
+        }
 
     def sample(self, batch: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random networks: weights normal with variance 2 / fan-in, biases normal with standard deviation 0.3.
@@ -526,7 +534,7 @@ class WeightSpace:
         from wsgraph.space.evaluate import run_network
 
         self.check_thetas(thetas)
-        return torch.func.vmap(lambda theta: run_network(self, self.unflatten(theta), inputs), randomness="error")(thetas)
+        return torch.func.vmap(lambda theta: run_network(self, self._views(theta), inputs), randomness="error")(thetas)
 
     def example_inputs(self, count: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random normal inputs of the smallest (square) size that the networks accept, of shape ``[count, n_0, *positions]``.
