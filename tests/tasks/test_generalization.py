@@ -1,0 +1,187 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wsgraph import WeightSpace
+from wsgraph.data import ZooStore
+from wsgraph.nn import list_models
+from wsgraph.tasks import Result, list_tasks, register_task, run
+from wsgraph.tasks.generalization import kendall_tau, predict
+from wsgraph.tasks.training import prepare_folder
+
+SMALL: dict[str, dict[str, Any]] = {
+    "monomial_gnn": {"channels": 8, "rounds": 1},
+    "neural_graph": {"channels": 8, "layers": 1},
+    "monomial": {"channels": (4, 2), "hidden": 32},
+    "statnn": {"hidden": 32},
+}
+
+
+def make_store(path: Path, activation: str = "relu", networks: int = 200) -> ZooStore:
+    """Random networks whose target is a function of their last bias: easy to learn, and unchanged by the group."""
+    space = WeightSpace.mlp([2, 6, 1], activation)
+    generator = torch.Generator().manual_seed(0)
+    thetas = space.sample(networks, generator=generator)
+    target = torch.sigmoid(5 * space.unflatten(thetas)["layers.1.bias"][:, 0])
+    split = ["train"] * (networks // 2) + ["val"] * (networks // 4) + ["test"] * (networks - networks // 2 - networks // 4)
+    return ZooStore.create(path, space, thetas, {"test_accuracy": target, "split": split})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ZooStore:
+    return make_store(tmp_path_factory.mktemp("zoos") / "relu")
+
+
+def train(store: ZooStore | Path | str, output: Path, model: str = "statnn", **options: Any) -> Result:
+    options = {"epochs": 2, "batch_size": 32, "progress": False, "model_options": SMALL.get(model, {})} | options
+    return run("generalization", zoo=store, model=model, output=output, **options)
+
+
+def same(first: Result, second: Result) -> bool:
+    keys = [key for key in first.metrics if key.startswith(("tau", "r2"))]
+    return all(str(first.metrics[key]) == str(second.metrics[key]) for key in keys) and all(
+        torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_every_model_trains_and_is_scored(store: ZooStore, tmp_path: Path, model: str) -> None:
+    result = train(store, tmp_path / "run", model, scales=[1, 100])
+    expected = {f"{score}{suffix}" for score in ("tau", "r2") for suffix in ("", "_scale_1", "_scale_100")}
+    assert set(result.metrics) == expected | {"parameters", "peak_memory_mb", "seconds_per_epoch", "best_epoch"}
+    assert all(isinstance(value, float) for value in result.metrics.values())
+    assert all(math.isfinite(value) for value in result.metrics.values())
+    assert not result.model.training
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["metrics"]["tau"] == result.metrics["tau"]
+    assert saved["config"]["networks"] == {"train": 100, "val": 50, "test": 50}
+    assert (tmp_path / "run" / "best.ckpt").exists()
+    assert "val_tau" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_training_learns_and_invariant_models_stay_flat(store: ZooStore, tmp_path: Path) -> None:
+    invariant = train(store, tmp_path / "a", "monomial_gnn", epochs=20, scales=[1, 1e4], learning_rate=1e-2)
+    assert invariant.metrics["tau"] > 0.5
+    assert abs(invariant.metrics["tau_scale_10000"] - invariant.metrics["tau"]) < 1e-4
+    baseline = train(store, tmp_path / "b", "statnn", epochs=20, scales=[1, 1e4], learning_rate=1e-2)
+    assert baseline.metrics["tau"] > 0.3
+    assert abs(baseline.metrics["tau_scale_1"] - baseline.metrics["tau"]) < 1e-4  # scale 1 is a permutation
+    assert baseline.metrics["tau_scale_10000"] < baseline.metrics["tau"] - 0.1
+
+
+def test_signs_are_flipped_for_odd_activations(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "tanh", "tanh")
+    invariant = train(store, tmp_path / "a", "monomial", scales=[1])
+    assert invariant.metrics["tau_scale_1"] == pytest.approx(invariant.metrics["tau"], abs=1e-4)
+    baseline = train(store, tmp_path / "b", "statnn", scales=[1])
+    assert baseline.metrics["tau_scale_1"] != baseline.metrics["tau"]
+
+
+def test_seeds_act_and_repeat(store: ZooStore, tmp_path: Path) -> None:
+    first, again, other = (train(store, tmp_path / name, "monomial_gnn", seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_global_random_state_is_left_alone(store: ZooStore, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(store, tmp_path / "run")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_zoo_may_be_a_path(store: ZooStore, tmp_path: Path) -> None:
+    assert same(train(str(store.path), tmp_path / "a"), train(store, tmp_path / "b"))
+
+
+def test_interrupted_run_resumes(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(store, tmp_path / "whole", "statnn", epochs=4)
+    from wsgraph.tasks import training
+
+    original = training.Objective.on_validation_epoch_end
+
+    def stop_at_epoch_2(self: training.Objective) -> None:
+        original(self)
+        if self.trainer.current_epoch == 2:
+            raise RuntimeError("the machine went away")
+
+    monkeypatch.setattr(training.Objective, "on_validation_epoch_end", stop_at_epoch_2)
+    with pytest.raises(RuntimeError, match="went away"):
+        train(store, tmp_path / "resumed", "statnn", epochs=4)
+    monkeypatch.setattr(training.Objective, "on_validation_epoch_end", original)
+    resumed = train(store, tmp_path / "resumed", "statnn", epochs=4, resume=True)
+    lines = (tmp_path / "resumed" / "metrics.csv").read_text().splitlines()
+    assert resumed.metrics["best_epoch"] >= 0
+    assert len(lines) > 2
+    # Weights, optimiser and schedule continue; the order of later batches is drawn anew.
+    assert resumed.metrics["tau"] == pytest.approx(whole.metrics["tau"], abs=0.3)
+
+
+def test_predictions_are_accuracies(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "run")
+    predictions = predict(result.model, store.space, store.thetas[:7], batch_size=3)
+    assert predictions.shape == (7,)
+    assert float(predictions.min()) > 0
+    assert float(predictions.max()) < 1
+
+
+def test_kendall_tau_handles_ties_and_constants() -> None:
+    assert kendall_tau(torch.tensor([1.0, 2, 3, 4]), torch.tensor([4.0, 3, 2, 1])) == -1
+    assert kendall_tau(torch.tensor([1.0, 1, 2, 3]), torch.tensor([1.0, 2, 3, 4])) == pytest.approx(5 / math.sqrt(30))
+    assert math.isnan(kendall_tau(torch.ones(4), torch.arange(4.0)))
+
+
+def test_result_json_has_no_nan() -> None:
+    result = Result("generalization", {"tau": float("nan")}, nn.Identity(), {"model": "x"}, Path())
+    assert json.loads(result.to_json())["metrics"] == {"tau": None}
+    assert repr(result) == "Result(generalization, x, tau=nan)"
+
+
+def test_errors(store: ZooStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Unknown task 'classification'\. Available tasks: generalization"):
+        run("classification", zoo=store)
+    with pytest.raises(ValueError, match="Unknown model 'transformer'"):
+        train(store, tmp_path / "run", "transformer")
+    with pytest.raises(ValueError, match="Expected 'epochs' to be at least 1 \\(got 0\\)"):
+        train(store, tmp_path / "run", epochs=0)
+    with pytest.raises(ValueError, match="Expected 'scales' to be positive and finite \\(got -1\\)"):
+        train(store, tmp_path / "run", scales=[1, -1])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(tmp_path / "nowhere", tmp_path / "run")
+    with pytest.raises(ValueError, match="loss"):
+        train(store, tmp_path / "run", target="loss")
+    with pytest.raises(TypeError, match="depth"):
+        train(store, tmp_path / "run", model_options={"depth": 2})
+
+
+def test_zoo_without_a_split(tmp_path: Path) -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    store = ZooStore.create(tmp_path / "zoo", space, space.sample(4), {"test_accuracy": [0.1] * 4, "split": ["train"] * 4})
+    with pytest.raises(ValueError, match="val"):
+        train(store, tmp_path / "run")
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"Cannot write to the folder .* choose another with 'output'"):
+        prepare_folder(tmp_path / "file" / "run")
+
+
+def test_task_registry() -> None:
+    assert list_tasks() == ["generalization"]
+    with pytest.raises(ValueError, match="named 'generalization' is registered already"):
+        register_task("generalization")(run)
+
+
+def test_module_sees_no_targets(store: ZooStore) -> None:
+    # The target must not reach the model through the batch's features.
+    batch = store.space.batch(store.thetas[:3], y=torch.zeros(3))
+    other = store.space.batch(store.thetas[:3], y=torch.ones(3))
+    features: list[tuple[Tensor, Tensor]] = [(batch[name], other[name]) for name in ("x", "edge_attr")]
+    assert all(torch.equal(a, b) for a, b in features)

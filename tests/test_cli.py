@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from tests.tasks.test_generalization import make_store
+from wsgraph import __version__
+from wsgraph.cli import app
+from wsgraph.data import ZooStore
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_help_names_every_command() -> None:
+    text = call("--help")
+    for command in ("quickstart", "train", "info", "models", "zoo"):
+        assert command in text
+
+
+def test_version() -> None:
+    assert call("--version").strip() == __version__
+
+
+def test_models() -> None:
+    text = call("models")
+    assert "monomial_gnn" in text
+    assert "permutation, scale, sign" in text
+
+
+def test_info_reads_a_checkpoint(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    save_file(module.state_dict(), tmp_path / "model.safetensors")
+    text = call("info", str(tmp_path / "model.safetensors"), "--activation", "tanh")
+    assert "WeightSpace(2-3-1, linear | linear, tanh, 13 parameters)" in text
+    assert "permutation x sign" in text
+
+
+def test_info_explains_what_it_cannot_read(tmp_path: Path) -> None:
+    assert "Error:" in call("info", str(tmp_path / "missing.pt"), code=1)
+    save_file({"bn.weight": torch.ones(3)}, tmp_path / "norm.safetensors")
+    assert "'bn.weight'" in call("info", str(tmp_path / "norm.safetensors"), code=1)
+
+
+def test_train_generalization(tmp_path: Path) -> None:
+    make_store(tmp_path / "zoo")
+    arguments = ["train", "generalization", "--zoo", str(tmp_path / "zoo"), "--model", "statnn", "--epochs", "2", "--scale", "1"]
+    text = call(*arguments, "--scale", "50", "--output", str(tmp_path / "run"))
+    assert "statnn" in text
+    assert "s=50" in text
+    assert "tau_scale_50" in json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "generalization", "--zoo", "ZOO", "--model", "nothing"], "Unknown model 'nothing'"),
+        (["train", "other", "--zoo", "ZOO"], "Unknown task 'other'"),
+        (["train", "generalization", "--zoo", "missing"], "missing"),
+        (["train", "generalization", "--zoo", "ZOO", "--output", "FILE/run"], "Cannot write to the folder"),
+        (["zoo", "info", "missing"], "missing"),
+        (["zoo", "make-cnn", "FILE/zoo", "--networks", "2"], "Cannot write"),
+        (["zoo", "make-mlp", "new", "--networks", "2", "--activation", "swishy"], "Unknown activation or operator 'swishy'"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_store(tmp_path / "ZOO", networks=8)
+    (tmp_path / "FILE").write_text("")
+    text = call(*arguments, code=1)
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_zoo_make_and_info(tmp_path: Path) -> None:
+    text = call("zoo", "make-mlp", str(tmp_path / "zoo"), "--networks", "6", "--seed", "1")
+    assert "6 networks" in text
+    assert len(ZooStore(tmp_path / "zoo")) == 6
+    text = call("zoo", "info", str(tmp_path / "zoo"))
+    assert "test_accuracy" in text
+    assert "hidden.1" in text
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path) -> None:
+    arguments = ["quickstart", "--output", str(tmp_path / "out"), "--networks", "60", "--epochs", "1"]
+    text = call(*arguments)
+    document = json.loads((tmp_path / "out" / "quickstart.json").read_text())
+    assert [result["config"]["model"] for result in document["results"]] == ["statnn", "neural_graph", "monomial", "monomial_gnn"]
+    assert all("tau_scale_10000" in result["metrics"] for result in document["results"])
+    assert (tmp_path / "out" / "robustness.png").read_bytes().startswith(b"\x89PNG")
+    assert "monomial_gnn" in text
+    zoo = tmp_path / "out" / "zoo-relu" / "thetas.safetensors"
+    written = zoo.stat().st_mtime_ns
+    call(*arguments)
+    assert zoo.stat().st_mtime_ns == written

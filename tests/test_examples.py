@@ -1,0 +1,39 @@
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsgraph.nn import registry
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_convert_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("convert_checkpoint.py", monkeypatch=monkeypatch)
+    assert "permutation x scale" in capsys.readouterr().out
+
+
+def test_your_own_layer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        run("your_own_layer.py", monkeypatch=monkeypatch)
+    finally:
+        registry._MODELS.pop("path_norm", None)
+    assert "permutation x scale" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_train_on_a_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("train_on_a_zoo.py", str(tmp_path), "60", monkeypatch=monkeypatch)
+    assert (tmp_path / "robustness.pdf").read_bytes().startswith(b"%PDF")
+    assert "monomial_gnn" in capsys.readouterr().out
+
+
+def test_every_example_is_run_here() -> None:
+    text = Path(__file__).read_text()
+    assert all(f'"{path.name}"' in text for path in EXAMPLES.glob("*.py"))

@@ -1,0 +1,7 @@
+"""Tasks: what is trained, on which networks, and how it is scored."""
+
+from wsgraph.tasks.generalization import run_generalization
+from wsgraph.tasks.registry import list_tasks, register_task, run
+from wsgraph.tasks.result import Result
+
+__all__ = ["Result", "list_tasks", "register_task", "run", "run_generalization"]

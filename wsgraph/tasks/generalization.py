@@ -1,0 +1,185 @@
+"""Predicting generalization: a network's test accuracy from its weights alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import kendalltau
+from sklearn.metrics import r2_score
+from torch import Tensor, nn
+
+from wsgraph.data import DataLoader, ZooStore
+from wsgraph.measure import peak_memory
+from wsgraph.nn import build_model, model_entry
+from wsgraph.space import WeightSpace
+from wsgraph.symmetry import sample_symmetry
+from wsgraph.tasks.registry import register_task
+from wsgraph.tasks.result import Result
+from wsgraph.tasks.training import Objective, fit, prepare_folder
+
+__all__ = ["kendall_tau", "predict", "run_generalization"]
+
+
+def _accuracy(outputs: Tensor) -> Tensor:
+    return outputs[:, 0].sigmoid()
+
+
+def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.mse_loss(_accuracy(outputs), targets)
+
+
+def kendall_tau(predictions: Tensor, targets: Tensor) -> float:
+    """Kendall's rank correlation (tau-b) of predicted and true values, NaN where either is constant.
+
+    Example:
+        >>> import torch
+        >>> kendall_tau(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.0, 0.5, 0.9]))
+        1.0
+    """
+    return float(kendalltau(targets.double().cpu().numpy(), predictions.double().cpu().numpy()).statistic)
+
+
+def _score(outputs: Tensor, targets: Tensor) -> float:
+    tau = kendall_tau(outputs[:, 0], targets)
+    return tau if tau == tau else 0.0  # constant predictions rank nothing
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, space: WeightSpace, thetas: Tensor, batch_size: int = 256) -> Tensor:
+    device = next(model.parameters()).device
+    model.eval()
+    return torch.cat([model(space.batch(part.to(device))).cpu() for part in thetas.split(batch_size)])
+
+
+def predict(model: nn.Module, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Predicted accuracies of networks.
+
+    Args:
+        model: Trained model with one output.
+        space: Weight space of the networks.
+        thetas: Flat checkpoints ``[N, P]``.
+        batch_size: Networks per forward pass.
+
+    Returns:
+        Tensor of shape ``[N]`` with values in (0, 1), on the CPU.
+    """
+    return _accuracy(_outputs(model, space, thetas, batch_size))
+
+
+def _moved(space: WeightSpace, thetas: Tensor, scale: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    g = sample_symmetry(space, thetas.shape[0], (min(1.0, scale), max(1.0, scale)), distribution="uniform", generator=generator)
+    return space.act(g, thetas)
+
+
+@register_task("generalization")
+def run_generalization(
+    *,
+    zoo: ZooStore | str | os.PathLike[str],
+    model: str = "monomial_gnn",
+    epochs: int = 30,
+    seed: int = 0,
+    scales: Sequence[float] = (1, 10, 100, 10000),
+    target: str = "test_accuracy",
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-2,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    resume: bool = False,
+    accelerator: str = "auto",
+    model_options: dict[str, Any] | None = None,
+) -> Result:
+    r"""Train a model to predict test accuracies from weights, and score it on clean and on moved test networks.
+
+    The model's output goes through a sigmoid and is fitted by mean squared error. The epoch with the lowest validation loss is tested once.
+    For every upper bound :math:`s` in ``scales`` each test network is moved by one random element of its own symmetry group: neurons
+    permuted, scaled by :math:`U[1, s]` where positive scales are allowed, their signs flipped with probability 1/2 where signs are.
+
+    Args:
+        zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test``.
+        model: One of :func:`wsgraph.nn.list_models`.
+        epochs: Passes over the training split.
+        seed: Seed of initialisation, batches, dropout and group elements.
+        scales: Upper bounds of the scales for moved test networks.
+        target: Column of the zoo's table to predict, with values in [0, 1].
+        batch_size: Networks per step.
+        learning_rate: Largest learning rate of the one-cycle schedule.
+        weight_decay: Weight decay of AdamW.
+        output: Folder for checkpoints and logs (default: ``runs/generalization/ZOO-MODEL-seedSEED``).
+        progress: Whether to show progress.
+        resume: Continue an interrupted run from its last checkpoint.
+        accelerator: As in Lightning: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        model_options: Options of the model, such as ``{"channels": 32}``.
+
+    Returns:
+        A :class:`~wsgraph.tasks.Result` whose metrics are ``tau`` and ``r2`` on clean test networks, ``tau_scale_S`` and ``r2_scale_S`` on
+        moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step) and ``best_epoch``.
+
+    Raises:
+        ValueError: If the model is unknown, an option is out of range, or the zoo lacks a split or the target.
+        OSError: If the output folder cannot be written.
+    """
+    store = zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
+    model_entry(model)
+    if epochs < 1:
+        raise ValueError(f"Expected 'epochs' to be at least 1 (got {epochs}).")
+    if bad := [scale for scale in scales if not 0 < scale < float("inf")]:
+        raise ValueError(f"Expected 'scales' to be positive and finite (got {bad[0]!r}).")
+    splits = {name: store.dataset(name, target=target) for name in ("train", "val", "test")}
+    if empty := [name for name, split in splits.items() if len(split) == 0]:
+        raise ValueError(f"The zoo {store!r} has no networks in the split {empty[0]!r}.")
+    folder = prepare_folder(output or Path("runs", "generalization", f"{Path(store.path).name}-{model}-seed{seed}"))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = build_model(model, store.space, 1, **(model_options or {}))
+        train = DataLoader(splits["train"], batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
+        objective = Objective(module, _loss, _score, "tau", learning_rate, weight_decay)
+        device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        module.to(device)
+        first = splits["train"].batch(list(range(min(batch_size, len(splits["train"]))))).to(device)
+        bytes_used = peak_memory(lambda: _loss(module(first), first.y).backward())
+        module.zero_grad(set_to_none=True)
+        torch.manual_seed(seed)
+        costs = fit(
+            objective,
+            train,
+            DataLoader(splits["val"], 4 * batch_size),
+            folder,
+            epochs=epochs,
+            title=model,
+            progress=progress,
+            resume=resume,
+            accelerator=accelerator,
+        )
+    module.to(device).eval()
+    test = splits["test"]
+    metrics: dict[str, float] = {}
+    for suffix, thetas in [("", test.thetas), *((f"_scale_{scale:g}", _moved(store.space, test.thetas, scale, seed)) for scale in scales)]:
+        outputs = _outputs(module, store.space, thetas)
+        # Ranks are those of the predicted accuracies, taken before the sigmoid, which rounds far outputs to ties.
+        metrics[f"tau{suffix}"] = kendall_tau(outputs[:, 0], test.y)
+        metrics[f"r2{suffix}"] = float(r2_score(test.y.numpy(), _accuracy(outputs).numpy()))
+    metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
+    metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}
+    config = {
+        "model": model,
+        "zoo": str(store.path),
+        "epochs": epochs,
+        "seed": seed,
+        "scales": [float(scale) for scale in scales],
+        "target": target,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "model_options": model_options or {},
+        "networks": {name: len(split) for name, split in splits.items()},
+    }
+    result = Result("generalization", metrics, module, config, folder)
+    result.save(folder / "result.json")
+    return result

@@ -1,0 +1,211 @@
+"""The training loop shared by tasks: Lightning, with progress, checkpoints, CSV logs and seeds that act."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from wsgraph.space import ParameterGraph
+
+__all__ = ["Objective", "fit", "prepare_folder"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Score = Callable[[Tensor, Tensor], float]
+
+
+class Objective(L.LightningModule):
+    """A model with its loss, validation score and optimisation recipe: AdamW with a one-cycle learning rate.
+
+    Args:
+        model: Called with a batch of parameter graphs.
+        loss: Of outputs and targets.
+        score: Of outputs and targets of the whole validation split, logged by ``score_name``.
+        score_name: Name of the score.
+        learning_rate: Largest learning rate of the cycle.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, score: Score, score_name: str, learning_rate: float, weight_decay: float) -> None:
+        super().__init__()
+        self.model, self.loss, self.score, self.score_name = model, loss, score, score_name
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.outputs: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: ParameterGraph, _: int) -> Tensor:
+        """Loss of one batch."""
+        loss = self.loss(self.model(batch), batch.y)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=batch.num_networks)
+        return loss
+
+    def validation_step(self, batch: ParameterGraph, _: int) -> None:
+        """Collects outputs: rank scores need the whole split at once."""
+        self.outputs.append((self.model(batch), batch.y))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs loss and score of the validation split."""
+        outputs, targets = (torch.cat(parts) for parts in zip(*self.outputs, strict=True))
+        self.outputs.clear()
+        self.log("val_loss", self.loss(outputs, targets), batch_size=len(targets))
+        self.log(f"val_{self.score_name}", self.score(outputs, targets), batch_size=len(targets))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and one cycle over the whole run."""
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _EpochProgress(Callback):
+    """One bar per run on a terminal, a line now and then elsewhere; also times the epochs."""
+
+    def __init__(self, title: str, score_name: str, show: bool) -> None:
+        self.title, self.score_name = title, score_name
+        console = Console(stderr=True, quiet=not show)
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs {task.fields[score]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (show and console.is_terminal),
+        )
+        self.seconds: list[float] = []
+        self.started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.task = self.bar.add_task(self.title, total=trainer.max_epochs, completed=trainer.current_epoch, score="")
+        self.bar.start()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Validation runs inside the training epoch; the time of an epoch is that of its training steps.
+        if self.started:
+            self.seconds.append(time.perf_counter() - self.started)
+            self.started = 0.0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = f"{self.score_name} {float(trainer.callback_metrics[f'val_{self.score_name}']):.3f}"
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
+        self.bar.update(self.task, completed=done, score=score)
+        if self.bar.disable and (done == total or done % max(1, total // 5) == 0):
+            self.console.print(f"{self.title}: epoch {done}/{total}, validation {score}, {self.seconds[-1]:.2f} s/epoch", highlight=False)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+        self.bar.stop()
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Batches are built from one tensor by one vectorised call: worker processes would only add copies.
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", ".*The number of training batches .* is smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+            warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def prepare_folder(folder: str | os.PathLike[str], name: str = "output") -> Path:
+    """Create a folder for results, or say clearly why it cannot be written.
+
+    Raises:
+        OSError: If the folder cannot be created or written.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"Cannot write to the folder {str(path)!r} ({error.strerror}); choose another with '{name}'.") from error
+    return path
+
+
+def fit(
+    objective: Objective,
+    train: Any,
+    validation: Any,
+    folder: Path,
+    *,
+    epochs: int,
+    title: str,
+    progress: bool,
+    resume: bool,
+    accelerator: str,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, float]:
+    """Train, load the weights of the epoch with the lowest validation loss, and report the cost.
+
+    Args:
+        objective: What to train.
+        train: Loader of training batches.
+        validation: Loader of validation batches.
+        folder: Where checkpoints and ``metrics.csv`` go.
+        epochs: Number of passes over the training split.
+        title: Shown beside the progress bar.
+        progress: Whether to show progress.
+        resume: Continue from ``last.ckpt`` in the folder if there is one.
+        accelerator: As in Lightning: ``"auto"``, ``"cpu"``, ``"gpu"``.
+        callbacks: Further Lightning callbacks.
+
+    Returns:
+        ``seconds_per_epoch`` (median over epochs, training steps only) and ``best_epoch``.
+    """
+    shown = _EpochProgress(title, objective.score_name, progress)
+    best = ModelCheckpoint(folder, filename="best", monitor="val_loss", save_last=True, enable_version_counter=False)
+    with _quiet_lightning():
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=epochs,
+            gradient_clip_val=10.0,
+            logger=CSVLogger(folder, name=None, version=""),
+            callbacks=[shown, best, *callbacks],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        last = folder / "last.ckpt"
+        try:
+            trainer.fit(objective, train, validation, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+        finally:
+            shown.stop()
+    if not trainer.interrupted and best.best_model_path:
+        checkpoint = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+        objective.load_state_dict(checkpoint["state_dict"])
+        best_epoch = float(checkpoint["epoch"])
+    else:
+        raise KeyboardInterrupt(f"Training was interrupted; continue with resume=True from {folder}.")
+    return {"seconds_per_epoch": statistics.median(shown.seconds) if shown.seconds else float("nan"), "best_epoch": best_epoch}
