@@ -208,6 +208,8 @@ class MonomialGNN(nn.Module):
         rounds: Number of forward and backward sweeps.
         hidden: Width of the readout and the head.
         dropout: Dropout rate in the head.
+        weight_noise: In training every weight and bias is multiplied by :math:`1 + \sigma \epsilon`, :math:`\epsilon` standard normal, with
+            this :math:`\sigma`. Being multiplicative, the noise respects scales and signs; it keeps small zoos from being learnt by heart.
 
     Shapes:
         input: batch of ``B`` networks. output: ``[B, out_channels]``.
@@ -221,10 +223,18 @@ class MonomialGNN(nn.Module):
     symmetries = ("permutation", "scale", "sign")
 
     def __init__(
-        self, space: WeightSpace, out_channels: int, *, channels: int = 64, rounds: int = 3, hidden: int = 128, dropout: float = 0.2
+        self,
+        space: WeightSpace,
+        out_channels: int,
+        *,
+        channels: int = 64,
+        rounds: int = 3,
+        hidden: int = 128,
+        dropout: float = 0.2,
+        weight_noise: float = 0.5,
     ) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.weight_noise = space, weight_noise
         sizes = {role: [group for group in space.groups if group.role == role] for role in ("input", "hidden", "output")}
         if len(sizes["input"]) != 1 or len(sizes["output"]) != 1:
             raise ValueError(f"Expected a weight space with one input and one output group (got {space!r}).")
@@ -241,6 +251,8 @@ class MonomialGNN(nn.Module):
     def forward(self, batch: ParameterGraph) -> Tensor:
         batch.common_space(self.space, type(self).__name__)
         blocks = batch.blocks()
+        if self.training and self.weight_noise:
+            blocks = blocks.map(lambda weights: weights * (1 + self.weight_noise * torch.randn_like(weights)))
         h: dict[str, Tensor] = {self.input_group.name: self.inputs.expand(batch.num_networks, -1, -1)}
         u: dict[str, Tensor] = {}
         for sweep in self.sweeps:
