@@ -13,7 +13,7 @@ from wsgraph.data import ZooStore
 
 
 def call(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
     assert result.exit_code == code, result.output
     return result.output
 
@@ -31,7 +31,7 @@ def test_version() -> None:
 def test_models() -> None:
     text = call("models")
     assert "monomial_gnn" in text
-    assert "permutation, scale, sign" in text
+    assert "permutation x scale x sign" in text
 
 
 def test_info_reads_a_checkpoint(tmp_path: Path) -> None:
@@ -54,6 +54,8 @@ def test_train_generalization(tmp_path: Path) -> None:
     text = call(*arguments, "--scale", "50", "--output", str(tmp_path / "run"))
     assert "statnn" in text
     assert "s=50" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines()[:6])) <= 80
     assert "tau_scale_50" in json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
 
 

@@ -140,7 +140,16 @@ def test_every_space_of_the_suite_keeps_its_functions(name: str) -> None:
     assert_equivariant(lambda batch: batch.thetas(), SPACES[name])
 
 
+def test_nothing_to_test_is_no_pass() -> None:
+    gelu = WeightSpace.mlp([2, 3, 1], "gelu")
+    for space, symmetries in ((gelu, ["scale"]), (gelu, []), (WeightSpace.mlp([2, 1]), None)):
+        with pytest.raises(ValueError, match="There is nothing to test"):
+            assert_invariant(lambda batch: batch.thetas(), space, symmetries=symmetries)
+
+
 def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="Expected 'dtype' to be one of"):
+        assert_invariant(path_products, MLP, dtype=torch.int32)
     with pytest.raises(ValueError, match="Expected 'output'"):
         equivariance_error(path_products, MLP, output="other")
     with pytest.raises(ValueError, match="Unknown symmetries"):

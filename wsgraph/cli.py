@@ -47,17 +47,15 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 def models() -> None:
     """List the models that tasks and benchmarks can name."""
     from rich.console import Console
-    from rich.table import Table
 
     from wsgraph.nn import list_models, model_entry
 
-    table = Table("model", "family", "tasks", "respects", "mixed batches", "description")
+    console = Console()
     for name in list_models():
         entry = model_entry(name)
-        table.add_row(
-            name, entry.family, ", ".join(entry.tasks), ", ".join(entry.symmetries), "yes" if entry.mixed else "no", entry.description
-        )
-    Console().print(table)
+        mixed = ", mixed batches" if entry.mixed else ""
+        console.print(f"[bold]{name}[/bold]  ({entry.family}; {', '.join(entry.tasks)} tasks; {' x '.join(entry.symmetries)}{mixed})")
+        console.print(f"  {entry.description}", highlight=False)
 
 
 @app.command()
@@ -216,14 +214,16 @@ def quickstart(
 
 
 def _print_results(results: list[Result], title: str) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     scales = results[0].config["scales"]
-    table = Table(title=title, title_justify="left")
-    table.add_column("model")
-    for head in ("parameters", "s/epoch", "peak MB", "tau", "R2", *(f"s={scale:g}" for scale in scales)):
-        table.add_column(head, justify="right")
+    # Narrow enough for a terminal of 80 columns, where a table that wraps cannot be read.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", no_wrap=True)
+    for head in ("params", "s/epoch", "peak MB", "tau", "R2", *(f"s={scale:g}" for scale in scales)):
+        table.add_column(head, justify="right", no_wrap=True)
     for result in results:
         m = result.metrics
         row = [
@@ -234,4 +234,6 @@ def _print_results(results: list[Result], title: str) -> None:
             f"{m['r2']:.3f}",
         ]
         table.add_row(str(result.config["model"]), *row, *(f"{m[f'tau_scale_{scale:g}']:.3f}" for scale in scales))
-    Console().print(table)
+    console = Console()
+    console.print(table, width=max(console.width, console.measure(table).maximum))
+    typer.echo("tau: Kendall's tau on test networks as they are; s=S: after neurons were permuted and scaled by U[1, S] or sign-flipped.")

@@ -15,7 +15,7 @@ from wsgraph.symmetry import SYMMETRIES, GroupElement, act, sample_symmetry
 
 __all__ = ["TOLERANCES", "assert_equivariant", "assert_invariant", "equivariance_error"]
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative error by dtype that counts as equal."""
 
 _FUNCTION_TOLERANCE = 1e-9
@@ -122,7 +122,7 @@ def equivariance_error(
         Largest relative error by ``(symmetry, group)``; the group is ``"all"`` when all move together.
 
     Raises:
-        ValueError: If ``output`` or a symmetry is unknown.
+        ValueError: If ``output`` or a symmetry is unknown, or the space has none of the symmetries.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -133,7 +133,10 @@ def equivariance_error(
     """
     if output not in ("invariant", "equivariant"):
         raise ValueError(f"Expected 'output' to be 'invariant' or 'equivariant' (got {output!r}).")
-    kinds = [kind for kind in _claimed(fn, symmetries) if _acts(space, kind)]
+    claimed = _claimed(fn, symmetries)
+    kinds = [kind for kind in claimed if _acts(space, kind)]
+    if not kinds:
+        raise ValueError(f"There is nothing to test: {space!r} has none of the symmetries {claimed}.")
     generator = torch.Generator().manual_seed(seed)
     thetas = (space.sample(networks, generator=generator, dtype=torch.float64) if thetas is None else thetas).double()
     prepared = _prepare(fn, dtype)
@@ -213,6 +216,8 @@ def _assert(
     if control not in ("uncoupled", "noise", None):
         raise ValueError(f"Expected 'control' to be 'uncoupled', 'noise' or None (got {control!r}).")
     if tolerance is None:
+        if dtype not in TOLERANCES:
+            raise ValueError(f"Expected 'dtype' to be one of {list(TOLERANCES)} (got {dtype}), or give a 'tolerance'.")
         tolerance = TOLERANCES[dtype]
     if thetas is None:
         thetas = space.sample(networks, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -23,7 +23,7 @@ from wsgraph.nn import (
     register_model,
 )
 from wsgraph.nn.message import canonical_features, symlog
-from wsgraph.nn.sharing.monomial import _unit
+from wsgraph.nn.normalize import unit_vectors
 from wsgraph.space import Symmetry
 from wsgraph.testing import assert_equivariant, assert_invariant
 
@@ -238,7 +238,7 @@ def test_statistics_by_hand() -> None:
     assert features[3].tolist() == [5, 0, 5, 5, 5, 5, 5]
 
 
-@pytest.mark.parametrize("function", [_unit, lambda x: canonical_features(x, Symmetry(True, False))])
+@pytest.mark.parametrize("function", [unit_vectors, lambda x: canonical_features(x, Symmetry(True, False))])
 def test_normalisation_survives_any_magnitude(function: object) -> None:
     assert callable(function)
     base = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))

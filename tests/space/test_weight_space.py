@@ -120,9 +120,18 @@ def test_architecture_ignores_names(space: WeightSpace) -> None:
 
 def test_architecture_tells_functions_and_layouts_apart() -> None:
     base = residual()
-    untied = WeightSpace(tuple(dataclasses.replace(g, permutation="", scale="") for g in base.groups), base.layers, base.params)
+    mlp = WeightSpace.mlp([2, 3, 3, 1])
+    tied = tuple(dataclasses.replace(g, permutation="tied", scale="tied") if g.role == "hidden" else g for g in mlp.groups)
     reordered = WeightSpace(base.groups, base.layers, base.params[::-1])
-    spaces = [base, untied, reordered, WeightSpace.mlp([2, 3, 1]), WeightSpace.mlp([2, 3, 1], "tanh"), WeightSpace.cnn([2, 3], [1])]
+    spaces = [
+        base,
+        mlp,
+        WeightSpace(tied, mlp.layers, mlp.params),
+        reordered,
+        WeightSpace.mlp([2, 3, 1]),
+        WeightSpace.mlp([2, 3, 1], "tanh"),
+        WeightSpace.cnn([2, 3], [1]),
+    ]
     spaces.append(WeightSpace.cnn([2, 3], [1], stride=2))
     assert len({space.architecture for space in spaces}) == len(spaces)
 
@@ -446,8 +455,10 @@ def test_scale_classes_are_finer_than_permutation_classes() -> None:
         ValueError, match="Groups of scale class 'trunk' must share one permutation class; scale classes are the finer ones"
     ):
         WeightSpace(tuple(changed), space.layers, space.params)
-    finer = [dataclasses.replace(g, scale=g.name) for g in space.groups]
-    assert len(WeightSpace(tuple(finer), space.layers, space.params).scale_classes) == 5
+    mlp = WeightSpace.mlp([2, 3, 3, 1])
+    finer = [dataclasses.replace(g, permutation="tied", scale=g.name) if g.role == "hidden" else g for g in mlp.groups]
+    classes = WeightSpace(tuple(finer), mlp.layers, mlp.params)
+    assert (len(classes.permutation_classes), len(classes.scale_classes)) == (3, 4)
 
 
 WEIGHT, BIAS = single()["params"]
@@ -470,7 +481,15 @@ WRONG_PARTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "weight": ({"layers": (Layer("a", "linear", ("in",), "out", "gone", "a.bias"),)}, "Layer 'a' names an unknown parameter 'gone'"),
     "bias": ({"layers": (Layer("a", "linear", ("in",), "out", "a.weight", "gone"),)}, "Layer 'a' names an unknown parameter 'gone'"),
-    "identity": ({"layers": (Layer("a", "identity", ("in",), "out"),)}, "Identity layer 'a': sources and target have different numbers"),
+    "identity": (
+        {"layers": (Layer("a", "identity", ("in",), "out"), Layer("b", "linear", ("in",), "out", "a.weight", "a.bias"))},
+        "Identity layer 'a' passes neurons on as they are, so its one source and its target must have the same 'permutation' and 'scale'",
+    ),
+    "unused": ({"layers": (Layer("a", "linear", ("in",), "out", "a.weight"),)}, "No layer uses the parameter 'a.bias'"),
+    "bias without tie": (
+        {"params": (WEIGHT, dataclasses.replace(BIAS, axes=(Axis(BIAS.size),)))},
+        "Bias 'a.bias' of layer 'a' needs a single axis tied to 'out' with exponent 1",
+    ),
     "untied axis": (
         {"params": (dataclasses.replace(WEIGHT, axes=(Axis(3), WEIGHT.axes[1])), BIAS)},
         r"Weight 'a.weight' of layer 'a' needs one axis tied to 'out' \(exponent 1\), one tied to \('in',\) \(exponent -1\)",

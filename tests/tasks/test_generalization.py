@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.nn import list_models
-from wsgraph.tasks import Result, list_tasks, register_task, run
+from wsgraph.tasks import Result, list_tasks, register_task, run, training
 from wsgraph.tasks.generalization import kendall_tau, predict
 from wsgraph.tasks.training import prepare_folder
 
@@ -100,27 +101,79 @@ def test_zoo_may_be_a_path(store: ZooStore, tmp_path: Path) -> None:
     assert same(train(str(store.path), tmp_path / "a"), train(store, tmp_path / "b"))
 
 
-def test_interrupted_run_resumes(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(store, tmp_path / "whole", "statnn", epochs=4)
-    from wsgraph.tasks import training
-
+def interrupt(store: ZooStore, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Train until the third epoch's validation, then fail."""
     original = training.Objective.on_validation_epoch_end
 
-    def stop_at_epoch_2(self: training.Objective) -> None:
+    def stop(self: training.Objective) -> None:
         original(self)
         if self.trainer.current_epoch == 2:
             raise RuntimeError("the machine went away")
 
-    monkeypatch.setattr(training.Objective, "on_validation_epoch_end", stop_at_epoch_2)
+    monkeypatch.setattr(training.Objective, "on_validation_epoch_end", stop)
     with pytest.raises(RuntimeError, match="went away"):
-        train(store, tmp_path / "resumed", "statnn", epochs=4)
+        train(store, folder, **options)
     monkeypatch.setattr(training.Objective, "on_validation_epoch_end", original)
-    resumed = train(store, tmp_path / "resumed", "statnn", epochs=4, resume=True)
-    lines = (tmp_path / "resumed" / "metrics.csv").read_text().splitlines()
-    assert resumed.metrics["best_epoch"] >= 0
-    assert len(lines) > 2
-    # Weights, optimiser and schedule continue; the order of later batches is drawn anew.
-    assert resumed.metrics["tau"] == pytest.approx(whole.metrics["tau"], abs=0.3)
+
+
+def logged_epochs(*logs: Path) -> list[int]:
+    rows = [row for log in logs for row in csv.DictReader(log.read_text().splitlines()) if row["val_loss"]]
+    return [int(row["epoch"]) for row in rows]
+
+
+@pytest.mark.parametrize("model", ["statnn", "monomial_gnn"])
+def test_interrupted_run_resumes_with_the_same_result(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    options: dict[str, Any] = {"model": model, "epochs": 5, "learning_rate": 1e-3}
+    whole = train(store, tmp_path / "whole", **options)
+    interrupt(store, tmp_path / "run", monkeypatch, **options)
+    assert not (tmp_path / "run" / "result.json").exists()
+    resumed = train(store, tmp_path / "run", resume=True, **options)
+    assert logged_epochs(tmp_path / "run" / "metrics.csv") == [2, 3, 4]
+    assert logged_epochs(tmp_path / "run" / "metrics.1.csv")[:2] == [0, 1]
+    assert same(whole, resumed)
+
+
+def test_resuming_a_finished_run_returns_its_result(store: ZooStore, tmp_path: Path) -> None:
+    first = train(store, tmp_path / "run")
+    written = (tmp_path / "run" / "best.ckpt").stat().st_mtime_ns
+    again = train(store, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "best.ckpt").stat().st_mtime_ns == written
+    assert same(first, again)
+    assert again.metrics["seconds_per_epoch"] == first.metrics["seconds_per_epoch"]
+
+
+def test_resuming_another_run_is_refused(store: ZooStore, tmp_path: Path) -> None:
+    train(store, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"Cannot resume the run in .* which differs \(epochs: 2 there, 3 now; seed: 0 there, 7 now\)"):
+        train(store, tmp_path / "run", epochs=3, seed=7, resume=True)
+
+
+def test_starting_over_removes_what_was_there(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(store, tmp_path / "run", monkeypatch, epochs=4)
+    fresh = train(store, tmp_path / "run", epochs=4)
+    assert same(fresh, train(store, tmp_path / "other", epochs=4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("model", ["statnn", "monomial_gnn"])
+def test_zoos_in_other_precisions(store: ZooStore, tmp_path: Path, dtype: torch.dtype, model: str) -> None:
+    table = {name: store.table[name] for name in ("test_accuracy", "split")}
+    other = ZooStore.create(tmp_path / "zoo", store.space, store.thetas.to(dtype), table)
+    assert math.isfinite(train(other, tmp_path / "run", model).metrics["tau"])
+
+
+@pytest.mark.parametrize("value", [50.0, -0.1, float("nan")])
+def test_targets_outside_of_0_to_1(tmp_path: Path, value: float) -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    table = {"test_accuracy": [0.5] * 5 + [value], "split": ["train", "train", "val", "val", "test", "test"]}
+    store = ZooStore.create(tmp_path / "zoo", space, space.sample(6), table)
+    with pytest.raises(ValueError, match="to hold values between 0 and 1, without NaN, in the split 'test'"):
+        train(store, tmp_path / "run")
+
+
+def test_divergence_is_named(store: ZooStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Training diverged in epoch \d+: the loss is not finite. Lower 'learning_rate'"):
+        train(store, tmp_path / "run", epochs=5, learning_rate=1e30)
 
 
 def test_predictions_are_accuracies(store: ZooStore, tmp_path: Path) -> None:
@@ -148,7 +201,7 @@ def test_errors(store: ZooStore, tmp_path: Path) -> None:
         run("classification", zoo=store)
     with pytest.raises(ValueError, match="Unknown model 'transformer'"):
         train(store, tmp_path / "run", "transformer")
-    with pytest.raises(ValueError, match="Expected 'epochs' to be at least 1 \\(got 0\\)"):
+    with pytest.raises(ValueError, match="Expected 'epochs' to be an integer of at least 1 \\(got 0\\)"):
         train(store, tmp_path / "run", epochs=0)
     with pytest.raises(ValueError, match="Expected 'scales' to be positive and finite \\(got -1\\)"):
         train(store, tmp_path / "run", scales=[1, -1])
@@ -163,7 +216,7 @@ def test_errors(store: ZooStore, tmp_path: Path) -> None:
 def test_zoo_without_a_split(tmp_path: Path) -> None:
     space = WeightSpace.mlp([2, 3, 1])
     store = ZooStore.create(tmp_path / "zoo", space, space.sample(4), {"test_accuracy": [0.1] * 4, "split": ["train"] * 4})
-    with pytest.raises(ValueError, match="val"):
+    with pytest.raises(ValueError, match="split"):
         train(store, tmp_path / "run")
 
 

@@ -56,12 +56,12 @@ class ParameterGraph(Data):
 
     @property
     def spaces(self) -> list[WeightSpace]:
-        """The distinct weight spaces of the batch, in order of appearance."""
+        """The distinct weight spaces of the batch in order of appearance; those that differ in names alone count once."""
         spaces = self["space"]
         if not isinstance(spaces, list):
             return [spaces]
-        distinct = {id(space): space for space in spaces}
-        return list(dict.fromkeys(distinct.values()))
+        distinct = {id(space): space for space in spaces}.values()
+        return list({space.architecture: space for space in reversed(distinct)}.values())[::-1]
 
     def common_space(self, expected: WeightSpace | None = None, user: str = "this operation") -> WeightSpace:
         """The one weight space of all networks of the batch.
@@ -93,6 +93,7 @@ class ParameterGraph(Data):
         space = self.common_space(user="blocks()")
         topology, batch = space.topology, self.num_networks
         edge_attr, x = cast(Tensor, self.edge_attr), cast(Tensor, self.x)
+        self._check_layout(space)
         edges = edge_attr.view(batch, topology.num_edges, -1)
         nodes = x.view(batch, topology.num_nodes, -1)
         node_range = dict(zip((group.name for group in space.groups), topology.nodes, strict=True))
@@ -108,6 +109,20 @@ class ParameterGraph(Data):
         )
         return Blocks(space, weights, biases)
 
+    def _check_layout(self, space: WeightSpace) -> None:
+        """Blocks are views by position, so edges and nodes must lie where the space put them."""
+        topology, batch = space.topology, self.num_networks
+        edge_index = cast(Tensor, self.edge_index)
+        fits = cast(Tensor, self.x).shape[0] == batch * topology.num_nodes and edge_index.shape[1] == batch * topology.num_edges
+        if fits and not edge_index.is_cuda:  # comparing there would stall the stream in every forward pass
+            offsets = torch.arange(batch) * topology.num_nodes
+            fits = bool((edge_index.view(2, batch, -1) - offsets[:, None] == topology.edge_index[:, None]).all())
+        if not fits:
+            raise SpaceMismatchError(
+                f"The edges or nodes of the batch are not those of {space!r} in their order: a transform added, removed or reordered some. "
+                "Dense blocks need the graph as space.graph or space.batch built it; message-passing models that read edge_index do not."
+            )
+
     def thetas(self) -> Tensor:
         """Flat checkpoints ``[B, P]`` of a batch of one space: the inverse of :meth:`WeightSpace.batch`."""
         return self.blocks().flatten()
@@ -116,7 +131,8 @@ class ParameterGraph(Data):
     def join(graphs: Sequence[ParameterGraph]) -> ParameterGraph:
         """One batch of several graphs or batches, architectures mixed; the loop is over the given objects, not over their networks.
 
-        Kernels of different sizes are zero-padded to the largest, which PyG's own collation would refuse.
+        Kernels of different sizes are zero-padded to the largest, which PyG's own collation would refuse. Attributes that the graphs did
+        not have from the start are left out.
 
         Args:
             graphs: Graphs or batches, all with targets ``y`` or none.
@@ -243,6 +259,8 @@ def make_graph(space: WeightSpace, theta: Tensor, y: Any = None) -> ParameterGra
 def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGraph:
     """The batch that PyG would collate from the graphs of ``thetas`` ``[B, P]``, built at once."""
     space.check_thetas(thetas, finite=True)
+    if thetas.shape[0] == 0:
+        raise ValueError(f"Expected 'thetas' with at least one network (got shape {list(thetas.shape)}).")
     topology, device, size = space.topology, thetas.device, thetas.shape[0]
     x, edge_attr = _features(space, thetas)
     networks = torch.arange(size + 1, device=device)

@@ -6,6 +6,7 @@ operator therefore declares, in one registry line, whether it commutes with mult
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OPERATORS", "Operator", "apply_operator", "operator_index", "parse_operator", "register_operator"]
+__all__ = ["OPERATORS", "Operator", "apply_operator", "operator_index", "operator_symmetry", "parse_operator", "register_operator"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,16 @@ class Operator:
         positive: :math:`f(c v) = c f(v)` for every :math:`c > 0`.
         sign: :math:`f(-v) = -f(v)`.
         nonlinear: The operator is the group's activation, not pooling or reshaping.
+        arguments: How many numbers it may be written with.
+
+    ``positive`` and ``sign`` may be functions of the operator's numbers.
     """
 
     function: Callable[..., Tensor]
-    positive: bool
-    sign: bool
+    positive: bool | Callable[..., bool]
+    sign: bool | Callable[..., bool]
     nonlinear: bool = True
+    arguments: tuple[int, ...] = (0,)
 
 
 def _pool(kind: str) -> Callable[..., Tensor]:
@@ -58,12 +63,12 @@ def _sin(values: Tensor, omega: float = 1.0) -> Tensor:
 OPERATORS: dict[str, Operator] = {
     "identity": Operator(lambda v: v, positive=True, sign=True),
     "relu": Operator(torch.relu, positive=True, sign=False),
-    "leaky_relu": Operator(F.leaky_relu, positive=True, sign=False),
+    "leaky_relu": Operator(F.leaky_relu, positive=True, sign=False, arguments=(0, 1)),
     "tanh": Operator(torch.tanh, positive=False, sign=True),
-    "sin": Operator(_sin, positive=False, sign=True),
+    "sin": Operator(_sin, positive=False, sign=True, arguments=(0, 1)),
     "erf": Operator(torch.erf, positive=False, sign=True),
     "softsign": Operator(F.softsign, positive=False, sign=True),
-    "hardtanh": Operator(F.hardtanh, positive=False, sign=True),
+    "hardtanh": Operator(F.hardtanh, positive=False, sign=lambda low=-1.0, high=1.0: low == -high, arguments=(0, 2)),
     "relu6": Operator(F.relu6, positive=False, sign=False),
     "gelu": Operator(F.gelu, positive=False, sign=False),
     "silu": Operator(F.silu, positive=False, sign=False),
@@ -71,26 +76,35 @@ OPERATORS: dict[str, Operator] = {
     "selu": Operator(F.selu, positive=False, sign=False),
     "sigmoid": Operator(torch.sigmoid, positive=False, sign=False),
     "softplus": Operator(F.softplus, positive=False, sign=False),
-    "max_pool": Operator(_pool("max"), positive=True, sign=False, nonlinear=False),
-    "avg_pool": Operator(_pool("avg"), positive=True, sign=True, nonlinear=False),
+    "max_pool": Operator(_pool("max"), positive=True, sign=False, nonlinear=False, arguments=(0, 1)),
+    "avg_pool": Operator(_pool("avg"), positive=True, sign=True, nonlinear=False, arguments=(0, 1)),
     "global_max_pool": Operator(lambda v: v.flatten(2).amax(-1), positive=True, sign=False, nonlinear=False),
     "global_avg_pool": Operator(lambda v: v.flatten(2).mean(-1), positive=True, sign=True, nonlinear=False),
     "flatten": Operator(lambda v: v.flatten(1), positive=True, sign=True, nonlinear=False),
-    "dropout": Operator(lambda v, rate=0.0: v, positive=True, sign=True, nonlinear=False),
+    "dropout": Operator(lambda v, rate=0.0: v, positive=True, sign=True, nonlinear=False, arguments=(0, 1)),
 }
 
-_PATTERN = re.compile(r"^\s*([a-z_][a-z_0-9]*)\s*(?:\(([^()]*)\))?\s*$")
+_PATTERN = re.compile(r"^\s*([a-z_][a-z_0-9]*)\s*(?:\(([^()]*)\))?\s*$", re.IGNORECASE)
 
 
-def register_operator(name: str, function: Callable[..., Tensor], *, positive: bool, sign: bool, nonlinear: bool = True) -> None:
+def register_operator(
+    name: str,
+    function: Callable[..., Tensor],
+    *,
+    positive: bool | Callable[..., bool],
+    sign: bool | Callable[..., bool],
+    nonlinear: bool = True,
+    arguments: tuple[int, ...] = (0,),
+) -> None:
     """Add an operator that weight spaces may name.
 
     Args:
         name: Lower-case identifier, used as ``"name"`` or ``"name(number)"``.
         function: ``function(values, *numbers)`` on values of shape ``[inputs, neurons, *positions]``.
-        positive: Whether the operator commutes with multiplication by any positive number.
-        sign: Whether it is odd.
+        positive: Whether the operator commutes with multiplication by any positive number, or a function of its numbers that says so.
+        sign: Whether it is odd, likewise.
         nonlinear: Whether it is the activation of a group (and not pooling or reshaping).
+        arguments: How many numbers it may be written with.
 
     Raises:
         ValueError: If the name is taken or not an identifier.
@@ -103,11 +117,11 @@ def register_operator(name: str, function: Callable[..., Tensor], *, positive: b
         Symmetry(positive=False, sign=False)
         >>> del OPERATORS["relu_squared"]
     """
-    if not _PATTERN.match(name) or "(" in name:
+    if not _PATTERN.match(name) or "(" in name or name != name.lower():
         raise ValueError(f"Expected 'name' to be a lower-case identifier (got {name!r}).")
     if name in OPERATORS:
         raise ValueError(f"The operator {name!r} exists already; choose another 'name'.")
-    OPERATORS[name] = Operator(function, positive, sign, nonlinear)
+    OPERATORS[name] = Operator(function, positive, sign, nonlinear, arguments)
 
 
 def parse_operator(text: str) -> tuple[str, tuple[float, ...]]:
@@ -126,15 +140,35 @@ def parse_operator(text: str) -> tuple[str, tuple[float, ...]]:
     name, arguments = match.groups()
     if name not in OPERATORS:
         known = ", ".join(OPERATORS)
+        close = difflib.get_close_matches(name.lower(), OPERATORS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"Unknown activation or operator {name!r}. Known ones: {known}. Add your own with wsgraph.space.register_operator, "
+            f"Unknown activation or operator {name!r}.{hint} Known ones: {known}. Add your own with wsgraph.space.register_operator, "
             "declaring which symmetries it lets through."
         )
     try:
         numbers = tuple(float(part) for part in arguments.split(",")) if arguments else ()
     except ValueError:
         raise ValueError(f"Expected the arguments of operator {name!r} to be numbers (got {arguments!r}).") from None
+    if len(numbers) not in OPERATORS[name].arguments:
+        counts = " or ".join(map(str, OPERATORS[name].arguments))
+        raise ValueError(f"Expected operator {name!r} with {counts} numbers in brackets (got {text!r}).")
+    if name == "sin" and 0 in numbers:
+        raise ValueError(f"Expected the frequency of 'sin' to be other than 0 (got {text!r}).")
     return name, numbers
+
+
+def operator_symmetry(text: str) -> tuple[bool, bool]:
+    """Whether an operator lets positive factors and signs through.
+
+    Example:
+        >>> operator_symmetry("hardtanh(-1, 1)"), operator_symmetry("hardtanh(0, 6)")
+        ((False, True), (False, False))
+    """
+    name, numbers = parse_operator(text)
+    declared = OPERATORS[name].positive, OPERATORS[name].sign
+    positive, sign = (rule(*numbers) if callable(rule) else rule for rule in declared)
+    return positive, sign
 
 
 def apply_operator(text: str, values: Tensor) -> Tensor:

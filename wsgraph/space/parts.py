@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from wsgraph.space.operators import OPERATORS, parse_operator
+from wsgraph.space.operators import OPERATORS, operator_symmetry, parse_operator
 
 __all__ = ["Axis", "Layer", "NeuronGroup", "Parameter", "Symmetry", "Tie"]
 
@@ -53,13 +54,17 @@ class NeuronGroup:
     scale: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
+        try:
+            object.__setattr__(self, "size", operator.index(self.size))
+        except TypeError:
+            raise ValueError(f"Expected the size of neuron group {self.name!r} to be a positive integer (got {self.size!r}).") from None
+        if self.size < 1:
             raise ValueError(f"Expected the size of neuron group {self.name!r} to be a positive integer (got {self.size!r}).")
         if self.role not in ("input", "hidden", "output"):
             raise ValueError(f"Expected 'role' of neuron group {self.name!r} to be input, hidden or output (got {self.role!r}).")
         object.__setattr__(self, "operators", tuple(self.operators))
-        for operator in self.operators:
-            parse_operator(operator)
+        for text in self.operators:
+            parse_operator(text)
         object.__setattr__(self, "permutation", self.permutation or self.name)
         object.__setattr__(self, "scale", self.scale or self.permutation)
 
@@ -67,17 +72,16 @@ class NeuronGroup:
     def symmetry(self) -> Symmetry:
         """The symmetry that this group's own operators let through (the space intersects it over a class of groups)."""
         symmetry = Symmetry(True, True)
-        for operator in self.operators:
-            entry = OPERATORS[parse_operator(operator)[0]]
-            symmetry &= Symmetry(entry.positive, entry.sign)
+        for text in self.operators:
+            symmetry &= Symmetry(*operator_symmetry(text))
         return symmetry
 
     @cached_property
     def activation(self) -> str:
         """The nonlinear operator as written, ``"identity"`` when there is none."""
-        for operator in self.operators:
-            if OPERATORS[parse_operator(operator)[0]].nonlinear:
-                return operator
+        for text in self.operators:
+            if OPERATORS[parse_operator(text)[0]].nonlinear:
+                return text
         return "identity"
 
 
@@ -97,7 +101,8 @@ class Axis:
     """One logical axis of a parameter.
 
     An axis without ties is fixed (kernel positions, flattened positions). A weight's output axis is tied to its target group with
-    exponent 1, its input axis to its source groups with exponent -1; a depthwise kernel has both ties on one axis.
+    exponent 1, its input axis to its source groups with exponent -1. Ties of one axis share their permutation; ties of equal exponent (a
+    weight used by two layers) also share their scale.
     """
 
     size: int
@@ -172,5 +177,9 @@ class Layer:
         object.__setattr__(self, "sources", tuple(self.sources))
         if self.operator not in ("linear", "conv", "identity"):
             raise ValueError(f"Layer {self.name!r} has operator {self.operator!r}; expected linear, conv or identity.")
+        if self.stride < 1 or self.padding < 0:
+            raise ValueError(
+                f"Layer {self.name!r}: expected 'stride' of at least 1 and 'padding' of at least 0 (got {self.stride} and {self.padding})."
+            )
         if (self.weight is None) != (self.operator == "identity"):
             raise ValueError(f"Layer {self.name!r}: a {self.operator} layer needs {'no' if self.weight else 'a'} weight.")

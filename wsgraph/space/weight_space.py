@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wsgraph.space.operators import OPERATORS, parse_operator
 from wsgraph.space.parts import Axis, Layer, NeuronGroup, Parameter, Symmetry, Tie
 
 if TYPE_CHECKING:
@@ -110,16 +111,40 @@ class WeightSpace:
                         raise ValueError(
                             f"An axis of parameter {param.name!r} has {axis.size} entries but its groups {tie.groups} have {tied} neurons."
                         )
+                self._check_ties(param, axis)
         for layer in self.layers:
             if unknown := [name for name in (*layer.sources, layer.target) if name not in groups]:
                 raise ValueError(f"Layer {layer.name!r} names unknown neuron groups {unknown}.")
             for name in (layer.weight, layer.bias):
                 if name is not None and name not in params:
                     raise ValueError(f"Layer {layer.name!r} names an unknown parameter {name!r}.")
+            if layer.bias is not None and self.param(layer.bias).axes != (Axis(groups[layer.target].size, (Tie((layer.target,), 1),)),):
+                raise ValueError(
+                    f"Bias {layer.bias!r} of layer {layer.name!r} needs a single axis tied to {layer.target!r} with exponent 1 "
+                    f"(got {self.param(layer.bias).axes})."
+                )
             if layer.weight is not None:
                 self.weight_axes(layer)
-            elif sum(groups[name].size for name in layer.sources) != groups[layer.target].size:
-                raise ValueError(f"Identity layer {layer.name!r}: sources and target have different numbers of neurons.")
+                continue
+            target, sources = groups[layer.target], [groups[name] for name in layer.sources]
+            if len(sources) != 1 or (sources[0].permutation, sources[0].scale) != (target.permutation, target.scale):
+                raise ValueError(
+                    f"Identity layer {layer.name!r} passes neurons on as they are, so its one source and its target must have the same "
+                    f"'permutation' and 'scale' labels (got source {layer.sources}, target {layer.target!r})."
+                )
+
+        used = {name for layer in self.layers for name in (layer.weight, layer.bias)}
+        if unused := [param.name for param in self.params if param.name not in used]:
+            raise ValueError(f"No layer uses the parameter {unused[0]!r}.")
+
+    def _check_ties(self, param: Parameter, axis: Axis) -> None:
+        def labels(tie: Tie, kind: str) -> tuple[str, ...]:
+            return tuple(getattr(self._groups_by_name[name], kind) for name in tie.groups)
+
+        if len({labels(tie, "permutation") for tie in axis.ties}) > 1:
+            raise ValueError(f"The ties of an axis of parameter {param.name!r} must share their permutation (got {axis.ties}).")
+        if len({(labels(tie, "scale"), tie.exponent) for tie in axis.ties}) > len({tie.exponent for tie in axis.ties}):
+            raise ValueError(f"Ties of equal exponent on an axis of parameter {param.name!r} must share their scale (got {axis.ties}).")
 
     def weight_axes(self, layer: Layer) -> tuple[int, int, tuple[int, ...]]:
         """Positions of the target axis, the source axis and the kernel axes among a layer's weight axes."""
@@ -331,6 +356,16 @@ class WeightSpace:
             raise ValueError("Give 'positions', the number of spatial positions per channel, with readout='flatten' and only then.")
         kernels = _per_layer("kernel_size", [kernel_size] if isinstance(kernel_size, tuple) else kernel_size, count)
         strides, paddings = _per_layer("stride", stride, count), _per_layer("padding", padding, count)
+        for name, values in (
+            ("kernel_size", [side for k in kernels for side in (k if isinstance(k, tuple) else (k,))]),
+            ("stride", strides),
+        ):
+            if any(value < 1 for value in values):
+                raise ValueError(f"Expected '{name}' to be positive (got {values}).")
+        if positions is not None and positions < 1:
+            raise ValueError(f"Expected 'positions' to be positive (got {positions}).")
+        if len({len(k) if isinstance(k, tuple) else 2 for k in kernels}) > 1:
+            raise ValueError(f"Expected kernels of one number of dimensions in 'kernel_size' (got {kernels}).")
         links = [
             _Link(
                 kernel if isinstance(kernel, tuple) else (kernel, kernel),
@@ -402,7 +437,8 @@ class WeightSpace:
                 raise SpaceMismatchError(
                     f"Expected {param.name!r} of shape {[*batch, *param.shape]} in the state dict (got {list(tensor.shape)})."
                 )
-            parts.append(tensor.reshape(*batch, param.size))
+            # PyTorch neither promotes 8-bit floats nor computes with them.
+            parts.append((tensor.float() if tensor.dtype.itemsize == 1 else tensor).reshape(*batch, param.size))
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
@@ -684,7 +720,12 @@ def chain_space(links: Sequence[_Link], inputs: int, activation: str | Sequence[
     if not links:
         raise ValueError("Expected a network with at least one layer, that is at least two sizes.")
     hidden = len(links) - 1
+    if not isinstance(activation, (str, Sequence)) or not all(isinstance(name, str) for name in activation):
+        raise ValueError(f"Expected 'activation' to be the name of an activation, or one per hidden group (got {activation!r}).")
     activations = [activation] * hidden if isinstance(activation, str) else list(activation)
+    for name in {activation} if isinstance(activation, str) else activations:
+        if not OPERATORS[parse_operator(name)[0]].nonlinear:
+            raise ValueError(f"Expected 'activation' to be an activation, not pooling or reshaping (got {name!r}).")
     if len(activations) != hidden:
         raise ValueError(f"Expected 'activation' to be one name or one per hidden group, {hidden} (got {len(activations)}).")
     names = ["input", *(f"hidden.{i}" for i in range(1, hidden + 1)), "output"]

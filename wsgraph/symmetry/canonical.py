@@ -26,7 +26,8 @@ def canonicalize(space: WeightSpace, thetas: Tensor) -> Tensor:
        the sorted magnitudes of their outgoing weights.
 
     Classes of several groups (residual sums) are fixed by the first of them. The result is idempotent and, up to rounding, the same for
-    every point of an orbit; networks with two neurons that agree in all of the above to about ten digits may differ by a swap of them.
+    every point of an orbit; networks with two neurons that agree in all of the above to about ten digits
+    (four in float32) may differ by a swap of them.
 
     Args:
         space: The weight space.

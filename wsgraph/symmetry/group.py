@@ -16,7 +16,7 @@ __all__ = ["SYMMETRIES", "GroupElement", "act", "flatten_logical", "logical_tens
 SYMMETRIES = ("permutation", "scale", "sign")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupElement:
     r"""A batch of elements :math:`g = (g_c)` of the monomial group, :math:`g_c = D_c P_c` for every movable class of neuron groups.
 
@@ -61,10 +61,17 @@ class GroupElement:
             return NotImplemented
         if other.space != self.space:
             raise SpaceMismatchError(f"Cannot compose elements of the groups of {self.space!r} and {other.space!r}.")
+        if 1 not in (self.batch, other.batch) and self.batch != other.batch:
+            raise SpaceMismatchError(f"Cannot compose batches of {self.batch} and {other.batch} group elements.")
+        self, other = (element._expand(max(self.batch, other.batch)) for element in (self, other))
         permutations = {label: other.permutations[label].gather(1, permutation) for label, permutation in self.permutations.items()}
         before = {label: other.scales[label].gather(1, self.permutations[self._permutation_of(label)]) for label in self.scales}
         scales = {label: scale * before[label] for label, scale in self.scales.items()}
         return GroupElement(self.space, permutations, scales)
+
+    def _expand(self, batch: int) -> GroupElement:
+        permutations = {label: tensor.expand(batch, -1) for label, tensor in self.permutations.items()}
+        return replace(self, permutations=permutations, scales={label: tensor.expand(batch, -1) for label, tensor in self.scales.items()})
 
     def _permutation_of(self, scale_label: str) -> str:
         return self.space.scale_classes[scale_label][0].permutation
@@ -121,6 +128,8 @@ def sample_symmetry(
         >>> g.scales["hidden.1"].abs().unique()
         tensor([1.], dtype=torch.float64)
     """
+    if batch < 1:
+        raise ValueError(f"Expected 'batch' to be at least 1 (got {batch}).")
     low, high = scale
     if not (0 < low <= high < math.inf):
         raise ValueError(f"Expected 'scale' to be (low, high) with 0 < low <= high (got {tuple(scale)}).")
@@ -174,6 +183,7 @@ def _along_axis(space: WeightSpace, axis: Axis, values: Mapping[str, Tensor], ki
         return some.new_ones(some.shape[0], size) if value is None else value
 
     result: Tensor | None = None
+    exponents: set[int] = set()
     for tie in axis.ties:
         parts, offset = [], 0
         for name in tie.groups:
@@ -182,6 +192,9 @@ def _along_axis(space: WeightSpace, axis: Axis, values: Mapping[str, Tensor], ki
         laid = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         if kind == "permutation":
             return laid  # all ties of an axis share their permutation
+        if tie.exponent in exponents:
+            continue  # ties of equal exponent share their scale
+        exponents.add(tie.exponent)
         factor = laid if tie.exponent == 1 else laid**tie.exponent
         result = factor if result is None else result * factor
     return result
@@ -231,7 +244,7 @@ def act(space: WeightSpace, g: GroupElement, thetas: Tensor) -> Tensor:
     Raises:
         SpaceMismatchError: If ``g`` belongs to another space, or batch sizes differ.
     """
-    space.check_thetas(thetas if thetas.ndim < 3 else thetas[..., 0])
+    space.check_thetas(thetas[..., 0] if isinstance(thetas, Tensor) and thetas.ndim > 2 else thetas)
     if g.space != space:
         raise SpaceMismatchError(f"The group element belongs to {g.space!r}, not to {space!r}.")
     if g.permutations and g.batch not in (1, thetas.shape[0]):

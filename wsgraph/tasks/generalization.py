@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,13 @@ from wsgraph.space import WeightSpace
 from wsgraph.symmetry import sample_symmetry
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
-from wsgraph.tasks.training import Objective, fit, prepare_folder
+from wsgraph.tasks.training import Objective, fit, load_best, prepare_folder, start_run
 
 __all__ = ["kendall_tau", "predict", "run_generalization"]
+
+
+def _float32(thetas: Tensor) -> Tensor:
+    return thetas.float()  # models train in single precision, whatever the zoo stores
 
 
 def _accuracy(outputs: Tensor) -> Tensor:
@@ -29,7 +34,7 @@ def _accuracy(outputs: Tensor) -> Tensor:
 
 
 def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return nn.functional.mse_loss(_accuracy(outputs), targets)
+    return nn.functional.mse_loss(_accuracy(outputs), targets.to(outputs.dtype))
 
 
 def kendall_tau(predictions: Tensor, targets: Tensor) -> float:
@@ -52,7 +57,7 @@ def _score(outputs: Tensor, targets: Tensor) -> float:
 def _outputs(model: nn.Module, space: WeightSpace, thetas: Tensor, batch_size: int = 256) -> Tensor:
     device = next(model.parameters()).device
     model.eval()
-    return torch.cat([model(space.batch(part.to(device))).cpu() for part in thetas.split(batch_size)])
+    return torch.cat([model(space.batch(_float32(part.to(device)))).cpu() for part in thetas.split(batch_size)])
 
 
 def predict(model: nn.Module, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:
@@ -121,35 +126,60 @@ def run_generalization(
         moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step) and ``best_epoch``.
 
     Raises:
-        ValueError: If the model is unknown, an option is out of range, or the zoo lacks a split or the target.
+        ValueError: If the model is unknown, an option is out of range, the zoo lacks a split or the target, the target leaves [0, 1],
+            training diverges, or ``resume`` meets a run of another configuration.
         OSError: If the output folder cannot be written.
     """
     store = zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
     model_entry(model)
-    if epochs < 1:
-        raise ValueError(f"Expected 'epochs' to be at least 1 (got {epochs}).")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"Expected 'epochs' to be an integer of at least 1 (got {epochs!r}).")
+    scales = [float(scale) for scale in (scales if isinstance(scales, Sequence) else [scales])]
     if bad := [scale for scale in scales if not 0 < scale < float("inf")]:
-        raise ValueError(f"Expected 'scales' to be positive and finite (got {bad[0]!r}).")
+        raise ValueError(f"Expected 'scales' to be positive and finite (got {bad[0]:g}).")
     splits = {name: store.dataset(name, target=target) for name in ("train", "val", "test")}
-    if empty := [name for name, split in splits.items() if len(split) == 0]:
-        raise ValueError(f"The zoo {store!r} has no networks in the split {empty[0]!r}.")
+    for name, split in splits.items():
+        if len(split) < 2:
+            raise ValueError(f"Expected at least 2 networks in the split {name!r} of {store!r} (got {len(split)}).")
+        if not ((split.y >= 0) & (split.y <= 1)).all():
+            raise ValueError(f"Expected the column {target!r} to hold values between 0 and 1, without NaN, in the split {name!r}.")
     folder = prepare_folder(output or Path("runs", "generalization", f"{Path(store.path).name}-{model}-seed{seed}"))
+
+    config = {
+        "model": model,
+        "zoo": str(store.path),
+        "epochs": epochs,
+        "seed": seed,
+        "scales": scales,
+        "target": target,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "model_options": model_options or {},
+        "networks": {name: len(split) for name, split in splits.items()},
+    }
+    start_run(folder, config, resume=resume)
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = build_model(model, store.space, 1, **(model_options or {}))
-        train = DataLoader(splits["train"], batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
-        objective = Objective(module, _loss, _score, "tau", learning_rate, weight_decay)
+        objective = Objective(module, _loss, _score, "tau", learning_rate=learning_rate, weight_decay=weight_decay, seed=seed)
+        if resume and (folder / "result.json").exists():
+            load_best(objective, folder)
+            stored = json.loads((folder / "result.json").read_text())
+            metrics = {name: float("nan") if value is None else value for name, value in stored["metrics"].items()}
+            return Result("generalization", metrics, module.eval(), config, folder, stored["machine"])
+        train = DataLoader(splits["train"], batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed), transform=_float32)
         device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
         module.to(device)
-        first = splits["train"].batch(list(range(min(batch_size, len(splits["train"]))))).to(device)
+        first = splits["train"].batch(list(range(min(batch_size, len(splits["train"])))), _float32).to(device)
         bytes_used = peak_memory(lambda: _loss(module(first), first.y).backward())
         module.zero_grad(set_to_none=True)
         torch.manual_seed(seed)
         costs = fit(
             objective,
             train,
-            DataLoader(splits["val"], 4 * batch_size),
+            DataLoader(splits["val"], 4 * batch_size, transform=_float32),
             folder,
             epochs=epochs,
             title=model,
@@ -159,7 +189,7 @@ def run_generalization(
         )
     module.to(device).eval()
     test = splits["test"]
-    metrics: dict[str, float] = {}
+    metrics = {}
     for suffix, thetas in [("", test.thetas), *((f"_scale_{scale:g}", _moved(store.space, test.thetas, scale, seed)) for scale in scales)]:
         outputs = _outputs(module, store.space, thetas)
         # Ranks are those of the predicted accuracies, taken before the sigmoid, which rounds far outputs to ties.
@@ -167,19 +197,6 @@ def run_generalization(
         metrics[f"r2{suffix}"] = float(r2_score(test.y.numpy(), _accuracy(outputs).numpy()))
     metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
     metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}
-    config = {
-        "model": model,
-        "zoo": str(store.path),
-        "epochs": epochs,
-        "seed": seed,
-        "scales": [float(scale) for scale in scales],
-        "target": target,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "model_options": model_options or {},
-        "networks": {name: len(split) for name, split in splits.items()},
-    }
     result = Result("generalization", metrics, module, config, folder)
     result.save(folder / "result.json")
     return result

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import logging
 import os
 import statistics
@@ -21,8 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from wsgraph.space import ParameterGraph
+from wsgraph.tasks.result import write_json
 
-__all__ = ["Objective", "fit", "prepare_folder"]
+__all__ = ["Objective", "fit", "load_best", "prepare_folder", "start_run"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], float]
@@ -38,17 +41,29 @@ class Objective(L.LightningModule):
         score_name: Name of the score.
         learning_rate: Largest learning rate of the cycle.
         weight_decay: Decoupled weight decay.
+        seed: Seed of the order of networks, dropout and noise.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, score: Score, score_name: str, learning_rate: float, weight_decay: float) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, score: Score, score_name: str, *, learning_rate: float, weight_decay: float, seed: int
+    ) -> None:
         super().__init__()
         self.model, self.loss, self.score, self.score_name = model, loss, score, score_name
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.seed, self.order = seed, torch.Generator()
         self.outputs: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_epoch_start(self) -> None:
+        """Order, dropout and noise depend on seed and epoch alone, so that a resumed run repeats what was interrupted."""
+        seed = self.seed * 1_000_003 + self.current_epoch
+        torch.manual_seed(seed)
+        self.order.manual_seed(seed)
 
     def training_step(self, batch: ParameterGraph, _: int) -> Tensor:
         """Loss of one batch."""
         loss = self.loss(self.model(batch), batch.y)
+        if not torch.isfinite(loss):
+            raise ValueError(f"Training diverged in epoch {self.current_epoch + 1}: the loss is not finite. Lower 'learning_rate'.")
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=batch.num_networks)
         return loss
 
@@ -153,6 +168,44 @@ def prepare_folder(folder: str | os.PathLike[str], name: str = "output") -> Path
     return path
 
 
+def _keep_log(folder: Path) -> None:
+    """Rename the log of an earlier attempt, which the logger would delete, to ``metrics.1.csv``, ``metrics.2.csv``, ..."""
+    log = folder / "metrics.csv"
+    if log.exists():
+        log.rename(next(path for i in itertools.count(1) if not (path := folder / f"metrics.{i}.csv").exists()))
+
+
+def load_best(objective: Objective, folder: Path) -> float:
+    """Load the weights with the lowest validation loss and return their epoch."""
+    checkpoint = torch.load(folder / "best.ckpt", weights_only=True, map_location="cpu")
+    objective.load_state_dict(checkpoint["state_dict"])
+    return float(checkpoint["epoch"])
+
+
+def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
+    """Record what a run is, and refuse to continue another one.
+
+    Args:
+        folder: Folder of the run.
+        config: Everything that the run depends on.
+        resume: Whether to continue; otherwise what an earlier run left is removed.
+
+    Raises:
+        ValueError: If the folder holds a run of another configuration and ``resume`` is set.
+    """
+    record = folder / "config.json"
+    if resume and record.exists():
+        recorded = json.loads(record.read_text())
+        wanted = json.loads(json.dumps(config))
+        if different := [key for key in {**recorded, **wanted} if recorded.get(key) != wanted.get(key)]:
+            listed = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in different)
+            raise ValueError(f"Cannot resume the run in {str(folder)!r}, which differs ({listed}). Leave out 'resume' to start over.")
+        return
+    for name in ("last.ckpt", "best.ckpt", "result.json", *(path.name for path in folder.glob("metrics*.csv"))):
+        (folder / name).unlink(missing_ok=True)
+    write_json(record, config)
+
+
 def fit(
     objective: Objective,
     train: Any,
@@ -170,7 +223,7 @@ def fit(
 
     Args:
         objective: What to train.
-        train: Loader of training batches.
+        train: Loader of training batches, with the generator of their order.
         validation: Loader of validation batches.
         folder: Where checkpoints and ``metrics.csv`` go.
         epochs: Number of passes over the training split.
@@ -184,7 +237,14 @@ def fit(
         ``seconds_per_epoch`` (median over epochs, training steps only) and ``best_epoch``.
     """
     shown = _EpochProgress(title, objective.score_name, progress)
-    best = ModelCheckpoint(folder, filename="best", monitor="val_loss", save_last=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder, filename="best", monitor="val_loss", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    # The loader also draws a seed for workers whenever it is iterated, which must not shift the order of networks.
+    objective.order, train.generator = train.generator, torch.Generator()
+    last = folder / "last.ckpt"
+    if resume and last.exists():
+        _keep_log(folder)
     with _quiet_lightning():
         trainer = L.Trainer(
             accelerator=accelerator,
@@ -197,15 +257,11 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        last = folder / "last.ckpt"
         try:
             trainer.fit(objective, train, validation, ckpt_path=last if resume and last.exists() else None, weights_only=True)
         finally:
             shown.stop()
-    if not trainer.interrupted and best.best_model_path:
-        checkpoint = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
-        objective.load_state_dict(checkpoint["state_dict"])
-        best_epoch = float(checkpoint["epoch"])
-    else:
+    if trainer.interrupted:
         raise KeyboardInterrupt(f"Training was interrupted; continue with resume=True from {folder}.")
+    best_epoch = load_best(objective, folder)
     return {"seconds_per_epoch": statistics.median(shown.seconds) if shown.seconds else float("nan"), "best_epoch": best_epoch}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
+from wsgraph.nn.normalize import unit_vectors
 from wsgraph.nn.registry import register_model
 from wsgraph.space import Blocks, Layer, NeuronGroup, ParameterGraph, Symmetry, WeightSpace
 
@@ -29,7 +30,8 @@ def symlog(x: Tensor) -> Tensor:
 def canonical_features(x: Tensor, symmetry: Symmetry) -> Tensor:
     """Features of neurons with the factors that their group allows taken out.
 
-    Positive scales: the vector divided by its norm (zero stays zero). Signs: magnitudes. Neither: all of it, compressed.
+    Positive scales: the vector divided by the root mean square of its entries (zero stays zero). Signs: magnitudes. Neither: all of it,
+    compressed.
 
     Args:
         x: Tensor ``[..., channels]`` that transforms with the neuron's factor.
@@ -42,11 +44,7 @@ def canonical_features(x: Tensor, symmetry: Symmetry) -> Tensor:
         x = x.abs()
     if not symmetry.positive:
         return symlog(x)
-    # Dividing by a detached maximum changes neither value nor gradient of a function that ignores the scale, but keeps squares in range.
-    largest = x.detach().abs().amax(-1, keepdim=True)
-    x = x / torch.where(largest > 0, largest, 1)
-    squares = x.square().mean(-1, keepdim=True)
-    return x * torch.where(squares > 0, squares, 1).rsqrt()
+    return unit_vectors(x) * x.shape[-1] ** 0.5
 
 
 class _Gate(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
+from wsgraph.nn.normalize import unit_vectors
 from wsgraph.nn.registry import register_model
 from wsgraph.space import ParameterGraph, Symmetry, WeightSpace
 
@@ -207,19 +208,10 @@ class MonomialPool(nn.Module):
                 vectors = entries.unflatten(-1, (-1, kernel * self.channels))
                 if layout.symmetry.sign:
                     vectors = vectors.abs()
-                vectors = _unit(vectors) if layout.symmetry != (False, False) else vectors
+                vectors = unit_vectors(vectors) if layout.symmetry != (False, False) else vectors
                 entries = (vectors * weight + bias).flatten(-2).flatten(1, len(layout.movable)).mean(1)
             pooled.append(entries)
         return torch.cat(pooled, dim=1)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """Vectors of length one (zero stays zero), safe for entries and gradients of any magnitude."""
-    # Dividing by a detached maximum changes neither value nor gradient of a function that ignores the scale.
-    largest = vectors.detach().abs().amax(-1, keepdim=True)
-    vectors = vectors / torch.where(largest > 0, largest, 1)
-    squares = vectors.square().sum(-1, keepdim=True)
-    return vectors * torch.where(squares > 0, squares, 1).rsqrt()
 
 
 @register_model("monomial", family="parameter sharing")
