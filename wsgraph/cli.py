@@ -181,7 +181,7 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -
 @app.command()
 def quickstart(
     output: Annotated[Path, typer.Option(help="Folder for the zoo, logs and results.")] = Path("wsgraph-quickstart"),
-    networks: Annotated[int, typer.Option(min=50, help="Number of CNNs in the zoo.")] = 600,
+    networks: Annotated[int, typer.Option(min=50, help="Number of CNNs in the zoo.")] = 800,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs per model.")] = 25,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
