@@ -1,8 +1,11 @@
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
+from torch import nn
 
 from wsgraph.nn import registry
 
@@ -32,6 +35,19 @@ def test_train_on_a_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     run("train_on_a_zoo.py", str(tmp_path), "60", monkeypatch=monkeypatch)
     assert (tmp_path / "robustness.pdf").read_bytes().startswith(b"%PDF")
     assert "monomial_gnn" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_readme_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    save_file(module.state_dict(), "model.safetensors")
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    # The same code on less data: only the size of the zoo and the length of training change.
+    code = "\n".join(blocks).replace("networks=1000", "networks=20").replace("epochs=30", "epochs=1")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "permutation x scale" in capsys.readouterr().out
 
 
 def test_every_example_is_run_here() -> None:

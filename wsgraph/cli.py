@@ -216,11 +216,12 @@ def quickstart(
 def _print_results(results: list[Result], title: str) -> None:
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     scales = results[0].config["scales"]
     # Narrow enough for a terminal of 80 columns, where a table that wraps cannot be read.
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("model", no_wrap=True)
     for head in ("params", "s/epoch", "peak MB", "tau", "R2", *(f"s={scale:g}" for scale in scales)):
         table.add_column(head, justify="right", no_wrap=True)
@@ -235,5 +236,6 @@ def _print_results(results: list[Result], title: str) -> None:
         ]
         table.add_row(str(result.config["model"]), *row, *(f"{m[f'tau_scale_{scale:g}']:.3f}" for scale in scales))
     console = Console()
-    console.print(table, width=max(console.width, console.measure(table).maximum))
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)
     typer.echo("tau: Kendall's tau on test networks as they are; s=S: after neurons were permuted and scaled by U[1, S] or sign-flipped.")

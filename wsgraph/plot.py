@@ -108,8 +108,9 @@ def robustness_curve(
     axes.xaxis.set_major_locator(FixedLocator(scales))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
-    axes.set_xlabel(r"upper bound $s$ of the neuron scales $U[1, s]$ applied to test networks")
-    axes.set_ylabel(r"Kendall's $\tau$ (predicted vs. true accuracy)")
+    axes.set_xlabel(r"upper bound $s$ of the neuron scales $U[1, s]$ applied to test networks", fontsize=9)
+    axes.set_ylabel(r"Kendall's $\tau$ (predicted vs. true accuracy)", fontsize=9)
+    axes.tick_params(labelsize=9)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     for side in ("top", "right"):
