@@ -19,8 +19,8 @@ from rich.table import Table
 from torch_geometric.data import Batch
 
 from wsgraph import WeightSpace
+from wsgraph.files import write_json
 from wsgraph.measure import machine
-from wsgraph.tasks.result import write_json
 
 
 def median_milliseconds(work: Callable[[], object], repetitions: int) -> float:

@@ -191,9 +191,9 @@ def quickstart(
     well each ranks unseen networks, as they are and after their neurons were rescaled, which changes no network's function.
     """
     from wsgraph.data import make_cnn_zoo
+    from wsgraph.files import write_json
     from wsgraph.plot import robustness_curve, robustness_data
     from wsgraph.tasks import run
-    from wsgraph.tasks.result import write_json
     from wsgraph.tasks.training import prepare_folder
 
     try:

@@ -17,6 +17,7 @@ from torch_geometric.loader import DataLoader as PyGDataLoader
 from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.data import store as store_module
+from wsgraph.files import flush
 from wsgraph.space import SpaceMismatchError
 
 SPACE = WeightSpace.cnn([1, 4, 3], [2], "tanh", padding=1)
@@ -305,7 +306,7 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path: Path, monkeypatch: pytest
 
 def test_files_are_flushed_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
-    original = store_module.flush
+    original = flush
 
     def record(path: Path) -> None:
         assert (tmp_path / "zoo").exists() == (path == tmp_path)

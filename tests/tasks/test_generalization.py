@@ -222,7 +222,7 @@ def test_zoo_without_a_split(tmp_path: Path) -> None:
 
 def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"Cannot write to the folder .* choose another with 'output'"):
+    with pytest.raises(OSError, match=r"Cannot write to .*run.*Choose a path in a folder that you may write to"):
         prepare_folder(tmp_path / "file" / "run")
 
 

@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -24,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wsgraph.data.random import CounterRandom
-from wsgraph.data.store import PathLike, ZooStore, explained_errors, flush
+from wsgraph.data.store import PathLike, ZooStore
+from wsgraph.files import explained_errors, write_atomically, write_json
 from wsgraph.space import NeuronGroup, WeightSpace
 from wsgraph.space.evaluate import run_network
 
@@ -176,8 +176,7 @@ def initial_thetas(space: WeightSpace, random: CounterRandom, networks: Tensor, 
     """
     thetas = random.normal(networks, "initial_weights", (space.num_params,))
     for param in space.params:
-        fan_in = math.prod(axis.size for axis in param.axes if not any(tie.exponent > 0 for tie in axis.ties))
-        thetas[:, space.slices[param.name]] *= math.sqrt(2 / fan_in) if param.role == "weight" else 0
+        thetas[:, space.slices[param.name]] *= math.sqrt(2 / param.fan_in) if param.role == "weight" else 0
     return thetas * scale[:, None]
 
 
@@ -354,26 +353,13 @@ def _differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {recorded.get(name)} there, {wanted.get(name)} now" for name in names)
 
 
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with explained_errors(path):
-        try:
-            write(temporary)
-            flush(temporary)
-            os.replace(temporary, path)
-            flush(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
 def _open_working_folder(folder: Path, configuration: Mapping[str, Any]) -> None:
     """Begin or continue an unfinished zoo."""
     with explained_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     file = folder / "configuration.json"
     if not file.exists():
-        _write_atomically(file, lambda temporary: temporary.write_text(json.dumps(configuration, indent=2), encoding="utf-8"))
+        write_json(file, configuration)
         return
     try:
         recorded = json.loads(file.read_text(encoding="utf-8"))
@@ -543,7 +529,7 @@ def make_zoo(
         thetas = train_population(space, data, members[file], chosen, seed=seed, batch_size=batch_size, advance=advance)
         metrics = evaluate_population(space, data, thetas, members[file], chosen["training_fraction"], seed=seed)
         tensors = {"thetas": thetas.cpu(), **{name: metrics[name].cpu() for name in _METRICS}}
-        _write_atomically(file, lambda temporary: save_file(tensors, temporary))
+        write_atomically(file, lambda temporary: save_file(tensors, temporary))
 
     with _progress(progress, networks, int(hyperparameters["steps"].sum())) as advance:
         finished = [file for file in members if file.exists()]

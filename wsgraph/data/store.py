@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from wsgraph.files import explained_errors, flush
 from wsgraph.space import ParameterGraph, WeightSpace
 
 __all__ = ["ZooDataset", "ZooStore"]
@@ -34,28 +35,6 @@ PathLike = str | os.PathLike[str]
 
 
 # == Writing ==
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def explained_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write into a message that says what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        kind = type(error) if isinstance(error, OSError) else OSError
-        reason = getattr(error, "strerror", None) or str(error)
-        raise kind(
-            f"Cannot write to {str(path)!r} ({reason}). Choose a path in a folder that you may write to, on a disk with space."
-        ) from error
 
 
 @contextmanager

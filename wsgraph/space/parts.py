@@ -144,6 +144,11 @@ class Parameter:
         return math.prod(self.shape)
 
     @property
+    def fan_in(self) -> int:
+        """Number of entries that reach one target neuron."""
+        return math.prod(axis.size for axis in self.axes if not any(tie.exponent > 0 for tie in axis.ties))
+
+    @property
     def logical_shape(self) -> tuple[int, ...]:
         """Sizes of the logical axes."""
         return tuple(axis.size for axis in self.axes)

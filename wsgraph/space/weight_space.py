@@ -482,8 +482,7 @@ class WeightSpace:
         """
         thetas = torch.randn(batch, self.num_params, generator=generator, dtype=torch.float64)
         for param in self.params:
-            fan_in = math.prod(axis.size for axis in param.axes if not any(tie.exponent > 0 for tie in axis.ties))
-            thetas[:, self.slices[param.name]] *= math.sqrt(2 / fan_in) if param.role == "weight" else 0.3
+            thetas[:, self.slices[param.name]] *= math.sqrt(2 / param.fan_in) if param.role == "weight" else 0.3
         return thetas.to(dtype)
 
     # == Views ==

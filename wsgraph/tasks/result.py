@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from wsgraph.files import write_json
 from wsgraph.measure import machine
 
-__all__ = ["Result", "write_json"]
+__all__ = ["Result"]
 
 
 @dataclass
@@ -51,11 +52,3 @@ class Result:
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
         return f"Result({self.task}, {self.config.get('model')}, {metrics})"
-
-
-def write_json(path: str | os.PathLike[str], document: Any) -> None:
-    """Write a JSON file under a temporary name and rename it, so that no reader ever sees half of it."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(temporary, target)

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from wsgraph.files import explained_errors, write_json
 from wsgraph.space import ParameterGraph
-from wsgraph.tasks.result import write_json
 
 __all__ = ["Objective", "fit", "load_best", "prepare_folder", "start_run"]
 
@@ -151,20 +151,18 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def prepare_folder(folder: str | os.PathLike[str], name: str = "output") -> Path:
+def prepare_folder(folder: str | os.PathLike[str]) -> Path:
     """Create a folder for results, or say clearly why it cannot be written.
 
     Raises:
         OSError: If the folder cannot be created or written.
     """
     path = Path(folder)
-    try:
+    with explained_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise OSError(f"Cannot write to the folder {str(path)!r} ({error.strerror}); choose another with '{name}'.") from error
     return path
 
 

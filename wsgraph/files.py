@@ -1,0 +1,61 @@
+"""Writing files so that nothing is ever half there, and saying clearly why one cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+__all__ = ["explained_errors", "flush", "write_atomically", "write_json"]
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained_errors(path: Path) -> Iterator[None]:
+    """Turn a failure to write into a message that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        kind = type(error) if isinstance(error, OSError) else OSError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise kind(
+            f"Cannot write to {str(path)!r} ({reason}). Choose a path in a folder that you may write to, on a disk with space."
+        ) from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, wait until it is on disk, and rename it; on failure nothing is left.
+
+    Raises:
+        OSError: If the file cannot be written, with what to do.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with explained_errors(path):
+        try:
+            write(temporary)
+            flush(temporary)
+            os.replace(temporary, path)
+            flush(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: str | os.PathLike[str], document: Any) -> None:
+    """Write a JSON file atomically."""
+    text = json.dumps(document, indent=2) + "\n"
+    write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
