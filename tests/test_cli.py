@@ -42,6 +42,25 @@ def test_info_reads_a_checkpoint(tmp_path: Path) -> None:
     assert "permutation x sign" in text
 
 
+def test_info_says_what_it_assumes(tmp_path: Path) -> None:
+    save_file(torch.nn.Linear(2, 3).state_dict(), tmp_path / "model.safetensors")
+    assert "relu is assumed" in call("info", str(tmp_path / "model.safetensors"))
+    assert "assumed" not in call("info", str(tmp_path / "model.safetensors"), "--activation", "tanh")
+
+
+def test_interrupts_say_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wsgraph.data.make_mlp_zoo", interrupted)
+    assert "Interrupted. Zoos and finished epochs are kept" in call("zoo", "make-mlp", str(tmp_path / "zoo"), code=130)
+
+
+def test_unfinished_zoos_are_named(tmp_path: Path) -> None:
+    (tmp_path / "zoo.partial").mkdir()
+    assert "is not finished. Repeat the command" in call("zoo", "info", str(tmp_path / "zoo"), code=1)
+
+
 def test_info_explains_what_it_cannot_read(tmp_path: Path) -> None:
     assert "Error:" in call("info", str(tmp_path / "missing.pt"), code=1)
     save_file({"bn.weight": torch.ones(3)}, tmp_path / "norm.safetensors")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,9 +28,17 @@ app.add_typer(zoo_app, name="zoo")
 _QUICKSTART_MODELS = ("statnn", "neural_graph", "monomial", "monomial_gnn")
 
 
-def _fail(error: Exception) -> typer.Exit:
-    typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
-    return typer.Exit(1)
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn errors that a user can mend into one line, and an interrupt into what was kept."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.secho("Interrupted. Zoos and finished epochs are kept: repeat the command to continue (train: with --resume).", err=True)
+        raise typer.Exit(130) from None
 
 
 def _version(show: bool) -> None:
@@ -55,13 +66,17 @@ def models() -> None:
         entry = model_entry(name)
         mixed = ", mixed batches" if entry.mixed else ""
         console.print(f"[bold]{name}[/bold]  ({entry.family}; {', '.join(entry.tasks)} tasks; {' x '.join(entry.symmetries)}{mixed})")
-        console.print(f"  {entry.description}", highlight=False)
+        console.print(textwrap.fill(entry.description, console.width - 1, initial_indent="  ", subsequent_indent="  "), highlight=False)
 
 
 @app.command()
 def info(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors, .pt, .pth or .npz file with the weights of an MLP or CNN chain.")],
-    activation: Annotated[str, typer.Option(help="Activation of the hidden neurons, such as relu, tanh or 'sin(30)'.")] = "relu",
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .safetensors, .pt, .pth, .ckpt or .npz file with the weights of an MLP or CNN chain.")
+    ],
+    activation: Annotated[
+        str | None, typer.Option(help="Activation of the hidden neurons, such as relu, tanh or 'sin(30)'; relu if not given.")
+    ] = None,
 ) -> None:
     """Print the neuron groups, layers, symmetries and parameters of a checkpoint.
 
@@ -69,10 +84,12 @@ def info(
     """
     from wsgraph import from_state_dict, load_checkpoint
 
-    try:
-        space, _ = from_state_dict(load_checkpoint(checkpoint), activation=activation)
-    except (ValueError, TypeError, OSError) as error:
-        raise _fail(error) from None
+    with _explained():
+        space, _ = from_state_dict(load_checkpoint(checkpoint), activation=activation or "relu")
+    if activation is None:
+        typer.echo(
+            "A checkpoint does not name its activation: relu is assumed, which decides the symmetries. Say otherwise with --activation."
+        )
     typer.echo(space.summary())
 
 
@@ -83,10 +100,12 @@ def train(
     model: Annotated[str, typer.Option(help="Model to train; `wsgraph models` lists them.")] = "monomial_gnn",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training networks.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    scale: Annotated[list[float] | None, typer.Option(help="Upper bound of the scales of moved test networks; repeat it.")] = None,
+    scale: Annotated[
+        list[float] | None, typer.Option(help="Upper bound of the scales of moved test networks; repeat it [default: 1 10 100 10000].")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="Largest learning rate of the one-cycle schedule.")] = 3e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Networks per step.")] = 64,
-    output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and logs.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and logs [default: runs/TASK/ZOO-MODEL-seedSEED].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint.")] = False,
 ) -> None:
     """Train a model on a task and print its scores.
@@ -95,7 +114,7 @@ def train(
     """
     from wsgraph.tasks import run
 
-    try:
+    with _explained():
         result = run(
             task,
             zoo=zoo,
@@ -108,8 +127,6 @@ def train(
             output=output,
             resume=resume,
         )
-    except (ValueError, TypeError, OSError) as error:
-        raise _fail(error) from None
     _print_results([result], f"{task} on {zoo}")
     typer.echo(f"Checkpoints, logs and result.json: {result.folder}")
 
@@ -144,10 +161,8 @@ def make_mlp(
 
 
 def _make_zoo(make: Any, path: Path, networks: int, activation: str, seed: int) -> None:
-    try:
+    with _explained():
         store = make(path, networks, activation, seed=seed)
-    except (ValueError, TypeError, OSError) as error:
-        raise _fail(error) from None
     typer.echo(repr(store))
 
 
@@ -160,10 +175,8 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -
 
     from wsgraph.data import ZooStore
 
-    try:
+    with _explained():
         store = ZooStore(path)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
     typer.echo(repr(store))
     typer.echo(store.space.summary())
     table = Table("column", "values")
@@ -196,9 +209,12 @@ def quickstart(
     from wsgraph.tasks import run
     from wsgraph.tasks.training import prepare_folder
 
-    try:
+    with _explained():
         prepare_folder(output)
-        typer.secho(f"1/3  A zoo of {networks} ReLU CNNs trained on digits ({output / 'zoo-relu'})", bold=True, err=True)
+        for name in ("quickstart.json", "robustness.png"):  # results of an earlier run must not pass for those of an interrupted one
+            (output / name).unlink(missing_ok=True)
+        known = ": found, used again" if (output / "zoo-relu").exists() else ""
+        typer.secho(f"1/3  A zoo of {networks} ReLU CNNs trained on digits ({output / 'zoo-relu'}){known}", bold=True, err=True)
         store = make_cnn_zoo(output / "zoo-relu", networks, "relu", seed=seed)
         typer.secho(f"2/3  Four models learn to predict their test accuracy, {epochs} epochs each", bold=True, err=True)
         results = [
@@ -208,8 +224,6 @@ def quickstart(
         _print_results(results, f"Kendall's tau on {int(results[0].config['networks']['test'])} test networks, clean and moved by U[1, s]")
         write_json(output / "quickstart.json", {"zoo": store.info, "results": [result.document() for result in results]})
         robustness_curve(robustness_data(results), output / "robustness.png")
-    except (ValueError, TypeError, OSError) as error:
-        raise _fail(error) from None
     typer.echo(f"Results: {output / 'quickstart.json'}\nFigure:  {output / 'robustness.png'}")
 
 
@@ -238,4 +252,4 @@ def _print_results(results: list[Result], title: str) -> None:
     console = Console()
     console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
     console.print(table)
-    typer.echo("tau: Kendall's tau on test networks as they are; s=S: after neurons were permuted and scaled by U[1, S] or sign-flipped.")
+    typer.echo("tau: Kendall's tau on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped.")

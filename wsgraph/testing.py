@@ -70,6 +70,7 @@ def _error(fn: Function, space: WeightSpace, thetas: Tensor, g: GroupElement, ou
 
 def _claimed(fn: Any, symmetries: Collection[str] | None) -> tuple[str, ...]:
     claimed = getattr(fn, "symmetries", SYMMETRIES) if symmetries is None else symmetries
+    claimed = [claimed] if isinstance(claimed, str) else claimed
     if unknown := sorted(set(claimed) - set(SYMMETRIES)):
         raise ValueError(f"Unknown symmetries {unknown}; expected some of {SYMMETRIES}.")
     return tuple(kind for kind in SYMMETRIES if kind in claimed)
@@ -191,6 +192,11 @@ def _assert_reacts(fn: Function, space: WeightSpace, thetas: Tensor, control: st
         what = "uncoupled permutations of its inputs" if control == "uncoupled" else "noise on its inputs"
         raise AssertionError(
             f"{_name(fn)} does not react to {what} (relative change {error:.1e}), so passing the invariance test would mean nothing."
+            + (
+                " A function of whole tensors, which axes permuted on their own do not change, takes control='noise'."
+                if control == "uncoupled"
+                else ""
+            )
         )
 
 
@@ -260,7 +266,8 @@ def assert_invariant(
     Args:
         fn: Model, layer or function of a batch, returning ``[B, ...]``; see :func:`equivariance_error`.
         space: The weight space of the networks.
-        symmetries: Kinds to test (default: the function's own ``symmetries`` attribute, else all).
+        symmetries: Kinds to test (default: those that the function claims in its own ``symmetries`` attribute, else all; a model that
+            claims permutations alone is tested for permutations alone).
         thetas: Networks ``[B, P]`` to use (default: random ones).
         networks: Number of networks drawn when ``thetas`` is not given.
         scale: Range of the positive factors.

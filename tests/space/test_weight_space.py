@@ -271,7 +271,7 @@ def test_sample() -> None:
         (
             torch.ones(3),
             SpaceMismatchError,
-            r"Expected 'thetas' of shape \[B, 3\] for WeightSpace\(2-1, .*\(got \[3\]\). Flatten state dicts",
+            r"Expected 'thetas' of shape \[B, 3\] for WeightSpace\(2-1, .*\(got \[3\]\). Of a single network pass theta",
         ),
         (torch.ones(4, 2), SpaceMismatchError, r"Expected 'thetas' of shape \[B, 3\] .*\(got \[4, 2\]\)"),
     ],

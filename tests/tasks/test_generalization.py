@@ -203,7 +203,7 @@ def test_errors(store: ZooStore, tmp_path: Path) -> None:
         train(store, tmp_path / "run", "transformer")
     with pytest.raises(ValueError, match="Expected 'epochs' to be an integer of at least 1 \\(got 0\\)"):
         train(store, tmp_path / "run", epochs=0)
-    with pytest.raises(ValueError, match="Expected 'scales' to be positive and finite \\(got -1\\)"):
+    with pytest.raises(ValueError, match="Expected 'scales', upper bounds of U\\[1, s\\], to be finite and at least 1 \\(got -1\\)"):
         train(store, tmp_path / "run", scales=[1, -1])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train(tmp_path / "nowhere", tmp_path / "run")

@@ -139,7 +139,11 @@ class ZooStore:
         if missing := [name for name in _FILES if not (self.path / name).is_file()]:
             if len(missing) == len(_FILES):
                 what = "is not a folder" if not self.path.is_dir() else "is not a zoo: it has no zoo.json"
-                raise FileNotFoundError(f"{str(path)!r} {what}. Make a zoo there with wsgraph.data.make_cnn_zoo or ZooStore.create.")
+                if self.path.with_name(f"{self.path.name}.partial").is_dir():
+                    raise FileNotFoundError(f"{str(path)!r} is not finished. Repeat the command or call that makes it: it will continue.")
+                raise FileNotFoundError(
+                    f"{str(path)!r} {what}. Make a zoo there with `wsgraph zoo make-cnn`, wsgraph.data.make_cnn_zoo or ZooStore.create."
+                )
             raise FileNotFoundError(f"The zoo {str(path)!r} lacks {', '.join(missing)}. Make the zoo again or restore the file.")
         document = _read_document(self.path / "zoo.json")
         self.info: dict[str, Any] = document["info"]

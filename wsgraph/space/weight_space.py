@@ -385,13 +385,16 @@ class WeightSpace:
         """Raise a clear error unless ``thetas`` is a floating tensor ``[B, P]`` (``[P]`` when not batched) of this space."""
         if not isinstance(thetas, Tensor) or not thetas.is_floating_point():
             received = f"dtype {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
-            raise TypeError(f"Expected '{name}' to be a floating point tensor (got {received}).")
+            raise TypeError(
+                f"Expected '{name}' to be a floating point tensor (got {received}). "
+                "Stack state dicts with torch.stack([space.flatten(state_dict) for state_dict in ...])."
+            )
         if thetas.ndim != 1 + batched or thetas.shape[-1] != self.num_params:
             expected = f"[B, {self.num_params}]" if batched else f"[{self.num_params}]"
-            raise SpaceMismatchError(
-                f"Expected '{name}' of shape {expected} for {self!r} (got {list(thetas.shape)}). "
-                "Flatten state dicts with space.flatten, or read the space off them with wsgraph.from_state_dict."
-            )
+            hint = "Flatten state dicts with space.flatten, or read the space off them with wsgraph.from_state_dict."
+            if thetas.shape[-1:] == (self.num_params,) and thetas.ndim < 3:
+                hint = "Of a single network pass theta[None]." if batched else "Of several networks make a batch with space.batch."
+            raise SpaceMismatchError(f"Expected '{name}' of shape {expected} for {self!r} (got {list(thetas.shape)}). {hint}")
         if finite and not torch.isfinite(thetas).all():
             where = torch.nonzero(~torch.isfinite(thetas))[0].tolist()
             param = next(key for key, part in self.slices.items() if part.start <= where[-1] < part.stop)
@@ -583,7 +586,7 @@ class WeightSpace:
 
     # == Symmetry ==
 
-    def sample_symmetry(self, batch: int, scale: tuple[float, float] = (0.1, 10.0), **options: Any) -> GroupElement:
+    def sample_symmetry(self, batch: int = 1, scale: tuple[float, float] = (0.1, 10.0), **options: Any) -> GroupElement:
         """Random elements of the monomial group; see :func:`wsgraph.symmetry.sample_symmetry`."""
         from wsgraph.symmetry import sample_symmetry
 

@@ -88,7 +88,7 @@ class GroupElement:
 
 def sample_symmetry(
     space: WeightSpace,
-    batch: int,
+    batch: int = 1,
     scale: tuple[float, float] = (0.1, 10.0),
     *,
     distribution: str = "log_uniform",

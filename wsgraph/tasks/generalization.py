@@ -77,7 +77,7 @@ def predict(model: nn.Module, space: WeightSpace, thetas: Tensor, *, batch_size:
 
 def _moved(space: WeightSpace, thetas: Tensor, scale: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    g = sample_symmetry(space, thetas.shape[0], (min(1.0, scale), max(1.0, scale)), distribution="uniform", generator=generator)
+    g = sample_symmetry(space, thetas.shape[0], (1.0, scale), distribution="uniform", generator=generator)
     return space.act(g, thetas)
 
 
@@ -135,8 +135,8 @@ def run_generalization(
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"Expected 'epochs' to be an integer of at least 1 (got {epochs!r}).")
     scales = [float(scale) for scale in (scales if isinstance(scales, Sequence) else [scales])]
-    if bad := [scale for scale in scales if not 0 < scale < float("inf")]:
-        raise ValueError(f"Expected 'scales' to be positive and finite (got {bad[0]:g}).")
+    if bad := [scale for scale in scales if not 1 <= scale < float("inf")]:
+        raise ValueError(f"Expected 'scales', upper bounds of U[1, s], to be finite and at least 1 (got {bad[0]:g}).")
     splits = {name: store.dataset(name, target=target) for name in ("train", "val", "test")}
     for name, split in splits.items():
         if len(split) < 2:

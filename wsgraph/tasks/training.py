@@ -197,7 +197,10 @@ def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         wanted = json.loads(json.dumps(config))
         if different := [key for key in {**recorded, **wanted} if recorded.get(key) != wanted.get(key)]:
             listed = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in different)
-            raise ValueError(f"Cannot resume the run in {str(folder)!r}, which differs ({listed}). Leave out 'resume' to start over.")
+            raise ValueError(
+                f"Cannot resume the run in {str(folder)!r}, which differs ({listed}). "
+                "Give the same options again, or leave out 'resume' to start over, which removes what is there."
+            )
         return
     for name in ("last.ckpt", "best.ckpt", "result.json", *(path.name for path in folder.glob("metrics*.csv"))):
         (folder / name).unlink(missing_ok=True)
