@@ -147,7 +147,7 @@ def run_generalization(
 
     config = {
         "model": model,
-        "zoo": str(store.path),
+        "zoo": Path(store.path).name,
         "epochs": epochs,
         "seed": seed,
         "scales": scales,
