@@ -140,6 +140,24 @@ def test_every_space_of_the_suite_keeps_its_functions(name: str) -> None:
     assert_equivariant(lambda batch: batch.thetas(), SPACES[name])
 
 
+def test_functions_may_say_that_they_ignore_uncoupled_permutations() -> None:
+    def weights(batch: ParameterGraph) -> Tensor:
+        return batch.thetas().sort(1).values
+
+    space = WeightSpace.mlp([2, 6, 1], "gelu")
+    with pytest.raises(AssertionError, match=r"does not react to uncoupled permutations(?s:.*)takes control='noise'"):
+        assert_invariant(lambda batch: bias(batch).sum(1), space)
+    weights.ignores_uncoupled_permutations = True  # type: ignore[attr-defined]
+    assert_invariant(weights, space)
+
+    def constant(batch: ParameterGraph) -> Tensor:
+        return torch.ones(batch.num_networks, 1)
+
+    constant.ignores_uncoupled_permutations = True  # type: ignore[attr-defined]
+    with pytest.raises(AssertionError, match="does not react to noise"):
+        assert_invariant(constant, space)
+
+
 def test_nothing_to_test_is_no_pass() -> None:
     gelu = WeightSpace.mlp([2, 3, 1], "gelu")
     for space, symmetries in ((gelu, ["scale"]), (gelu, []), (WeightSpace.mlp([2, 1]), None)):

@@ -221,6 +221,8 @@ def _assert(
     __tracebackhide__ = True
     if control not in ("uncoupled", "noise", None):
         raise ValueError(f"Expected 'control' to be 'uncoupled', 'noise' or None (got {control!r}).")
+    if control == "uncoupled" and getattr(fn, "ignores_uncoupled_permutations", False):
+        control = "noise"
     if tolerance is None:
         if dtype not in TOLERANCES:
             raise ValueError(f"Expected 'dtype' to be one of {list(TOLERANCES)} (got {dtype}), or give a 'tolerance'.")
@@ -274,7 +276,8 @@ def assert_invariant(
         dtype: Dtype in which the function runs.
         tolerance: Largest relative error allowed (default: :data:`TOLERANCES` of the dtype).
         control: Negative control: ``"uncoupled"`` permutes the axes of every parameter independently, ``"noise"`` perturbs the weights (for
-            functions that are invariant under uncoupled permutations too), ``None`` leaves it out.
+            functions that are invariant under uncoupled permutations too, and say so by an attribute ``ignores_uncoupled_permutations``),
+            ``None`` leaves it out.
         inputs: Network inputs ``[M, n_0, ...]`` for the function check (default: random ones of the smallest size that fits).
         seed: Seed of networks, group elements and controls.
 

@@ -38,7 +38,7 @@ def from_state_dict(
 
     The network is a chain: convolutions (1, 2 or 3 dimensions), then global pooling or flattening, then linear layers; or linear layers
     alone. Weights are stored as PyTorch does, ``[out, in, *kernel]``. What shapes do not tell (activations, strides) is given by the
-    arguments.
+    arguments. Skip connections have no weights and cannot be seen: do not read residual networks this way.
 
     Layers whose keys differ in a number are ordered by that number (``layers.2`` before ``layers.10``), other layers by their place in the
     dict. Where that order does not chain, or the dict is sorted alphabetically and its order therefore says nothing, the order is

@@ -26,6 +26,7 @@ class StatFeaturizer(nn.Module):
     """
 
     symmetries = ("permutation",)
+    ignores_uncoupled_permutations = True  # statistics of whole tensors
 
     def __init__(self, space: WeightSpace) -> None:
         super().__init__()
@@ -67,6 +68,7 @@ class STATNN(nn.Module):
     """
 
     symmetries = ("permutation",)
+    ignores_uncoupled_permutations = True
 
     def __init__(self, space: WeightSpace, out_channels: int, *, hidden: int = 256, dropout: float = 0.0) -> None:
         super().__init__()
