@@ -10,7 +10,6 @@ core; a single worker is measured too, which compares the trainers core by core.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from wsgraph import WeightSpace
 from wsgraph.data import ClassificationData, CounterRandom, HyperparameterRanges, digits
 from wsgraph.data.populations import train_population
+from wsgraph.files import write_json
 from wsgraph.measure import machine
 
 BATCH_SIZE = 16
@@ -127,7 +127,7 @@ def main() -> None:
         table.add_row(name, f"{row['networks_per_second']:.1f}", f"{row['times_slower']:.1f}")
     Console().print(table)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.output, result)
 
 
 if __name__ == "__main__":

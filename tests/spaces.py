@@ -1,7 +1,8 @@
 """Weight spaces that many tests share, chains and general networks, one per symmetry kind."""
 
+from tests.space.handmade import linear, space_of
 from wsgraph import WeightSpace
-from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
+from wsgraph.space import Layer, NeuronGroup
 
 CHAINS = {
     "cnn_relu": WeightSpace.cnn([1, 6, 5], [4], "relu", kernel_size=[3, 2]),
@@ -17,45 +18,23 @@ CHAINS = {
 }
 
 
-def _weight(name: str, target: NeuronGroup, *sources: NeuronGroup) -> Parameter:
-    axes = (
-        Axis(target.size, (Tie((target.name,), 1),)),
-        Axis(sum(g.size for g in sources), (Tie(tuple(g.name for g in sources), -1),)),
-    )
-    return Parameter(name, (axes[0].size, axes[1].size), "weight", axes)
-
-
-def _bias(name: str, target: NeuronGroup) -> Parameter:
-    return Parameter(name, (target.size,), "bias", (Axis(target.size, (Tie((target.name,), 1),)),))
-
-
 def residual_space(activation: str = "relu") -> WeightSpace:
     """x -> a = f(W1 x + b1); c = f(W2 a + b2); r = a + W3 c (tied to a); y = W4 [r, c]: a skip, two consumers, a concatenation."""
-    x = NeuronGroup("x", 3, role="input")
-    a = NeuronGroup("a", 6, operators=(activation,), permutation="stream")
-    c = NeuronGroup("c", 4, operators=(activation,))
-    r = NeuronGroup("r", 6, operators=(), permutation="stream")
-    y = NeuronGroup("y", 2, role="output")
-    return WeightSpace(
-        groups=(x, a, c, r, y),
-        layers=(
-            Layer("1", "linear", ("x",), "a", "w1", "b1"),
-            Layer("2", "linear", ("a",), "c", "w2", "b2"),
-            Layer("skip", "identity", ("a",), "r"),
-            Layer("3", "linear", ("c",), "r", "w3", "b3"),
-            Layer("4", "linear", ("r", "c"), "y", "w4", "b4"),
-        ),
-        params=(
-            _weight("w1", a, x),
-            _bias("b1", a),
-            _weight("w2", c, a),
-            _bias("b2", c),
-            _weight("w3", r, c),
-            _bias("b3", r),
-            _weight("w4", y, r, c),
-            _bias("b4", y),
-        ),
-    )
+    groups = [
+        NeuronGroup("x", 3, role="input"),
+        NeuronGroup("a", 6, operators=(activation,), permutation="stream"),
+        NeuronGroup("c", 4, operators=(activation,)),
+        NeuronGroup("r", 6, operators=(), permutation="stream"),
+        NeuronGroup("y", 2, role="output"),
+    ]
+    parts = [
+        linear("1", {"x": 3}, "a", 6),
+        linear("2", {"a": 6}, "c", 4),
+        (Layer("skip", "identity", ("a",), "r"), []),
+        linear("3", {"c": 4}, "r", 6),
+        linear("4", {"r": 6, "c": 4}, "y", 2),
+    ]
+    return space_of(groups, parts)
 
 
 GENERAL = {f"residual_{activation}": residual_space(activation) for activation in ("relu", "tanh", "gelu", "identity")}

@@ -25,6 +25,11 @@ app = typer.Typer(
 zoo_app = typer.Typer(help="Make and inspect zoos of trained networks.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 
+_Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+_NewFolder = Annotated[Path, typer.Argument(help="Folder to create.")]
+_Networks = Annotated[int, typer.Option(min=1, help="Number of networks to train.")]
+_Activation = Annotated[str, typer.Option(help="Activation of all networks.")]
+
 _QUICKSTART_MODELS = ("statnn", "neural_graph", "monomial", "monomial_gnn")
 
 
@@ -99,7 +104,7 @@ def train(
     zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
     model: Annotated[str, typer.Option(help="Model to train; `wsgraph models` lists them.")] = "monomial_gnn",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training networks.")] = 30,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: _Seed = 0,
     scale: Annotated[
         list[float] | None, typer.Option(help="Upper bound of the scales of moved test networks; repeat it [default: 1 10 100 10000].")
     ] = None,
@@ -133,10 +138,10 @@ def train(
 
 @zoo_app.command("make-cnn")
 def make_cnn(
-    path: Annotated[Path, typer.Argument(help="Folder to create.")],
-    networks: Annotated[int, typer.Option(min=1, help="Number of networks to train.")] = 1000,
-    activation: Annotated[str, typer.Option(help="Activation of all networks.")] = "relu",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    path: _NewFolder,
+    networks: _Networks = 1000,
+    activation: _Activation = "relu",
+    seed: _Seed = 0,
 ) -> None:
     """Train small CNNs on scikit-learn's digits with varied hyperparameters; an interrupted run resumes.
 
@@ -149,10 +154,10 @@ def make_cnn(
 
 @zoo_app.command("make-mlp")
 def make_mlp(
-    path: Annotated[Path, typer.Argument(help="Folder to create.")],
-    networks: Annotated[int, typer.Option(min=1, help="Number of networks to train.")] = 1000,
-    activation: Annotated[str, typer.Option(help="Activation of all networks.")] = "relu",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    path: _NewFolder,
+    networks: _Networks = 1000,
+    activation: _Activation = "relu",
+    seed: _Seed = 0,
 ) -> None:
     """Train small MLPs on scikit-learn's digits with varied hyperparameters; an interrupted run resumes."""
     from wsgraph.data import make_mlp_zoo
@@ -209,7 +214,7 @@ def quickstart(
     output: Annotated[Path, typer.Option(help="Folder for the zoo, logs and results.")] = Path("wsgraph-quickstart"),
     networks: Annotated[int, typer.Option(min=50, help="Number of CNNs in the zoo.")] = 800,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs per model.")] = 25,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: _Seed = 0,
 ) -> None:
     """Predict generalization from weights, end to end and offline, in under five minutes on two cores.
 

@@ -89,6 +89,15 @@ def test_blocks_refuse_reordered_edges() -> None:
         batch.thetas()
 
 
+def test_blocks_do_not_depend_on_how_the_index_lies_in_memory() -> None:
+    space = CHAINS["mlp_shallow"]
+    thetas = space.sample(2)
+    batch = space.batch(thetas)
+    assert batch.edge_index is not None
+    batch.edge_index = batch.edge_index.t().contiguous().t()
+    assert torch.equal(batch.thetas(), thetas)
+
+
 def test_no_network_is_no_batch() -> None:
     space = CHAINS["cnn_relu"]
     with pytest.raises(ValueError, match="at least one network"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wsgraph.space.weight_space import WeightSpace, _Link, _per_layer, chain_space
+from wsgraph.space.weight_space import WeightSpace, _Link, _per_layer, chain_space, computable
 
 __all__ = ["from_state_dict"]
 
@@ -153,17 +153,12 @@ def _check_values(state_dict: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"Expected all tensors on one device, {device}, but {key!r} is on {tensor.device}; move them with .to(device)."
             )
-        if not tensor.is_meta and not torch.isfinite(tensor.to(_computable(tensor.dtype))).all():
+        if not tensor.is_meta and not torch.isfinite(tensor.to(computable(tensor.dtype))).all():
             raise ValueError(f"{key!r} holds NaN or infinite weights; such a network has diverged and cannot be compared with others.")
 
 
 def _common_dtype(state_dict: Mapping[str, Tensor]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, (_computable(tensor.dtype) for tensor in state_dict.values()))
-
-
-def _computable(dtype: torch.dtype) -> torch.dtype:
-    """The dtype, or float32 in place of 8-bit floats, which PyTorch neither promotes nor computes with."""
-    return torch.float32 if dtype.itemsize == 1 else dtype
+    return functools.reduce(torch.promote_types, (computable(tensor.dtype) for tensor in state_dict.values()))
 
 
 # == The chain ==

@@ -96,7 +96,6 @@ class ParameterGraph(Data):
         self._check_layout(space)
         edges = edge_attr.view(batch, topology.num_edges, -1)
         nodes = x.view(batch, topology.num_nodes, -1)
-        node_range = dict(zip((group.name for group in space.groups), topology.nodes, strict=True))
         weights = tuple(
             edges[:, part.start : part.stop, : part.num_positions].unflatten(1, (part.num_targets, part.num_sources))
             if part.num_positions
@@ -104,7 +103,7 @@ class ParameterGraph(Data):
             for part in topology.edges
         )
         biases = tuple(
-            None if column is None else nodes[:, node_range[layer.target], column]
+            None if column is None else nodes[:, topology.nodes[layer.target], column]
             for layer, column in zip(space.layers, topology.bias_columns, strict=True)
         )
         return Blocks(space, weights, biases)
@@ -116,7 +115,7 @@ class ParameterGraph(Data):
         fits = cast(Tensor, self.x).shape[0] == batch * topology.num_nodes and edge_index.shape[1] == batch * topology.num_edges
         if fits and not edge_index.is_cuda:  # comparing there would stall the stream in every forward pass
             offsets = torch.arange(batch) * topology.num_nodes
-            fits = bool((edge_index.view(2, batch, -1) - offsets[:, None] == topology.edge_index[:, None]).all())
+            fits = bool((edge_index.reshape(2, batch, -1) - offsets[:, None] == topology.edge_index[:, None]).all())
         if not fits:
             raise SpaceMismatchError(
                 f"The edges or nodes of the batch are not those of {space!r} in their order: a transform added, removed or reordered some. "
@@ -214,7 +213,6 @@ def _features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
     x = thetas.new_zeros(batch, topology.num_nodes, topology.node_width)
     edge_attr = thetas.new_zeros(batch, topology.num_edges, topology.edge_width)
     blocks = space.blocks(thetas)
-    node_range = dict(zip((group.name for group in space.groups), topology.nodes, strict=True))
     for layer, part, column, weight, bias in zip(
         space.layers, topology.edges, topology.bias_columns, blocks.weights, blocks.biases, strict=True
     ):
@@ -223,7 +221,7 @@ def _features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
         else:
             edge_attr[:, part.start : part.stop, : part.num_positions] = weight.flatten(1, 2)
         if bias is not None:
-            x[:, node_range[layer.target], column] = bias
+            x[:, topology.nodes[layer.target], column] = bias
     return x.flatten(0, 1), edge_attr.flatten(0, 1)
 
 

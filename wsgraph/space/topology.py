@@ -42,7 +42,7 @@ class Topology:
         node_activation: ``[V]``, position of the group's activation in :data:`~wsgraph.space.OPERATORS`.
         node_position: ``[V]``, position of an input or output neuron in its group plus one, 0 for hidden neurons, which have no order.
         edges: One :class:`EdgeRange` per layer.
-        nodes: Slice of the nodes of every group.
+        nodes: Slice of the nodes of every group, by its name.
         bias_columns: Column of ``x`` that holds each layer's bias (``None`` without one).
         node_width: Number of columns of ``x``.
         edge_width: Number of columns of ``edge_attr``, the largest number of kernel positions.
@@ -55,7 +55,7 @@ class Topology:
     node_activation: Tensor
     node_position: Tensor
     edges: tuple[EdgeRange, ...]
-    nodes: tuple[slice, ...]
+    nodes: dict[str, slice]
     bias_columns: tuple[int | None, ...]
     node_width: int
     edge_width: int
@@ -75,8 +75,7 @@ def build_topology(space: WeightSpace) -> Topology:
     """Lay out the nodes group by group and the edges layer by layer, then target neuron, then source neuron."""
     sizes = torch.tensor([group.size for group in space.groups])
     stops = sizes.cumsum(0).tolist()
-    nodes = tuple(slice(stop - group.size, stop) for stop, group in zip(stops, space.groups, strict=True))
-    node_range = {group.name: part for group, part in zip(space.groups, nodes, strict=True)}
+    nodes = {group.name: slice(stop - group.size, stop) for stop, group in zip(stops, space.groups, strict=True)}
     node_group = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
     def per_group(values: list[int]) -> Tensor:
@@ -88,8 +87,8 @@ def build_topology(space: WeightSpace) -> Topology:
     start = 0
     used: dict[str, int] = {}
     for layer in space.layers:
-        source = torch.cat([torch.arange(node_range[name].start, node_range[name].stop) for name in layer.sources])
-        target = torch.arange(node_range[layer.target].start, node_range[layer.target].stop)
+        source = torch.cat([torch.arange(nodes[name].start, nodes[name].stop) for name in layer.sources])
+        target = torch.arange(nodes[layer.target].start, nodes[layer.target].stop)
         if layer.weight is None:
             edge_parts.append(torch.stack([source, target]))
             positions = 0

@@ -124,7 +124,7 @@ class WeightSpace:
                     f"(got {self.param(layer.bias).axes})."
                 )
             if layer.weight is not None:
-                self.weight_axes(layer)
+                self._find_axes(layer)
                 continue
             target, sources = groups[layer.target], [groups[name] for name in layer.sources]
             if len(sources) != 1 or (sources[0].permutation, sources[0].scale) != (target.permutation, target.scale):
@@ -148,6 +148,13 @@ class WeightSpace:
 
     def weight_axes(self, layer: Layer) -> tuple[int, int, tuple[int, ...]]:
         """Positions of the target axis, the source axis and the kernel axes among a layer's weight axes."""
+        return self._weight_axes[layer.name]
+
+    @cached_property
+    def _weight_axes(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+        return {layer.name: self._find_axes(layer) for layer in self.layers if layer.weight is not None}
+
+    def _find_axes(self, layer: Layer) -> tuple[int, int, tuple[int, ...]]:
         assert layer.weight is not None
         param = self._params_by_name[layer.weight]
         target = [i for i, axis in enumerate(param.axes) if Tie((layer.target,), 1) in axis.ties]
@@ -440,8 +447,7 @@ class WeightSpace:
                 raise SpaceMismatchError(
                     f"Expected {param.name!r} of shape {[*batch, *param.shape]} in the state dict (got {list(tensor.shape)})."
                 )
-            # PyTorch neither promotes 8-bit floats nor computes with them.
-            parts.append((tensor.float() if tensor.dtype.itemsize == 1 else tensor).reshape(*batch, param.size))
+            parts.append(tensor.to(computable(tensor.dtype)).reshape(*batch, param.size))
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
@@ -674,6 +680,11 @@ class WeightSpace:
             count = sum(param.size for param in params if param)
             layers.append([layer.name, self._describe(layer), "+".join(layer.sources), layer.target, *shapes, f"{count:,}"])
         return "\n".join([repr(self), *_table(groups), *_table(layers)])
+
+
+def computable(dtype: torch.dtype) -> torch.dtype:
+    """The dtype, or float32 in place of 8-bit floats, which PyTorch neither promotes nor computes with."""
+    return torch.float32 if dtype.itemsize == 1 else dtype
 
 
 def _axis(fields: dict[str, Any]) -> Axis:

@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,6 @@ def fit(
     progress: bool,
     resume: bool,
     accelerator: str,
-    callbacks: Sequence[Callback] = (),
 ) -> dict[str, float]:
     """Train, load the weights of the epoch with the lowest validation loss, and report the cost.
 
@@ -232,7 +231,6 @@ def fit(
         progress: Whether to show progress.
         resume: Continue from ``last.ckpt`` in the folder if there is one.
         accelerator: As in Lightning: ``"auto"``, ``"cpu"``, ``"gpu"``.
-        callbacks: Further Lightning callbacks.
 
     Returns:
         ``seconds_per_epoch`` (median over epochs, training steps only) and ``best_epoch``.
@@ -253,7 +251,7 @@ def fit(
             max_epochs=epochs,
             gradient_clip_val=10.0,
             logger=CSVLogger(folder, name=None, version=""),
-            callbacks=[shown, best, *callbacks],
+            callbacks=[shown, best],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
