@@ -8,16 +8,21 @@ from torch import Tensor
 __all__ = ["unit_vectors"]
 
 
-def unit_vectors(vectors: Tensor) -> Tensor:
-    r"""Vectors along the last axis divided by their Euclidean norm; zero stays zero, and all gradients are finite.
+def unit_vectors(vectors: Tensor, dim: int | tuple[int, ...] = -1, *, order: int = 2) -> Tensor:
+    r"""Vectors divided by their norm; zero stays zero, and all gradients are finite.
 
-    .. math:: x \mapsto x / \lVert x \rVert_2
+    .. math:: x \mapsto x / \lVert x \rVert
 
     Args:
-        vectors: Tensor ``[..., d]`` of any magnitude that the dtype can hold.
+        vectors: Tensor of any magnitude that the dtype can hold.
+        dim: Axis or axes along which a vector lies.
+        order: 2 for the Euclidean norm, 1 for the sum of magnitudes.
 
     Returns:
         Tensor of the same shape.
+
+    Raises:
+        ValueError: If the order is neither 1 nor 2.
 
     Example:
         >>> import torch
@@ -25,8 +30,13 @@ def unit_vectors(vectors: Tensor) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
+    if order not in (1, 2):
+        raise ValueError(f"Expected 'order' to be 1 or 2 (got {order!r}).")
     # Dividing by a detached maximum changes neither value nor gradient of a function that ignores the scale, but keeps squares in range.
-    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    largest = vectors.detach().abs().amax(dim, keepdim=True)
     vectors = vectors / torch.where(largest > 0, largest, 1)
-    squares = vectors.square().sum(-1, keepdim=True)
+    if order == 1:
+        total = vectors.abs().sum(dim, keepdim=True)
+        return vectors / torch.where(total > 0, total, 1)
+    squares = vectors.square().sum(dim, keepdim=True)
     return vectors * torch.where(squares > 0, squares, 1).rsqrt()

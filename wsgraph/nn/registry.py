@@ -22,7 +22,7 @@ class ModelEntry:
         build: ``build(space, out_channels, **options)``.
         tasks: ``"invariant"`` (one output row per network) and/or ``"equivariant"`` (weights out).
         symmetries: Symmetries that its output respects.
-        family: ``"parameter sharing"``, ``"message passing"`` or ``"statistics"``.
+        family: ``"parameter sharing"``, ``"message passing"``, ``"statistics"`` or ``"no sharing"``.
         mixed: Whether one batch may mix architectures.
         description: One line.
     """
@@ -50,8 +50,8 @@ def register_model(
 
     Args:
         name: Name in :func:`build_model`.
-        family: ``"parameter sharing"``, ``"message passing"`` or ``"statistics"``.
-        tasks: Tasks that it solves.
+        family: ``"parameter sharing"``, ``"message passing"``, ``"statistics"`` or ``"no sharing"``.
+        tasks: Tasks that it solves; a class that solves several takes the one to build for as ``task``.
         mixed: Whether one batch may mix architectures.
 
     Raises:
@@ -91,7 +91,8 @@ def build_model(name: str, space: WeightSpace, out_channels: int, task: str = "i
         **options: The model's own options, such as ``channels``.
 
     Returns:
-        A module called with a batch from :meth:`WeightSpace.batch`, returning ``[B, out_channels]``.
+        A module called with a batch from :meth:`WeightSpace.batch`, returning ``[B, out_channels]`` (invariant) or
+        ``[B, P, out_channels]`` (equivariant).
 
     Raises:
         ValueError: If the model or the task is unknown, or the model does not solve the task.
@@ -107,6 +108,8 @@ def build_model(name: str, space: WeightSpace, out_channels: int, task: str = "i
         raise ValueError(f"Expected 'task' to be 'invariant' or 'equivariant' (got {task!r}).")
     if task not in entry.tasks:
         raise ValueError(f"The model {name!r} does not solve {task} tasks; these do: {', '.join(list_models(task)) or 'none yet'}.")
+    if len(entry.tasks) > 1:
+        options["task"] = task
     return entry.build(space, out_channels, **options)
 
 
@@ -115,6 +118,6 @@ def list_models(task: str | None = None) -> list[str]:
 
     Example:
         >>> list_models()
-        ['monomial', 'monomial_gnn', 'neural_graph', 'statnn']
+        ['hnp', 'magep', 'mlp', 'monomial', 'monomial_gnn', 'neural_graph', 'np', 'statnn']
     """
     return sorted(name for name, entry in _MODELS.items() if task is None or task in entry.tasks)

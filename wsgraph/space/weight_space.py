@@ -298,6 +298,26 @@ class WeightSpace:
             ),
         )
 
+    def without_kernels(self) -> WeightSpace:
+        """The space of the same layers with one kernel position each: what is left when kernels are folded into features.
+
+        Example:
+            >>> WeightSpace.cnn([1, 16, 16], [10]).without_kernels()
+            WeightSpace(1-16-16-10, conv 1x1 | conv 1x1 | linear, relu, 474 parameters)
+        """
+        weights = {}
+        for layer in self.layers:
+            if layer.weight is not None:
+                target, source, kernel = self.weight_axes(layer)
+                param = self.param(layer.weight)
+                axes = tuple(Axis(1) if i in kernel else axis for i, axis in enumerate(param.axes))
+                neurons = [axis.size for i, axis in enumerate(axes) if i in (target, source)]
+                # A linear layer stores flattened positions in the dimension of their neurons; a convolution keeps its dimensions.
+                shape = neurons if layer.operator == "linear" else [axis.size for axis in axes]
+                weights[layer.weight] = dataclasses.replace(param, shape=tuple(shape), axes=axes)
+        layers = tuple(dataclasses.replace(layer, stride=1, padding=0) for layer in self.layers)
+        return WeightSpace(self.groups, layers, tuple(weights.get(param.name, param) for param in self.params))
+
     # == Spaces by hand ==
 
     @classmethod

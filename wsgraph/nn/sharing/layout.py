@@ -1,0 +1,199 @@
+"""Which axes of a parameter carry symmetry, and the view of it that parameter-sharing layers compute with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wsgraph.space import Axis, Blocks, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+
+__all__ = ["Entries", "Layout", "SharingModule", "autocast_together"]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """One parameter as parameter sharing sees it: its movable neuron axes stay axes, everything else is a feature of an entry.
+
+    Fixed neurons (inputs and outputs, where their order matters), kernel positions and channels are features, channels slowest. In memory,
+    features come last (``[B, n, features]``), unless two axes move (``[B, features, n_out, n_in]``): those hold nearly all the entries, and
+    broadcasts, means and products over neurons then run over contiguous rows.
+
+    Attributes:
+        name: Name of the parameter.
+        neurons: Neurons along the target axis and, for a weight, the source axis.
+        positions: Kernel positions.
+        movable: Which of these axes move.
+        labels: Permutation classes along every movable axis.
+        kind: Scale classes and powers of their factors along every movable axis: entries of one kind transform alike.
+        symmetry: Factors that an entry may be multiplied with.
+    """
+
+    name: str
+    neurons: tuple[int, ...]
+    positions: int
+    movable: tuple[int, ...]
+    labels: tuple[tuple[str, ...], ...]
+    kind: tuple[tuple[tuple[tuple[str, ...], int], ...], ...]
+    symmetry: Symmetry
+
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        return tuple(axis for axis in range(len(self.neurons)) if axis not in self.movable)
+
+    @property
+    def fixed_neurons(self) -> int:
+        """Number of fixed neurons, 1 if all move."""
+        return math.prod(self.neurons[axis] for axis in self.fixed)
+
+    @property
+    def features(self) -> int:
+        """Features of an entry per channel."""
+        return self.fixed_neurons * self.positions
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Neurons along the movable axes."""
+        return tuple(self.neurons[axis] for axis in self.movable)
+
+    def read(self, block: Tensor) -> Tensor:
+        """From a block ``[B, *neurons, positions, C]`` (a bias has no positions) to entries; a view where the memory allows."""
+        positions = [len(self.neurons) + 1] if len(self.neurons) == 2 else []
+        features = [block.ndim - 1, *(1 + axis for axis in self.fixed), *positions]
+        axes = [1 + axis for axis in self.movable]
+        if len(axes) == 2:
+            return block.permute(0, *features, *axes).flatten(1, len(features))
+        return block.permute(0, *axes, *features).flatten(1 + len(axes))
+
+    def write(self, entries: Tensor, channels: int) -> Tensor:
+        """The inverse of :meth:`read`, always a view."""
+        first = 1 if len(self.movable) == 2 else 1 + len(self.movable)
+        fixed = [self.neurons[axis] for axis in self.fixed]
+        positions = [self.positions] if len(self.neurons) == 2 else []
+        unfolded = entries.unflatten(first, (channels, *fixed, *positions))
+        where = {axis: first + 1 + i for i, axis in enumerate(self.fixed)}
+        start = 1 if len(self.movable) < 2 else first + 1 + len(fixed) + len(positions)
+        where |= {axis: start + i for i, axis in enumerate(self.movable)}
+        last = [first + 1 + len(fixed)] if positions else []
+        return unfolded.permute(0, *(where[axis] for axis in range(len(self.neurons))), *last, first)
+
+
+class Layout:
+    """The entries of all parameters of a space.
+
+    Args:
+        space: Weight space.
+        boundary: Whether input and output neurons also count as movable.
+        user: Who asks, named in errors.
+    """
+
+    def __init__(self, space: WeightSpace, *, boundary: bool = False, user: str = "A sharing layer") -> None:
+        self.space = space
+        self.entries: dict[str, Entries] = {}
+        self._where: dict[str, tuple[str, int]] = {}
+        for i, (layer, edges) in enumerate(zip(space.layers, space.topology.edges, strict=True)):
+            if layer.weight is not None and layer.weight not in self.entries:
+                target, source, _ = space.weight_axes(layer)
+                axes = space.param(layer.weight).axes
+                self._add(layer.weight, (axes[target], axes[source]), edges.num_positions, boundary, user)
+                self._where[layer.weight] = ("weights", i)
+            if layer.bias is not None and layer.bias not in self.entries:
+                self._add(layer.bias, space.param(layer.bias).axes, 1, boundary, user)
+                self._where[layer.bias] = ("biases", i)
+        self.entries = {param.name: self.entries[param.name] for param in space.params}
+
+    def _add(self, name: str, axes: Sequence[Axis], positions: int, boundary: bool, user: str) -> None:
+        space = self.space
+        movable, labels, kind = [], [], []
+        symmetry = Symmetry(False, False)
+        for i, axis in enumerate(axes):
+            groups = [space.group(group) for tie in axis.ties for group in tie.groups]
+            moves = [boundary or space.is_permutable(group.permutation) for group in groups]
+            if any(moves) and not all(moves):
+                raise ValueError(f"{user} cannot read parameter {name!r}: movable and fixed neurons lie along one of its axes.")
+            if not any(moves):
+                continue
+            movable.append(i)
+            labels.append(tuple(space.group(group).permutation for group in axis.ties[0].groups))
+            kind.append(tuple((tuple(space.group(group).scale for group in tie.groups), tie.exponent) for tie in axis.ties))
+            for group in groups:
+                allowed = space.class_symmetry(group.scale)
+                symmetry = Symmetry(symmetry.positive or allowed.positive, symmetry.sign or allowed.sign)
+        sizes = tuple(axis.size for axis in axes)
+        self.entries[name] = Entries(name, sizes, positions, tuple(movable), tuple(labels), tuple(kind), symmetry)
+
+    def read(self, blocks: Blocks) -> dict[str, Tensor]:
+        """Entries of every parameter, by name."""
+        entries = {}
+        for name, (kind, i) in self._where.items():
+            block = getattr(blocks, kind)[i]
+            if block is None:
+                raise ValueError(f"The blocks hold no tensor for the parameter {name!r}.")
+            entries[name] = self.entries[name].read(block)
+        return entries
+
+    def write(self, entries: dict[str, Tensor], channels: int) -> Blocks:
+        """Blocks from the entries of every parameter."""
+        tensors: dict[str | None, Tensor | None] = {None: None}
+        for name, values in entries.items():
+            tensors[name] = self.entries[name].write(values, channels)
+        layers = self.space.layers
+        return Blocks(self.space, tuple(tensors[layer.weight] for layer in layers), tuple(tensors[layer.bias] for layer in layers))
+
+
+class SharingModule(nn.Module):
+    """Base of layers that read dense blocks of one weight space.
+
+    Args:
+        space: Weight space of the networks.
+        in_channels: Channels per weight on the way in.
+    """
+
+    symmetries: tuple[str, ...] = ("permutation", "scale", "sign")
+
+    def __init__(self, space: WeightSpace, in_channels: int) -> None:
+        super().__init__()
+        self.space, self.in_channels = space, in_channels
+
+    def check(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
+        """The input as blocks with a channel axis, all of them views.
+
+        Args:
+            features: Blocks of this layer's weight space, a batch of networks, or flat features ``[B, P, C]``.
+
+        Raises:
+            SpaceMismatchError: If the input belongs to another weight space, or mixes several.
+            ValueError: If the number of channels differs.
+        """
+        name = type(self).__name__
+        if isinstance(features, ParameterGraph):
+            features.common_space(self.space, name)
+            features = features.blocks()
+        elif isinstance(features, Tensor):
+            if features.ndim != 3 or features.shape[1:] != (self.space.num_params, self.in_channels):
+                shape = f"[B, {self.space.num_params}, {self.in_channels}]"
+                raise ValueError(f"Expected 'features' of shape {shape} for {name} (got {list(features.shape)}).")
+            features = self.space.blocks(features)
+        if features.space is not self.space and features.space.architecture != self.space.architecture:
+            raise SpaceMismatchError(f"{name} was built for {self.space!r} but the blocks belong to {features.space!r}.")
+        features = features.with_channels()
+        channels = next(weight.shape[-1] for weight in features.weights if weight is not None)
+        if channels != self.in_channels:
+            raise ValueError(f"{name} was built for {self.in_channels} input channels but the blocks have {channels}.")
+        return features
+
+    def extra_repr(self) -> str:
+        out = f", out_channels={self.out_channels}" if hasattr(self, "out_channels") else ""
+        return f"{self.space!r}, in_channels={self.in_channels}{out}"
+
+
+def autocast_together(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Tensors in the dtype of autocast where it is on: functions with a backward pass of their own are not cast for."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)

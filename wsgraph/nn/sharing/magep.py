@@ -1,0 +1,489 @@
+"""Polynomial equivariant layers: products of weights along the network, evaluated with prefix and suffix products only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from wsgraph.nn.sharing.layout import SharingModule, autocast_together
+from wsgraph.space import Blocks, ParameterGraph, WeightSpace
+
+__all__ = ["MAGEPInvariant", "MAGEPLinear"]
+
+
+class _Chain(NamedTuple):
+    """Sizes of a chain of dense layers, 1-based as in the formulas: layer ``i`` maps ``n[i - 1]`` to ``n[i]`` neurons."""
+
+    n: tuple[int, ...]
+    has_bias: tuple[bool, ...]  # has_bias[0] is unused
+
+    @property
+    def depth(self) -> int:
+        return len(self.n) - 1
+
+
+def _chain(space: WeightSpace, user: str, reference: bool) -> _Chain:
+    if not space.is_chain or len(space.layers) < 2:
+        raise ValueError(f"{user} needs a chain of at least two layers, whose weights it multiplies along the network (got {space!r}).")
+    if any(edges.num_positions != 1 for edges in space.topology.edges):
+        raise ValueError(
+            f"{user} needs one kernel position per weight (got {space!r}). Fold the kernels first with "
+            f"MonomialLinear(space, channels, channels, out_space=space.without_kernels()) and build {user} for space.without_kernels()."
+        )
+    if reference and any(layer.bias is None for layer in space.layers):
+        raise ValueError(f"The published {user} needs a bias in every layer (got {space!r}).")
+    return _Chain(tuple(group.size for group in space.groups), (False, *(layer.bias is not None for layer in space.layers)))
+
+
+class _Matrices(NamedTuple):
+    """Weights ``[B, d, n_i, n_{i-1}]`` and biases ``[B, d, n_i]`` (None where absent) of every layer, 1-based."""
+
+    weights: tuple[Tensor | None, ...]
+    biases: tuple[Tensor | None, ...]
+
+    def weight(self, i: int) -> Tensor:
+        return cast(Tensor, self.weights[i])
+
+
+def _matrices(blocks: Blocks, user: str) -> _Matrices:
+    if any(weight is not None and weight.dtype == torch.float16 for weight in blocks.weights):
+        raise ValueError(f"{user} multiplies the weights of all layers, which overflows float16 beyond 65,504; use bfloat16 or float32.")
+    weights = [None if weight is None else weight.squeeze(3).permute(0, 3, 1, 2) for weight in blocks.weights]
+    biases = [None if bias is None else bias.transpose(1, 2) for bias in blocks.biases]
+    return _Matrices((None, *weights), (None, *biases))
+
+
+def _columns(values: Tensor) -> Tensor:
+    """``[B, d, n, c]`` to one vector of features per neuron, ``[B, n, d * c]``."""
+    return values.transpose(1, 2).flatten(2)
+
+
+def _extended(reached: Tensor, bias: Tensor | None, inputs: int, separate: bool) -> Tensor:
+    r"""What the next weight is applied to: :math:`[P_s \mid V_s + b^{(s)}]`, or the bias as a column of its own."""
+    if bias is None:
+        return reached
+    if separate or reached.shape[-1] == inputs:
+        return torch.cat([reached, bias.unsqueeze(-1)], dim=-1)
+    return torch.cat([reached[..., :-1], reached[..., -1:] + bias.unsqueeze(-1)], dim=-1)
+
+
+def _prefixes(chain: _Chain, matrices: _Matrices, separate: bool) -> list[Tensor]:
+    r"""Products :math:`T_s = [P_s \mid V_s]` for s = 1, ..., L: :math:`P_s = [W]^{(s, 0)}` and the bias terms :math:`[Wb]^{(s, t)}`, t < s.
+
+    ``V_s`` holds the sum of the bias terms, or one column for each if they are kept separate; none where no earlier layer has a bias.
+    """
+    reached = [matrices.weight(1)]
+    for s in range(2, chain.depth + 1):
+        reached.append(matrices.weight(s) @ _extended(reached[-1], matrices.biases[s - 1], chain.n[0], separate))
+    return reached
+
+
+def _suffixes(chain: _Chain, matrices: _Matrices, last: int) -> list[Tensor | None]:
+    r"""Products :math:`S_t = [W]^{(L, t)}` for t = L - 1 down to ``last``, at position t of the list."""
+    result: list[Tensor | None] = [None] * chain.depth
+    product = result[chain.depth - 1] = matrices.weight(chain.depth)
+    for t in range(chain.depth - 2, last - 1, -1):
+        product = result[t] = product @ matrices.weight(t + 1)
+    return result
+
+
+def _bias_products(matrices: _Matrices, suffixes: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """[Wb]^(L,s) = S_s b^(s), ``[B, d, n_L]``, for every hidden layer with a bias."""
+    pairs = ((s, suffixes[s], matrices.biases[s]) for s in range(1, len(suffixes)))
+    return {s: (suffix @ bias.unsqueeze(-1)).squeeze(-1) for s, suffix, bias in pairs if suffix is not None and bias is not None}
+
+
+class _Sweep(torch.autograd.Function):
+    r"""All prefix products :math:`T_2, \ldots, T_L`, all suffix products :math:`S_{L-2}, \ldots, S_1`, and the middle weights once more.
+
+    The gradient of a middle weight is that of its other uses plus outer products of thin factors from both sweeps. Passing the weights
+    through lets the latter be added in place to the former: one matrix per layer is filled in place of three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, chain: _Chain, separate: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        matrices = _Matrices((None, *tensors[: chain.depth]), (None, *tensors[chain.depth :]))
+        reached = _prefixes(chain, matrices, separate)[1:]
+        suffixes = cast(list[Tensor], _suffixes(chain, matrices, last=1)[1 : chain.depth - 1])
+        ctx.chain, ctx.separate = chain, separate
+        ctx.save_for_backward(*tensors, *reached, *suffixes)
+        ctx.set_materialize_grads(False)
+        middle = [matrices.weight(s).view_as(matrices.weight(s)) for s in range(2, chain.depth)]
+        return (*reached, *suffixes, *middle)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        chain, depth = ctx.chain, ctx.chain.depth
+        saved = ctx.saved_tensors
+        weights, biases = (None, *saved[:depth]), (None, *saved[depth : 2 * depth - 1])
+        reached = (None, weights[1], *saved[2 * depth - 1 : 3 * depth - 2])
+        suffixes = (None, *saved[3 * depth - 2 :], weights[depth])
+        grad_reached = [None, None, *gradients[: depth - 1]]
+        grad_suffixes = [None, *gradients[depth - 1 : 2 * depth - 3], None]
+        grad_weights = [None, None, *gradients[2 * depth - 3 :], None]
+        grad_biases: list[Tensor | None] = [None] * depth
+        left: list[list[Tensor]] = [[] for _ in range(depth + 1)]
+        right: list[list[Tensor]] = [[] for _ in range(depth + 1)]
+        for s in range(depth, 1, -1):
+            gradient = grad_reached[s]
+            if gradient is None:
+                continue
+            extended = _extended(reached[s - 1], biases[s - 1], chain.n[0], ctx.separate)
+            left[s].append(gradient)
+            right[s].append(extended.mT)
+            passed = weights[s].mT @ gradient
+            if biases[s - 1] is not None:
+                grad_biases[s - 1] = passed[..., -1]
+            passed = passed[..., : reached[s - 1].shape[-1]]
+            grad_reached[s - 1] = passed if grad_reached[s - 1] is None else grad_reached[s - 1] + passed
+        for t in range(1, depth - 1):
+            gradient = grad_suffixes[t]
+            if gradient is None:
+                continue
+            left[t + 1].append(suffixes[t + 1].mT)
+            right[t + 1].append(gradient)
+            passed = gradient @ weights[t + 1].mT
+            grad_suffixes[t + 1] = passed if grad_suffixes[t + 1] is None else grad_suffixes[t + 1] + passed
+        grad_weights[1], grad_weights[depth] = grad_reached[1], grad_suffixes[depth - 1]
+        for s in range(2, depth + 1):
+            if left[s]:
+                grad_weights[s] = _add_product(grad_weights[s], torch.cat(left[s], dim=-1), torch.cat(right[s], dim=-2))
+        return (None, None, *grad_weights[1:], *grad_biases[1:])
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """``total + left @ right``, in place unless gradients are taken of it: nothing else holds the gradient of a weight passed through."""
+    if total is None:
+        return left @ right
+    if torch.is_grad_enabled():
+        return total + left @ right
+    total = total.contiguous()
+    total.view(-1, *total.shape[2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
+    return total
+
+
+class _Forms(nn.Module):
+    r"""The matrices :math:`\Psi^{(s, t)}` and, as one more row, the vectors :math:`\psi^{(s, t)}` between the two ends of the network."""
+
+    def __init__(self, chain: _Chain, channels: int, pairs: Sequence[tuple[int, int]], *, redundant: bool, trainable: bool = True) -> None:
+        super().__init__()
+        inputs, outputs = chain.n[0], chain.n[-1]
+        self.redundant = redundant
+
+        def draw(rows: int, vector: bool = True) -> nn.Parameter:
+            std = torch.tensor([1 / (inputs * outputs)] * rows + [1 / outputs] * vector) / channels
+            return nn.Parameter(torch.randn(channels, len(std), outputs) * std[:, None], requires_grad=trainable)
+
+        self.forms = nn.ParameterDict({f"{s}_{t}": draw(inputs, chain.has_bias[s]) for s, t in pairs})
+        # On the diagonal only the vectors act: traces of [WW]^(s,0)(L,s) are linear in [W]^(L,0), which has coefficients of its own.
+        self.diagonal = nn.ParameterDict(
+            {str(s): draw(inputs * redundant) for s in range(1, chain.depth) if chain.has_bias[s] or redundant}
+        )
+
+    def forward(self, s: int, t: int) -> Tensor:
+        return cast(Tensor, self.forms[f"{s}_{t}"])
+
+    @property
+    def num_traces(self) -> int:
+        return len(self.diagonal) + self.redundant * len(self.diagonal)
+
+    def traces(self, reached: dict[int, Tensor], whole: Tensor) -> list[Tensor]:
+        r"""Tr [bW]^(s)(L,s) = psi^(s,s) [Wb]^(L,s) for every s with a bias, then the redundant tr [WW]^(s,0)(L,s) if they are kept.
+
+        Args:
+            reached: [Wb]^(L,s), ``[B, d, n_L]``, for every s with a bias.
+            whole: [W]^(L,0), ``[B, d, n_L, n_0]``.
+        """
+        vectors = [(cast(Tensor, self.diagonal[str(s)])[:, -1] * column).sum(-1) for s, column in reached.items()]
+        matrices = [(cast(Tensor, form)[:, :-1].mT * whole).sum((-2, -1)) for form in self.diagonal.values()] if self.redundant else []
+        return vectors + matrices
+
+
+class _PolynomialPairs(torch.autograd.Function):
+    r"""The middle weights, from :math:`W`, :math:`[WW] = P\,(\Psi S)` and :math:`[bW] = b\,(\psi S)`, whose products are of low rank.
+
+    The rank-one part, and for few input neurons the whole, is a product of ``e n_i`` rows of mixed left factors with all right factors. For
+    many input neurons that costs more than forming :math:`[WW]` per channel. Either is formed again in the backward pass, so that only the
+    thin factors are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        products: Tensor,
+        bias: Tensor | None,
+        right: Tensor,
+        mix: Tensor,
+        thin: Tensor,
+        dense: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, products, bias, right, mix, thin, dense)
+        batch, _, rows, columns = weight.shape
+        left = _with_bias(products, bias)
+        result = torch.bmm(mix.expand(batch, -1, -1), weight.flatten(2))
+        start = 0 if dense is None else left.shape[-1] - thin.shape[-1]
+        if dense is not None:
+            formed = left[..., :start] @ right[:, :, :start]
+            result.baddbmm_(dense.expand(batch, -1, -1), formed.flatten(2))
+            del formed
+        mixed = _mixed(left[..., start:], thin)
+        result.view(batch, -1, columns).baddbmm_(mixed, right[:, :, start:].flatten(1, 2))
+        return result.view(batch, -1, rows, columns)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        weight, products, bias, right, mix, thin, dense = ctx.saved_tensors
+        batch, channels, rows, columns = weight.shape
+        left = _with_bias(products, bias)
+        flat, tall = gradient.flatten(2), gradient.flatten(1, 2)
+        grad_mix = torch.bmm(flat, weight.flatten(2).mT).sum(0)
+        grad_weight = torch.bmm(mix.mT.expand(batch, -1, -1), flat).view(weight.shape)
+        start = 0 if dense is None else left.shape[-1] - thin.shape[-1]
+        mixed = _mixed(left[..., start:], thin)
+        grad_right = torch.bmm(mixed.mT, tall).view(batch, channels, -1, columns)
+        del mixed
+        grad_mixed = torch.bmm(tall, right[:, :, start:].flatten(1, 2).mT).view(batch, -1, rows, channels, thin.shape[-1])
+        grad_left = (grad_mixed * thin[None, :, None]).sum(1).transpose(1, 2)
+        grad_thin = (grad_mixed * left[..., start:].transpose(1, 2).contiguous()[:, None]).sum((0, 2))
+        del grad_mixed
+        grad_dense = None
+        if dense is not None:
+            formed = left[..., :start] @ right[:, :, :start]
+            grad_dense = torch.bmm(flat, formed.flatten(2).mT).sum(0)
+            del formed
+            grad_formed = torch.bmm(dense.mT.expand(batch, -1, -1), flat).view(weight.shape)
+            grad_left = torch.cat([grad_formed @ right[:, :, :start].mT, grad_left], dim=-1)
+            grad_right = torch.cat([left[..., :start].mT @ grad_formed, grad_right], dim=2)
+        inputs = products.shape[-1]
+        grad_bias = None if bias is None else grad_left[..., inputs]
+        return grad_weight, grad_left[..., :inputs], grad_bias, grad_right, grad_mix, grad_thin, grad_dense
+
+
+def _with_bias(products: Tensor, bias: Tensor | None) -> Tensor:
+    return products if bias is None else torch.cat([products, bias.unsqueeze(-1)], dim=-1)
+
+
+def _mixed(left: Tensor, thin: Tensor) -> Tensor:
+    """``[B, e * n, d * r]``: left factors ``[B, d, n, r]`` times the coefficients ``[e, d, r]`` of every output channel."""
+    return (left.transpose(1, 2).contiguous()[:, None] * thin[None, :, None]).flatten(3).flatten(1, 2)
+
+
+# Forming a matrix per channel costs a pass over memory worth about this many multiplications per entry and channel.
+_FORMING = 100
+
+
+class _PairTerm(nn.Module):
+    """Coefficients of the middle weights of one layer."""
+
+    def __init__(self, in_channels: int, out_channels: int, inputs: int, has_bias: bool) -> None:
+        super().__init__()
+        self.inputs, self.has_bias = inputs, has_bias
+        bound = (in_channels * (2 + has_bias)) ** -0.5
+        shape = (out_channels, in_channels)
+        self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.weight_product = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.bias_product = nn.Parameter(torch.empty(shape).uniform_(-bound, bound)) if has_bias else None
+        self.forms_products = out_channels * inputs > inputs + out_channels + _FORMING
+
+    def forward(self, weight: Tensor, products: Tensor, bias: Tensor | None, right: Tensor) -> Tensor:
+        thin = [] if self.bias_product is None else [self.bias_product.unsqueeze(-1)]
+        dense = self.weight_product if self.forms_products else None
+        if dense is None:
+            thin.insert(0, self.weight_product.unsqueeze(-1).expand(-1, -1, self.inputs))
+        coefficients = torch.cat(thin, dim=-1) if thin else self.weight.new_zeros(*self.weight.shape, 0)
+        factors = autocast_together(weight, products, bias, right, self.weight, coefficients, dense)
+        return cast(Tensor, _PolynomialPairs.apply(*factors))
+
+
+class MAGEPLinear(SharingModule):
+    r"""Polynomial layer equivariant under permutations, scales and signs, from `MAGEP-NFN <https://arxiv.org/abs/2410.04213>`_.
+
+    Linear in its coefficients, polynomial in the weights: with the products :math:`[W]^{(s, t)} = W^{(s)} \cdots W^{(t+1)}` and trainable
+    :math:`\Psi, \psi` between the network's two ends, it mixes, per channel, all of
+
+    .. math::
+        [Wb]^{(s, t)} = [W]^{(s, t)} b^{(t)}, \qquad
+        [bW]^{(s)(L, t)} = b^{(s)} \psi^{(s, t)} [W]^{(L, t)}, \qquad
+        [WW]^{(s, 0)(L, t)} = [W]^{(s, 0)} \Psi^{(s, t)} [W]^{(L, t)}
+
+    that transform as the weight or bias they are added to. No such product is ever formed in full: with prefixes :math:`P_s = [W]^{(s, 0)}`
+    and suffixes :math:`S_t = [W]^{(L, t)}`, :math:`[WW]^{(s, 0)(L, t)} = P_s (\Psi S_t)` has rank :math:`n_0`. The cost grows linearly with
+    depth, and what is kept for the backward pass, beside the input, with :math:`\sum_i n_i (n_0 + n_L)`.
+
+    The published layer draws :math:`\Psi` at random and freezes it, stores matrices that nothing reads, and adds traces that are multiples
+    of its other terms; here every parameter acts and is trained.
+
+    Args:
+        space: Weight space of the networks: a chain with one kernel position per weight, see :meth:`WeightSpace.without_kernels`.
+        in_channels: Channels per weight on the way in.
+        out_channels: Channels per weight on the way out.
+        separate_bias_terms: Whether every :math:`[Wb]^{(s, t)}` has its own coefficient; the published layer sums them over t.
+        reference: Use the published parameterisation, its frozen, unused and redundant parameters included.
+
+    Shapes:
+        input: :class:`~wsgraph.space.Blocks` of ``in_channels``, a batch of networks (for one channel) or ``[B, P, in_channels]``.
+        output: :class:`~wsgraph.space.Blocks` of ``out_channels``; ``.flatten()`` gives ``[B, P, out_channels]``.
+
+    Raises:
+        SpaceMismatchError: If the input belongs to another weight space.
+        ValueError: If the space is no chain or has kernels, the number of channels differs, or the input is in float16, whose range
+            products of weights leave.
+
+    Example:
+        >>> from wsgraph import WeightSpace
+        >>> space = WeightSpace.mlp([2, 8, 8, 1])
+        >>> MAGEPLinear(space, 1, 4)(space.batch(space.sample(3))).flatten().shape
+        torch.Size([3, 105, 4])
+    """
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        in_channels: int,
+        out_channels: int,
+        *,
+        separate_bias_terms: bool = False,
+        reference: bool = False,
+    ) -> None:
+        super().__init__(space, in_channels)
+        self.out_channels, self.separate, self.reference = out_channels, separate_bias_terms and not reference, reference
+        self.chain = chain = _chain(space, "MAGEPLinear", reference)
+        depth, n, has_bias = chain.depth, chain.n, chain.has_bias
+        inputs, outputs = n[0], n[-1]
+        used = [(i, i - 1) for i in range(1, depth + 1)] + [(i, 0) for i in range(2, depth + 1) if has_bias[i]]
+        every = [(s, t) for s in range(1, depth + 1) for t in range(s)]
+        self.forms = _Forms(chain, in_channels, every if reference else used, redundant=reference, trainable=not reference)
+        # Features of the dense maps: per neuron of the first group, per middle bias, per neuron of the last hidden group, of the last bias.
+        products = [inputs * (2 + has_bias[i]) + has_bias[i] + self._bias_columns(i) for i in range(depth + 1)]
+        self.first = nn.Linear(in_channels * products[1], out_channels * (inputs + has_bias[1]), bias=False)
+        self.pairs = nn.ModuleList(_PairTerm(in_channels, out_channels, inputs, has_bias[i]) for i in range(2, depth))
+        self.middle_biases = nn.ModuleList(
+            nn.Linear(in_channels * products[i], out_channels, bias=False) if has_bias[i] else nn.Identity() for i in range(2, depth)
+        )
+        self.last = nn.Linear(in_channels * outputs * (2 + has_bias[-1]), out_channels * outputs, bias=False)
+        ends = in_channels * (outputs * products[-1] + self.forms.num_traces)
+        self.last_bias = nn.Linear(ends, out_channels * outputs) if has_bias[-1] else nn.Identity()
+
+    def _bias_columns(self, i: int) -> int:
+        earlier = sum(self.chain.has_bias[1:i])
+        return earlier if self.separate else min(earlier, 1)
+
+    def forward(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
+        chain = self.chain
+        depth, inputs, outputs = chain.depth, chain.n[0], chain.n[-1]
+        matrices = _matrices(self.check(features), "MAGEPLinear")
+        swept = _Sweep.apply(chain, self.separate, *autocast_together(*matrices.weights[1:], *matrices.biases[1:-1]))
+        reached = (None, matrices.weight(1), *swept[: depth - 1])
+        whole = reached[depth][..., :inputs]
+        suffixes = (whole, *swept[depth - 1 : 2 * depth - 3], matrices.weight(depth))
+        middle = dict(zip(range(2, depth), swept[2 * depth - 3 :], strict=True))
+
+        def form(i: int, t: int) -> Tensor:
+            return cast(Tensor, self.forms(i, t) @ suffixes[t])
+
+        def neuron_features(i: int) -> Tensor:
+            """P_i, [WW]^(i,0)(L,0), [bW]^(i)(L,0), b^(i) and the [Wb]^(i,t), per neuron of layer i."""
+            products, columns = reached[i][..., :inputs], reached[i][..., inputs:]
+            right, bias = form(i, 0), matrices.biases[i]
+            parts = [products, products @ right[:, :, :inputs]]
+            if bias is not None:
+                parts += [bias.unsqueeze(-1) * right[:, :, inputs:], bias.unsqueeze(-1)]
+            return _columns(torch.cat([*parts, columns], dim=-1))
+
+        weights: list[Tensor | None] = []
+        biases: list[Tensor | None] = []
+        first = self.first(neuron_features(1)).split([self.out_channels * inputs, self.out_channels * chain.has_bias[1]], dim=-1)
+        weights.append(first[0].unflatten(-1, (self.out_channels, inputs)).permute(0, 1, 3, 2).unsqueeze(3))
+        biases.append(first[1] if chain.has_bias[1] else None)
+        for i, pair, linear in zip(range(2, depth), self.pairs, self.middle_biases, strict=True):
+            values = pair(middle[i], reached[i][..., :inputs], matrices.biases[i], form(i, i - 1))
+            weights.append(values.permute(0, 2, 3, 1).unsqueeze(3))
+            # The features are several times what they are made of, so they are made again in the backward pass.
+            bias = checkpoint(lambda i=i, linear=linear: linear(neuron_features(i)), use_reentrant=False) if chain.has_bias[i] else None
+            biases.append(bias)
+        # The same products, seen from the neurons before the last weight.
+        right, bias = form(depth, depth - 1), matrices.biases[depth]
+        parts = [matrices.weight(depth), whole @ right[:, :, :inputs]]
+        if bias is not None:
+            parts.append(bias.unsqueeze(-1) * right[:, :, inputs:])
+        last = self.last(_columns(torch.cat([part.mT for part in parts], dim=-1)))
+        weights.append(last.unflatten(-1, (self.out_channels, outputs)).permute(0, 3, 1, 2).unsqueeze(3))
+        biases.append(None)
+        if chain.has_bias[depth]:
+            traces = self.forms.traces(_bias_products(matrices, suffixes), whole)
+            last_bias = self.last_bias(torch.cat([neuron_features(depth).flatten(1), *traces], dim=-1))
+            biases[-1] = last_bias.unflatten(-1, (self.out_channels, outputs)).transpose(1, 2)
+        return Blocks(self.space, tuple(weights), tuple(biases))
+
+
+class MAGEPInvariant(SharingModule):
+    r"""Polynomial layer invariant under permutations, scales and signs, from `MAGEP-NFN <https://arxiv.org/abs/2410.04213>`_.
+
+    An affine map of the products of :class:`MAGEPLinear` that nothing moves: with :math:`G = [W]^{(L, 0)}` the product of all weights,
+
+    .. math::
+        G, \qquad G \Psi G, \qquad b^{(L)}, \qquad b^{(L)} \psi G, \qquad \sum_t [W]^{(L, t)} b^{(t)}, \qquad
+        \psi^{(s)} [W]^{(L, s)} b^{(s)}
+
+    The chain is multiplied from one end only, from the outputs where they are few, else from the inputs.
+
+    Args:
+        space: Weight space of the networks: a chain with one kernel position per weight, see :meth:`WeightSpace.without_kernels`.
+        in_channels: Channels per weight.
+        out_channels: Outputs per network.
+        reference: Use the published parameterisation, with traces that are multiples of its other terms.
+
+    Shapes:
+        input: :class:`~wsgraph.space.Blocks` of ``in_channels``, a batch of networks (for one channel) or ``[B, P, in_channels]``.
+        output: ``[B, out_channels]``.
+
+    Raises:
+        SpaceMismatchError: If the input belongs to another weight space.
+        ValueError: If the space is no chain or has kernels, the number of channels differs, or the input is in float16, whose range
+            products of weights leave.
+
+    Example:
+        >>> from wsgraph import WeightSpace
+        >>> space = WeightSpace.mlp([2, 8, 8, 1])
+        >>> MAGEPInvariant(space, 1, 4)(space.batch(space.sample(3))).shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(self, space: WeightSpace, in_channels: int, out_channels: int, *, reference: bool = False) -> None:
+        super().__init__(space, in_channels)
+        self.out_channels = out_channels
+        self.chain = chain = _chain(space, "MAGEPInvariant", reference)
+        depth, inputs, outputs = chain.depth, chain.n[0], chain.n[-1]
+        hidden = sum(chain.has_bias[1:depth])
+        self.forms = _Forms(chain, in_channels, [(depth, 0)], redundant=reference)
+        self.from_outputs = outputs <= inputs + hidden / 2
+        features = outputs * (inputs * (2 + chain.has_bias[-1]) + chain.has_bias[-1] + min(hidden, 1)) + self.forms.num_traces
+        self.linear = nn.Linear(in_channels * features, out_channels)
+
+    def forward(self, features: Blocks | ParameterGraph | Tensor) -> Tensor:
+        chain = self.chain
+        depth, inputs = chain.depth, chain.n[0]
+        matrices = _matrices(self.check(features), "MAGEPInvariant")
+        if self.from_outputs:
+            suffixes = _suffixes(chain, matrices, last=1)
+            whole = cast(Tensor, suffixes[1]) @ matrices.weight(1)
+            reached = _bias_products(matrices, suffixes)
+        else:
+            whole, *columns = _prefixes(chain, matrices, separate=True)[-1].split([inputs, *[1] * (len(self.forms.diagonal))], dim=-1)
+            hidden = [s for s in range(1, depth) if chain.has_bias[s]]
+            reached = {s: column.squeeze(-1) for s, column in zip(hidden, columns, strict=True)}
+        forms = self.forms(depth, 0) @ whole
+        parts = [whole, whole @ forms[:, :, :inputs]]
+        bias = matrices.biases[depth]
+        if bias is not None:
+            parts += [bias.unsqueeze(-1) * forms[:, :, inputs:], bias.unsqueeze(-1)]
+        if reached:
+            parts.append(torch.stack(list(reached.values()), dim=-1).sum(-1, keepdim=True))
+        result: Tensor = self.linear(torch.cat([_columns(torch.cat(parts, dim=-1)).flatten(1), *self.forms.traces(reached, whole)], dim=-1))
+        return result
