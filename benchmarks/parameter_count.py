@@ -1,4 +1,4 @@
-"""Trainable parameters of one parameter-sharing layer, counted on the layers themselves, as the networks it reads grow.
+"""Independent parameters of one parameter-sharing layer, counted on the layers themselves, as the networks it reads grow.
 
 A larger group leaves fewer maps. Layers equivariant under permutations alone map every weight and bias of a network to every other through
 means, so that their parameters grow with the square of its depth. Under scales too, hidden layers can only be mapped to themselves, and the
@@ -25,7 +25,7 @@ from torch import nn
 from wsgraph import WeightSpace
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
-from wsgraph.nn.sharing import HNPLinear, MAGEPLinear, MonomialLinear, NPLinear
+from wsgraph.nn.sharing import HNPLinear, MAGEPLinear, MonomialLinear, NPLinear, SharingLinear
 
 # By layer, the symmetry it respects. Okabe and Ito's colours; markers and dashes carry the difference without colour.
 LAYERS: dict[type[nn.Module], tuple[str, str, str, str]] = {
@@ -56,8 +56,22 @@ SWEEPS = {
 
 
 def count_parameters(layer: type[nn.Module], sizes: Sequence[int], channels: int) -> int:
-    """Trainable parameters of a layer that maps a number of channels to as many."""
-    return sum(p.numel() for p in layer(WeightSpace.mlp(sizes), channels, channels).parameters() if p.requires_grad)
+    """Trainable parameters of a layer that maps a number of channels to as many, constants that only act through their sum counted once."""
+    built = layer(WeightSpace.mlp(sizes), channels, channels)
+    return sum(p.numel() for p in built.parameters() if p.requires_grad) - (
+        _repeated_constants(built) if isinstance(built, SharingLinear) else 0
+    )
+
+
+def _repeated_constants(layer: SharingLinear) -> int:
+    """Every term that writes a parameter adds a constant of its own to it."""
+    written = [target.param for term in layer.terms if term.bias for target in term.targets]
+    sizes = {
+        target.param: rows
+        for term, counts in zip(layer.terms, layer.rows, strict=True)
+        for target, rows in zip(term.targets, counts, strict=True)
+    }
+    return sum((written.count(name) - 1) * sizes[name] for name in set(written))
 
 
 def slope_of_tail(values: Sequence[int], counts: Sequence[int]) -> float:
@@ -106,8 +120,10 @@ def draw(results: dict[str, dict[str, Any]]) -> Figure:
         axes.set_title(result["fixed"], fontsize=10)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Parameters of one layer; the numbers beside the curves are the exponents of their last three points", fontsize=11)
-    figure.axes[0].set_ylabel("trainable parameters")
+    figure.suptitle(
+        "Independent parameters of one layer; the numbers beside the curves are the exponents of their last three points", fontsize=11
+    )
+    figure.axes[0].set_ylabel("independent parameters")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(LAYERS), frameon=False, fontsize=9)
     return figure
