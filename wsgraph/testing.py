@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 from wsgraph.symmetry import SYMMETRIES, GroupElement, act, sample_symmetry
 
 __all__ = ["TOLERANCES", "assert_equivariant", "assert_invariant", "equivariance_error"]
@@ -21,7 +21,7 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, tor
 _FUNCTION_TOLERANCE = 1e-9
 _REACTION = 1e-6
 
-Function = Callable[[ParameterGraph], Tensor]
+Function = Callable[[ParameterGraph], Tensor | Blocks]
 
 
 def _relative_error(value: Tensor, expected: Tensor) -> float:
@@ -41,6 +41,8 @@ def _prepare(fn: Function, dtype: torch.dtype) -> Function:
 def _run(fn: Function, space: WeightSpace, thetas: Tensor, dtype: torch.dtype) -> Tensor:
     with torch.no_grad():
         output = fn(space.batch(thetas.to(dtype)))
+        if isinstance(output, Blocks):
+            output = output.flatten()
     if not isinstance(output, Tensor) or output.shape[:1] != thetas.shape[:1]:
         received = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise AssertionError(
@@ -107,7 +109,7 @@ def equivariance_error(
 
     Args:
         fn: Model, layer or function, called with a batch from :meth:`WeightSpace.batch`; a module is copied, cast and put in eval mode.
-            Returns ``[B, ...]`` (invariant) or flat weights ``[B, P]`` or ``[B, P, C]`` (equivariant).
+            Returns ``[B, ...]`` (invariant), or weights as ``[B, P]``, ``[B, P, C]`` or :class:`~wsgraph.space.Blocks` (equivariant).
         space: The weight space of the networks.
         output: ``"invariant"`` or ``"equivariant"``.
         symmetries: Kinds to test among ``"permutation"``, ``"scale"`` and ``"sign"`` (default: the function's own ``symmetries``
@@ -315,8 +317,9 @@ def assert_equivariant(
 ) -> dict[tuple[str, str], float]:
     """Fail unless a function from parameter graphs to weights is equivariant under the symmetries it claims.
 
-    The function returns flat weights ``[B, P]`` or ``[B, P, C]``; arguments, checks and errors are those of :func:`assert_invariant`.
-    The negative control compares the outputs of networks whose axes were permuted independently, which must differ.
+    The function returns weights as ``[B, P]``, ``[B, P, C]`` or :class:`~wsgraph.space.Blocks`; arguments, checks and errors are those of
+    :func:`assert_invariant`. The negative control compares the outputs of networks whose axes were permuted independently, which must
+    differ.
 
     Example:
         >>> from wsgraph import WeightSpace

@@ -218,6 +218,11 @@ def test_registry_errors() -> None:
         build_model("statnn", ZOO_CNN, 1, task="other")
     with pytest.raises(ValueError, match="'statnn' does not solve equivariant tasks"):
         build_model("statnn", ZOO_CNN, 1, task="equivariant")
+    with pytest.raises(ValueError, match=r"Expected 'task' to be one of invariant, equivariant \(got 'editing'\)"):
+        NPNet(ZOO_CNN, 1, task="editing")
+    for name in ("monomial", "magep"):
+        with pytest.raises(ValueError, match=r"Expected 'channels' to be at least one positive width \(got \[\]\)"):
+            build_model(name, ZOO_CNN, 1, channels=[])
     with pytest.raises(TypeError, match="depth"):
         build_model("statnn", ZOO_CNN, 1, depth=3)
     with pytest.raises(ValueError, match="named 'statnn' is registered already"):

@@ -67,9 +67,9 @@ class Stack(nn.Module):
         self.symmetries = self.first.symmetries
         self.activation = Activation(space, symmetries=self.symmetries)
 
-    def forward(self, batch: ParameterGraph) -> Tensor:
+    def forward(self, batch: ParameterGraph) -> Blocks:
         blocks: Blocks = self.second(self.activation(self.first(batch)))
-        return blocks.flatten()
+        return blocks
 
 
 def dense(name: str) -> WeightSpace:
@@ -151,7 +151,7 @@ def test_weights_are_read_and_written_without_a_copy() -> None:
     layer = MonomialLinear(space, 1, 4)
     blocks = batch.blocks().with_channels()
     assert {weight.untyped_storage().data_ptr() for weight in blocks.weights if weight is not None} == {
-        batch.edge_attr.untyped_storage().data_ptr()  # type: ignore[union-attr]
+        batch.edge_attr.untyped_storage().data_ptr()
     }
     produced = layer(blocks)
     for entries in (layer.layout.read(blocks)["layers.1.weight"], *layer.layout.read(produced).values()):
@@ -264,8 +264,8 @@ def test_magep_against_products_formed_in_full(sizes: list[int]) -> None:
         )
         torch.testing.assert_close(output.weights[i - 1].squeeze(3).permute(0, 3, 1, 2), expected)
         both, one = product(i, 0) @ layer.forms(i, 0)[:, :inputs] @ product(depth, 0), layer.forms(i, 0)[:, inputs:] @ product(depth, 0)
-        sums = sum(product(i, t) @ biases[t].unsqueeze(-1) for t in range(1, i))  # type: ignore[union-attr]
-        columns = torch.cat([product(i, 0), both, biases[i].unsqueeze(-1) * one, biases[i].unsqueeze(-1), sums], dim=-1)  # type: ignore[union-attr, list-item]
+        sums = sum((product(i, t) @ biases[t].unsqueeze(-1) for t in range(1, i)), torch.zeros(()))  # type: ignore[union-attr]
+        columns = torch.cat([product(i, 0), both, biases[i].unsqueeze(-1) * one, biases[i].unsqueeze(-1), sums], dim=-1)  # type: ignore[union-attr]
         torch.testing.assert_close(output.biases[i - 1], layer.middle_biases[i - 2](columns.transpose(1, 2).flatten(2)))
 
 
@@ -452,6 +452,19 @@ def test_wrong_input(layer: str) -> None:
     mixed = ParameterGraph.join([space.batch(space.sample(1)), other.batch(other.sample(1))])
     with pytest.raises(SpaceMismatchError, match=f"{name} needs networks of one architecture, but the batch mixes 2 weight spaces"):
         network(mixed)
+
+
+def test_blocks_of_wrong_shapes() -> None:
+    space = CHAINS["mlp_shallow"]
+    blocks = space.blocks(space.sample(3))
+    turned = Blocks(space, tuple(weight.transpose(1, 2) for weight in blocks.weights if weight is not None), blocks.biases)
+    with pytest.raises(
+        ValueError, match=r"Expected the blocks of layer 'layers.0' to have \[B, 9, 2, 1, C\] weights \(got \[\[3, 2, 9, 1, 1\]"
+    ):
+        MonomialLinear(space, 1, 2)(turned)
+    without = Blocks(space, blocks.weights, (None, None))
+    with pytest.raises(ValueError, match=r"The blocks hold no tensor for the parameter 'layers.0.bias'"):
+        MonomialLinear(space, 1, 2)(without)
 
 
 def test_not_a_number_is_refused_with_the_batch() -> None:

@@ -180,6 +180,13 @@ class SharingModule(nn.Module):
         if features.space is not self.space and features.space.architecture != self.space.architecture:
             raise SpaceMismatchError(f"{name} was built for {self.space!r} but the blocks belong to {features.space!r}.")
         features = features.with_channels()
+        for layer, edges, weight, bias in zip(self.space.layers, self.space.topology.edges, features.weights, features.biases, strict=True):
+            sizes = edges.num_targets, edges.num_sources, edges.num_positions
+            if (weight is not None and tuple(weight.shape[1:4]) != sizes) or (bias is not None and bias.shape[1] != edges.num_targets):
+                found = [list(tensor.shape) for tensor in (weight, bias) if tensor is not None]
+                raise ValueError(
+                    f"Expected the blocks of layer {layer.name!r} to have [B, {', '.join(map(str, sizes))}, C] weights (got {found})."
+                )
         channels = next(weight.shape[-1] for weight in features.weights if weight is not None)
         if channels != self.in_channels:
             raise ValueError(f"{name} was built for {self.in_channels} input channels but the blocks have {channels}.")

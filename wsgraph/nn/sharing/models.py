@@ -47,29 +47,41 @@ class _SharingNet(nn.Module):
         return cast(Tensor, self.head(pooled.flatten(1)))
 
 
-def _linear_net(
-    net: _SharingNet,
-    space: WeightSpace,
-    out_channels: int,
-    task: str,
-    channels: Sequence[int] | None,
-    hidden: int,
-    dropout: float,
-    layer: Callable[[int, int], nn.Module],
-    pool: Callable[[int], Any],
-) -> None:
-    """Initialise a net of linear layers of given widths."""
-    widths = [1, *(_CHANNELS[task] if channels is None else channels)]
-    if task == "equivariant":
-        _SharingNet.__init__(net, space, [layer(*pair) for pair in itertools.pairwise([*widths, out_channels])])
-        return
-    pooling = pool(widths[-1])
-    head = mlp_head([widths[-1] * pooling.out_features, hidden, hidden, out_channels], dropout)
-    _SharingNet.__init__(net, space, [layer(*pair) for pair in itertools.pairwise(widths)], pooling, head)
+class _LinearNet(_SharingNet):
+    """Linear layers of given widths; the last one writes the weights, or a pool and a head read it."""
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        out_channels: int,
+        task: str,
+        channels: Sequence[int] | None,
+        hidden: int,
+        dropout: float,
+        *,
+        layer: Callable[[int, int], nn.Module],
+        pool: Callable[[int], Any],
+    ) -> None:
+        channels = _check(task, _CHANNELS.get(task, ()) if channels is None else channels)
+        widths = [1, *channels, *([out_channels] if task == "equivariant" else [])]
+        layers = [layer(*pair) for pair in itertools.pairwise(widths)]
+        if task == "equivariant":
+            super().__init__(space, layers)
+            return
+        pooling = pool(widths[-1])
+        super().__init__(space, layers, pooling, mlp_head([widths[-1] * pooling.out_features, hidden, hidden, out_channels], dropout))
+
+
+def _check(task: str, channels: Sequence[int]) -> Sequence[int]:
+    if task not in _TASKS:
+        raise ValueError(f"Expected 'task' to be one of {', '.join(_TASKS)} (got {task!r}).")
+    if not channels or min(channels) < 1:
+        raise ValueError(f"Expected 'channels' to be at least one positive width (got {list(channels)}).")
+    return channels
 
 
 @register_model("np", family="parameter sharing", tasks=_TASKS)
-class NPNet(_SharingNet):
+class NPNet(_LinearNet):
     """NP: linear layers equivariant under permutations of all neurons, mean pooling, MLP head (Zhou et al. 2023).
 
     Args:
@@ -106,11 +118,11 @@ class NPNet(_SharingNet):
         def layer(inputs: int, outputs: int) -> NPLinear:
             return NPLinear(space, inputs, outputs, io_embed=io_embed)
 
-        _linear_net(self, space, out_channels, task, channels, hidden, dropout, layer, lambda width: NPPool(space, width))
+        super().__init__(space, out_channels, task, channels, hidden, dropout, layer=layer, pool=lambda width: NPPool(space, width))
 
 
 @register_model("hnp", family="parameter sharing", tasks=_TASKS)
-class HNPNet(_SharingNet):
+class HNPNet(_LinearNet):
     """HNP: linear layers equivariant under permutations of hidden neurons, mean pooling, MLP head (Zhou et al. 2023).
 
     Args:
@@ -147,11 +159,11 @@ class HNPNet(_SharingNet):
         def layer(inputs: int, outputs: int) -> HNPLinear:
             return HNPLinear(space, inputs, outputs, reference=reference)
 
-        _linear_net(self, space, out_channels, task, channels, hidden, dropout, layer, lambda width: HNPPool(space, width))
+        super().__init__(space, out_channels, task, channels, hidden, dropout, layer=layer, pool=lambda width: HNPPool(space, width))
 
 
 @register_model("monomial", family="parameter sharing", tasks=_TASKS)
-class MonomialNFN(_SharingNet):
+class MonomialNFN(_LinearNet):
     """Monomial-NFN: linear layers equivariant under permutations, scales and signs, invariant pooling, MLP head (Tran et al. 2024).
 
     Args:
@@ -189,7 +201,7 @@ class MonomialNFN(_SharingNet):
         def pool(width: int) -> MonomialPool:
             return MonomialPool(space, width, reference=reference)
 
-        _linear_net(self, space, out_channels, task, channels, hidden, dropout, layer, pool)
+        super().__init__(space, out_channels, task, channels, hidden, dropout, layer=layer, pool=pool)
         if reference and task == "invariant":
             self.symmetries = ("permutation", "scale")
 
@@ -231,6 +243,7 @@ class MAGEPNFN(_SharingNet):
         dropout: float = 0.0,
         reference: bool = False,
     ) -> None:
+        channels = _check(task, channels)
         inner = space.without_kernels()
         layers: list[nn.Module] = [MonomialLinear(space, 1, channels[0], out_space=inner)]
         layers += [MAGEPLinear(inner, *pair, reference=reference) for pair in itertools.pairwise([channels[0], *channels])]
