@@ -329,7 +329,7 @@ def main() -> None:
         "--terms", choices=("published", "default"), default="published", help="whether our layers keep exactly the published terms"
     )
     parser.add_argument("--repeats", type=int, default=15, help="steps per implementation after the warm-up")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="a few steps on the smallest network, to see that everything runs")
     parser.add_argument(
         "--output", type=Path, help="folder of the JSON and the figure (default: results; --quick writes only if it is given)"
