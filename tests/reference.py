@@ -357,7 +357,7 @@ def fill_attention(published: Published, layer: Any) -> None:
 def fill_normalize(published: Published, layer: Any) -> None:
     for name, kind, i, end in re.findall(r"^(regularize_([Wb])_(\d+)\.(weight|bias))$", "\n".join(published.left), re.MULTILINE):
         places = layer.normalizer.weights if end == "weight" else layer.normalizer.biases
-        published.move(name, places[2 * int(i) + (kind == "b")].data)
+        published.move(name, places[f"{'weight' if kind == 'W' else 'bias'}/{i}"].data)
 
 
 # == Comparison ==
@@ -397,8 +397,8 @@ RECIPES = {
     "HNPS_SirenLinear": linear_recipe(nn.MonomialSineLinear, sine_maps, reference=True),
     "HNPSMixerLinear": Recipe(lambda s: nn.MAGEPLinear(s.space, *s.channels, reference=True), fill_magep),
     "HNPSMixerInv": Recipe(lambda s: nn.MAGEPInvariant(s.space, *s.channels, reference=True), fill_magep_invariant),
-    "NPAttention": Recipe(lambda s: nn.NPAttention(s.space, s.channels[0], heads=s.heads), fill_attention),
-    "NPAttention_shared": Recipe(lambda s: nn.NPAttention(s.space, s.channels[0], heads=s.heads, shared=True), fill_attention),
+    "NPAttention": Recipe(lambda s: nn.NPAttention(s.space, *s.channels, heads=s.heads), fill_attention),
+    "NPAttention_shared": Recipe(lambda s: nn.NPAttention(s.space, *s.channels, heads=s.heads, shared=True), fill_attention),
     "NPPool": Recipe(lambda s: nn.NPPool(s.space, s.channels[0])),
     "HNPPool": Recipe(lambda s: nn.HNPPool(s.space, s.channels[0])),
     "StatFeaturizer": Recipe(lambda s: nn.StatFeaturizer(s.space, s.channels[0])),

@@ -18,7 +18,7 @@ class Attention(nn.Module):
 
     def __init__(self, space: WeightSpace, *, shared: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(NPAttention(space, 4, heads=heads, shared=shared, dropout=dropout) for heads in (2, 1))
+        self.layers = nn.ModuleList(NPAttention(space, 4, 4, heads=heads, shared=shared, dropout=dropout) for heads in (2, 1))
 
     def forward(self, batch: ParameterGraph) -> Tensor:
         thetas = batch.thetas()
@@ -54,7 +54,7 @@ def test_output_does_not_depend_on_batch_mates(name: str, shared: bool) -> None:
 def test_sharing_ties_the_projections_and_leaves_the_maps_out() -> None:
     torch.manual_seed(0)
     space = CHAINS["mlp_mixed"]
-    shared, separate = NPAttention(space, 4, heads=2, shared=True), NPAttention(space, 4, heads=2)
+    shared, separate = NPAttention(space, 4, 4, heads=2, shared=True), NPAttention(space, 4, 4, heads=2)
     count = 4 * 12 + 12
     assert sum(p.numel() for p in shared.parameters()) == count
     assert sum(p.numel() for p in separate.parameters()) == 8 * count + 4 * (4 * 4 + 4)
@@ -69,10 +69,10 @@ def test_sharing_ties_the_projections_and_leaves_the_maps_out() -> None:
 def test_blocks_keep_channels_and_shapes() -> None:
     space = CHAINS["cnn_flatten"]
     blocks = space.blocks(torch.randn(3, space.num_params, 6))
-    output = NPAttention(space, 6, heads=3)(blocks)
+    output = NPAttention(space, 6, 6, heads=3)(blocks)
     assert [None if w is None else w.shape for w in output.weights] == [None if w is None else w.shape for w in blocks.weights]
     assert [None if b is None else b.shape for b in output.biases] == [None if b is None else b.shape for b in blocks.biases]
-    assert NPAttention(space, 1)(space.batch(space.sample(2))).flatten().shape == (2, space.num_params, 1)
+    assert NPAttention(space, 1, 1)(space.batch(space.sample(2))).flatten().shape == (2, space.num_params, 1)
 
 
 @pytest.mark.parametrize("name, shared", [("cnn_tanh", False), ("mlp_sine", True)])
@@ -97,7 +97,7 @@ def test_gradients_are_finite_and_reach_everything(name: str, shared: bool) -> N
 def test_gradients_of_the_layer_are_exact() -> None:
     torch.manual_seed(0)
     space = WeightSpace.cnn([1, 2], [2], kernel_size=(2,))
-    layer = NPAttention(space, 2, heads=2).double()
+    layer = NPAttention(space, 2, 2, heads=2).double()
     features = torch.randn(2, space.num_params, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda values: layer(values).flatten(), (features,))
 
@@ -105,7 +105,7 @@ def test_gradients_of_the_layer_are_exact() -> None:
 def test_dropout_acts_in_training_mode_alone() -> None:
     torch.manual_seed(0)
     space = CHAINS["mlp_shallow"]
-    layer = NPAttention(space, 2, dropout=0.5)
+    layer = NPAttention(space, 2, 2, dropout=0.5)
     features = torch.randn(3, space.num_params, 2)
     first, second = (layer.train()(features).flatten() for _ in range(2))
     assert not torch.equal(first, second)
@@ -118,21 +118,21 @@ def test_dropout_acts_in_training_mode_alone() -> None:
 
 def test_unfit_spaces_and_arguments() -> None:
     with pytest.raises(ValueError, match=r"NPAttention needs a chain, whose weights meet .* \(got WeightSpace"):
-        NPAttention(GENERAL["residual_relu"], 4)
+        NPAttention(GENERAL["residual_relu"], 4, 4)
     with pytest.raises(ValueError, match=r"needs a bias in every layer \(missing in 'layers.0', 'layers.1', 'layers.2' of WeightSpace"):
-        NPAttention(CHAINS["mlp_relu_no_bias"], 4)
+        NPAttention(CHAINS["mlp_relu_no_bias"], 4, 4)
     with pytest.raises(ValueError, match=r"only where every weight has one kernel position .*; use shared=False"):
-        NPAttention(CHAINS["cnn_relu"], 4, shared=True)
+        NPAttention(CHAINS["cnn_relu"], 4, 4, shared=True)
     for heads in (3, 0):
         with pytest.raises(ValueError, match=rf"Expected 'heads' to be a divisor of the number of channels, 4 \(got {heads}\)"):
-            NPAttention(CHAINS["mlp_shallow"], 4, heads=heads)
+            NPAttention(CHAINS["mlp_shallow"], 4, 4, heads=heads)
     with pytest.raises(ValueError, match=r"Expected 'dropout' to be a rate between 0 and 1 \(got 1.5\)"):
-        NPAttention(CHAINS["mlp_shallow"], 4, dropout=1.5)
+        NPAttention(CHAINS["mlp_shallow"], 4, 4, dropout=1.5)
 
 
 def test_unfit_inputs() -> None:
     space, other = CHAINS["mlp_shallow"], CHAINS["mlp_sine"]
-    layer = NPAttention(space, 4)
+    layer = NPAttention(space, 4, 4)
     with pytest.raises(ValueError, match="was built for 4 input channels but the blocks have 3"):
         layer(space.blocks(torch.zeros(2, space.num_params, 3)))
     with pytest.raises(ValueError, match=r"Expected 'features' of shape \[B, 37, 4\] for NPAttention"):
@@ -142,5 +142,18 @@ def test_unfit_inputs() -> None:
 
 
 def test_representation() -> None:
-    layer = NPAttention(CHAINS["mlp_shallow"], 4, heads=2, dropout=0.1)
+    layer = NPAttention(CHAINS["mlp_shallow"], 4, 4, heads=2, dropout=0.1)
     assert layer.extra_repr() == f"{CHAINS['mlp_shallow']!r}, channels=4, heads=2, shared=False, dropout=0.1"
+
+
+def test_other_channels_out() -> None:
+    with pytest.raises(ValueError, match=r"NPAttention writes as many channels as it reads \(got 4 and 8\)"):
+        NPAttention(CHAINS["mlp_shallow"], 4, 8)
+
+
+def test_second_gradients() -> None:
+    space = CHAINS["mlp_shallow"]
+    torch.manual_seed(0)
+    layer = NPAttention(space, 2, 2, heads=2).double()
+    features = torch.randn(2, space.num_params, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda values: layer(values).flatten(), (features,), fast_mode=True)

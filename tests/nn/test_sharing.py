@@ -1,6 +1,7 @@
 """The layers, pools and activations of the parameter-sharing family."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.space.handmade import linear, space_of
 from tests.spaces import CHAINS, SPACES
 from wsgraph import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.nn import (
@@ -20,13 +22,15 @@ from wsgraph.nn import (
     MonomialNormalize,
     MonomialPool,
     MonomialSineLinear,
+    NPAttention,
     NPLinear,
     NPPool,
     Pointwise,
     StatFeaturizer,
 )
 from wsgraph.nn.sharing import SharingLinear, SharingModule, Source, Target, Term
-from wsgraph.space import Blocks
+from wsgraph.space import Axis, Blocks, NeuronGroup, Parameter, Tie
+from wsgraph.space import Layer as SpaceLayer
 from wsgraph.testing import assert_equivariant, assert_invariant, equivariance_error
 
 Layer = Callable[[WeightSpace, int, int], SharingModule]
@@ -122,9 +126,15 @@ def test_first_and_second_gradients(layer: str) -> None:
     assert torch.autograd.gradgradcheck(lambda values: network(values).flatten(), (features,), fast_mode=True)
 
 
+@pytest.mark.parametrize("missing", [None, "layers.1.bias", "layers.3.bias"])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_every_trained_parameter_acts(layer: str) -> None:
+def test_every_trained_parameter_acts(layer: str, missing: str | None) -> None:
     space = WeightSpace.mlp([2, 6, 5, 4, 3])
+    if missing is not None:
+        if layer in ("hnp_reference", "magep_reference"):
+            pytest.skip("published for networks with all biases")
+        layers = [dataclasses.replace(part, bias=None if part.bias == missing else part.bias) for part in space.layers]
+        space = WeightSpace(space.groups, tuple(layers), tuple(param for param in space.params if param.name != missing))
     torch.manual_seed(0)
     network = LAYERS[layer](space, 2, 3)
     (network(torch.randn(4, space.num_params, 2)).flatten() * torch.randn(4, space.num_params, 3)).sum().backward()
@@ -269,10 +279,11 @@ def test_magep_against_products_formed_in_full(sizes: list[int]) -> None:
         torch.testing.assert_close(output.biases[i - 1], layer.middle_biases[i - 2](columns.transpose(1, 2).flatten(2)))
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", [[2, 8, 7, 6, 3], [12, 8, 7, 6, 3]])
-def test_magep_contraction_orders_agree(sizes: list[int]) -> None:
+def test_magep_contraction_orders_agree(sizes: list[int], bias: bool) -> None:
     torch.manual_seed(0)
-    space = WeightSpace.mlp(sizes)
+    space = WeightSpace.mlp(sizes, bias=bias)
     layer = MAGEPLinear(space, 2, 3).double()
     other = copy.deepcopy(layer)
     for pair in other.pairs:
@@ -289,8 +300,10 @@ def test_magep_contraction_orders_agree(sizes: list[int]) -> None:
 
 
 def test_magep_chooses_its_order_by_size() -> None:
-    few, many = (MAGEPLinear(WeightSpace.mlp([n, 8, 8, 3]), 16, 16) for n in (2, 64))
-    assert [layer.pairs[0].forms_products for layer in (few, many)] == [False, True]
+    sizes = [2, 128, 128, 3], [64, 128, 128, 3], [3, 128, 128, 64], [64, 128, 128, 64]
+    layers = [MAGEPLinear(WeightSpace.mlp(widths), 16, 16) for widths in sizes]
+    assert [layer.pairs[0].forms_products for layer in layers] == [False, False, False, True]
+    assert MAGEPLinear(WeightSpace.mlp([2, 16, 16, 1]), 128, 128).pairs[0].forms_products
     one, ten = (MAGEPInvariant(WeightSpace.mlp([2, 8, 8, n]), 2, 2) for n in (1, 10))
     assert [layer.from_outputs for layer in (one, ten)] == [True, False]
 
@@ -313,6 +326,24 @@ def test_magep_invariant_is_invariant(space: str, reference: bool) -> None:
     layer = MAGEPInvariant(dense(space), 1, 5, reference=reference)
     for dtype in (torch.float64, torch.float32):
         assert_invariant(layer, dense(space), dtype=dtype)
+
+
+def test_gradients_that_hooks_see_stay_as_they_were() -> None:
+    # The layer adds in place to gradients of its own weights; nobody else may hold those.
+    space = WeightSpace.mlp([2, 6, 5, 4, 3])
+    layer = MAGEPLinear(space, 2, 2)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def hook(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        seen.extend((value, value.clone()) for value in (*inputs, *outputs) if value is not None)
+
+    handle = nn.modules.module.register_module_full_backward_hook(hook)
+    try:
+        layer(torch.randn(3, space.num_params, 2, requires_grad=True)).flatten().square().sum().backward()
+    finally:
+        handle.remove()
+    assert seen
+    assert all(torch.equal(*pair) for pair in seen)
 
 
 def test_magep_keeps_little_for_the_backward_pass() -> None:
@@ -422,12 +453,21 @@ def test_activation_of_every_symmetry() -> None:
         ("cnn_tanh", "relu", "'relu' breaks the sign symmetry of parameter 'layers.0.weight'; use one of tanh, sin"),
         ("cnn_relu", "tanh", "'tanh' breaks the scale symmetry of parameter 'layers.0.weight'; use one of relu, leaky_relu, identity"),
         ("mlp_identity", "relu", "'relu' breaks the sign symmetry of .*; use one of identity"),
+        ("cnn_relu", "max_pool(2)", "Expected 'function' to be an activation, which acts on every weight alone"),
         ("cnn_relu", "rellu", "Unknown activation or operator 'rellu'. Did you mean 'relu'"),
     ],
 )
 def test_wrong_activations_are_refused(space: str, function: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Activation(CHAINS[space], function)
+
+
+def test_activation_of_another_network_or_symmetry() -> None:
+    with pytest.raises(ValueError, match=r"Unknown symmetries \['signs'\]; expected some of permutation, scale, sign"):
+        Activation(CHAINS["cnn_tanh"], symmetries=["signs"])
+    space = CHAINS["mlp_shallow"]
+    with pytest.raises(SpaceMismatchError, match=r"Activation was built for .* but the blocks belong to"):
+        Activation(CHAINS["cnn_relu"])(space.blocks(space.sample(2)))
 
 
 def test_wrong_activation_does_break_the_symmetry() -> None:
@@ -491,6 +531,68 @@ def test_magep_refuses_what_it_cannot_multiply() -> None:
         assert layer.bfloat16()(space.blocks(space.sample(2).bfloat16())) is not None
 
 
+def test_float64_and_float16_under_autocast() -> None:
+    space = CHAINS["mlp_sine"]
+    torch.manual_seed(0)
+    thetas = space.sample(3, dtype=torch.float64)
+    for layer in (MonomialLinear(space, 1, 2).double(), MAGEPLinear(space, 1, 2).double()):
+        expected = layer(space.blocks(thetas)).flatten()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(layer(space.blocks(thetas)).flatten(), expected)
+    with torch.autocast("cpu", dtype=torch.float16), pytest.raises(ValueError, match="overflows float16"):
+        MAGEPLinear(space, 1, 1)(space.blocks(thetas.float()))
+
+
+def test_means_do_not_overflow_half_precision() -> None:
+    space = WeightSpace.mlp([2, 64, 64, 1])
+    thetas = torch.full((1, space.num_params), 30.0, dtype=torch.float16)
+    torch.testing.assert_close(NPPool(space, 1)(space.blocks(thetas)), torch.full((1, 1, 6), 30.0, dtype=torch.float16))
+    assert torch.isfinite(NPLinear(space, 1, 1).half()(space.blocks(thetas)).flatten()).all()
+    assert torch.isfinite(StatFeaturizer(space)(space.blocks(thetas))).all()
+
+
+def test_transposed_weight_sharing_is_refused() -> None:
+    # x -> a -> h -> a' -> y, the third weight the transpose of the second.
+    groups = [
+        NeuronGroup("x", 2, role="input"),
+        NeuronGroup("a", 3, operators=("gelu",), permutation="a"),
+        NeuronGroup("h", 5, operators=("gelu",)),
+        NeuronGroup("decoded", 3, operators=("gelu",), permutation="a", scale="decoded"),
+        NeuronGroup("y", 1, role="output"),
+    ]
+    hidden = Axis(5, (Tie(("h",), 1), Tie(("h",), -1)))
+    outer = Axis(3, (Tie(("a",), -1), Tie(("decoded",), 1)))
+    shared = Parameter("shared", (5, 3), "weight", (hidden, outer))
+    encode, decode = SpaceLayer("2", "linear", ("a",), "h", "shared"), SpaceLayer("3", "linear", ("h",), "decoded", "shared")
+    space = space_of(groups, [linear("1", {"x": 2}, "a", 3), (encode, [shared]), (decode, []), linear("4", {"decoded": 3}, "y", 1)])
+    with pytest.raises(ValueError, match="NPLinear cannot read parameter 'shared': layers use it along different axes, such as transposed"):
+        NPLinear(space, 1, 1)
+
+
+@pytest.mark.parametrize("layer", [*LINEAR, "magep", "attention", "statistics", "pool"])
+def test_parameters_in_another_order(layer: str) -> None:
+    # The order of space.params is that of flat vectors; what a layer computes does not depend on it.
+    space = WeightSpace.mlp([2, 5, 4, 3], "tanh")
+    order = [3, 0, 5, 2, 1, 4]
+    other = WeightSpace(space.groups, space.layers, tuple(space.params[i] for i in order))
+    more: dict[str, Layer] = {
+        "attention": lambda space, i, o: NPAttention(space, i, i),
+        "statistics": lambda space, i, o: StatFeaturizer(space, i),
+        "pool": lambda space, i, o: HNPPool(space, i),
+    }
+    make = {**LAYERS, **more}[layer]
+    thetas = space.sample(3, dtype=torch.float64)
+    moved = torch.cat([thetas[:, space.slices[param.name]] for param in other.params], dim=1)
+    if layer in ("statistics", "pool"):
+        values = [make(network, 1, 1)(network.blocks(flat)) for network, flat in ((space, thetas), (other, moved))]
+        assert values[0].flatten().sort().values.tolist() == pytest.approx(values[1].flatten().sort().values.tolist())
+        assert not torch.equal(*values)
+        return
+    stack = make(other, 1, 2).double()
+    expected = ["permutation"] if "permutation" in stack.symmetries else []
+    assert_equivariant(stack, other, symmetries=expected, control="noise" if layer.startswith("pointwise") else "uncoupled")
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_autocast(layer: str) -> None:
     space = WeightSpace.mlp([2, 6, 5, 3])
@@ -524,14 +626,18 @@ def test_terms_of_ones_own() -> None:
     terms = [Term((Source(*part),), (Target(*part),)) for part in whole]
     layer = SharingLinear(space, 1, 3, terms)
     assert layer(space.blocks(space.sample(2))).flatten().shape == (2, space.num_params, 3)
+    assert len(SharingLinear(space, 1, 3, iter(terms)).terms) == len(terms)
     with pytest.raises(ValueError, match="Expected exactly one term per parameter that keeps all of its movable axes"):
         SharingLinear(space, 1, 3, terms[:-1])
+    with pytest.raises(ValueError, match=r"is no parameter of .* with such movable axes"):
+        SharingLinear(space, 1, 3, [Term((Source("layers.9.weight", ()),), (Target("layers.0.weight", ()),))])
+    square = WeightSpace.mlp([2, 4, 4, 1])
+    turned = Term((Source("layers.1.weight", (1,)),), (Target("layers.1.weight", (0,)),))
+    with pytest.raises(ValueError, match="A term needs sources and targets that keep the same neurons"):
+        SharingLinear(square, 1, 3, [turned])
 
 
 def test_concatenated_fixed_and_movable_neurons_are_refused() -> None:
-    from tests.space.handmade import linear, space_of
-    from wsgraph.space import NeuronGroup
-
     groups = [NeuronGroup("x", 3, role="input"), NeuronGroup("a", 4, operators=("relu",)), NeuronGroup("y", 2, role="output")]
     space = space_of(groups, [linear("1", {"x": 3}, "a", 4), linear("2", {"x": 3, "a": 4}, "y", 2)])
     with pytest.raises(ValueError, match=r"MonomialLinear cannot read parameter '2.weight': movable and fixed neurons lie along one"):

@@ -65,15 +65,17 @@ def make_blocks(space: WeightSpace, thetas: Tensor) -> Blocks:
     """Split ``thetas`` ``[B, P]`` or ``[B, P, C]`` into views per layer."""
     space.check_thetas(thetas[..., 0] if isinstance(thetas, Tensor) and thetas.ndim > 2 else thetas)
     batch, channels = thetas.shape[0], thetas.shape[2:]
+    # One split rather than a slice each: its gradient is one concatenation, not a tensor of all weights per slice.
+    parts = dict(zip(space.slices, thetas.split([param.size for param in space.params], dim=1), strict=True))
     weights: list[Tensor | None] = []
     biases: list[Tensor | None] = []
     for layer, edges in zip(space.layers, space.topology.edges, strict=True):
         weight = None
         if layer.weight is not None:
             order = _order(space, layer)
-            logical = thetas[:, space.slices[layer.weight]].unflatten(1, space.param(layer.weight).logical_shape)
+            logical = parts[layer.weight].unflatten(1, space.param(layer.weight).logical_shape)
             logical = logical.permute(0, *(1 + i for i in order), *range(1 + len(order), logical.ndim))
             weight = logical.reshape(batch, edges.num_targets, edges.num_sources, edges.num_positions, *channels)
         weights.append(weight)
-        biases.append(None if layer.bias is None else thetas[:, space.slices[layer.bias]])
+        biases.append(None if layer.bias is None else parts[layer.bias])
     return Blocks(space, tuple(weights), tuple(biases))

@@ -7,10 +7,11 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from wsgraph.nn.sharing.layout import Entries, Layout
-from wsgraph.space import Blocks, Symmetry, WeightSpace
-from wsgraph.space.operators import apply_operator, operator_symmetry
+from wsgraph.space import OPERATORS, Blocks, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.space.operators import apply_operator, operator_symmetry, parse_operator
+from wsgraph.symmetry import SYMMETRIES
 
-__all__ = ["Activation"]
+__all__ = ["Activation", "fitting_function"]
 
 
 class Activation(nn.Module):
@@ -32,7 +33,8 @@ class Activation(nn.Module):
         input and output: :class:`~wsgraph.space.Blocks`, with or without channels.
 
     Raises:
-        ValueError: If the function is unknown or breaks a symmetry to be kept, naming the parameter.
+        ValueError: If the function is unknown, is no activation or breaks a symmetry to be kept, naming the parameter.
+        SpaceMismatchError: If blocks of another weight space are given.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -44,37 +46,47 @@ class Activation(nn.Module):
         ValueError: 'relu' breaks the sign symmetry of parameter 'layers.0.weight'; use one of tanh, sin, erf, softsign, hardtanh, identity.
     """
 
-    def __init__(
-        self, space: WeightSpace, function: str | None = None, symmetries: Collection[str] = ("permutation", "scale", "sign")
-    ) -> None:
+    def __init__(self, space: WeightSpace, function: str | None = None, symmetries: Collection[str] = SYMMETRIES) -> None:
         super().__init__()
+        if unknown := sorted(set(symmetries) - set(SYMMETRIES)):
+            raise ValueError(f"Unknown symmetries {unknown}; expected some of {', '.join(SYMMETRIES)}.")
+        if function is not None and not OPERATORS[parse_operator(function)[0]].nonlinear:
+            raise ValueError(f"Expected 'function' to be an activation, which acts on every weight alone (got {function!r}).")
         self.space = space
         self.symmetries = tuple(symmetries)
-        self.functions: dict[str | None, str] = {}
+        self.functions: dict[str | None, str] = {param.name: function or "relu" for param in space.params}
+        if not {"scale", "sign"} & set(symmetries):
+            return  # permutations commute with any function of every weight alone
         for name, entries in Layout(space, user="Activation").entries.items():
             needed = Symmetry(entries.symmetry.positive and "scale" in symmetries, entries.symmetry.sign and "sign" in symmetries)
-            self.functions[name] = _default(needed) if function is None else function
+            self.functions[name] = function or fitting_function(needed)
             _check(function, needed, entries)
 
     def forward(self, features: Blocks) -> Blocks:
+        if features.space is not self.space and features.space.architecture != self.space.architecture:
+            raise SpaceMismatchError(f"Activation was built for {self.space!r} but the blocks belong to {features.space!r}.")
+
         def apply(names: list[str | None], tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
             pairs = zip(names, tensors, strict=True)
             return tuple(None if tensor is None else apply_operator(self.functions[name], tensor) for name, tensor in pairs)
 
         layers = self.space.layers
-        return Blocks(
-            features.space,
-            apply([layer.weight for layer in layers], features.weights),
-            apply([layer.bias for layer in layers], features.biases),
-        )
+        weights = apply([layer.weight for layer in layers], features.weights)
+        return Blocks(features.space, weights, apply([layer.bias for layer in layers], features.biases))
 
     def extra_repr(self) -> str:
         used = list(self.functions.values())
         return ", ".join(f"{name}: {used.count(name)} parameter{'s' * (used.count(name) > 1)}" for name in dict.fromkeys(used))
 
 
-def _default(needed: Symmetry) -> str:
-    return {(False, False): "relu", (True, False): "relu", (False, True): "tanh", (True, True): "identity"}[needed]
+def fitting_function(symmetry: Symmetry) -> str:
+    """The operator that commutes with all factors that a symmetry allows: ReLU, tanh or, where both act, the identity.
+
+    Example:
+        >>> [fitting_function(Symmetry(*kinds)) for kinds in ((False, False), (True, False), (False, True), (True, True))]
+        ['relu', 'relu', 'tanh', 'identity']
+    """
+    return {(False, False): "relu", (True, False): "relu", (False, True): "tanh", (True, True): "identity"}[symmetry]
 
 
 def _check(function: str | None, needed: Symmetry, entries: Entries) -> None:

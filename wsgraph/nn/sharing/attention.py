@@ -32,33 +32,39 @@ class NPAttention(SharingModule):
 
     Args:
         space: Weight space of the networks: a chain with a bias in every layer.
-        channels: Channels per weight, on the way in and out.
-        heads: Attention heads, a divisor of ``channels``.
+        in_channels: Channels per weight on the way in.
+        out_channels: Channels per weight on the way out, as many.
+        heads: Attention heads, a divisor of the channels.
         shared: Whether all weights and biases share one projection, with :math:`U^{(i)} = 1, \tau^{(i)} = 0`, for networks of one kernel
             position per weight; else each has its own.
         dropout: Dropout rate of the attention weights in training mode.
 
     Shapes:
-        input: :class:`~wsgraph.space.Blocks` of ``channels``, a batch of networks (for one channel) or ``[B, P, channels]``.
-        output: :class:`~wsgraph.space.Blocks` of ``channels``; ``.flatten()`` gives ``[B, P, channels]``.
+        input: :class:`~wsgraph.space.Blocks` of ``in_channels``, a batch of networks (for one channel) or ``[B, P, in_channels]``.
+        output: :class:`~wsgraph.space.Blocks` of ``out_channels``; ``.flatten()`` gives ``[B, P, out_channels]``.
 
     Raises:
         SpaceMismatchError: If the input belongs to another weight space.
-        ValueError: If the space is no chain, lacks a bias, or has kernels although projections are shared; if ``heads`` does not divide
-            ``channels``; if ``dropout`` is no rate; or if the number of channels of the input differs.
+        ValueError: If the space is no chain, lacks a bias, or has kernels although projections are shared; if the channels out are others
+            than in, or ``heads`` does not divide them; if ``dropout`` is no rate; or if the number of channels of the input differs.
 
     Example:
         >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.mlp([2, 8, 8, 1])
-        >>> layer = NPAttention(space, 4, heads=2)
+        >>> layer = NPAttention(space, 4, 4, heads=2)
         >>> layer(torch.randn(3, space.num_params, 4)).flatten().shape
         torch.Size([3, 105, 4])
     """
 
     symmetries = ("permutation",)
 
-    def __init__(self, space: WeightSpace, channels: int, *, heads: int = 1, shared: bool = False, dropout: float = 0.0) -> None:
-        super().__init__(space, channels)
+    def __init__(
+        self, space: WeightSpace, in_channels: int, out_channels: int, *, heads: int = 1, shared: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__(space, in_channels)
+        if in_channels != out_channels:
+            raise ValueError(f"NPAttention writes as many channels as it reads (got {in_channels} and {out_channels}).")
+        self.out_channels = channels = out_channels
         if not space.is_chain:
             raise ValueError(f"NPAttention needs a chain, whose weights meet row by column at every neuron (got {space!r}).")
         if without := [layer.name for layer in space.layers if layer.bias is None]:
@@ -86,7 +92,7 @@ class NPAttention(SharingModule):
         self.maps = nn.ModuleList(nn.Linear(channels, channels * entries.positions) for entries in weights)
 
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
-        entries = self.layout.read(self.check(features))
+        entries = self.layout.read(self.as_blocks(features))
         projections = [self.projections[0]] * len(entries) if self.shared else self.projections
         projected = {}  # [B, heads, 3, d, n_out, n_in], a bias being a single column
         for (name, values), linear in zip(entries.items(), projections, strict=True):
@@ -111,9 +117,10 @@ class NPAttention(SharingModule):
 
     def _attend(self, tokens: Tensor) -> Tensor:
         """``[B, heads, tokens, features]`` from the queries, keys and values ``[B, heads, 3, tokens, features]``."""
-        # The scale is the default, one over the root of the number of features.
+        # Written out: the fused kernels have no second derivatives, and gain nothing where tokens are few and their features many.
         query, key, value = tokens.unbind(2)
-        return nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+        return nn.functional.dropout(weights, self.dropout, self.training) @ value
 
     def extra_repr(self) -> str:
         return f"{self.space!r}, channels={self.in_channels}, heads={self.heads}, shared={self.shared}, dropout={self.dropout}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsgraph.space import Axis, Blocks, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
 
-__all__ = ["Entries", "Layout", "SharingModule", "autocast_together"]
+__all__ = ["Entries", "Layout", "SharingModule", "autocast_together", "mean_over"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,13 @@ class Layout:
         self.entries: dict[str, Entries] = {}
         self._where: dict[str, tuple[str, int]] = {}
         for i, (layer, edges) in enumerate(zip(space.layers, space.topology.edges, strict=True)):
-            if layer.weight is not None and layer.weight not in self.entries:
+            if layer.weight is not None and layer.weight in self.entries:
+                first = self._where[layer.weight][1]
+                if space.weight_axes(layer) != space.weight_axes(space.layers[first]):
+                    raise ValueError(
+                        f"{user} cannot read parameter {layer.weight!r}: layers use it along different axes, such as transposed."
+                    )
+            elif layer.weight is not None:
                 target, source, _ = space.weight_axes(layer)
                 axes = space.param(layer.weight).axes
                 self._add(layer.weight, (axes[target], axes[source]), edges.num_positions, boundary, user)
@@ -104,6 +110,7 @@ class Layout:
                 self._add(layer.bias, space.param(layer.bias).axes, 1, boundary, user)
                 self._where[layer.bias] = ("biases", i)
         self.entries = {param.name: self.entries[param.name] for param in space.params}
+        self._where = {name: self._where[name] for name in self.entries}
 
     def _add(self, name: str, axes: Sequence[Axis], positions: int, boundary: bool, user: str) -> None:
         space = self.space
@@ -156,9 +163,11 @@ class SharingModule(nn.Module):
 
     def __init__(self, space: WeightSpace, in_channels: int) -> None:
         super().__init__()
+        if in_channels < 1:
+            raise ValueError(f"Expected {type(self).__name__} with at least one channel (got {in_channels}).")
         self.space, self.in_channels = space, in_channels
 
-    def check(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
+    def as_blocks(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
         """The input as blocks with a channel axis, all of them views.
 
         Args:
@@ -180,16 +189,21 @@ class SharingModule(nn.Module):
         if features.space is not self.space and features.space.architecture != self.space.architecture:
             raise SpaceMismatchError(f"{name} was built for {self.space!r} but the blocks belong to {features.space!r}.")
         features = features.with_channels()
-        for layer, edges, weight, bias in zip(self.space.layers, self.space.topology.edges, features.weights, features.biases, strict=True):
+        layers = self.space.layers
+        if len(features.weights) != len(layers) or len(features.biases) != len(layers):
+            raise ValueError(
+                f"Expected blocks of {len(layers)} layers (got {len(features.weights)} weights, {len(features.biases)} biases)."
+            )
+        for layer, edges, weight, bias in zip(layers, self.space.topology.edges, features.weights, features.biases, strict=True):
             sizes = edges.num_targets, edges.num_sources, edges.num_positions
             if (weight is not None and tuple(weight.shape[1:4]) != sizes) or (bias is not None and bias.shape[1] != edges.num_targets):
                 found = [list(tensor.shape) for tensor in (weight, bias) if tensor is not None]
                 raise ValueError(
                     f"Expected the blocks of layer {layer.name!r} to have [B, {', '.join(map(str, sizes))}, C] weights (got {found})."
                 )
-        channels = next(weight.shape[-1] for weight in features.weights if weight is not None)
-        if channels != self.in_channels:
-            raise ValueError(f"{name} was built for {self.in_channels} input channels but the blocks have {channels}.")
+        for tensor in (*features.weights, *features.biases):
+            if tensor is not None and tensor.shape[-1] != self.in_channels:
+                raise ValueError(f"{name} was built for {self.in_channels} input channels but the blocks have {tensor.shape[-1]}.")
         return features
 
     def extra_repr(self) -> str:
@@ -199,8 +213,18 @@ class SharingModule(nn.Module):
 
 def autocast_together(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Tensors in the dtype of autocast where it is on: functions with a backward pass of their own are not cast for."""
-    device = next(tensor.device.type for tensor in tensors if tensor is not None)
-    if not torch.is_autocast_enabled(device):
+    given = [tensor for tensor in tensors if tensor is not None]
+    device = given[0].device.type
+    # As in autocast itself, double precision stays what it is.
+    if not torch.is_autocast_enabled(device) or any(tensor.dtype == torch.float64 for tensor in given):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def mean_over(tensor: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    """Mean over axes, divided after the sum: its gradient is an expanded view, that of ``mean`` a tensor as large as the input."""
+    count = math.prod(tensor.shape[axis] for axis in ((axes,) if isinstance(axes, int) else axes))
+    # Sums leave the range of half precision where means do not.
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
+    return (tensor.sum(axes, dtype=wide) * (1 / count)).to(tensor.dtype)

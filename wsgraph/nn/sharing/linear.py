@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from wsgraph.nn.sharing.layout import Layout, SharingModule, autocast_together
+from wsgraph.nn.sharing.layout import Layout, SharingModule, autocast_together, mean_over
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 
 __all__ = ["HNPLinear", "MonomialLinear", "MonomialSineLinear", "NPLinear", "Pointwise", "SharingLinear", "Source", "Target", "Term"]
@@ -51,7 +51,7 @@ class SharingLinear(SharingModule):
         space: Weight space of the networks.
         in_channels: Channels per weight on the way in.
         out_channels: Channels per weight on the way out.
-        terms: The terms.
+        terms: The terms. The axes that they keep count the movable axes of a parameter: for a last weight, 0 is the axis of its sources.
         boundary: Whether input and output neurons are movable axes rather than features.
         out_space: Weight space of the output (default: ``space``); it may differ in kernel sizes.
 
@@ -61,15 +61,26 @@ class SharingLinear(SharingModule):
 
     Raises:
         SpaceMismatchError: If the input belongs to another weight space.
-        ValueError: If the number of channels of the input differs.
+        ValueError: If a term names an unknown parameter or axis, or keeps different neurons in its sources and targets; if not exactly
+            one term keeps all movable axes of a parameter that it writes; if ``out_space`` differs in more than kernel sizes; or if the
+            number of channels of the input differs.
+
+    Example:
+        >>> space = WeightSpace.mlp([2, 8, 1], bias=False)
+        >>> per_neuron = Term((Source("layers.0.weight", (0,)), Source("layers.1.weight", (0,))), (Target("layers.0.weight", (0,)),))
+        >>> alone = Term((Source("layers.1.weight", (0,)),), (Target("layers.1.weight", (0,)),))
+        >>> SharingLinear(space, 1, 4, [per_neuron, alone])(space.batch(space.sample(3))).flatten().shape
+        torch.Size([3, 24, 4])
     """
+
+    symmetries: tuple[str, ...] = ("permutation",)
 
     def __init__(
         self,
         space: WeightSpace,
         in_channels: int,
         out_channels: int,
-        terms: Sequence[Term],
+        terms: Iterable[Term],
         *,
         boundary: bool = False,
         out_space: WeightSpace | None = None,
@@ -81,11 +92,8 @@ class SharingLinear(SharingModule):
         self.out_space = space if out_space is None else out_space
         self.out_layout = self.layout if out_space is None else Layout(out_space, boundary=boundary, user=name)
         _check_spaces(self.layout, self.out_layout)
-        complete = [t.param for term in terms for t in term.targets if len(t.kept) == len(self.out_layout.entries[t.param].movable)]
-        if sorted(complete) != sorted(self.out_layout.entries):
-            raise ValueError(f"Expected exactly one term per parameter that keeps all of its movable axes (got them for {complete}).")
         # What few axes keep is small and comes first, so that it is summed before it is broadcast over the pairs of neurons.
-        self.terms = tuple(sorted(terms, key=lambda term: len(term.targets[0].kept)))
+        self.terms = tuple(sorted(_checked(terms, self.layout, self.out_layout), key=lambda term: len(term.targets[0].kept)))
         self.rows = tuple([out_channels * self.out_layout.entries[target.param].features for target in term.targets] for term in self.terms)
         self.columns = tuple([in_channels * self._features(source) for source in term.sources] for term in self.terms)
         self.maps = nn.ModuleList(
@@ -102,7 +110,7 @@ class SharingLinear(SharingModule):
         return self.layout.read(features)
 
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
-        reader = _Reader(self.layout, self.read(self.check(features)))
+        reader = _Reader(self.layout, self.read(self.as_blocks(features)))
         outputs: dict[str, Tensor] = {}
         parts: dict[str, list[Tensor]] = {name: [] for name in self.out_layout.entries}  # to be broadcast, those of no kept axis first
         for term, rows, columns, linear in zip(self.terms, self.rows, self.columns, self.maps, strict=True):
@@ -142,18 +150,13 @@ class _Reader:
         entries = self.layout.entries[source.param]
         if source.pooled:
             mean = self(Source(source.param, source.kept))
-            return _mean(mean.unflatten(-1, (-1, entries.fixed_neurons, entries.positions)), -2).flatten(-2)
+            return mean_over(mean.unflatten(-1, (-1, entries.fixed_neurons, entries.positions)), -2).flatten(-2)
         movable = len(entries.movable)
         if len(source.kept) == movable:
             return self.entries[source.param]
         if len(source.kept) == 1:
-            return _mean(self.entries[source.param], 3 - source.kept[0]).transpose(1, 2)
-        return _mean(self(Source(source.param, (0,))), 1)
-
-
-def _mean(tensor: Tensor, dim: int) -> Tensor:
-    # Divided after the sum: the gradient is then an expanded view, where that of mean() fills a tensor of the input's size.
-    return tensor.sum(dim) * (1 / tensor.shape[dim])
+            return mean_over(self.entries[source.param], 3 - source.kept[0]).transpose(1, 2)
+        return mean_over(self(Source(source.param, (0,))), 1)
 
 
 class _MixPairs(torch.autograd.Function):
@@ -202,6 +205,24 @@ def _merge(parts: Sequence[Tensor]) -> list[Tensor]:
     for part in parts:
         merged.append((part + merged.pop() if merged and merged[-1].shape[-2:] == (1, 1) else part).contiguous())
     return merged
+
+
+def _checked(terms: Iterable[Term], layout: Layout, out_layout: Layout) -> list[Term]:
+    """The terms, if every one keeps the same neurons in all that it reads and writes, and every parameter is written once in full."""
+    terms = list(terms)
+    complete = []
+    for term in terms:
+        kept = set()
+        for part, entries in [(p, layout.entries) for p in term.sources] + [(p, out_layout.entries) for p in term.targets]:
+            if part.param not in entries or not all(0 <= axis < len(entries[part.param].movable) for axis in part.kept):
+                raise ValueError(f"{part} is no parameter of {layout.space!r} with such movable axes.")
+            kept.add(tuple(entries[part.param].labels[axis] for axis in part.kept))
+        if not term.sources or not term.targets or len(kept) > 1:
+            raise ValueError(f"A term needs sources and targets that keep the same neurons, or it mixes what moves apart (got {term}).")
+        complete += [target.param for target in term.targets if len(target.kept) == len(out_layout.entries[target.param].movable)]
+    if sorted(complete) != sorted(out_layout.entries):
+        raise ValueError(f"Expected exactly one term per parameter that keeps all of its movable axes (got them for {complete}).")
+    return terms
 
 
 def _check_spaces(layout: Layout, out_layout: Layout) -> None:
@@ -327,7 +348,7 @@ class NPLinear(SharingLinear):
 
     Raises:
         SpaceMismatchError: If the input belongs to another weight space.
-        ValueError: If the number of channels of the input differs.
+        ValueError: If the number of channels of the input differs, or ``out_space`` differs in more than kernel sizes.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -342,7 +363,7 @@ class NPLinear(SharingLinear):
     def __init__(
         self, space: WeightSpace, in_channels: int, out_channels: int, *, io_embed: bool = False, out_space: WeightSpace | None = None
     ) -> None:
-        terms = permutation_terms(Layout(space, boundary=True))
+        terms = permutation_terms(Layout(space, boundary=True, user="NPLinear"))
         super().__init__(space, in_channels, out_channels, terms, boundary=True, out_space=out_space)
         self.embeddings = nn.ParameterDict()
         if io_embed:
@@ -440,7 +461,7 @@ class MonomialLinear(SharingLinear):
 
     Raises:
         SpaceMismatchError: If the input belongs to another weight space.
-        ValueError: If the number of channels of the input differs.
+        ValueError: If the number of channels of the input differs, or ``out_space`` differs in more than kernel sizes.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -449,6 +470,8 @@ class MonomialLinear(SharingLinear):
         >>> layer(space.batch(space.sample(3))).flatten().shape
         torch.Size([3, 105, 4])
     """
+
+    symmetries: tuple[str, ...] = ("permutation", "scale", "sign")
 
     def __init__(self, space: WeightSpace, in_channels: int, out_channels: int, *, out_space: WeightSpace | None = None) -> None:
         terms = monomial_terms(Layout(space, user="MonomialLinear"))
@@ -475,7 +498,7 @@ class MonomialSineLinear(SharingLinear):
 
     Raises:
         SpaceMismatchError: If the input belongs to another weight space.
-        ValueError: If the number of channels of the input differs.
+        ValueError: If the number of channels of the input differs, or ``out_space`` differs in more than kernel sizes.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -513,7 +536,7 @@ class Pointwise(SharingLinear):
 
     Raises:
         SpaceMismatchError: If the input belongs to another weight space.
-        ValueError: If the number of channels of the input differs.
+        ValueError: If the number of channels of the input differs, or ``out_space`` differs in more than kernel sizes.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -528,7 +551,7 @@ class Pointwise(SharingLinear):
         self, space: WeightSpace, in_channels: int, out_channels: int, *, bias: bool = True, out_space: WeightSpace | None = None
     ) -> None:
         terms = []
-        for name, entries in Layout(space, boundary=True).entries.items():
+        for name, entries in Layout(space, boundary=True, user="Pointwise").entries.items():
             kept = tuple(range(len(entries.movable)))
             terms.append(Term((Source(name, kept),), (Target(name, kept),), bias))
         super().__init__(space, in_channels, out_channels, terms, boundary=True, out_space=out_space)

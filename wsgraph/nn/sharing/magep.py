@@ -50,7 +50,9 @@ class _Matrices(NamedTuple):
 
 
 def _matrices(blocks: Blocks, user: str) -> _Matrices:
-    if any(weight is not None and weight.dtype == torch.float16 for weight in blocks.weights):
+    first = next(weight for weight in blocks.weights if weight is not None)
+    cast_to = torch.get_autocast_dtype(first.device.type) if torch.is_autocast_enabled(first.device.type) else first.dtype
+    if torch.float16 in (first.dtype, cast_to) and first.dtype != torch.float64:
         raise ValueError(f"{user} multiplies the weights of all layers, which overflows float16 beyond 65,504; use bfloat16 or float32.")
     weights = [None if weight is None else weight.squeeze(3).permute(0, 3, 1, 2) for weight in blocks.weights]
     biases = [None if bias is None else bias.transpose(1, 2) for bias in blocks.biases]
@@ -169,7 +171,9 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 class _Forms(nn.Module):
     r"""The matrices :math:`\Psi^{(s, t)}` and, as one more row, the vectors :math:`\psi^{(s, t)}` between the two ends of the network."""
 
-    def __init__(self, chain: _Chain, channels: int, pairs: Sequence[tuple[int, int]], *, redundant: bool, trainable: bool = True) -> None:
+    def __init__(
+        self, chain: _Chain, channels: int, pairs: Sequence[tuple[int, int]], *, traces: bool, redundant: bool, trainable: bool = True
+    ) -> None:
         super().__init__()
         inputs, outputs = chain.n[0], chain.n[-1]
         self.redundant = redundant
@@ -180,16 +184,15 @@ class _Forms(nn.Module):
 
         self.forms = nn.ParameterDict({f"{s}_{t}": draw(inputs, chain.has_bias[s]) for s, t in pairs})
         # On the diagonal only the vectors act: traces of [WW]^(s,0)(L,s) are linear in [W]^(L,0), which has coefficients of its own.
-        self.diagonal = nn.ParameterDict(
-            {str(s): draw(inputs * redundant) for s in range(1, chain.depth) if chain.has_bias[s] or redundant}
-        )
+        read = [s for s in range(1, chain.depth) if traces and chain.has_bias[s]]
+        self.diagonal = nn.ParameterDict({str(s): draw(inputs * redundant) for s in read})
 
     def forward(self, s: int, t: int) -> Tensor:
         return cast(Tensor, self.forms[f"{s}_{t}"])
 
     @property
     def num_traces(self) -> int:
-        return len(self.diagonal) + self.redundant * len(self.diagonal)
+        return len(self.diagonal) * (1 + self.redundant)
 
     def traces(self, reached: dict[int, Tensor], whole: Tensor) -> list[Tensor]:
         r"""Tr [bW]^(s)(L,s) = psi^(s,s) [Wb]^(L,s) for every s with a bias, then the redundant tr [WW]^(s,0)(L,s) if they are kept.
@@ -204,101 +207,98 @@ class _Forms(nn.Module):
 
 
 class _PolynomialPairs(torch.autograd.Function):
-    r"""The middle weights, from :math:`W`, :math:`[WW] = P\,(\Psi S)` and :math:`[bW] = b\,(\psi S)`, whose products are of low rank.
+    r"""The middle weights: :math:`A W` and, for every product of thin factors, :math:`C (L R)`, with :math:`A, C` mixing channels.
 
-    The rank-one part, and for few input neurons the whole, is a product of ``e n_i`` rows of mixed left factors with all right factors. For
-    many input neurons that costs more than forming :math:`[WW]` per channel. Either is formed again in the backward pass, so that only the
-    thin factors are kept.
+    Left factors mixed for all output channels, ``e n`` rows, times all right factors give the sum without ever forming a product. For many
+    output channels or high ranks it is cheaper to form every product per channel. Either is formed again in the backward pass, so that only
+    the thin factors are kept.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        products: Tensor,
-        bias: Tensor | None,
-        right: Tensor,
-        mix: Tensor,
-        thin: Tensor,
-        dense: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(weight, products, bias, right, mix, thin, dense)
+    def forward(ctx: Any, forms_products: bool, weight: Tensor, mix: Tensor, *factors: Tensor) -> Tensor:
+        ctx.forms_products = forms_products
+        ctx.save_for_backward(weight, mix, *factors)
         batch, _, rows, columns = weight.shape
-        left = _with_bias(products, bias)
         result = torch.bmm(mix.expand(batch, -1, -1), weight.flatten(2))
-        start = 0 if dense is None else left.shape[-1] - thin.shape[-1]
-        if dense is not None:
-            formed = left[..., :start] @ right[:, :, :start]
-            result.baddbmm_(dense.expand(batch, -1, -1), formed.flatten(2))
-            del formed
-        mixed = _mixed(left[..., start:], thin)
-        result.view(batch, -1, columns).baddbmm_(mixed, right[:, :, start:].flatten(1, 2))
-        return result.view(batch, -1, rows, columns)
+        if forms_products:
+            for left, right, coefficients in _triples(factors):
+                result.baddbmm_(coefficients.expand(batch, -1, -1), (left @ right).flatten(2))
+        else:
+            mixed, rights = _stacked(factors)
+            result.view(batch, -1, columns).baddbmm_(mixed.flatten(3).flatten(1, 2), rights.flatten(1, 2))
+        return result.view(batch, len(mix), rows, columns)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (gradient,) = gradients
-        weight, products, bias, right, mix, thin, dense = ctx.saved_tensors
-        batch, channels, rows, columns = weight.shape
-        left = _with_bias(products, bias)
+        weight, mix, *factors = ctx.saved_tensors
+        batch, channels, _, columns = weight.shape
         flat, tall = gradient.flatten(2), gradient.flatten(1, 2)
         grad_mix = torch.bmm(flat, weight.flatten(2).mT).sum(0)
-        grad_weight = torch.bmm(mix.mT.expand(batch, -1, -1), flat).view(weight.shape)
-        start = 0 if dense is None else left.shape[-1] - thin.shape[-1]
-        mixed = _mixed(left[..., start:], thin)
-        grad_right = torch.bmm(mixed.mT, tall).view(batch, channels, -1, columns)
-        del mixed
-        grad_mixed = torch.bmm(tall, right[:, :, start:].flatten(1, 2).mT).view(batch, -1, rows, channels, thin.shape[-1])
-        grad_left = (grad_mixed * thin[None, :, None]).sum(1).transpose(1, 2)
-        grad_thin = (grad_mixed * left[..., start:].transpose(1, 2).contiguous()[:, None]).sum((0, 2))
-        del grad_mixed
-        grad_dense = None
-        if dense is not None:
-            formed = left[..., :start] @ right[:, :, :start]
-            grad_dense = torch.bmm(flat, formed.flatten(2).mT).sum(0)
-            del formed
-            grad_formed = torch.bmm(dense.mT.expand(batch, -1, -1), flat).view(weight.shape)
-            grad_left = torch.cat([grad_formed @ right[:, :, :start].mT, grad_left], dim=-1)
-            grad_right = torch.cat([left[..., :start].mT @ grad_formed, grad_right], dim=2)
-        inputs = products.shape[-1]
-        grad_bias = None if bias is None else grad_left[..., inputs]
-        return grad_weight, grad_left[..., :inputs], grad_bias, grad_right, grad_mix, grad_thin, grad_dense
+        grad_weight = torch.bmm(mix.mT.expand(batch, -1, -1), flat).view(weight.shape) if ctx.needs_input_grad[1] else None
+        grad_factors: list[Tensor] = []
+        if ctx.forms_products:
+            for left, right, coefficients in _triples(factors):
+                grad_product = torch.bmm(coefficients.mT.expand(batch, -1, -1), flat).view(weight.shape)
+                grad_coefficients = torch.bmm(flat, (left @ right).flatten(2).mT).sum(0)
+                grad_factors += [grad_product @ right.mT, left.mT @ grad_product, grad_coefficients]
+            return (None, grad_weight, grad_mix, *grad_factors)
+        mixed, rights = _stacked(factors)
+        ranks = [left.shape[-1] for left, _, _ in _triples(factors)]
+        grad_rights = torch.bmm(mixed.flatten(3).flatten(1, 2).mT, tall).view(batch, channels, sum(ranks), columns).split(ranks, dim=2)
+        grad_mixed = torch.bmm(tall, rights.flatten(1, 2).mT).view(mixed.shape).split(ranks, dim=-1)
+        for (left, _, coefficients), grad_left, grad_right in zip(_triples(factors), grad_mixed, grad_rights, strict=True):
+            grad_coefficients = (grad_left * left.transpose(1, 2).contiguous()[:, None]).sum((0, 2, 4))
+            grad_factors += [(grad_left * coefficients[:, None, :, None]).sum(1).transpose(1, 2), grad_right, grad_coefficients]
+        return (None, grad_weight, grad_mix, *grad_factors)
 
 
-def _with_bias(products: Tensor, bias: Tensor | None) -> Tensor:
-    return products if bias is None else torch.cat([products, bias.unsqueeze(-1)], dim=-1)
+def _triples(factors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Left factors ``[B, d, n_out, r]``, right factors ``[B, d, r, n_in]`` and coefficients ``[e, d]``."""
+    return list(zip(factors[::3], factors[1::3], factors[2::3], strict=True))
 
 
-def _mixed(left: Tensor, thin: Tensor) -> Tensor:
-    """``[B, e * n, d * r]``: left factors ``[B, d, n, r]`` times the coefficients ``[e, d, r]`` of every output channel."""
-    return (left.transpose(1, 2).contiguous()[:, None] * thin[None, :, None]).flatten(3).flatten(1, 2)
+def _stacked(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mixed left factors ``[B, e, n_out, d, ranks]`` and right factors ``[B, d, ranks, n_in]`` of all products side by side."""
+    triples = _triples(factors)
+    mixed = [left.transpose(1, 2).contiguous()[:, None] * coefficients[:, None, :, None] for left, _, coefficients in triples]
+    return torch.cat(mixed, dim=-1), torch.cat([right for _, right, _ in triples], dim=2)
 
 
-# Forming a matrix per channel costs a pass over memory worth about this many multiplications per entry and channel.
-_FORMING = 100
+# Passing once over a tensor in memory, forward and backward, takes as long as about this many multiplications per entry.
+_PASS = 40
 
 
 class _PairTerm(nn.Module):
-    """Coefficients of the middle weights of one layer."""
+    """Coefficients of the middle weights of one layer, and the order in which their products are contracted.
 
-    def __init__(self, in_channels: int, out_channels: int, inputs: int, has_bias: bool) -> None:
+    Args:
+        in_channels: Channels on the way in.
+        out_channels: Channels on the way out.
+        rank: Rank of the product of weights, the number of neurons at the narrower end of the network.
+        columns: Neurons that the weight reads.
+        has_bias: Whether the layer has a bias.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rank: int, columns: int, has_bias: bool) -> None:
         super().__init__()
-        self.inputs, self.has_bias = inputs, has_bias
         bound = (in_channels * (2 + has_bias)) ** -0.5
         shape = (out_channels, in_channels)
         self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         self.weight_product = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         self.bias_product = nn.Parameter(torch.empty(shape).uniform_(-bound, bound)) if has_bias else None
-        self.forms_products = out_channels * inputs > inputs + out_channels + _FORMING
+        ranks = rank + has_bias
+        stacked = out_channels * ranks * (1 + _PASS / columns)
+        formed = ranks + (1 + has_bias) * (out_channels + _PASS)
+        self.forms_products = formed < stacked
 
-    def forward(self, weight: Tensor, products: Tensor, bias: Tensor | None, right: Tensor) -> Tensor:
-        thin = [] if self.bias_product is None else [self.bias_product.unsqueeze(-1)]
-        dense = self.weight_product if self.forms_products else None
-        if dense is None:
-            thin.insert(0, self.weight_product.unsqueeze(-1).expand(-1, -1, self.inputs))
-        coefficients = torch.cat(thin, dim=-1) if thin else self.weight.new_zeros(*self.weight.shape, 0)
-        factors = autocast_together(weight, products, bias, right, self.weight, coefficients, dense)
-        return cast(Tensor, _PolynomialPairs.apply(*factors))
+    # Not forward(): a module's backward hooks would see the gradient of the weights, to which the sweep goes on to add in place.
+    def mix(self, weight: Tensor, product: tuple[Tensor, Tensor], bias_product: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Mix the weight with products given by their left and right factors."""
+        factors = [*product, self.weight_product]
+        if bias_product is not None and self.bias_product is not None:
+            factors += [*bias_product, self.bias_product]
+        return cast(Tensor, _PolynomialPairs.apply(self.forms_products, *autocast_together(weight, self.weight, *factors)))
 
 
 class MAGEPLinear(SharingModule):
@@ -352,17 +352,23 @@ class MAGEPLinear(SharingModule):
         reference: bool = False,
     ) -> None:
         super().__init__(space, in_channels)
-        self.out_channels, self.separate, self.reference = out_channels, separate_bias_terms and not reference, reference
+        if reference and separate_bias_terms:
+            raise ValueError("The published layer sums the bias terms: use 'separate_bias_terms' or 'reference', not both.")
+        self.out_channels, self.separate, self.reference = out_channels, separate_bias_terms, reference
         self.chain = chain = _chain(space, "MAGEPLinear", reference)
         depth, n, has_bias = chain.depth, chain.n, chain.has_bias
         inputs, outputs = n[0], n[-1]
         used = [(i, i - 1) for i in range(1, depth + 1)] + [(i, 0) for i in range(2, depth + 1) if has_bias[i]]
         every = [(s, t) for s in range(1, depth + 1) for t in range(s)]
-        self.forms = _Forms(chain, in_channels, every if reference else used, redundant=reference, trainable=not reference)
+        self.forms = _Forms(
+            chain, in_channels, every if reference else used, traces=has_bias[-1], redundant=reference, trainable=not reference
+        )
         # Features of the dense maps: per neuron of the first group, per middle bias, per neuron of the last hidden group, of the last bias.
         products = [inputs * (2 + has_bias[i]) + has_bias[i] + self._bias_columns(i) for i in range(depth + 1)]
         self.first = nn.Linear(in_channels * products[1], out_channels * (inputs + has_bias[1]), bias=False)
-        self.pairs = nn.ModuleList(_PairTerm(in_channels, out_channels, inputs, has_bias[i]) for i in range(2, depth))
+        self.pairs = nn.ModuleList(
+            _PairTerm(in_channels, out_channels, min(inputs, outputs), n[i - 1], has_bias[i]) for i in range(2, depth)
+        )
         self.middle_biases = nn.ModuleList(
             nn.Linear(in_channels * products[i], out_channels, bias=False) if has_bias[i] else nn.Identity() for i in range(2, depth)
         )
@@ -377,7 +383,7 @@ class MAGEPLinear(SharingModule):
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
         chain = self.chain
         depth, inputs, outputs = chain.depth, chain.n[0], chain.n[-1]
-        matrices = _matrices(self.check(features), "MAGEPLinear")
+        matrices = _matrices(self.as_blocks(features), "MAGEPLinear")
         swept = _Sweep.apply(chain, self.separate, *autocast_together(*matrices.weights[1:], *matrices.biases[1:-1]))
         reached = (None, matrices.weight(1), *swept[: depth - 1])
         whole = reached[depth][..., :inputs]
@@ -386,6 +392,13 @@ class MAGEPLinear(SharingModule):
 
         def form(i: int, t: int) -> Tensor:
             return cast(Tensor, self.forms(i, t) @ suffixes[t])
+
+        def pair_factors(i: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+            """Factors of [WW]^(i,0)(L,i-1), split where the network is narrower, and of [bW]^(i)(L,i-1)."""
+            forms, suffix, products, bias = self.forms(i, i - 1), suffixes[i - 1], reached[i][..., :inputs], matrices.biases[i]
+            through = forms[:, :inputs]
+            product = (products, through @ suffix) if inputs <= outputs else (products @ through, suffix)
+            return product, None if bias is None else (bias.unsqueeze(-1), forms[:, inputs:] @ suffix)
 
         def neuron_features(i: int) -> Tensor:
             """P_i, [WW]^(i,0)(L,0), [bW]^(i)(L,0), b^(i) and the [Wb]^(i,t), per neuron of layer i."""
@@ -402,10 +415,14 @@ class MAGEPLinear(SharingModule):
         weights.append(first[0].unflatten(-1, (self.out_channels, inputs)).permute(0, 1, 3, 2).unsqueeze(3))
         biases.append(first[1] if chain.has_bias[1] else None)
         for i, pair, linear in zip(range(2, depth), self.pairs, self.middle_biases, strict=True):
-            values = pair(middle[i], reached[i][..., :inputs], matrices.biases[i], form(i, i - 1))
+            values = cast(_PairTerm, pair).mix(middle[i], *pair_factors(i))
             weights.append(values.permute(0, 2, 3, 1).unsqueeze(3))
             # The features are several times what they are made of, so they are made again in the backward pass.
-            bias = checkpoint(lambda i=i, linear=linear: linear(neuron_features(i)), use_reentrant=False) if chain.has_bias[i] else None
+            bias = (
+                checkpoint(lambda i=i, linear=linear: linear(neuron_features(i)), use_reentrant=False, preserve_rng_state=False)
+                if chain.has_bias[i]
+                else None
+            )
             biases.append(bias)
         # The same products, seen from the neurons before the last weight.
         right, bias = form(depth, depth - 1), matrices.biases[depth]
@@ -461,7 +478,7 @@ class MAGEPInvariant(SharingModule):
         self.chain = chain = _chain(space, "MAGEPInvariant", reference)
         depth, inputs, outputs = chain.depth, chain.n[0], chain.n[-1]
         hidden = sum(chain.has_bias[1:depth])
-        self.forms = _Forms(chain, in_channels, [(depth, 0)], redundant=reference)
+        self.forms = _Forms(chain, in_channels, [(depth, 0)], traces=True, redundant=reference)
         self.from_outputs = outputs <= inputs + hidden / 2
         features = outputs * (inputs * (2 + chain.has_bias[-1]) + chain.has_bias[-1] + min(hidden, 1)) + self.forms.num_traces
         self.linear = nn.Linear(in_channels * features, out_channels)
@@ -469,7 +486,7 @@ class MAGEPInvariant(SharingModule):
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Tensor:
         chain = self.chain
         depth, inputs = chain.depth, chain.n[0]
-        matrices = _matrices(self.check(features), "MAGEPInvariant")
+        matrices = _matrices(self.as_blocks(features), "MAGEPInvariant")
         if self.from_outputs:
             suffixes = _suffixes(chain, matrices, last=1)
             whole = cast(Tensor, suffixes[1]) @ matrices.weight(1)

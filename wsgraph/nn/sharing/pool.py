@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.normalize import unit_vectors
-from wsgraph.nn.sharing.layout import Entries, Layout, SharingModule
+from wsgraph.nn.sharing.layout import Layout, SharingModule, mean_over
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 
 __all__ = ["HNPPool", "MonomialNormalize", "MonomialPool", "NPPool"]
@@ -28,20 +28,16 @@ class _MeanPool(SharingModule):
 
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Tensor:
         pooled = []
-        for name, values in self.layout.read(self.check(features)).items():
+        for name, values in self.layout.read(self.as_blocks(features)).items():
             entries = self.layout.entries[name]
             axes = {0: (), 1: (1,), 2: (2, 3)}[len(entries.movable)]
             values = self.normalize(name, values)
-            means = values.sum(axes) / max(1, _count(entries)) if axes else values
+            means = mean_over(values, axes) if axes else values
             pooled.append(means.unflatten(1, (self.in_channels, -1)))
         return torch.cat(pooled, dim=2)
 
     def extra_repr(self) -> str:
         return f"{self.space!r}, channels={self.in_channels}, out_features={self.out_features}"
-
-
-def _count(entries: Entries) -> int:
-    return torch.Size(entries.sizes).numel()
 
 
 class NPPool(_MeanPool):
@@ -118,11 +114,11 @@ class _Normalizer(nn.Module):
         if mode not in MODES:
             raise ValueError(f"Expected 'mode' to be one of {', '.join(MODES)} (got {mode!r}).")
         self.layout, self.channels, self.mode, self.reference = layout, channels, mode, reference
-        affine = mode == "param_mul_L2"
-        sizes = [channels * entries.positions if affine and (reference or entries.movable) else 0 for entries in layout.entries.values()]
-        self.weights = nn.ParameterList(nn.Parameter(torch.ones(size)) for size in sizes)
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)
-        self.index = {name: i for i, name in enumerate(layout.entries)}
+        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
+        for name, entries in layout.entries.items():
+            if mode == "param_mul_L2" and (reference or entries.movable):
+                size = channels * entries.positions
+                self.weights[_key(name)], self.biases[_key(name)] = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
 
     def forward(self, name: str, values: Tensor) -> Tensor:
         entries = self.layout.entries[name]
@@ -144,9 +140,13 @@ class _Normalizer(nn.Module):
         elif self.mode == "param_mul_L2":
             shape = [1] * vectors.ndim
             shape[axis], shape[axis + 2] = self.channels, entries.positions
-            weight, bias = self.weights[self.index[name]], self.biases[self.index[name]]
+            weight, bias = self.weights[_key(name)], self.biases[_key(name)]
             vectors = vectors * weight.view(shape) + bias.view(shape)
         return vectors.flatten(axis, axis + 2)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # no dots in the names of parameters
 
 
 class MonomialNormalize(SharingModule):
@@ -190,15 +190,17 @@ class MonomialNormalize(SharingModule):
             self.symmetries = ("permutation", "scale")
 
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
-        entries = self.layout.read(self.check(features))
+        entries = self.layout.read(self.as_blocks(features))
         return self.layout.write({name: self.normalizer(name, values) for name, values in entries.items()}, self.in_channels)
 
 
 class MonomialPool(_MeanPool):
     r"""Pooling invariant under permutations, scales and signs, after `Monomial-NFN <https://arxiv.org/abs/2409.11697>`_.
 
-    :class:`HNPPool` of the entries that :class:`MonomialNormalize` has freed of their scale and sign. Input and output neurons keep their
-    places; parameters that nothing moves (the last bias) enter as they are.
+    .. math:: x^{(p)} \mapsto \text{mean}_u \, N(x^{(p)}_u)
+
+    :class:`HNPPool` of the entries that :class:`MonomialNormalize` :math:`N` has freed of their scale and sign. Input and output neurons
+    keep their places; parameters that nothing moves (the last bias) enter as they are.
 
     Args:
         space: Weight space of the networks.
@@ -223,6 +225,10 @@ class MonomialPool(_MeanPool):
     def __init__(self, space: WeightSpace, channels: int, *, mode: str = "param_mul_L2", reference: bool = False) -> None:
         super().__init__(space, channels, boundary=False)
         self.normalizer = _Normalizer(self.layout, channels, mode, reference)
+        for name, entries in self.layout.entries.items():
+            for values in (self.normalizer.weights, self.normalizer.biases):
+                if not entries.movable and _key(name) in values:
+                    values[_key(name)].requires_grad_(False)  # published, and never read
         if reference and mode != "L2_square":
             self.symmetries = ("permutation", "scale")
 

@@ -46,10 +46,12 @@ class StatFeaturizer(SharingModule):
 
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Tensor:
         statistics = []
-        for name, entries in self.layout.read(self.check(features)).items():
+        for name, entries in self.layout.read(self.as_blocks(features)).items():
             if len(self.layout.entries[name].movable) < 2:
                 entries = entries.movedim(-1, 1)
             values = entries.unflatten(1, (self.in_channels, -1)).flatten(2)
+            if values.dtype in (torch.float16, torch.bfloat16):
+                values = values.float()  # quantiles need it
             levels = torch.linspace(0, 1, 5, dtype=values.dtype, device=values.device)
             variance = values.var(2) if values.shape[2] > 1 else torch.zeros_like(values[:, :, 0])
             statistics.append(torch.stack([values.mean(2), variance, *values.quantile(levels, dim=2)], dim=2))
