@@ -328,6 +328,7 @@ def test_magep_invariant_is_invariant(space: str, reference: bool) -> None:
         assert_invariant(layer, dense(space), dtype=dtype)
 
 
+@pytest.mark.filterwarnings("ignore:.*ackward hook")
 def test_gradients_that_hooks_see_stay_as_they_were() -> None:
     # The layer adds in place to gradients of its own weights; nobody else may hold those.
     space = WeightSpace.mlp([2, 6, 5, 4, 3])
