@@ -224,7 +224,8 @@ class _PolynomialPairs(torch.autograd.Function):
             for left, right, coefficients in _triples(factors):
                 result.baddbmm_(coefficients.expand(batch, -1, -1), (left @ right).flatten(2))
         else:
-            mixed, rights = _stacked(factors)
+            lefts, rights, coefficients = _stacked(factors)
+            mixed = lefts[:, None] * coefficients[:, None]
             result.view(batch, -1, columns).baddbmm_(mixed.flatten(3).flatten(1, 2), rights.flatten(1, 2))
         return result.view(batch, len(mix), rows, columns)
 
@@ -232,7 +233,7 @@ class _PolynomialPairs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (gradient,) = gradients
         weight, mix, *factors = ctx.saved_tensors
-        batch, channels, _, columns = weight.shape
+        batch = len(weight)
         flat, tall = gradient.flatten(2), gradient.flatten(1, 2)
         grad_mix = torch.bmm(flat, weight.flatten(2).mT).sum(0)
         grad_weight = torch.bmm(mix.mT.expand(batch, -1, -1), flat).view(weight.shape) if ctx.needs_input_grad[1] else None
@@ -243,13 +244,17 @@ class _PolynomialPairs(torch.autograd.Function):
                 grad_coefficients = torch.bmm(flat, (left @ right).flatten(2).mT).sum(0)
                 grad_factors += [grad_product @ right.mT, left.mT @ grad_product, grad_coefficients]
             return (None, grad_weight, grad_mix, *grad_factors)
-        mixed, rights = _stacked(factors)
+        lefts, rights, coefficients = _stacked(factors)
+        mixed = lefts[:, None] * coefficients[:, None]
+        grad_rights = torch.bmm(mixed.flatten(3).flatten(1, 2).mT, tall).view(rights.shape)
+        grad_mixed = torch.bmm(tall, rights.flatten(1, 2).mT).view(mixed.shape)
+        del mixed
+        grad_lefts = (grad_mixed * coefficients[:, None]).sum(1).transpose(1, 2)
+        grad_coefficients = (grad_mixed * lefts[:, None]).sum((0, 2))
         ranks = [left.shape[-1] for left, _, _ in _triples(factors)]
-        grad_rights = torch.bmm(mixed.flatten(3).flatten(1, 2).mT, tall).view(batch, channels, sum(ranks), columns).split(ranks, dim=2)
-        grad_mixed = torch.bmm(tall, rights.flatten(1, 2).mT).view(mixed.shape).split(ranks, dim=-1)
-        for (left, _, coefficients), grad_left, grad_right in zip(_triples(factors), grad_mixed, grad_rights, strict=True):
-            grad_coefficients = (grad_left * left.transpose(1, 2).contiguous()[:, None]).sum((0, 2, 4))
-            grad_factors += [(grad_left * coefficients[:, None, :, None]).sum(1).transpose(1, 2), grad_right, grad_coefficients]
+        parts = grad_lefts.split(ranks, dim=-1), grad_rights.split(ranks, dim=2), grad_coefficients.split(ranks, dim=-1)
+        for grad_left, grad_right, grad_coefficient in zip(*parts, strict=True):
+            grad_factors += [grad_left, grad_right, grad_coefficient.sum(-1)]
         return (None, grad_weight, grad_mix, *grad_factors)
 
 
@@ -258,11 +263,12 @@ def _triples(factors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
     return list(zip(factors[::3], factors[1::3], factors[2::3], strict=True))
 
 
-def _stacked(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mixed left factors ``[B, e, n_out, d, ranks]`` and right factors ``[B, d, ranks, n_in]`` of all products side by side."""
+def _stacked(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Left ``[B, n_out, d, ranks]``, right ``[B, d, ranks, n_in]`` and coefficients ``[e, d, ranks]`` of all products side by side."""
     triples = _triples(factors)
-    mixed = [left.transpose(1, 2).contiguous()[:, None] * coefficients[:, None, :, None] for left, _, coefficients in triples]
-    return torch.cat(mixed, dim=-1), torch.cat([right for _, right, _ in triples], dim=2)
+    lefts = torch.cat([left.transpose(1, 2) for left, _, _ in triples], dim=-1)
+    rights = torch.cat([right for _, right, _ in triples], dim=2)
+    return lefts, rights, torch.cat([mix.unsqueeze(-1).expand(-1, -1, left.shape[-1]) for left, _, mix in triples], dim=-1)
 
 
 # Passing once over a tensor in memory, forward and backward, takes as long as about this many multiplications per entry.
