@@ -21,8 +21,8 @@ from wsgraph.nn import (
     model_entry,
     register_model,
 )
-from wsgraph.nn.message import canonical_features, symlog
-from wsgraph.nn.normalize import unit_vectors
+from wsgraph.nn.message import canonical_features
+from wsgraph.nn.normalize import symlog, unit_vectors
 from wsgraph.space import Symmetry
 from wsgraph.testing import assert_equivariant, assert_invariant
 

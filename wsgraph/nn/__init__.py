@@ -1,6 +1,7 @@
 """Layers and models that read parameter graphs."""
 
 from wsgraph.nn.message import MonomialGNN, NeuralGraphConv, NeuralGraphNet
+from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import ModelEntry, build_model, list_models, model_entry, register_model
 from wsgraph.nn.sharing import (
     MAGEPNFN,
@@ -54,6 +55,7 @@ __all__ = [
     "NeuralGraphConv",
     "NeuralGraphNet",
     "Pointwise",
+    "Probes",
     "SharingLinear",
     "SharingModule",
     "Source",

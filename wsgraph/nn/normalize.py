@@ -1,15 +1,18 @@
-"""Normalisation that is exactly blind to positive factors, at any magnitude."""
+"""Normalisation and compression of features of any magnitude."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["unit_vectors"]
+__all__ = ["symlog", "unit_vectors"]
+
+_SYMLOG_SCALE = 100.0
+_SYMLOG_RANGE = 5.0  # brings the logarithm of usual magnitudes to the order of one
 
 
 def unit_vectors(vectors: Tensor, dim: int | tuple[int, ...] = -1, *, order: int = 2) -> Tensor:
-    r"""Vectors divided by their norm; zero stays zero, and all gradients are finite.
+    r"""Vectors divided by their norm; zero stays zero, and gradients are finite unless the norm is subnormal.
 
     .. math:: x \mapsto x / \lVert x \rVert
 
@@ -40,3 +43,14 @@ def unit_vectors(vectors: Tensor, dim: int | tuple[int, ...] = -1, *, order: int
         return vectors / torch.where(total > 0, total, 1)
     squares = vectors.square().sum(dim, keepdim=True)
     return vectors * torch.where(squares > 0, squares, 1).rsqrt()
+
+
+def symlog(x: Tensor) -> Tensor:
+    r"""Signed logarithm :math:`\mathrm{sign}(x) \log(1 + 100 |x|) / 5`, which compresses products of any magnitude.
+
+    Example:
+        >>> import torch
+        >>> symlog(torch.tensor([-1.0, 0.0, 1e4]))
+        tensor([-0.9230,  0.0000,  2.7631])
+    """
+    return x.sign() * torch.log1p(_SYMLOG_SCALE * x.abs()) / _SYMLOG_RANGE

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wsgraph.space.parts import Layer, NeuronGroup
     from wsgraph.space.weight_space import WeightSpace
 
-__all__ = ["run_network", "smallest_input_shape"]
+__all__ = ["accepts", "run_network", "smallest_input_shape"]
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -65,18 +65,22 @@ def run_network(
     return values[next(group.name for group in space.groups if group.role == "output")]
 
 
+def accepts(space: WeightSpace, shape: tuple[int, ...]) -> bool:
+    """Whether an input of shape ``(n_0, *positions)`` runs through the network."""
+    tensors = {param.name: torch.empty(param.shape, device="meta") for param in space.params}
+    try:
+        run_network(space, tensors, torch.empty(1, *shape, device="meta"))
+    except RuntimeError:  # too few positions for the kernels, or not as many as a linear layer expects
+        return False
+    return True
+
+
 def smallest_input_shape(space: WeightSpace) -> tuple[int, ...]:
     """Shape ``(n_0, *positions)`` of the smallest square input that runs through the network."""
     group = next(group for group in space.groups if group.role == "input")
     dimensions = max((len(space.param(layer.weight).shape) - 2 for layer in space.layers if layer.weight is not None), default=0)
-    tensors = {param.name: torch.empty(param.shape, device="meta") for param in space.params}
-    for side in range(1, 257):
+    for side in range(1, 257 if dimensions else 2):
         shape = (group.size, *[side] * dimensions)
-        try:
-            run_network(space, tensors, torch.empty(1, *shape, device="meta"))
-        except RuntimeError:  # the side is too small for the kernels, or does not give the positions that a linear layer expects
-            if not dimensions:
-                break
-            continue
-        return shape
+        if accepts(space, shape):
+            return shape
     raise ValueError(f"Found no square input that {space!r} accepts; pass inputs of the right shape yourself.")

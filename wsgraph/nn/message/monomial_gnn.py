@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.normalize import unit_vectors
+from wsgraph.nn.normalize import symlog, unit_vectors
+from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import register_model
+from wsgraph.nn.sharing.activation import fitting_function
 from wsgraph.space import Blocks, Layer, NeuronGroup, ParameterGraph, Symmetry, WeightSpace
+from wsgraph.space.operators import apply_operator
 
-__all__ = ["MonomialGNN", "canonical_features", "symlog"]
-
-_SYMLOG_SCALE = 100.0
-_SYMLOG_RANGE = 5.0  # brings the logarithm of usual magnitudes to the order of one
-
-
-def symlog(x: Tensor) -> Tensor:
-    r"""Signed logarithm :math:`\mathrm{sign}(x) \log(1 + 100 |x|) / 5`, which compresses products of any magnitude.
-
-    Example:
-        >>> import torch
-        >>> symlog(torch.tensor([-1.0, 0.0, 1e4]))
-        tensor([-0.9230,  0.0000,  2.7631])
-    """
-    return x.sign() * torch.log1p(_SYMLOG_SCALE * x.abs()) / _SYMLOG_RANGE
+__all__ = ["MonomialGNN", "canonical_features"]
 
 
 def canonical_features(x: Tensor, symmetry: Symmetry) -> Tensor:
@@ -45,6 +36,12 @@ def canonical_features(x: Tensor, symmetry: Symmetry) -> Tensor:
     if not symmetry.positive:
         return symlog(x)
     return unit_vectors(x) * x.shape[-1] ** 0.5
+
+
+def _half_activated(x: Tensor, symmetry: Symmetry) -> Tensor:
+    """Pass half of the channels through the function that commutes with the neuron's factors, as the network itself does to its neurons."""
+    linear, activated = x.chunk(2, dim=-1)
+    return torch.cat([linear, apply_operator(fitting_function(symmetry), activated)], dim=-1)
 
 
 class _Gate(nn.Module):
@@ -166,7 +163,7 @@ class _Sweep(nn.Module):
                 if not first:
                     previous = [canonical_features(stream[group.name], symmetry) for stream in (h, u)]
                     invariants += [*previous, symlog(message * u[group.name])]
-                message = self.forward_gates[str(i)](message, *invariants)
+                message = _half_activated(self.forward_gates[str(i)](message, *invariants), symmetry)
             next_h[group.name] = message
         next_u: dict[str, Tensor] = {}
         for i, group in reversed(list(enumerate(self.order))):
@@ -196,8 +193,10 @@ class MonomialGNN(nn.Module):
         m_k &= \sum_{j,f} W_{jkf} \, \gamma_f \odot C u_j, &\quad u_k &= m_k \odot (1 + \psi(\text{invariants}))
 
     with :math:`f` the kernel position. Invariants are :func:`canonical_features` of either stream and :func:`symlog` of their products.
-    Rounds are stacked, each adding to the streams of the one before. The readout takes mean, standard deviation and maximum over the
-    neurons of each hidden group, and the features of the output neurons in their order.
+    Half of the channels of :math:`h_j` then pass through a function that commutes with the factors, ReLU for scales and tanh for signs, as
+    they would in the network itself. Rounds are stacked, each adding to the streams of the one before. The readout takes mean, standard
+    deviation and maximum over the neurons of each hidden group, and the features of the output neurons in their order; beside it, the head
+    reads what the network answers to learned inputs.
 
     Args:
         space: Weight space of the networks; residual sums and several consumers included.
@@ -208,6 +207,8 @@ class MonomialGNN(nn.Module):
         dropout: Dropout rate in the head.
         weight_noise: In training every weight and bias is multiplied by :math:`1 + \sigma \epsilon`, :math:`\epsilon` standard normal, with
             this :math:`\sigma`. Being multiplicative, the noise respects scales and signs; it keeps small zoos from being learnt by heart.
+        probes: Number of learned inputs whose outputs the head reads beside the streams, see :class:`Probes`; 0 for none.
+        probe_shape: Positions of these inputs, such as ``(28, 28)``.
 
     Shapes:
         input: batch of ``B`` networks. output: ``[B, out_channels]``.
@@ -230,6 +231,8 @@ class MonomialGNN(nn.Module):
         hidden: int = 128,
         dropout: float = 0.2,
         weight_noise: float = 0.5,
+        probes: int = 64,
+        probe_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.space, self.weight_noise = space, weight_noise
@@ -244,6 +247,11 @@ class MonomialGNN(nn.Module):
             nn.Sequential(nn.Linear(3 * channels, hidden), nn.SiLU(), nn.Linear(hidden, channels)) for _ in self.hidden_groups
         )
         features = (3 * len(self.hidden_groups) + self.output_group.size) * channels
+        self.probes = self.probe_readout = None
+        if probes:
+            self.probes = Probes(space, probes, shape=probe_shape)
+            self.probe_readout = nn.Sequential(nn.Linear(self.probes.out_features, hidden), nn.SiLU())
+            features += hidden
         self.head = mlp_head([features, hidden, hidden, out_channels], dropout)
 
     def forward(self, batch: ParameterGraph) -> Tensor:
@@ -264,5 +272,7 @@ class MonomialGNN(nn.Module):
             deviation = neurons.var(1, correction=0).add(1e-6).sqrt()
             features += [neurons.mean(1), deviation, neurons.amax(1)]
         features.append(symlog(h[self.output_group.name]).flatten(1))
+        if self.probes is not None and self.probe_readout is not None:
+            features.append(self.probe_readout(self.probes(batch)))
         output: Tensor = self.head(torch.cat(features, dim=1))
         return output
