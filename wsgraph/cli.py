@@ -70,7 +70,8 @@ def models() -> None:
     for name in list_models():
         entry = model_entry(name)
         mixed = ", mixed batches" if entry.mixed else ""
-        console.print(f"[bold]{name}[/bold]  ({entry.family}; {', '.join(entry.tasks)} tasks; {' x '.join(entry.symmetries)}{mixed})")
+        symmetries = " x ".join(entry.symmetries) or "no symmetry"
+        console.print(f"[bold]{name}[/bold]  ({entry.family}; {', '.join(entry.tasks)} tasks; {symmetries}{mixed})")
         console.print(textwrap.fill(entry.description, console.width - 1, initial_indent="  ", subsequent_indent="  "), highlight=False)
 
 
