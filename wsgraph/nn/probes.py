@@ -47,12 +47,14 @@ class Probes(nn.Module):
     def __init__(self, space: WeightSpace, probes: int, *, shape: Sequence[int] | None = None) -> None:
         super().__init__()
         self.space = space
-        inputs, *smallest = smallest_input_shape(space) if shape is None else (_neurons(space, "input"), *shape)
-        if shape is None and accepts(space, (inputs, *(max(_SIDE, side) for side in smallest))):
-            smallest = [max(_SIDE, side) for side in smallest]
-        if not accepts(space, (inputs, *smallest)):
-            raise ValueError(f"{space!r} does not accept inputs with the positions 'shape' {tuple(smallest)}.")
-        self.inputs = nn.Parameter(torch.randn(probes, inputs, *smallest))
+        inputs = _neurons(space, "input")
+        if shape is None:
+            smallest = smallest_input_shape(space)[1:]
+            wider = [max(_SIDE, side) for side in smallest]
+            shape = wider if accepts(space, (inputs, *wider)) else smallest
+        elif not accepts(space, (inputs, *shape)):
+            raise ValueError(f"{space!r} does not accept inputs with the positions 'shape' {tuple(shape)}.")
+        self.inputs = nn.Parameter(torch.randn(probes, inputs, *shape))
         self.out_features = 2 * probes * _neurons(space, "output")
 
     def forward(self, batch: ParameterGraph) -> Tensor:

@@ -80,7 +80,7 @@ class ParameterGraph(Data):
                 f"{user} needs networks of one architecture, but the batch mixes {len(spaces)} weight spaces ({listed}). "
                 "Split the batch by space, or use a model that reads mixed batches, such as neural_graph."
             )
-        if expected is not None and spaces[0] is not expected and spaces[0].architecture != expected.architecture:
+        if expected is not None and not expected.matches(spaces[0]):
             raise SpaceMismatchError(f"{user} was built for {expected!r} but the batch holds networks of {spaces[0]!r}.")
         return spaces[0]
 

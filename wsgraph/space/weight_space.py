@@ -298,6 +298,10 @@ class WeightSpace:
             ),
         )
 
+    def matches(self, other: WeightSpace) -> bool:
+        """Whether another space has the same architecture, whatever its parts are called."""
+        return other is self or other.architecture == self.architecture
+
     def without_kernels(self) -> WeightSpace:
         """The space of the same layers with one kernel position each: what is left when kernels are folded into features.
 

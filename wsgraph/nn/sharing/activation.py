@@ -63,7 +63,7 @@ class Activation(nn.Module):
             _check(function, needed, entries)
 
     def forward(self, features: Blocks) -> Blocks:
-        if features.space is not self.space and features.space.architecture != self.space.architecture:
+        if not self.space.matches(features.space):
             raise SpaceMismatchError(f"Activation was built for {self.space!r} but the blocks belong to {features.space!r}.")
 
         def apply(names: list[str | None], tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

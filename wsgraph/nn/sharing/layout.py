@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.space import Axis, Blocks, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.symmetry import SYMMETRIES
 
-__all__ = ["Entries", "Layout", "SharingModule", "autocast_together", "mean_over"]
+__all__ = ["Entries", "Layout", "SharingModule", "autocast_together", "mean_over", "parameter_key"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ class Entries:
     def features(self) -> int:
         """Features of an entry per channel."""
         return self.fixed_neurons * self.positions
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Neurons along the movable axes."""
-        return tuple(self.neurons[axis] for axis in self.movable)
 
     def read(self, block: Tensor) -> Tensor:
         """From a block ``[B, *neurons, positions, C]`` (a bias has no positions) to entries; a view where the memory allows."""
@@ -159,7 +155,7 @@ class SharingModule(nn.Module):
         in_channels: Channels per weight on the way in.
     """
 
-    symmetries: tuple[str, ...] = ("permutation", "scale", "sign")
+    symmetries: tuple[str, ...] = SYMMETRIES
 
     def __init__(self, space: WeightSpace, in_channels: int) -> None:
         super().__init__()
@@ -186,7 +182,7 @@ class SharingModule(nn.Module):
                 shape = f"[B, {self.space.num_params}, {self.in_channels}]"
                 raise ValueError(f"Expected 'features' of shape {shape} for {name} (got {list(features.shape)}).")
             features = self.space.blocks(features)
-        if features.space is not self.space and features.space.architecture != self.space.architecture:
+        if not self.space.matches(features.space):
             raise SpaceMismatchError(f"{name} was built for {self.space!r} but the blocks belong to {features.space!r}.")
         features = features.with_channels()
         layers = self.space.layers
@@ -207,8 +203,15 @@ class SharingModule(nn.Module):
         return features
 
     def extra_repr(self) -> str:
+        if hasattr(self, "out_features"):
+            return f"{self.space!r}, channels={self.in_channels}, out_features={self.out_features}"
         out = f", out_channels={self.out_channels}" if hasattr(self, "out_channels") else ""
         return f"{self.space!r}, in_channels={self.in_channels}{out}"
+
+
+def parameter_key(name: str) -> str:
+    """A parameter's name as the key of a :class:`torch.nn.ParameterDict`, which takes no dots."""
+    return name.replace(".", "/")
 
 
 def autocast_together(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

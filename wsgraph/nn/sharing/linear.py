@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from wsgraph.nn.sharing.layout import Layout, SharingModule, autocast_together, mean_over
+from wsgraph.nn.sharing.layout import Layout, SharingModule, autocast_together, mean_over, parameter_key
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
+from wsgraph.symmetry import SYMMETRIES
 
 __all__ = ["HNPLinear", "MonomialLinear", "MonomialSineLinear", "NPLinear", "Pointwise", "SharingLinear", "Source", "Target", "Term"]
 
@@ -51,7 +53,8 @@ class SharingLinear(SharingModule):
         space: Weight space of the networks.
         in_channels: Channels per weight on the way in.
         out_channels: Channels per weight on the way out.
-        terms: The terms. The axes that they keep count the movable axes of a parameter: for a last weight, 0 is the axis of its sources.
+        terms: The terms, or a function of the layout that lists them. The axes that they keep count the movable axes of a parameter: for a
+            last weight, 0 is the axis of its sources.
         boundary: Whether input and output neurons are movable axes rather than features.
         out_space: Weight space of the output (default: ``space``); it may differ in kernel sizes.
 
@@ -80,7 +83,7 @@ class SharingLinear(SharingModule):
         space: WeightSpace,
         in_channels: int,
         out_channels: int,
-        terms: Iterable[Term],
+        terms: Iterable[Term] | Callable[[Layout], Iterable[Term]],
         *,
         boundary: bool = False,
         out_space: WeightSpace | None = None,
@@ -92,8 +95,9 @@ class SharingLinear(SharingModule):
         self.out_space = space if out_space is None else out_space
         self.out_layout = self.layout if out_space is None else Layout(out_space, boundary=boundary, user=name)
         _check_spaces(self.layout, self.out_layout)
+        listed = _checked(terms(self.layout) if callable(terms) else terms, self.layout, self.out_layout)
         # What few axes keep is small and comes first, so that it is summed before it is broadcast over the pairs of neurons.
-        self.terms = tuple(sorted(_checked(terms, self.layout, self.out_layout), key=lambda term: len(term.targets[0].kept)))
+        self.terms = tuple(sorted(listed, key=lambda term: len(term.targets[0].kept)))
         self.rows = tuple([out_channels * self.out_layout.entries[target.param].features for target in term.targets] for term in self.terms)
         self.columns = tuple([in_channels * self._features(source) for source in term.sources] for term in self.terms)
         self.maps = nn.ModuleList(
@@ -363,8 +367,7 @@ class NPLinear(SharingLinear):
     def __init__(
         self, space: WeightSpace, in_channels: int, out_channels: int, *, io_embed: bool = False, out_space: WeightSpace | None = None
     ) -> None:
-        terms = permutation_terms(Layout(space, boundary=True, user="NPLinear"))
-        super().__init__(space, in_channels, out_channels, terms, boundary=True, out_space=out_space)
+        super().__init__(space, in_channels, out_channels, permutation_terms, boundary=True, out_space=out_space)
         self.embeddings = nn.ParameterDict()
         if io_embed:
             for layer in space.layers:
@@ -393,7 +396,7 @@ class NPLinear(SharingLinear):
 
 
 def _embedding(name: str, side: str) -> str:
-    return f"{name}:{side}".replace(".", "/")
+    return parameter_key(f"{name}:{side}")
 
 
 class HNPLinear(SharingLinear):
@@ -434,7 +437,7 @@ class HNPLinear(SharingLinear):
     def __init__(
         self, space: WeightSpace, in_channels: int, out_channels: int, *, reference: bool = False, out_space: WeightSpace | None = None
     ) -> None:
-        terms = (published_hnp_terms if reference else permutation_terms)(Layout(space, user="HNPLinear"))
+        terms = published_hnp_terms if reference else permutation_terms
         super().__init__(space, in_channels, out_channels, terms, out_space=out_space)
 
 
@@ -471,11 +474,10 @@ class MonomialLinear(SharingLinear):
         torch.Size([3, 105, 4])
     """
 
-    symmetries: tuple[str, ...] = ("permutation", "scale", "sign")
+    symmetries = SYMMETRIES
 
     def __init__(self, space: WeightSpace, in_channels: int, out_channels: int, *, out_space: WeightSpace | None = None) -> None:
-        terms = monomial_terms(Layout(space, user="MonomialLinear"))
-        super().__init__(space, in_channels, out_channels, terms, out_space=out_space)
+        super().__init__(space, in_channels, out_channels, monomial_terms, out_space=out_space)
 
 
 class MonomialSineLinear(SharingLinear):
@@ -513,8 +515,7 @@ class MonomialSineLinear(SharingLinear):
     def __init__(
         self, space: WeightSpace, in_channels: int, out_channels: int, *, reference: bool = False, out_space: WeightSpace | None = None
     ) -> None:
-        layout = Layout(space, user="MonomialSineLinear")
-        terms = published_sine_terms(layout) if reference else monomial_terms(layout, signs_only=True)
+        terms = published_sine_terms if reference else functools.partial(monomial_terms, signs_only=True)
         super().__init__(space, in_channels, out_channels, terms, out_space=out_space)
 
 
@@ -550,10 +551,10 @@ class Pointwise(SharingLinear):
     def __init__(
         self, space: WeightSpace, in_channels: int, out_channels: int, *, bias: bool = True, out_space: WeightSpace | None = None
     ) -> None:
-        terms = []
-        for name, entries in Layout(space, boundary=True, user="Pointwise").entries.items():
-            kept = tuple(range(len(entries.movable)))
-            terms.append(Term((Source(name, kept),), (Target(name, kept),), bias))
+        def terms(layout: Layout) -> list[Term]:
+            whole = [(name, tuple(range(len(entries.movable)))) for name, entries in layout.entries.items()]
+            return [Term((Source(*part),), (Target(*part),), bias) for part in whole]
+
         super().__init__(space, in_channels, out_channels, terms, boundary=True, out_space=out_space)
         if not bias:
-            self.symmetries = ("permutation", "scale", "sign")
+            self.symmetries = SYMMETRIES

@@ -84,11 +84,27 @@ def _prefixes(chain: _Chain, matrices: _Matrices, separate: bool) -> list[Tensor
     return reached
 
 
-def _suffixes(chain: _Chain, matrices: _Matrices, last: int) -> list[Tensor | None]:
-    r"""Products :math:`S_t = [W]^{(L, t)}` for t = L - 1 down to ``last``, at position t of the list."""
+def _neuron_features(products: Tensor, columns: Tensor, bias: Tensor | None, form: Tensor) -> Tensor:
+    """P_i, [WW]^(i,0)(L,0), [bW]^(i)(L,0), b^(i) and the [Wb]^(i,t), per neuron of layer i.
+
+    Args:
+        products: P_i, ``[B, d, n_i, n_0]``.
+        columns: The [Wb]^(i,t), ``[B, d, n_i, c]``.
+        bias: b^(i), ``[B, d, n_i]``, if the layer has one.
+        form: Psi G and, with a bias, psi G below it, ``[B, d, n_0 + 1, n_0]``.
+    """
+    inputs = products.shape[-1]
+    parts = [products, products @ form[:, :, :inputs]]
+    if bias is not None:
+        parts += [bias.unsqueeze(-1) * form[:, :, inputs:], bias.unsqueeze(-1)]
+    return _columns(torch.cat([*parts, columns], dim=-1))
+
+
+def _suffixes(chain: _Chain, matrices: _Matrices) -> list[Tensor | None]:
+    r"""Products :math:`S_t = [W]^{(L, t)}` for t = L - 1 down to 1, at position t of the list."""
     result: list[Tensor | None] = [None] * chain.depth
     product = result[chain.depth - 1] = matrices.weight(chain.depth)
-    for t in range(chain.depth - 2, last - 1, -1):
+    for t in range(chain.depth - 2, 0, -1):
         product = result[t] = product @ matrices.weight(t + 1)
     return result
 
@@ -110,7 +126,7 @@ class _Sweep(torch.autograd.Function):
     def forward(ctx: Any, chain: _Chain, separate: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         matrices = _Matrices((None, *tensors[: chain.depth]), (None, *tensors[chain.depth :]))
         reached = _prefixes(chain, matrices, separate)[1:]
-        suffixes = cast(list[Tensor], _suffixes(chain, matrices, last=1)[1 : chain.depth - 1])
+        suffixes = cast(list[Tensor], _suffixes(chain, matrices)[1 : chain.depth - 1])
         ctx.chain, ctx.separate = chain, separate
         ctx.save_for_backward(*tensors, *reached, *suffixes)
         ctx.set_materialize_grads(False)
@@ -360,7 +376,7 @@ class MAGEPLinear(SharingModule):
         super().__init__(space, in_channels)
         if reference and separate_bias_terms:
             raise ValueError("The published layer sums the bias terms: use 'separate_bias_terms' or 'reference', not both.")
-        self.out_channels, self.separate, self.reference = out_channels, separate_bias_terms, reference
+        self.out_channels, self.separate = out_channels, separate_bias_terms
         self.chain = chain = _chain(space, "MAGEPLinear", reference)
         depth, n, has_bias = chain.depth, chain.n, chain.has_bias
         inputs, outputs = n[0], n[-1]
@@ -407,13 +423,7 @@ class MAGEPLinear(SharingModule):
             return product, None if bias is None else (bias.unsqueeze(-1), forms[:, inputs:] @ suffix)
 
         def neuron_features(i: int) -> Tensor:
-            """P_i, [WW]^(i,0)(L,0), [bW]^(i)(L,0), b^(i) and the [Wb]^(i,t), per neuron of layer i."""
-            products, columns = reached[i][..., :inputs], reached[i][..., inputs:]
-            right, bias = form(i, 0), matrices.biases[i]
-            parts = [products, products @ right[:, :, :inputs]]
-            if bias is not None:
-                parts += [bias.unsqueeze(-1) * right[:, :, inputs:], bias.unsqueeze(-1)]
-            return _columns(torch.cat([*parts, columns], dim=-1))
+            return _neuron_features(reached[i][..., :inputs], reached[i][..., inputs:], matrices.biases[i], form(i, 0))
 
         weights: list[Tensor | None] = []
         biases: list[Tensor | None] = []
@@ -494,19 +504,15 @@ class MAGEPInvariant(SharingModule):
         depth, inputs = chain.depth, chain.n[0]
         matrices = _matrices(self.as_blocks(features), "MAGEPInvariant")
         if self.from_outputs:
-            suffixes = _suffixes(chain, matrices, last=1)
+            suffixes = _suffixes(chain, matrices)
             whole = cast(Tensor, suffixes[1]) @ matrices.weight(1)
             reached = _bias_products(matrices, suffixes)
         else:
-            whole, *columns = _prefixes(chain, matrices, separate=True)[-1].split([inputs, *[1] * (len(self.forms.diagonal))], dim=-1)
+            whole, *separate = _prefixes(chain, matrices, separate=True)[-1].split([inputs, *[1] * len(self.forms.diagonal)], dim=-1)
             hidden = [s for s in range(1, depth) if chain.has_bias[s]]
-            reached = {s: column.squeeze(-1) for s, column in zip(hidden, columns, strict=True)}
-        forms = self.forms(depth, 0) @ whole
-        parts = [whole, whole @ forms[:, :, :inputs]]
-        bias = matrices.biases[depth]
-        if bias is not None:
-            parts += [bias.unsqueeze(-1) * forms[:, :, inputs:], bias.unsqueeze(-1)]
-        if reached:
-            parts.append(torch.stack(list(reached.values()), dim=-1).sum(-1, keepdim=True))
-        result: Tensor = self.linear(torch.cat([_columns(torch.cat(parts, dim=-1)).flatten(1), *self.forms.traces(reached, whole)], dim=-1))
+            reached = {s: column.squeeze(-1) for s, column in zip(hidden, separate, strict=True)}
+        sums = [torch.stack(list(reached.values()), dim=-1).sum(-1, keepdim=True)] if reached else []
+        columns = torch.cat([whole[..., :0], *sums], dim=-1)
+        products = _neuron_features(whole, columns, matrices.biases[depth], self.forms(depth, 0) @ whole)
+        result: Tensor = self.linear(torch.cat([products.flatten(1), *self.forms.traces(reached, whole)], dim=-1))
         return result

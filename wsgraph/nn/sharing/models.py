@@ -16,6 +16,7 @@ from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear
 from wsgraph.nn.sharing.pool import HNPPool, MonomialPool, NPPool
 from wsgraph.nn.sharing.statistics import StatFeaturizer
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
+from wsgraph.symmetry import SYMMETRIES
 
 __all__ = ["MAGEPNFN", "MLP", "STATNN", "HNPNet", "MonomialNFN", "NPNet"]
 
@@ -27,7 +28,7 @@ _CHANNELS = {"invariant": (16, 16, 5), "equivariant": (128, 128, 128)}
 class _SharingNet(nn.Module):
     """Equivariant layers, an activation between any two of them, then a pool and a head (invariant) or the weights (equivariant)."""
 
-    symmetries: tuple[str, ...] = ("permutation", "scale", "sign")
+    symmetries: tuple[str, ...] = SYMMETRIES
 
     def __init__(
         self, space: WeightSpace, layers: Sequence[nn.Module], pool: nn.Module | None = None, head: nn.Module | None = None

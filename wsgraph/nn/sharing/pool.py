@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.normalize import unit_vectors
-from wsgraph.nn.sharing.layout import Layout, SharingModule, mean_over
+from wsgraph.nn.sharing.layout import Layout, SharingModule, mean_over, parameter_key
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 
 __all__ = ["HNPPool", "MonomialNormalize", "MonomialPool", "NPPool"]
@@ -35,9 +35,6 @@ class _MeanPool(SharingModule):
             means = mean_over(values, axes) if axes else values
             pooled.append(means.unflatten(1, (self.in_channels, -1)))
         return torch.cat(pooled, dim=2)
-
-    def extra_repr(self) -> str:
-        return f"{self.space!r}, channels={self.in_channels}, out_features={self.out_features}"
 
 
 class NPPool(_MeanPool):
@@ -118,7 +115,10 @@ class _Normalizer(nn.Module):
         for name, entries in layout.entries.items():
             if mode == "param_mul_L2" and (reference or entries.movable):
                 size = channels * entries.positions
-                self.weights[_key(name)], self.biases[_key(name)] = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+                self.weights[parameter_key(name)], self.biases[parameter_key(name)] = (
+                    nn.Parameter(torch.ones(size)),
+                    nn.Parameter(torch.zeros(size)),
+                )
 
     def forward(self, name: str, values: Tensor) -> Tensor:
         entries = self.layout.entries[name]
@@ -140,13 +140,9 @@ class _Normalizer(nn.Module):
         elif self.mode == "param_mul_L2":
             shape = [1] * vectors.ndim
             shape[axis], shape[axis + 2] = self.channels, entries.positions
-            weight, bias = self.weights[_key(name)], self.biases[_key(name)]
+            weight, bias = self.weights[parameter_key(name)], self.biases[parameter_key(name)]
             vectors = vectors * weight.view(shape) + bias.view(shape)
         return vectors.flatten(axis, axis + 2)
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # no dots in the names of parameters
 
 
 class MonomialNormalize(SharingModule):
@@ -227,8 +223,8 @@ class MonomialPool(_MeanPool):
         self.normalizer = _Normalizer(self.layout, channels, mode, reference)
         for name, entries in self.layout.entries.items():
             for values in (self.normalizer.weights, self.normalizer.biases):
-                if not entries.movable and _key(name) in values:
-                    values[_key(name)].requires_grad_(False)  # published, and never read
+                if not entries.movable and parameter_key(name) in values:
+                    values[parameter_key(name)].requires_grad_(False)  # published, and never read
         if reference and mode != "L2_square":
             self.symmetries = ("permutation", "scale")
 

@@ -56,6 +56,3 @@ class StatFeaturizer(SharingModule):
             variance = values.var(2) if values.shape[2] > 1 else torch.zeros_like(values[:, :, 0])
             statistics.append(torch.stack([values.mean(2), variance, *values.quantile(levels, dim=2)], dim=2))
         return torch.cat(statistics, dim=2)
-
-    def extra_repr(self) -> str:
-        return f"{self.space!r}, channels={self.in_channels}, out_features={self.out_features}"
