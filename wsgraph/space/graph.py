@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,7 +18,50 @@ from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["ParameterGraph", "make_batch", "make_graph"]
+__all__ = ["ParameterGraph", "SpaceRows", "make_batch", "make_graph"]
+
+
+_LAYOUT = (
+    "The edges or nodes of the batch are not those of {!r} in their order: a transform added, removed or reordered some. "
+    "Dense blocks need the graph as space.graph or space.batch built it; message-passing models that read edge_index do not."
+)
+
+
+def _fits(space: WeightSpace, edge_index: Tensor, starts: Tensor) -> bool:
+    """Whether the edges ``[2, B, E]`` of networks whose nodes start at ``starts [B]`` are those of the space, in order."""
+    if edge_index.is_cuda:  # comparing there would stall the stream in every forward pass
+        return True
+    return bool((edge_index - starts[:, None] == space.topology.edge_index[:, None]).all())
+
+
+def _blocks(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
+    """Blocks as views of ``nodes [B, V, F, ...]`` and ``edges [B, E, K, ...]``."""
+    topology = space.topology
+    weights = tuple(
+        edges[:, part.start : part.stop, : part.num_positions].unflatten(1, (part.num_targets, part.num_sources))
+        if part.num_positions
+        else None
+        for part in topology.edges
+    )
+    biases = tuple(
+        None if column is None else nodes[:, topology.nodes[layer.target], column]
+        for layer, column in zip(space.layers, topology.bias_columns, strict=True)
+    )
+    return Blocks(space, weights, biases)
+
+
+@dataclass(frozen=True)
+class SpaceRows:
+    """Networks of one space within a batch, and where their nodes ``[B, V]`` and edges ``[B, E]`` lie."""
+
+    space: WeightSpace
+    networks: Tensor
+    nodes: Tensor
+    edges: Tensor
+
+    def blocks(self, nodes: Tensor, edges: Tensor) -> Blocks:
+        """Blocks of these networks from features of all nodes ``[V, F, ...]`` and edges ``[E, K, ...]`` of the batch."""
+        return _blocks(self.space, nodes[self.nodes], edges[self.edges])
 
 
 class ParameterGraph(Data):
@@ -91,36 +135,51 @@ class ParameterGraph(Data):
             SpaceMismatchError: If the batch mixes architectures.
         """
         space = self.common_space(user="blocks()")
-        topology, batch = space.topology, self.num_networks
-        edge_attr, x = cast(Tensor, self.edge_attr), cast(Tensor, self.x)
-        self._check_layout(space)
-        edges = edge_attr.view(batch, topology.num_edges, -1)
-        nodes = x.view(batch, topology.num_nodes, -1)
-        weights = tuple(
-            edges[:, part.start : part.stop, : part.num_positions].unflatten(1, (part.num_targets, part.num_sources))
-            if part.num_positions
-            else None
-            for part in topology.edges
-        )
-        biases = tuple(
-            None if column is None else nodes[:, topology.nodes[layer.target], column]
-            for layer, column in zip(space.layers, topology.bias_columns, strict=True)
-        )
-        return Blocks(space, weights, biases)
+        if not self.fits_layout():
+            raise SpaceMismatchError(_LAYOUT.format(space))
+        batch = self.num_networks
+        nodes, edges = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
+        return _blocks(space, nodes.view(batch, -1, nodes.shape[1]), edges.view(batch, -1, edges.shape[1]))
 
-    def _check_layout(self, space: WeightSpace) -> None:
-        """Blocks are views by position, so edges and nodes must lie where the space put them."""
-        topology, batch = space.topology, self.num_networks
-        edge_index = cast(Tensor, self.edge_index)
-        fits = cast(Tensor, self.x).shape[0] == batch * topology.num_nodes and edge_index.shape[1] == batch * topology.num_edges
-        if fits and not edge_index.is_cuda:  # comparing there would stall the stream in every forward pass
-            offsets = torch.arange(batch) * topology.num_nodes
-            fits = bool((edge_index.reshape(2, batch, -1) - offsets[:, None] == topology.edge_index[:, None]).all())
-        if not fits:
-            raise SpaceMismatchError(
-                f"The edges or nodes of the batch are not those of {space!r} in their order: a transform added, removed or reordered some. "
-                "Dense blocks need the graph as space.graph or space.batch built it; message-passing models that read edge_index do not."
-            )
+    def fits_layout(self) -> bool:
+        """Whether all networks have one architecture and nodes and edges lie where its space put them, as blocks need it."""
+        spaces, networks = self.spaces, self.num_networks
+        topology = spaces[0].topology
+        edge_index, nodes = cast(Tensor, self.edge_index), cast(Tensor, self.x).shape[0]
+        if len(spaces) > 1 or nodes != networks * topology.num_nodes or edge_index.shape[1] != networks * topology.num_edges:
+            return False
+        return _fits(spaces[0], edge_index.view(2, networks, -1), torch.arange(networks) * topology.num_nodes)
+
+    def by_space(self) -> list[SpaceRows]:
+        """The networks of a mixed batch, one entry per distinct weight space, with the rows of their nodes and edges.
+
+        Raises:
+            SpaceMismatchError: If nodes or edges do not lie where the spaces put them.
+        """
+        ptr = cast(Tensor, self.ptr).cpu() if isinstance(self, Batch) else torch.tensor([0])
+        owner = self.space_index()
+        edges = torch.tensor([space.topology.num_edges for space in self.spaces])[owner]
+        starts = edges.cumsum(0) - edges
+        if int(edges.sum()) != cast(Tensor, self.edge_index).shape[1]:
+            raise SpaceMismatchError(_LAYOUT.format(self.spaces))
+        device = cast(Tensor, self.x).device
+        pieces = []
+        for i, space in enumerate(self.spaces):
+            networks = (owner == i).nonzero()[:, 0]
+            node_rows = ptr[networks][:, None] + torch.arange(space.topology.num_nodes)
+            edge_rows = starts[networks][:, None] + torch.arange(space.topology.num_edges)
+            piece = SpaceRows(space, *(rows.to(device) for rows in (networks, node_rows, edge_rows)))
+            if not _fits(space, cast(Tensor, self.edge_index)[:, piece.edges], ptr[networks]):
+                raise SpaceMismatchError(_LAYOUT.format(space))
+            pieces.append(piece)
+        return pieces
+
+    def space_index(self) -> Tensor:
+        """Position of every network's weight space in :attr:`spaces`, ``[B]``."""
+        given = self["space"] if isinstance(self["space"], list) else [self["space"]]
+        positions = {space.architecture: i for i, space in enumerate(self.spaces)}
+        known = {key: positions[space.architecture] for key, space in {id(space): space for space in given}.items()}
+        return torch.tensor([known[id(space)] for space in given])
 
     def thetas(self) -> Tensor:
         """Flat checkpoints ``[B, P]`` of a batch of one space: the inverse of :meth:`WeightSpace.batch`."""

@@ -240,6 +240,19 @@ class WeightSpace:
                 ordered.append(self._groups_by_name[name])
         return tuple(ordered)
 
+    @cached_property
+    def levels(self) -> dict[str, int]:
+        """Length of the longest path from an input to every group, by its name.
+
+        Example:
+            >>> WeightSpace.mlp([2, 8, 1]).levels
+            {'input': 0, 'hidden.1': 1, 'output': 2}
+        """
+        levels: dict[str, int] = {}
+        for group in self.topological_groups:
+            levels[group.name] = max((levels[name] + 1 for layer in self.layers_into(group.name) for name in layer.sources), default=0)
+        return levels
+
     def layers_into(self, group: str) -> tuple[Layer, ...]:
         """The layers that are summed into a group."""
         return self._layers_into.get(group, ())
