@@ -24,7 +24,6 @@ import shlex
 import statistics
 import sys
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +38,7 @@ from torch import Tensor, nn
 
 from wsgraph import WeightSpace
 from wsgraph.files import write_atomically, write_json
-from wsgraph.measure import machine, peak_memory
+from wsgraph.measure import kept_bytes, machine, peak_memory
 from wsgraph.nn.sharing import HNPLinear, MAGEPInvariant, MAGEPLinear, MonomialLinear, NPLinear
 from wsgraph.space import Blocks
 
@@ -109,13 +108,6 @@ MEASURES = {
 # == What is measured ==
 
 
-class _Saved:
-    """What autograd holds on to, in a form that can be watched."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
 class Contestant:
     """One implementation of a layer, its input, and fixed gradients of its outputs.
 
@@ -149,21 +141,7 @@ class Contestant:
         return 1000 * (time.perf_counter() - start)
 
     def kept_bytes(self) -> int:
-        """Bytes of the distinct storages that a forward pass leaves to the backward pass, without those of the input and the parameters."""
-        saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
-
-        def pack(tensor: Tensor) -> _Saved:
-            holder = _Saved(tensor.detach())
-            saved.add(holder)
-            return holder
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor):
-            outputs = self.call()
-        # What autograd saved for results that nothing reads is gone by now, and gone from the set.
-        storages = {holder.tensor.untyped_storage() for holder in saved}
-        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        del outputs
-        return sum(sizes[address] for address in sizes.keys() - {leaf.untyped_storage().data_ptr() for leaf in self.leaves})
+        return kept_bytes(self.call, given=self.leaves)
 
     def peak_bytes(self) -> int:
         self.forget()

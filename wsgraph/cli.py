@@ -69,9 +69,10 @@ def models() -> None:
     console = Console()
     for name in list_models():
         entry = model_entry(name)
-        mixed = ", mixed batches" if entry.mixed else ""
+        mixed = "; mixed batches" if entry.mixed else ""
         symmetries = " x ".join(entry.symmetries) or "no symmetry"
-        console.print(f"[bold]{name}[/bold]  ({entry.family}; {', '.join(entry.tasks)} tasks; {symmetries}{mixed})")
+        console.print(f"[bold]{name}[/bold]  {entry.family}")
+        console.print(f"  {', '.join(entry.tasks)}; {symmetries}{mixed}", highlight=False)
         console.print(textwrap.fill(entry.description, console.width - 1, initial_indent="  ", subsequent_indent="  "), highlight=False)
 
 

@@ -22,7 +22,7 @@ def test_answers_are_those_of_the_networks() -> None:
     probes = Probes(space, 4)
     thetas = space.sample(3)
     features = probes(space.batch(thetas)).view(3, 4, 2)
-    outputs = space.evaluate(thetas, probes.inputs)
+    outputs = space.evaluate(thetas, probes.inputs["2"])
     torch.testing.assert_close(features[..., 1:], outputs.sign() * torch.log1p(100 * outputs.abs()) / 5)
     assert (features[..., 0] == 1).all()  # the softmax of a single output
 
@@ -37,12 +37,12 @@ def test_answers_are_those_of_the_networks() -> None:
     ],
 )
 def test_shape_of_the_inputs(space: WeightSpace, shape: tuple[int, ...]) -> None:
-    assert Probes(space, 2).inputs.shape == (2, *shape)
+    assert [inputs.shape for inputs in Probes(space, 2).inputs.values()] == [(2, *shape)]
 
 
 def test_shape_of_ones_own() -> None:
     space = WeightSpace.cnn([1, 4, 4], [10])
-    assert Probes(space, 2, shape=(28, 20)).inputs.shape == (2, 1, 28, 20)
+    assert Probes(space, 2, shape=(28, 20)).inputs["1x28x20"].shape == (2, 1, 28, 20)
     with pytest.raises(ValueError, match=r"does not accept inputs with the positions 'shape' \(2, 2\)"):
         Probes(space, 2, shape=(2, 2))
 
@@ -53,14 +53,47 @@ def test_inputs_are_trained_with_the_model() -> None:
     model = MonomialGNN(space, 1, channels=8, rounds=1, probes=3)
     model(space.batch(space.sample(4))).sum().backward()
     assert model.probes is not None
-    gradient = model.probes.inputs.grad
+    gradient = next(iter(model.probes.inputs.values())).grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
     assert MonomialGNN(space, 1, channels=8, rounds=1, probes=0).probes is None
 
 
-def test_mixed_batches_are_refused() -> None:
-    space, other = CHAINS["cnn_relu"], CHAINS["mlp_sine"]
-    mixed = ParameterGraph.join([space.batch(space.sample(1)), other.batch(other.sample(1))])
-    with pytest.raises(SpaceMismatchError, match="Probes needs networks of one architecture"):
-        Probes(space, 2)(mixed)
+MIXED = [
+    WeightSpace.cnn([1, 4, 4], [5], kernel_size=[3, 2]),
+    WeightSpace.cnn([1, 3], [2], "tanh"),
+    WeightSpace.mlp([1, 6, 3]),
+]
+
+
+def test_mixed_batches() -> None:
+    torch.manual_seed(0)
+    probes = Probes(MIXED, 3).double()
+    assert sorted(probes.inputs) == ["1", "1x8x8"]
+    batches = [space.batch(space.sample(2, dtype=torch.float64)) for space in MIXED]
+    graphs = [batch[i] for i in range(2) for batch in batches]  # networks of one space do not lie together
+    joined = probes(ParameterGraph.join(graphs))
+    assert joined.shape == (6, 2 * 3 * 5)
+    torch.testing.assert_close(joined, torch.stack([probes(batch)[i] for i in range(2) for batch in batches]), rtol=1e-12, atol=1e-12)
+    alone = Probes(MIXED[1], 3).double()
+    alone.inputs["1x8x8"] = probes.inputs["1x8x8"]
+    padded = joined[[1, 4]].view(2, 3, 2, 5)
+    torch.testing.assert_close(padded[..., :2].flatten(1), alone(batches[1]))
+    assert padded[..., 2:].abs().sum() == 0
+
+
+def test_unknown_networks_are_refused_unless_their_inputs_fit() -> None:
+    probes = Probes(MIXED[0], 2)
+    fitting, other, wide = WeightSpace.cnn([1, 7], [4]), WeightSpace.mlp([2, 3]), WeightSpace.cnn([1, 7], [6])
+    assert probes(fitting.batch(fitting.sample(3))).shape == (3, probes.out_features)
+    for space in (other, wide):
+        with pytest.raises(SpaceMismatchError, match=r"Probes was built for WeightSpace\(1-4-4-5.* but the batch holds networks of"):
+            probes(space.batch(space.sample(1)))
+
+
+def test_transformed_graphs_are_refused() -> None:
+    space = MIXED[0]
+    batch = space.batch(space.sample(2))
+    batch.edge_index = batch.edge_index.flip(1)
+    with pytest.raises(SpaceMismatchError, match="a transform added, removed or reordered some"):
+        Probes(space, 2)(batch)

@@ -1,6 +1,16 @@
 """Layers and models that read parameter graphs."""
 
-from wsgraph.nn.message import MonomialGNN, NeuralGraphConv, NeuralGraphNet
+from wsgraph.nn.message import (
+    MonomialConv,
+    MonomialGNN,
+    NeuralGraphConv,
+    NeuralGraphNet,
+    NeuralGraphTransformer,
+    RelationalAttention,
+    ScaleGMN,
+    ScaleGMNConv,
+    Wiring,
+)
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import ModelEntry, build_model, list_models, model_entry, register_model
 from wsgraph.nn.sharing import (
@@ -42,6 +52,7 @@ __all__ = [
     "MAGEPInvariant",
     "MAGEPLinear",
     "ModelEntry",
+    "MonomialConv",
     "MonomialGNN",
     "MonomialLinear",
     "MonomialNFN",
@@ -54,14 +65,19 @@ __all__ = [
     "NPPool",
     "NeuralGraphConv",
     "NeuralGraphNet",
+    "NeuralGraphTransformer",
     "Pointwise",
     "Probes",
+    "RelationalAttention",
+    "ScaleGMN",
+    "ScaleGMNConv",
     "SharingLinear",
     "SharingModule",
     "Source",
     "StatFeaturizer",
     "Target",
     "Term",
+    "Wiring",
     "build_model",
     "list_models",
     "model_entry",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,25 @@ def unit_vectors(vectors: Tensor, dim: int | tuple[int, ...] = -1, *, order: int
     return vectors * torch.where(squares > 0, squares, 1).rsqrt()
 
 
+class _SignedLogarithm(torch.autograd.Function):
+    """Keeps its input alone for the backward pass, where the composed operations would keep three tensors."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.abs().mul_(_SYMLOG_SCALE).log1p_().div_(_SYMLOG_RANGE).copysign_(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * (_SYMLOG_SCALE / _SYMLOG_RANGE) / (1 + _SYMLOG_SCALE * x.abs())
+
+
 def symlog(x: Tensor) -> Tensor:
     r"""Signed logarithm :math:`\mathrm{sign}(x) \log(1 + 100 |x|) / 5`, which compresses products of any magnitude.
 
@@ -53,4 +74,5 @@ def symlog(x: Tensor) -> Tensor:
         >>> symlog(torch.tensor([-1.0, 0.0, 1e4]))
         tensor([-0.9230,  0.0000,  2.7631])
     """
-    return x.sign() * torch.log1p(_SYMLOG_SCALE * x.abs()) / _SYMLOG_RANGE
+    result: Tensor = _SignedLogarithm.apply(x)
+    return result

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.normalize import symlog
-from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.nn.registry import Spaces, as_spaces
+from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.space.evaluate import accepts, smallest_input_shape
 
 __all__ = ["Probes"]
@@ -21,20 +24,22 @@ class Probes(nn.Module):
 
     .. math:: \left[ \mathrm{softmax}(z_m), \, \mathrm{symlog}(z_m) \right]_{m = 1 \ldots M}, \qquad z_m = f_\theta(x_m)
 
-    with :math:`x_m` trained with the model. Moving a network along a symmetry leaves its function, and so these features, unchanged.
+    with :math:`x_m` trained with the model. Moving a network along a symmetry leaves its function, and so these features, unchanged. A
+    mixed batch is run one distinct architecture after the other; those that take inputs of one shape share the learned inputs.
 
     Args:
-        space: Weight space of the networks, with one input and one output group.
+        space: Weight space of the networks, with one input and one output group, or a sequence of spaces.
         probes: Number :math:`M` of learned inputs.
         shape: Positions of an input, such as ``(28, 28)`` (default: 8 along every dimension, or the smallest that the network accepts
             where 8 does not fit).
 
     Shapes:
-        input: batch of ``B`` networks. output: ``[B, out_features]`` with ``2 * probes * n_L`` features.
+        input: batch of ``B`` networks. output: ``[B, out_features]`` with ``2 * probes * n_L`` features, :math:`n_L` the largest number of
+        outputs; where a network has fewer, zeros.
 
     Raises:
-        SpaceMismatchError: If the batch mixes weight spaces or holds another one.
-        ValueError: If no square input fits the network and no shape is given, or the network does not accept the given one.
+        SpaceMismatchError: If the batch holds networks that take inputs of another shape, or have more outputs.
+        ValueError: If no square input fits a network and no shape is given, or a network does not accept the given one.
 
     Example:
         >>> space = WeightSpace.cnn([1, 4, 4], [10])
@@ -44,26 +49,55 @@ class Probes(nn.Module):
 
     symmetries = ("permutation", "scale", "sign")
 
-    def __init__(self, space: WeightSpace, probes: int, *, shape: Sequence[int] | None = None) -> None:
+    def __init__(self, space: Spaces, probes: int, *, shape: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.space = space
-        inputs = _neurons(space, "input")
-        if shape is None:
-            smallest = smallest_input_shape(space)[1:]
-            wider = [max(_SIDE, side) for side in smallest]
-            shape = wider if accepts(space, (inputs, *wider)) else smallest
-        elif not accepts(space, (inputs, *shape)):
-            raise ValueError(f"{space!r} does not accept inputs with the positions 'shape' {tuple(shape)}.")
-        self.inputs = nn.Parameter(torch.randn(probes, inputs, *shape))
-        self.out_features = 2 * probes * _neurons(space, "output")
+        self.spaces, self.shape = as_spaces(space), None if shape is None else tuple(shape)
+        for entry in self.spaces:
+            if self.shape is not None and not accepts(entry, (_neurons(entry, "input"), *self.shape)):
+                raise ValueError(f"{entry!r} does not accept inputs with the positions 'shape' {self.shape}.")
+        shapes = {self._input_shape(entry) for entry in self.spaces}
+        self.inputs = nn.ParameterDict({_key(shape): torch.randn(probes, *shape) for shape in sorted(shapes)})
+        self.outputs = max(_neurons(entry, "output") for entry in self.spaces)
+        self.out_features = 2 * probes * self.outputs
+
+    def _input_shape(self, space: WeightSpace) -> tuple[int, ...]:
+        return default_shape(space) if self.shape is None else (_neurons(space, "input"), *self.shape)
 
     def forward(self, batch: ParameterGraph) -> Tensor:
-        batch.common_space(self.space, type(self).__name__)
-        outputs = self.space.evaluate(batch.thetas(), self.inputs)
-        return torch.cat([outputs.softmax(-1), symlog(outputs)], dim=-1).flatten(1)
+        if batch.fits_layout():
+            return self._answers(batch.spaces[0], batch.thetas())
+        x, edge_attr = cast(Tensor, batch.x), cast(Tensor, batch.edge_attr)
+        result = x.new_zeros(batch.num_networks, self.out_features)
+        for rows in batch.by_space():
+            result[rows.networks] = self._answers(rows.space, rows.blocks(x, edge_attr).flatten()).to(result.dtype)
+        return result
+
+    def _answers(self, space: WeightSpace, thetas: Tensor) -> Tensor:
+        known = any(space.matches(entry) for entry in self.spaces)
+        key, missing = _key(self._input_shape(space)), self.outputs - _neurons(space, "output")
+        if not known and (key not in self.inputs or missing < 0):
+            raise SpaceMismatchError(
+                f"Probes was built for {', '.join(map(repr, self.spaces[:3]))} but the batch holds networks of {space!r}. "
+                "Build the model with all weight spaces that it shall read."
+            )
+        outputs = space.evaluate(thetas, self.inputs[key])
+        answers = torch.stack([outputs.softmax(-1), symlog(outputs)], dim=2)
+        return nn.functional.pad(answers, (0, missing)).flatten(1)
 
     def extra_repr(self) -> str:
-        return f"{len(self.inputs)} inputs of shape {tuple(self.inputs.shape[1:])}, out_features={self.out_features}"
+        return f"out_features={self.out_features}"
+
+
+@functools.lru_cache(maxsize=4096)
+def default_shape(space: WeightSpace) -> tuple[int, ...]:
+    """Shape ``(n_0, *positions)`` of a small input that a network accepts."""
+    smallest = smallest_input_shape(space)
+    wider = (smallest[0], *(max(_SIDE, side) for side in smallest[1:]))
+    return wider if accepts(space, wider) else smallest
+
+
+def _key(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _neurons(space: WeightSpace, role: str) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from wsgraph.space import WeightSpace
 
-__all__ = ["ModelEntry", "build_model", "list_models", "model_entry", "register_model"]
+__all__ = ["ModelEntry", "Spaces", "as_spaces", "build_model", "check_task", "list_models", "model_entry", "register_model"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class ModelEntry:
     description: str
 
 
+Spaces = WeightSpace | Sequence[WeightSpace]
+
+_TASKS = ("invariant", "equivariant")
 _MODELS: dict[str, ModelEntry] = {}
 
 ModelClass = TypeVar("ModelClass", bound=type[nn.Module])
@@ -69,6 +72,29 @@ def register_model(
     return register
 
 
+def as_spaces(space: Spaces) -> list[WeightSpace]:
+    """The weight spaces that a model is built for, given as one or as a sequence.
+
+    Raises:
+        ValueError: If it is neither, or the sequence is empty.
+    """
+    spaces = [space] if isinstance(space, WeightSpace) else list(space)
+    if not spaces or not all(isinstance(entry, WeightSpace) for entry in spaces):
+        raise ValueError(f"Expected 'space' to be a weight space or a sequence of them (got {space!r}).")
+    return spaces
+
+
+def check_task(task: str) -> str:
+    """The task, if it is ``"invariant"`` (one output row per network) or ``"equivariant"`` (weights out).
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if task not in _TASKS:
+        raise ValueError(f"Expected 'task' to be one of {', '.join(_TASKS)} (got {task!r}).")
+    return task
+
+
 def model_entry(name: str) -> ModelEntry:
     """The registry entry of a model.
 
@@ -80,12 +106,12 @@ def model_entry(name: str) -> ModelEntry:
     return _MODELS[name]
 
 
-def build_model(name: str, space: WeightSpace, out_channels: int, task: str = "invariant", **options: Any) -> nn.Module:
+def build_model(name: str, space: Spaces, out_channels: int, task: str = "invariant", **options: Any) -> nn.Module:
     """Build a registered model for networks of a weight space.
 
     Args:
         name: One of :func:`list_models`.
-        space: Weight space of the networks that it reads.
+        space: Weight space of the networks that it reads; for models that read mixed batches also a sequence of spaces.
         out_channels: Outputs per network (invariant) or per weight (equivariant).
         task: ``"invariant"`` or ``"equivariant"``.
         **options: The model's own options, such as ``channels``.
@@ -104,8 +130,7 @@ def build_model(name: str, space: WeightSpace, out_channels: int, task: str = "i
         torch.Size([4, 1])
     """
     entry = model_entry(name)
-    if task not in ("invariant", "equivariant"):
-        raise ValueError(f"Expected 'task' to be 'invariant' or 'equivariant' (got {task!r}).")
+    check_task(task)
     if task not in entry.tasks:
         raise ValueError(f"The model {name!r} does not solve {task} tasks; these do: {', '.join(list_models(task)) or 'none yet'}.")
     if len(entry.tasks) > 1:
@@ -118,6 +143,6 @@ def list_models(task: str | None = None) -> list[str]:
 
     Example:
         >>> list_models()
-        ['hnp', 'magep', 'mlp', 'monomial', 'monomial_gnn', 'neural_graph', 'np', 'statnn']
+        ['hnp', 'magep', 'mlp', 'monomial', 'monomial_gnn', 'neural_graph', 'neural_graph_transformer', 'np', 'scalegmn', 'statnn']
     """
     return sorted(name for name, entry in _MODELS.items() if task is None or task in entry.tasks)

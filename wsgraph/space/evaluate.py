@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -52,9 +54,7 @@ def run_network(
         layers = space.layers_into(group.name)
         if layers:
             sources = (torch.cat([values[name] for name in layer.sources], dim=1) for layer in layers)
-            result = sum(
-                (_apply_layer(layer, tensors, source) for layer, source in zip(layers, sources, strict=True)), start=inputs.new_zeros(())
-            )
+            result = functools.reduce(torch.add, map(_apply_layer, layers, itertools.repeat(tensors), sources))
         else:
             result = inputs
         for operator in group.operators:

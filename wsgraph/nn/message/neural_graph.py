@@ -1,35 +1,134 @@
-"""Neural graphs: a message-passing baseline that reads any batch of parameter graphs, mixed architectures included."""
+"""Neural graphs: messages or attention along the edges of networks, mixed architectures included."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import MessagePassing, global_max_pool, global_mean_pool
+from torch.nn import functional as F
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.registry import register_model
+from wsgraph.nn.message.wiring import End, Reduce, Wiring
+from wsgraph.nn.probes import Probes
+from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
 from wsgraph.space import OPERATORS, ParameterGraph, WeightSpace
+from wsgraph.space.operators import operator_index
 
-__all__ = ["NeuralGraphConv", "NeuralGraphNet"]
+__all__ = ["NeuralGraphConv", "NeuralGraphNet", "NeuralGraphTransformer", "RelationalAttention"]
+
+_OTHER: dict[End, End] = {"target": "source", "source": "target"}
+_USUAL_DEGREE = 16
+_SMALLEST_VARIANCE = 1e-6
 
 
-class NeuralGraphConv(MessagePassing):
+class _EdgeUpdate(nn.Module):
+    """What an edge learns from itself and from both its neurons."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.node_norm = nn.LayerNorm(channels)
+        # What neurons contribute is computed per neuron, not per edge.
+        self.from_source, self.from_target = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
+        self.from_edge, self.out = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels)
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+        normalized = [self.node_norm(part) for part in x]
+        sources, targets = [self.from_source(part) for part in normalized], [self.from_target(part) for part in normalized]
+        changes = []
+        for link, edges in zip(wiring.links, edge_attr, strict=True):
+            ends = link.spread(sources[link.source], "source") + link.spread(targets[link.target], "target")
+            changes.append(self.out(F.silu(ends + self.from_edge(edges))))
+        return changes
+
+
+class _GraphLayer(nn.Module, ABC):
+    """Updates neurons, then edges: features by part and by link of a wiring, or those of any graph as PyG writes it."""
+
+    def __init__(self, channels: int, update_edges: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.node_norm, self.edge_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.edge_update = _EdgeUpdate(channels) if update_edges else None
+
+    def forward(self, x: Any, wiring: Wiring | Tensor, edge_attr: Any) -> tuple[Any, Any]:
+        if isinstance(wiring, Tensor):
+            (neurons,), (edges,) = self([x], Wiring.from_edges(wiring, len(x)), [edge_attr])
+            return neurons, edges
+        normalized = [self.edge_norm(edges) for edges in edge_attr]
+        x = self.update_neurons(x, wiring, normalized)
+        if self.edge_update is None:
+            return x, list(edge_attr)
+        return x, [edges + change for edges, change in zip(edge_attr, self.edge_update(x, wiring, normalized), strict=True)]
+
+    @abstractmethod
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+        """New features of the neurons, from theirs and the normalised ones of the edges."""
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, update_edges={self.edge_update is not None}"
+
+
+class _Messages(nn.Module):
+    """Statistics of the messages that reach the neurons at one end of their edges from the other."""
+
+    def __init__(self, channels: int, end: End) -> None:
+        super().__init__()
+        self.channels, self.end, self.start = channels, end, _OTHER[end]
+        self.from_here, self.from_there = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
+        self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(2))
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+        here, there = [self.from_here(part) for part in x], [self.from_there(part) for part in x]
+        ends = [getattr(link, self.end) for link in wiring.links]
+        messages = []
+        for link, end, edges in zip(wiring.links, ends, edge_attr, strict=True):
+            both = link.spread(here[end], self.end) + link.spread(there[getattr(link, self.start)], self.start)
+            messages.append(both * self.factor(edges) + self.term(edges))
+        mean, largest, smallest = (wiring.aggregate(messages, self.end, reduce) for reduce in ("mean", "max", "min"))
+        # The square of the mean taken from the mean of squares would cancel.
+        squares = [
+            (message - link.spread(cast(Tensor, mean[end]), self.end)).square()
+            for link, end, message in zip(wiring.links, ends, messages, strict=True)
+        ]
+        variance = wiring.aggregate(squares, self.end, "mean")
+        results = []
+        for i, part in enumerate(x):
+            if i not in ends:
+                results.append(part.new_zeros(*part.shape[:-1], 8 * self.channels))
+                continue
+            # With a finite gradient, and zero where all messages agree.
+            deviation = cast(Tensor, variance[i]).add(_SMALLEST_VARIANCE).sqrt() - _SMALLEST_VARIANCE**0.5
+            joined = torch.cat([cast(Tensor, mean[i]), deviation, cast(Tensor, largest[i]), cast(Tensor, smallest[i])], dim=-1)
+            degree = sum(link.degree(self.end) for link, end in zip(wiring.links, ends, strict=True) if end == i)
+            amplification = torch.as_tensor(degree, dtype=part.dtype, device=part.device).log1p() / math.log1p(_USUAL_DEGREE)
+            results.append(torch.cat([joined, joined * amplification], dim=-1))
+        return results
+
+
+class NeuralGraphConv(_GraphLayer):
     r"""Message passing with edge updates, from `Graph Neural Networks for Learning Equivariant Representations of Neural Networks <https://arxiv.org/abs/2403.12143>`_.
 
     .. math::
-        m_{kj} &= \mathrm{SiLU}(A x_k + B x_j + C e_{kj}) \\
-        x_j' &= x_j + D \bigl[\, \textstyle\bigoplus_k m_{kj} \,\bigr], \qquad
-        e_{kj}' = e_{kj} + E \, \mathrm{SiLU}(A' x_k + B' x_j + C' e_{kj})
+        m_{kj} &= (A x_k + B x_j) \odot F e_{kj} + G e_{kj}, \qquad \tilde{m}_{jk} = (A' x_k + B' x_j) \odot F' e_{jk} + G' e_{jk} \\
+        x_j' &= x_j + \phi \Bigl( \bigoplus_k m_{kj}, \; \bigoplus_k \tilde{m}_{jk} \Bigr), \qquad
+        e_{kj}' = e_{kj} + E \, \mathrm{SiLU}(C x_k' + D x_j' + H e_{kj})
 
-    with :math:`\oplus` the mean, standard deviation, maximum and minimum side by side (principal neighbourhood aggregation), :math:`x`
-    neuron and :math:`e` edge features, :math:`k` the source and :math:`j` the target of an edge; inputs are layer-normalised.
+    with :math:`x` the features of neurons and :math:`e` those of edges, layer-normalised where matrices read them; :math:`m_{kj}` travels
+    along the edge from :math:`k` to :math:`j`, :math:`\tilde{m}_{jk}` against the one from :math:`j` to :math:`k`. :math:`\bigoplus` holds
+    mean, standard deviation, maximum and minimum side by side, as they are and times :math:`\log(1 + \text{degree}) / \log 17`
+    (`principal neighbourhood aggregation <https://arxiv.org/abs/2004.05718>`_), zeros where there are no edges; :math:`\phi` is an MLP.
 
     Args:
-        channels: Width of node and edge features.
+        channels: Width of neuron and edge features.
         update_edges: Whether to update edge features; the last of a stack of convolutions need not.
 
     Shapes:
-        input: ``x [V, channels]``, ``edge_index [2, E]``, ``edge_attr [E, channels]``. output: ``x`` and ``edge_attr`` of the same shapes.
+        input: features ``[..., channels]`` per part, a :class:`Wiring` and features ``[..., channels]`` per link; or, for any graph,
+        ``x [V, channels]``, ``edge_index [2, E]`` and ``edge_attr [E, channels]``. output: features of neurons and edges, shaped alike.
 
     Example:
         >>> import torch
@@ -40,92 +139,282 @@ class NeuralGraphConv(MessagePassing):
     """
 
     def __init__(self, channels: int, *, update_edges: bool = True) -> None:
-        super().__init__(aggr=["mean", "std", "max", "min"])
-        self.channels = channels
-        self.node_norm, self.edge_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        # The first part of the features makes messages, the second updates edges; node terms are computed per node, not per edge.
-        width = 2 * channels if update_edges else channels
-        self.from_source = nn.Linear(channels, width)
-        self.from_target = nn.Linear(channels, width, bias=False)
-        self.from_edge = nn.Linear(channels, width, bias=False)
-        self.to_node = nn.Linear(4 * channels, channels)
-        self.to_edge = nn.Linear(channels, channels) if update_edges else None
+        super().__init__(channels, update_edges)
+        self.messages = nn.ModuleList(_Messages(channels, end) for end in _OTHER)
+        self.out = nn.Sequential(nn.Linear(16 * channels, channels), nn.SiLU(), nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> tuple[Tensor, Tensor]:
-        normalized = self.node_norm(x)
-        source, target = self.from_source(normalized), self.from_target(normalized)
-        hidden = source[edge_index[0]] + target[edge_index[1]] + self.from_edge(self.edge_norm(edge_attr))
-        hidden = nn.functional.silu(hidden)
-        messages, updates = hidden[:, : self.channels], hidden[:, self.channels :]
-        aggregated = self.propagate(edge_index, messages=messages, size=(x.shape[0], x.shape[0]))
-        return x + self.to_node(aggregated), edge_attr if self.to_edge is None else edge_attr + self.to_edge(updates)
-
-    def message(self, messages: Tensor) -> Tensor:
-        """Messages are computed per edge before propagation."""
-        return messages
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.channels})"
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+        normalized = [self.node_norm(part) for part in x]
+        received = zip(*(messages(normalized, wiring, edge_attr) for messages in self.messages), strict=True)
+        return [part + self.out(torch.cat(pieces, dim=-1)) for part, pieces in zip(x, received, strict=True)]
 
 
-@register_model("neural_graph", family="message passing", mixed=True)
-class NeuralGraphNet(nn.Module):
-    """Neural graph network: PNA-style messages with edge updates, permutation only (Kofinas et al. 2024).
+class _Pairs(nn.Module):
+    """Logits and values, per head, of the neurons at one end of their edges attending to those at the other."""
 
-    Nodes start from their bias and embeddings of activation, role and, for input and output neurons, position; edges start from the
-    weights at all kernel positions.
+    def __init__(self, channels: int, heads: int, end: End) -> None:
+        super().__init__()
+        self.heads, self.end, self.start = heads, end, _OTHER[end]
+        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
+        self.edge_query, self.edge_key, self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(4))
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        queries, keys, values = ([layer(part) for part in x] for layer in (self.query, self.key, self.value))
+        logits, results = [], []
+        for link, edges in zip(wiring.links, edge_attr, strict=True):
+            here, there = getattr(link, self.end), getattr(link, self.start)
+            query = link.spread(queries[here], self.end) + self.edge_query(edges)
+            key = link.spread(keys[there], self.start) + self.edge_key(edges)
+            value = link.spread(values[there], self.start) * self.factor(edges) + self.term(edges)
+            products = (query * key).unflatten(-1, (self.heads, -1))
+            logits.append(products.sum(-1) / products.shape[-1] ** 0.5)
+            results.append(value.unflatten(-1, (self.heads, -1)))
+        return logits, results
+
+
+class RelationalAttention(_GraphLayer):
+    r"""Attention along edges, from `relational transformers <https://arxiv.org/abs/2210.05062>`_ as used for `neural graphs <https://arxiv.org/abs/2403.12143>`_.
+
+    .. math::
+        q_{jk} = Q x_j + Q' e_{kj}, \quad k_{jk} = K x_k + K' e_{kj}, \quad v_{jk} = V x_k \odot F e_{kj} + G e_{kj}, \quad
+        \alpha_{jk} = \frac{\exp(q_{jk} \cdot k_{jk} / \sqrt{d})}{1 + \sum_l \exp(q_{jl} \cdot k_{jl} / \sqrt{d})}
+
+    .. math::
+        y_j = x_j + O \sum_k \alpha_{jk} v_{jk}, \qquad x_j' = y_j + \phi(y_j), \qquad
+        e_{kj}' = e_{kj} + E \, \mathrm{SiLU}(C x_k' + D x_j' + H e_{kj})
+
+    with :math:`x` the features of neurons and :math:`e` those of edges, layer-normalised where matrices read them, :math:`d` the channels
+    per head and :math:`\phi` an MLP. Neuron :math:`j` attends to the neurons :math:`k` that an edge joins it with, either way, and to no
+    others; edges that leave :math:`j` have matrices of their own. The 1 stands for an empty pair, whose logit and value are zero, so that a
+    neuron without edges receives nothing.
 
     Args:
-        space: Weight space that sizes the embeddings; batches may mix other architectures with kernels and inputs up to that size.
-        out_channels: Outputs per network.
-        channels: Width of node and edge features.
-        layers: Number of :class:`NeuralGraphConv`.
-        hidden: Width of the head.
-        dropout: Dropout rate in the head.
+        channels: Width of neuron and edge features.
+        heads: Attention heads, a divisor of the channels.
+        update_edges: Whether to update edge features; the last of a stack of layers need not.
 
     Shapes:
-        input: batch of ``B`` networks. output: ``[B, out_channels]``.
+        input: features ``[..., channels]`` per part, a :class:`Wiring` and features ``[..., channels]`` per link; or, for any graph,
+        ``x [V, channels]``, ``edge_index [2, E]`` and ``edge_attr [E, channels]``. output: features of neurons and edges, shaped alike.
 
     Raises:
-        ValueError: If a batch has larger kernels, more input or output neurons or more biases per neuron than the space it was built for.
+        ValueError: If ``heads`` does not divide the channels.
+
+    Example:
+        >>> import torch
+        >>> layer = RelationalAttention(8, heads=2)
+        >>> x, edge_attr = layer(torch.randn(3, 8), torch.tensor([[0, 1], [2, 2]]), torch.randn(2, 8))
+        >>> x.shape, edge_attr.shape
+        (torch.Size([3, 8]), torch.Size([2, 8]))
+    """
+
+    def __init__(self, channels: int, *, heads: int = 4, update_edges: bool = True) -> None:
+        super().__init__(channels, update_edges)
+        if heads < 1 or channels % heads:
+            raise ValueError(f"Expected 'heads' to be a divisor of the number of channels, {channels} (got {heads}).")
+        self.heads = heads
+        self.pairs = nn.ModuleList(_Pairs(channels, heads, end) for end in _OTHER)
+        self.out = nn.Linear(channels, channels)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, 2 * channels), nn.SiLU(), nn.Linear(2 * channels, channels)
+        )
+
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+        normalized = [self.node_norm(part) for part in x]
+        logits, values = zip(*(pairs(normalized, wiring, edge_attr) for pairs in self.pairs), strict=True)
+        attended = [part + self.out(change) for part, change in zip(x, self._attend(x, wiring, logits, values), strict=True)]
+        return [part + self.feed_forward(part) for part in attended]
+
+    def _attend(
+        self, x: Sequence[Tensor], wiring: Wiring, logits: Sequence[Sequence[Tensor]], values: Sequence[Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """Values summed at every neuron with the weights of a softmax over its edges at both ends and an empty pair."""
+
+        def reduced(messages: Sequence[Sequence[Tensor]], empty: Sequence[Tensor], reduce: Reduce) -> Sequence[Tensor]:
+            combine = torch.maximum if reduce == "max" else torch.add
+            for end, side in zip(_OTHER, messages, strict=True):
+                pieces = wiring.aggregate(side, end, reduce)
+                empty = [part if piece is None else combine(part, piece) for part, piece in zip(empty, pieces, strict=True)]
+            return empty
+
+        zeros = [part.new_zeros(*part.shape[:-1], self.heads) for part in x]
+        largest = reduced([[logit.detach() for logit in side] for side in logits], zeros, "max")
+        weights = [
+            [(logit - link.spread(largest[getattr(link, end)], end)).exp() for link, logit in zip(wiring.links, side, strict=True)]
+            for end, side in zip(_OTHER, logits, strict=True)
+        ]
+        weighted = [
+            [(weight[..., None] * value).flatten(-2) for weight, value in zip(*sides, strict=True)]
+            for sides in zip(weights, values, strict=True)
+        ]
+        totals = reduced(weights, [(-part).exp() for part in largest], "sum")
+        sums = reduced(weighted, [torch.zeros_like(part) for part in x], "sum")
+        return [(part.unflatten(-1, (self.heads, -1)) / total[..., None]).flatten(-2) for part, total in zip(sums, totals, strict=True)]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, heads={self.heads}"
+
+
+def _sizes(spaces: Sequence[WeightSpace]) -> tuple[int, int, int]:
+    """The largest numbers of input or output neurons, of biases per neuron and of weights per edge."""
+    positions = max(group.size for space in spaces for group in space.groups if group.role != "hidden")
+    return positions, max(space.topology.node_width for space in spaces), max(space.topology.edge_width for space in spaces)
+
+
+_LAYERS: dict[str, type[NeuralGraphConv | RelationalAttention]] = {"pna": NeuralGraphConv, "transformer": RelationalAttention}
+
+
+@register_model("neural_graph", family="message passing", tasks=("invariant", "equivariant"), mixed=True)
+class NeuralGraphNet(nn.Module):
+    r"""Neural graph network: messages along and against all edges, with edge updates, permutation only (Kofinas et al. 2024).
+
+    .. math::
+        x_j = \sum_i b_{ji} \, \beta_i + a_{\sigma(j)} + p_j, \qquad e_{kj} = \sum_f W_{jkf} \, \omega_f + s_{kj}
+
+    with :math:`b_{ji}` the biases added at neuron :math:`j`, :math:`\sigma(j)` its activation, :math:`p_j` a code of its position if it is
+    an input or output neuron, :math:`f` the kernel position and :math:`s_{kj}` one of two codes, for weights and for skip connections,
+    which count as weights of one. Layers update both. The head then reads mean and maximum over all neurons and the mean over output
+    neurons of their features times a code of the position; or linear maps of :math:`e_{kj}` and :math:`x_j` give weights and biases.
+
+    Args:
+        space: Weight space of the networks, or several, for batches that mix architectures: a batch may have as many inputs, outputs,
+            kernel positions and biases per neuron as the largest of them.
+        out_channels: Outputs per network (invariant) or per weight (equivariant).
+        task: ``"invariant"`` or ``"equivariant"``.
+        layer: ``"pna"`` for :class:`NeuralGraphConv`, ``"transformer"`` for :class:`RelationalAttention`.
+        channels: Width of neuron and edge features.
+        layers: Number of layers.
+        hidden: Width of the two hidden layers of the head.
+        dropout: Dropout rate in the head.
+        probes: Number of learned inputs whose outputs the head reads too, see :class:`Probes`; 0 for none.
+        probe_shape: Positions of these inputs, such as ``(28, 28)``.
+
+    Shapes:
+        input: batch of ``B`` networks. output: ``[B, out_channels]``, or ``[B, P, out_channels]`` with ``P`` the largest number of
+        parameters in the batch, smaller networks followed by zeros.
+
+    Raises:
+        ValueError: If the task or the layer is unknown, or weights out are to read probes; if a batch has larger kernels, more
+            input or output neurons or more biases per neuron than the spaces it was built for.
+
+    Example:
+        >>> mlp, cnn = WeightSpace.mlp([1, 8, 3]), WeightSpace.cnn([1, 4, 4], [3])
+        >>> model = NeuralGraphNet([mlp, cnn], 2)
+        >>> model(ParameterGraph.join([mlp.batch(mlp.sample(5)), cnn.batch(cnn.sample(4))])).shape
+        torch.Size([9, 2])
     """
 
     symmetries = ("permutation",)
 
     def __init__(
-        self, space: WeightSpace, out_channels: int, *, channels: int = 32, layers: int = 3, hidden: int = 128, dropout: float = 0.1
+        self,
+        space: Spaces,
+        out_channels: int,
+        *,
+        task: str = "invariant",
+        layer: str = "pna",
+        channels: int = 32,
+        layers: int = 3,
+        hidden: int = 128,
+        dropout: float = 0.1,
+        probes: int = 0,
+        probe_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        topology = space.topology
-        self.node_width, self.edge_width = topology.node_width, topology.edge_width
-        self.positions = int(topology.node_position.max()) + 1
-        self.node_encoder = nn.Linear(self.node_width, channels)
-        self.edge_encoder = nn.Linear(self.edge_width, channels)
-        self.activation_embedding = nn.Embedding(len(OPERATORS), channels)
-        self.position_embedding = nn.Embedding(3 * self.positions, channels)
-        self.convs = nn.ModuleList(NeuralGraphConv(channels, update_edges=i + 1 < layers) for i in range(layers))
-        self.head = mlp_head([2 * channels, hidden, hidden, out_channels], dropout)
-
-    def _padded(self, values: Tensor, width: int, name: str) -> Tensor:
-        if values.shape[1] > width:
-            raise ValueError(
-                f"Expected '{name}' with at most {width} columns (got {values.shape[1]}): "
-                "build the model with the space that has the largest kernels of all."
-            )
-        return nn.functional.pad(values, (0, width - values.shape[1]))
+        invariant = check_task(task) == "invariant"
+        if layer not in _LAYERS:
+            raise ValueError(f"Expected 'layer' to be one of {', '.join(_LAYERS)} (got {layer!r}).")
+        if probes and not invariant:
+            raise ValueError(f"Only invariant tasks read probes: leave 'probes' out for weights out (got {probes}).")
+        self.sizes = positions, biases, weights = _sizes(as_spaces(space))
+        self.out_channels = out_channels
+        self.from_bias, self.from_weight = (nn.Linear(count, channels, bias=False) for count in (biases, weights))
+        self.activations = nn.Embedding(len(OPERATORS), channels)
+        self.places = nn.ParameterDict({role: torch.randn(positions, channels) for role in ("input", "output")})
+        # Codes much longer than what weights contribute would drown them in the norms of the first layer.
+        self.kinds = nn.Parameter(0.4 * torch.randn(2, channels))
+        # No layer after the last reads its edges, but weights out do.
+        self.layers = nn.ModuleList(_LAYERS[layer](channels, update_edges=i + 1 < layers or not invariant) for i in range(layers))
+        self.head = self.probes = self.probe_readout = None
+        if not invariant:
+            self.to_bias, self.to_weight = (nn.Linear(channels, count * out_channels) for count in (biases, weights))
+            return
+        self.readout = nn.Parameter(torch.randn(positions, channels))
+        features = 3 * channels
+        if probes:
+            self.probes = Probes(space, probes, shape=probe_shape)
+            self.probe_readout = nn.Sequential(nn.Linear(self.probes.out_features, hidden), nn.SiLU())
+            features += hidden
+        self.head = mlp_head([features, hidden, hidden, out_channels], dropout)
 
     def forward(self, batch: ParameterGraph) -> Tensor:
-        if int(batch.node_position.max()) >= self.positions:
+        return self.read(Wiring.of(batch))
+
+    def read(self, wiring: Wiring) -> Tensor:
+        """The model's output for a batch whose wiring is at hand."""
+        self._check(cast(ParameterGraph, wiring.batch).spaces)
+        x, edge_attr = self._neurons(wiring), self._edges(wiring)
+        for layer in self.layers:
+            x, edge_attr = layer(x, wiring, edge_attr)
+        return self._weights(x, wiring, edge_attr) if self.head is None else self._outputs(x, wiring)
+
+    def _check(self, spaces: Sequence[WeightSpace]) -> None:
+        (positions, biases, weights), (most, most_biases, most_weights) = _sizes(spaces), self.sizes
+        if positions > most:
             raise ValueError(
-                f"Expected at most {self.positions - 1} input or output neurons (got {int(batch.node_position.max())}): "
-                "build the model with the space that has most."
+                f"Expected at most {most} input or output neurons (got {positions}): build the model with the space that has most."
             )
-        place = self.position_embedding(batch.node_role * self.positions + batch.node_position)
-        x = self.node_encoder(self._padded(batch.x, self.node_width, "x")) + self.activation_embedding(batch.node_activation) + place
-        edge_attr = self.edge_encoder(self._padded(batch.edge_attr, self.edge_width, "edge_attr"))
-        for conv in self.convs:
-            x, edge_attr = conv(x, batch.edge_index, edge_attr)
-        networks = batch.batch if batch.batch is not None else torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        pooled = [pool(x, networks, batch.num_networks) for pool in (global_mean_pool, global_max_pool)]
-        output: Tensor = self.head(torch.cat(pooled, dim=1))
-        return output
+        for name, count, largest in (("x", biases, most_biases), ("edge_attr", weights, most_weights)):
+            if count > largest:
+                raise ValueError(
+                    f"Expected {name!r} with at most {largest} columns (got {count}): "
+                    "build the model with the space that has the largest kernels and the most biases per neuron."
+                )
+
+    def _neurons(self, wiring: Wiring) -> list[Tensor]:
+        features = []
+        for part in wiring.parts:
+            biases = F.linear(part.bias, self.from_bias.weight[:, : part.bias.shape[-1]])
+            place = part.embed(self.places[part.role]) if part.role in self.places else 0
+            features.append(biases + self.activations.weight[operator_index(part.activation)] + place)
+        return features
+
+    def _edges(self, wiring: Wiring) -> list[Tensor]:
+        pairs = ((link.values, int(link.positions > 0)) for link in wiring.links)
+        return [F.linear(values, self.from_weight.weight[:, : values.shape[-1]]) + self.kinds[kind] for values, kind in pairs]
+
+    def _outputs(self, x: Sequence[Tensor], wiring: Wiring) -> Tensor:
+        ends = [i for i, part in enumerate(wiring.parts) if part.role == "output"]
+        ordered = [x[i] * wiring.parts[i].embed(self.readout) for i in ends]
+        features = [wiring.pool(range(len(x)), x, ["mean", "max"]), wiring.pool(ends, ordered, ["mean"])]
+        if self.probes is not None and self.probe_readout is not None:
+            features.append(self.probe_readout(self.probes(wiring.batch)))
+        return cast(Tensor, cast(nn.Sequential, self.head)(torch.cat(features, dim=1)))
+
+    def _weights(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> Tensor:
+        def rows(linear: nn.Linear, features: Tensor, count: int) -> Tensor:
+            size = count * self.out_channels
+            return F.linear(features, linear.weight[:size], linear.bias[:size]).unflatten(-1, (count, self.out_channels))
+
+        biases = [rows(self.to_bias, neurons, part.bias.shape[-1]) for part, neurons in zip(wiring.parts, x, strict=True)]
+        weights = [
+            rows(self.to_weight, edges, link.positions) if link.positions else None
+            for link, edges in zip(wiring.links, edge_attr, strict=True)
+        ]
+        return wiring.thetas(weights, biases)
+
+
+@register_model("neural_graph_transformer", family="message passing", tasks=("invariant", "equivariant"), mixed=True)
+class NeuralGraphTransformer(NeuralGraphNet):
+    """Neural graph transformer: attention along and against all edges, with edge updates, permutation only (Kofinas et al. 2024).
+
+    A :class:`NeuralGraphNet` whose layers are :class:`RelationalAttention`, with the same other arguments.
+
+    Example:
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> NeuralGraphTransformer(space, 3, task="equivariant")(space.batch(space.sample(4))).shape
+        torch.Size([4, 33, 3])
+    """
+
+    def __init__(self, space: Spaces, out_channels: int, **options: Any) -> None:
+        super().__init__(space, out_channels, layer="transformer", **options)

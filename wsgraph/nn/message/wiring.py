@@ -44,6 +44,11 @@ class Part:
     position: Tensor
     network: Tensor | None = None
 
+    @property
+    def num_positions(self) -> int:
+        """One more than the last position."""
+        return len(self.position) if self.network is None else int(self.position.max()) + 1
+
     def embed(self, table: Tensor) -> Tensor:
         """Rows of a table ``[positions, C]`` by position, of a shape that broadcasts with the features of this part."""
         return table[: len(self.position)] if self.network is None else table[self.position]
@@ -88,6 +93,10 @@ class Link(ABC):
         No tensor of the size edges x channels is kept.
         """
 
+    @abstractmethod
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        r"""Products of both ends of every edge, :math:`\langle x_j, v_m \odot y_k \rangle` for ``vectors [M, C]``: ``[..., M]``."""
+
     def with_weight(self, function: Callable[[Tensor], Tensor]) -> Link:
         """The same link with another weight."""
         return cast(Link, replace(cast(Any, self), values=function(self.values))) if self.positions else self
@@ -117,6 +126,14 @@ class DenseLink(Link):
         spread = x[..., None, :] * cast(Tensor, vectors)  # [B, n, K, C]
         return weight.flatten(2) @ spread.flatten(-3, -2)
 
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        # The product with the vectors goes to the end with fewer neurons.
+        if target.shape[-2] <= source.shape[-2]:
+            products = (target[..., None, :] * vectors).flatten(-3, -2) @ source.transpose(-1, -2)
+            return products.unflatten(1, (-1, len(vectors))).transpose(2, 3)
+        products = target @ (source[..., None, :] * vectors).flatten(-3, -2).transpose(-1, -2)
+        return products.unflatten(2, (-1, len(vectors)))
+
 
 @dataclass(frozen=True)
 class IdentityLink(Link):
@@ -139,6 +156,9 @@ class IdentityLink(Link):
     def contract(self, x: Tensor, vectors: Tensor | None, end: End) -> Tensor:
         return x
 
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        return (target * source) @ vectors.T
+
 
 @dataclass(frozen=True)
 class SparseLink(Link):
@@ -152,18 +172,19 @@ class SparseLink(Link):
     target_index: Tensor
     sizes: tuple[int, int]
 
-    def _end(self, end: End) -> tuple[Tensor, int]:
+    def end(self, end: End) -> tuple[Tensor, int]:
+        """Neuron of every edge at one end, and how many neurons there are."""
         return (self.source_index, self.sizes[0]) if end == "source" else (self.target_index, self.sizes[1])
 
     def spread(self, x: Tensor, end: End) -> Tensor:
-        return x[self._end(end)[0]]
+        return x[self.end(end)[0]]
 
     def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        index, size = self._end(end)
+        index, size = self.end(end)
         return scatter(messages, index, dim=0, dim_size=size, reduce=reduce)
 
     def degree(self, end: End) -> Tensor:
-        index, size = self._end(end)
+        index, size = self.end(end)
         return index.bincount(minlength=size)[:, None]
 
     def contract(self, x: Tensor, vectors: Tensor | None, end: End) -> Tensor:
@@ -175,6 +196,12 @@ class SparseLink(Link):
 
         # Recomputed in the backward pass, so that no features per edge are kept.
         return cast(Tensor, checkpoint(messages, x, self.weight, vectors, use_reentrant=False))
+
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        def products(target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+            return (self.spread(target, "target") * self.spread(source, "source")) @ vectors.T
+
+        return cast(Tensor, checkpoint(products, target, source, vectors, use_reentrant=False))
 
 
 @dataclass(frozen=True)
@@ -338,6 +365,10 @@ def _aggregate(pieces: list[tuple[Link, Tensor]], end: End, reduce: Reduce) -> T
         degree = sum(link.degree(end) for link, _ in pieces)
         total = _aggregate(pieces, end, "sum")
         return total / (degree.clamp(min=1) if isinstance(degree, Tensor) else degree)
+    if reduce != "sum" and len(pieces) > 1 and isinstance(pieces[0][0], SparseLink):
+        # Together, because a neuron that one of the links does not reach would read zero from it.
+        ends = [cast(SparseLink, link).end(end) for link, _ in pieces]
+        return scatter(torch.cat([m for _, m in pieces]), torch.cat([i for i, _ in ends]), dim=0, dim_size=ends[0][1], reduce=reduce)
     results = [link.reduce(messages, end, reduce) for link, messages in pieces]
     combine: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
     return functools.reduce(combine[reduce], results)

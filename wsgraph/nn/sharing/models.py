@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.registry import register_model
+from wsgraph.nn.registry import check_task, register_model
 from wsgraph.nn.sharing.activation import Activation
 from wsgraph.nn.sharing.linear import HNPLinear, MonomialLinear, NPLinear
 from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear
@@ -74,8 +74,7 @@ class _LinearNet(_SharingNet):
 
 
 def _check(task: str, channels: Sequence[int]) -> Sequence[int]:
-    if task not in _TASKS:
-        raise ValueError(f"Expected 'task' to be one of {', '.join(_TASKS)} (got {task!r}).")
+    check_task(task)
     if not channels or min(channels) < 1:
         raise ValueError(f"Expected 'channels' to be at least one positive width (got {list(channels)}).")
     return channels

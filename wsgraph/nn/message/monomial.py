@@ -1,0 +1,436 @@
+"""Monomial message passing: two gated streams of neuron features that are equivariant under permutation, scale and sign."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from wsgraph.nn.heads import mlp_head
+from wsgraph.nn.message.wiring import End, Link, Part, Wiring
+from wsgraph.nn.normalize import symlog, unit_vectors
+from wsgraph.nn.probes import Probes
+from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
+from wsgraph.nn.sharing.activation import fitting_function
+from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry
+from wsgraph.space.operators import apply_operator
+
+__all__ = ["MonomialConv", "MonomialGNN", "canonical_features"]
+
+Stream = list[Tensor]
+"""Features per part; empty where a stream has not been yet."""
+
+
+def canonical_features(x: Tensor, symmetry: Symmetry) -> Tensor:
+    """Features of neurons with the factors that their group allows taken out.
+
+    Positive scales: the vector divided by the root mean square of its entries (zero stays zero). Signs: magnitudes. Neither: all of it,
+    compressed.
+
+    Args:
+        x: Tensor ``[..., channels]`` that transforms with the neuron's factor.
+        symmetry: Factors that the neuron's group allows.
+
+    Returns:
+        Invariant tensor of the same shape.
+    """
+    if symmetry.sign:
+        x = x.abs()
+    if not symmetry.positive:
+        return symlog(x)
+    return unit_vectors(x) * x.shape[-1] ** 0.5
+
+
+def invariant_features(h: Tensor, u: Tensor, symmetry: Symmetry) -> Tensor:
+    """What the two streams of neurons say beyond their factors: ``[..., 3 * channels]``."""
+    h, u = torch.broadcast_tensors(h, u)
+    return torch.cat([canonical_features(h, symmetry), canonical_features(u, symmetry), symlog(h * u)], dim=-1)
+
+
+def _half_activated(x: Tensor, symmetry: Symmetry) -> Tensor:
+    """Pass half of the channels through the function that commutes with the neuron's factors, as the network itself does to its neurons."""
+    linear, activated = x.chunk(2, dim=-1)
+    return torch.cat([linear, apply_operator(fitting_function(symmetry), activated)], dim=-1)
+
+
+class _Kinds:
+    """Kinds of neurons and edges in some weight spaces: what has parameters of its own.
+
+    Hidden neurons differ by their level, up to the last that is told apart, edges by the neurons they lead to and their kernel positions.
+    """
+
+    def __init__(self, spaces: Spaces, levels: int) -> None:
+        self.spaces = as_spaces(spaces)
+        if levels < 1:
+            raise ValueError(f"Expected 'levels' to be at least 1 (got {levels}).")
+        self.levels = levels
+        self.biases: dict[str, int] = {}
+        self.activations: dict[str, list[str]] = {}
+        self.sizes: dict[str, int] = {}
+        self.fans: dict[str, tuple[int, int, int]] = {}
+        self.from_neurons: dict[str, set[str]] = {}
+        for space in self.spaces:
+            for role in ("input", "output"):
+                if sum(group.role == role for group in space.groups) != 1:
+                    raise ValueError(f"Expected a weight space with one input and one output group (got {space!r}).")
+            wiring = Wiring.of(space.batch(torch.zeros(1, space.num_params)))
+            for part in wiring.parts:
+                key = self.of_part(part)
+                self.biases[key] = max(self.biases.get(key, 0), part.bias.shape[-1])
+                self.sizes[key] = max(self.sizes.get(key, 0), part.num_positions)
+                seen = self.activations.setdefault(key, [])
+                if part.activation not in seen:
+                    seen.append(part.activation)
+            for link in wiring.links:
+                key = self.of_link(link, wiring)
+                self.fans.setdefault(key, (link.positions, int(link.degree("target")), int(link.degree("source"))))
+                self.from_neurons.setdefault(key, set()).add(wiring.parts[link.source].role)
+
+    def of_part(self, part: Part) -> str:
+        return f"hidden{min(part.level, self.levels)}" if part.role == "hidden" else part.role
+
+    def of_link(self, link: Link, wiring: Wiring) -> str:
+        return f"{self.of_part(wiring.parts[link.target])}_{link.positions or 'skip'}"
+
+    def check(self, wiring: Wiring, user: str) -> None:
+        """Raise a clear error unless there are parameters for all neurons and edges of a batch."""
+        lacking = []
+        for part in wiring.parts:
+            key = self.of_part(part)
+            if key not in self.biases or part.bias.shape[-1] > self.biases[key]:
+                lacking.append(f"{part.bias.shape[-1]} biases at each neuron of {key}")
+            elif part.activation not in self.activations[key]:
+                lacking.append(f"{part.activation} neurons at {key}")
+            elif part.role != "hidden" and part.num_positions > self.sizes[key]:
+                lacking.append(f"{part.num_positions} {key} neurons")
+        for link in wiring.links:
+            if self.of_link(link, wiring) not in self.fans:
+                kind = (
+                    f"weights with {link.positions} kernel position{'s' * (link.positions > 1)}" if link.positions else "skip connections"
+                )
+                lacking.append(f"{kind} to {self.of_part(wiring.parts[link.target])}")
+        if lacking:
+            raise SpaceMismatchError(
+                f"{user} was built for {', '.join(map(repr, self.spaces[:3]))} but the batch has {lacking[0]}. "
+                f"Build it with all weight spaces that it shall read, such as {user}([first, second], ...)."
+            )
+
+
+class _Gate(nn.Module):
+    """Multiplies equivariant features by one plus a function of invariant ones."""
+
+    def __init__(self, invariants: int, channels: int, activations: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(invariants * channels, channels), nn.Linear(channels, channels)
+        several = activations if len(activations) > 1 else ()
+        self.activations = nn.ParameterDict({name: torch.zeros(channels) for name in several})
+
+    def forward(self, x: Tensor, part: Part, *invariants: Tensor) -> Tensor:
+        hidden = self.inner(torch.cat(invariants, dim=-1))
+        if part.activation in self.activations:
+            hidden = hidden + self.activations[part.activation]
+        return torch.addcmul(x, x, self.outer(nn.functional.silu(hidden)))
+
+
+class _Message(nn.Module):
+    """A linear map of neuron features, then their product with the weights, a vector per kernel position."""
+
+    def __init__(self, positions: int, fan: int, channels: int, end: End) -> None:
+        super().__init__()
+        self.end = end
+        self.linear = nn.Linear(channels, channels, bias=False)
+        # A skip connection has no weight and so no positions.
+        self.vectors = nn.Parameter(torch.randn(positions, channels) * 2 / (positions * fan) ** 0.5) if positions else None
+
+    def forward(self, x: Tensor, link: Link) -> Tensor:
+        return link.contract(self.linear(x), self.vectors, self.end)
+
+
+class MonomialConv(nn.Module):
+    r"""One forward sweep of the activation stream and one backward sweep of the adjoint stream through whole networks.
+
+    .. math::
+        m_j &= h_j + \sum_{k,f} W_{jkf} \, \beta_f \odot A h_k + b_j \, p, &\quad
+        h_j &\leftarrow \rho \bigl( m_j \odot (1 + \phi(\text{invariants})) \bigr) \\
+        m_k &= u_k + \sum_{j,f} W_{jkf} \, \gamma_f \odot C u_j, &\quad
+        u_k &\leftarrow m_k \odot (1 + \psi(\text{invariants}))
+
+    with :math:`h_j` features that transform with the factor :math:`q_j` of neuron :math:`j`, :math:`u_j` features that transform with
+    :math:`1 / q_j`, :math:`f` the kernel position, invariants :func:`canonical_features` of the streams and :func:`symlog` of their
+    product, and :math:`\rho` on half of the channels a function that commutes with the factors: ReLU for scales, tanh for signs. A message
+    is a product of the weights with neuron features, so that no tensor of the size edges x channels is kept.
+
+    Args:
+        channels: Width :math:`d` of both streams.
+        space: Weight space of the networks, or a sequence of spaces for batches that mix architectures.
+        levels: Hidden neurons further from the input than this share parameters.
+        first: Whether the streams start here: ``x`` then holds ``h`` of the input and ``u`` of the output neurons alone.
+        adjoint_inputs: Whether to compute ``u`` of the input neurons too.
+
+    Shapes:
+        input: ``x`` a pair of lists ``(h, u)`` with features ``[..., channels]`` per part of the wiring (anything where a stream has not
+        been yet), and the :class:`Wiring`. output: such a pair.
+
+    Raises:
+        ValueError: If a space does not have one input and one output group.
+
+    Example:
+        >>> from wsgraph import WeightSpace
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> wiring = Wiring.of(space.batch(space.sample(4)))
+        >>> inputs, outputs, nothing = torch.randn(2, 16), torch.randn(1, 16), torch.empty(0)
+        >>> h, u = MonomialConv(16, space, first=True)(([inputs, nothing, nothing], [nothing, nothing, outputs]), wiring)
+        >>> h[1].shape, u[1].shape
+        (torch.Size([4, 8, 16]), torch.Size([4, 8, 16]))
+    """
+
+    symmetries = ("permutation", "scale", "sign")
+    activate = staticmethod(_half_activated)
+
+    def __init__(self, channels: int, space: Spaces, *, levels: int = 8, first: bool = False, adjoint_inputs: bool = False) -> None:
+        super().__init__()
+        self.channels, self.first = channels, first
+        self.kinds = kinds = _Kinds(space, levels)
+        self.adjoint_roles = ("input", "hidden", "output") if adjoint_inputs else ("hidden", "output")
+        self.forward_messages, self.backward_messages = nn.ModuleDict(), nn.ModuleDict()
+        for key, (positions, fan_in, fan_out) in kinds.fans.items():
+            self.forward_messages[key] = _Message(positions, fan_in, channels, "target")
+            if kinds.from_neurons[key] & set(self.adjoint_roles):
+                self.backward_messages[key] = _Message(positions, fan_out, channels, "source")
+        deviation = 1.0 if first else 0.3
+        self.biases = nn.ParameterDict({key: deviation * torch.randn(count, channels) for key, count in kinds.biases.items() if count})
+
+        def gates(invariants: int, keys: Sequence[str]) -> nn.ModuleDict:
+            return nn.ModuleDict({key: _Gate(invariants, channels, kinds.activations[key]) for key in keys})
+
+        self.forward_gates = gates(1 if first else 4, [key for key in kinds.biases if key.startswith("hidden")])
+        self.backward_gates = gates(2, [key for key in kinds.biases if key != "input" or adjoint_inputs])
+
+    def forward(self, x: tuple[Stream, Stream], wiring: Wiring) -> tuple[Stream, Stream]:
+        self.kinds.check(wiring, type(self).__name__)
+        h, u = x
+        h = self._activation_stream(h, u, wiring)
+        return h, self._adjoint_stream(h, u, wiring)
+
+    def _activation_stream(self, h: Stream, u: Stream, wiring: Wiring) -> Stream:
+        result = list(h)
+        for i, part in enumerate(wiring.parts):
+            if part.role == "input":
+                continue
+            key = self.kinds.of_part(part)
+            links = wiring.links_into(i)
+            messages = [self.forward_messages[self.kinds.of_link(link, wiring)](result[link.source], link) for link in links]
+            if part.bias.shape[-1]:
+                messages.append(part.bias @ self.biases[key][: part.bias.shape[-1]])
+            if not self.first:
+                messages.append(h[i])
+            message = functools.reduce(torch.add, messages)
+            if part.role == "hidden":
+                invariants = [canonical_features(message, part.symmetry)]
+                if not self.first:
+                    invariants += [canonical_features(stream[i], part.symmetry) for stream in (h, u)]
+                    invariants.append(symlog(message * u[i]))
+                message = self.activate(self.forward_gates[key](message, part, *invariants), part.symmetry)
+            result[i] = message
+        return result
+
+    def _adjoint_stream(self, h: Stream, u: Stream, wiring: Wiring) -> Stream:
+        result = list(u)
+        for i, part in reversed(list(enumerate(wiring.parts))):
+            if part.role not in self.adjoint_roles:
+                continue
+            messages = [
+                self.backward_messages[self.kinds.of_link(link, wiring)](result[link.target], link) for link in wiring.links_from(i)
+            ]
+            if part.role == "output" or not (self.first or part.role == "input"):
+                messages.append(u[i])
+            message = functools.reduce(torch.add, messages)
+            own, message = torch.broadcast_tensors(h[i], message)
+            invariants = canonical_features(message, part.symmetry), symlog(own * message)
+            result[i] = self.backward_gates[self.kinds.of_part(part)](message, part, *invariants)
+        return result
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {', '.join(map(repr, self.kinds.spaces))}"
+
+
+class _WeightsOut(nn.Module):
+    r"""Values for every weight and bias that transform as these do.
+
+    .. math::
+        \Delta W_{jkf} = g_f(z_j, z_k) W_{jkf} + \langle h_j, \mu_f \odot M u_k \rangle, \qquad
+        \Delta b_j = g(z_j) b_j + \langle h_j, v \rangle
+
+    with :math:`z` invariants of a neuron; the gate :math:`g_f` is bilinear in those of both ends.
+    """
+
+    def __init__(self, kinds: _Kinds, channels: int, hidden: int, out_channels: int) -> None:
+        super().__init__()
+        self.kinds, self.out_channels = kinds, out_channels
+        self.neurons = nn.ModuleDict({key: _readout(channels, hidden) for key in kinds.biases})
+        self.from_target, self.from_source, self.adjoint = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.gates, self.products = nn.ParameterDict(), nn.ParameterDict()
+        for key, (positions, _, _) in kinds.fans.items():
+            values = positions * out_channels
+            if positions:
+                self.from_target[key], self.from_source[key] = nn.Linear(channels, values), nn.Linear(channels, values, bias=False)
+                self.adjoint[key] = nn.Linear(channels, channels, bias=False)
+                self.gates[key] = torch.randn(values, channels) / channels
+                self.products[key] = torch.randn(values, channels) / channels
+        biased = {key: count * out_channels for key, count in kinds.biases.items() if count}
+        self.bias_gates = nn.ModuleDict({key: nn.Linear(channels, values) for key, values in biased.items()})
+        self.bias_values = nn.ModuleDict({key: nn.Linear(channels, values, bias=False) for key, values in biased.items()})
+
+    def forward(self, h: Stream, u: Stream, wiring: Wiring) -> Tensor:
+        keys = [self.kinds.of_part(part) for part in wiring.parts]
+        z = [
+            self.neurons[key](invariant_features(*streams, part.symmetry))
+            for key, part, streams in zip(keys, wiring.parts, zip(h, u, strict=True), strict=True)
+        ]
+        weights: list[Tensor | None] = []
+        for link in wiring.links:
+            if not link.positions:
+                weights.append(None)
+                continue
+            key = self.kinds.of_link(link, wiring)
+            source, target = z[link.source], z[link.target]
+            gate = link.pair(target, source, self.gates[key])
+            gate = gate + link.spread(self.from_target[key](target), "target") + link.spread(self.from_source[key](source), "source")
+            product = link.pair(h[link.target], self.adjoint[key](u[link.source]), self.products[key])
+            gate, product = (values.unflatten(-1, (link.positions, self.out_channels)) for values in (gate, product))
+            weights.append(gate * link.values[..., None] + product)
+        biases = []
+        for i, (key, part) in enumerate(zip(keys, wiring.parts, strict=True)):
+            count = part.bias.shape[-1]
+            if not count:
+                biases.append(part.bias[..., None].expand(*part.bias.shape, self.out_channels))
+                continue
+            both = self.bias_gates[key](z[i]), self.bias_values[key](h[i])
+            gate, value = (values.unflatten(-1, (-1, self.out_channels))[..., :count, :] for values in both)
+            biases.append(gate * part.bias[..., None] + value)
+        return wiring.thetas(weights, biases)
+
+
+def _readout(channels: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3 * channels, hidden), nn.SiLU(), nn.Linear(hidden, channels))
+
+
+@register_model("monomial_gnn", family="message passing", tasks=("invariant", "equivariant"), mixed=True)
+class MonomialGNN(nn.Module):
+    r"""Monomial message passing: gated activation and adjoint streams, exactly invariant to scale, sign and permutation.
+
+    Rounds of :class:`MonomialConv` start from learned features of the input and output neurons. The readout takes mean, standard deviation
+    and maximum over the hidden neurons of each level, and the features of the output neurons in their order; beside it, the head reads what
+    the network answers to learned inputs. For weights out, every weight and bias is scaled by a function of its neurons' invariants, and a
+    product of the two streams is added, which transforms as they do.
+
+    Args:
+        space: Weight space of the networks, residual sums and several consumers included; a sequence of spaces for batches that mix
+            architectures, depths and activations.
+        out_channels: Outputs per network (invariant) or per weight (equivariant).
+        task: ``"invariant"`` or ``"equivariant"``.
+        channels: Width :math:`d` of the streams.
+        rounds: Number of forward and backward sweeps.
+        hidden: Width of the readout and the head.
+        dropout: Dropout rate in the head.
+        weight_noise: In training every weight and bias is multiplied by :math:`1 + \sigma \epsilon`, :math:`\epsilon` standard normal,
+            with this :math:`\sigma`. Being multiplicative, the noise respects scales and signs; it keeps small zoos from being learnt by
+            heart (default: 0.5, or 0 for weights out).
+        probes: Number of learned inputs whose outputs the head reads beside the streams, see :class:`Probes`; 0 for none (default: 64, or 0
+            for weights out, which have no head).
+        probe_shape: Positions of these inputs, such as ``(28, 28)``.
+        levels: Hidden neurons further from the input than this share parameters.
+
+    Shapes:
+        input: batch of ``B`` networks. output: ``[B, out_channels]`` or ``[B, P, out_channels]``, where mixed architectures are followed by
+        zeros up to the largest ``P``.
+
+    Raises:
+        ValueError: If a space does not have one input and one output group, or weights out are to read probes.
+        SpaceMismatchError: If a batch holds neurons or edges of a kind that none of the spaces has.
+
+    Example:
+        >>> from wsgraph import WeightSpace
+        >>> space = WeightSpace.mlp([2, 8, 8, 1], activation="tanh")
+        >>> MonomialGNN(space, 3, channels=16)(space.batch(space.sample(4))).shape
+        torch.Size([4, 3])
+    """
+
+    symmetries = ("permutation", "scale", "sign")
+    pooling: tuple[str, ...] = ("mean", "std", "max")
+
+    def __init__(
+        self,
+        space: Spaces,
+        out_channels: int,
+        *,
+        task: str = "invariant",
+        channels: int = 64,
+        rounds: int = 3,
+        hidden: int = 128,
+        dropout: float = 0.2,
+        weight_noise: float | None = None,
+        probes: int | None = None,
+        probe_shape: Sequence[int] | None = None,
+        levels: int = 8,
+    ) -> None:
+        super().__init__()
+        invariant = check_task(task) == "invariant"
+        if rounds < 1:
+            raise ValueError(f"Expected 'rounds' to be at least 1 (got {rounds}).")
+        if probes and not invariant:
+            raise ValueError(f"Only invariant tasks read probes: leave 'probes' out for weights out (got {probes}).")
+        self.weight_noise = (0.5 if invariant else 0.0) if weight_noise is None else weight_noise
+        self.kinds = kinds = _Kinds(space, levels)
+        self.inputs = nn.Parameter(torch.randn(kinds.sizes["input"], channels))
+        self.outputs = nn.Parameter(torch.randn(kinds.sizes["output"], channels) * channels**-0.5)
+        self.convs = nn.ModuleList(
+            MonomialConv(channels, space, levels=levels, first=i == 0, adjoint_inputs=not invariant and i + 1 == rounds)
+            for i in range(rounds)
+        )
+        self.head = self.probes = self.probe_readout = None
+        if not invariant:
+            self.weights_out = _WeightsOut(kinds, channels, hidden, out_channels)
+            return
+        self.readouts = nn.ModuleDict({key: _readout(channels, hidden) for key in kinds.biases if key.startswith("hidden")})
+        features = (len(self.pooling) * len(self.readouts) + kinds.sizes["output"]) * channels
+        if probes is None or probes:
+            self.probes = Probes(space, 64 if probes is None else probes, shape=probe_shape)
+            self.probe_readout = nn.Sequential(nn.Linear(self.probes.out_features, hidden), nn.SiLU())
+            features += hidden
+        self.head = mlp_head([features, hidden, hidden, out_channels], dropout)
+
+    def forward(self, batch: ParameterGraph) -> Tensor:
+        return self.read(Wiring.of(batch))
+
+    def read(self, wiring: Wiring) -> Tensor:
+        """The model's output for a batch whose wiring is at hand."""
+        self.kinds.check(wiring, type(self).__name__)
+        noisy = wiring
+        if self.training and self.weight_noise:
+            noisy = wiring.with_weights(lambda weights: weights * (1 + self.weight_noise * torch.randn_like(weights)))
+        nothing = self.inputs.new_empty(0)
+        h: Stream = [part.embed(self.inputs) if part.role == "input" else nothing for part in wiring.parts]
+        u: Stream = [part.embed(self.outputs) if part.role == "output" else nothing for part in wiring.parts]
+        for conv in self.convs:
+            h, u = conv((h, u), noisy)
+        if self.head is None:
+            return cast(Tensor, self.weights_out(h, u, noisy))
+        features = [self._pooled(key, h, u, noisy) for key in self.readouts]
+        outputs = [i for i, part in enumerate(wiring.parts) if part.role == "output"]
+        features.append(symlog(noisy.by_position(outputs, [h[i] for i in outputs], len(self.outputs))).flatten(1))
+        if self.probes is not None and self.probe_readout is not None:
+            assert wiring.batch is not None
+            features.append(self.probe_readout(self.probes(wiring.batch)))
+        return cast(Tensor, self.head(torch.cat(features, dim=1)))
+
+    def _pooled(self, key: str, h: Stream, u: Stream, wiring: Wiring) -> Tensor:
+        """Invariants of the neurons of one kind, pooled per network: ``[B, len(pooling) * channels]``."""
+        parts = [i for i, part in enumerate(wiring.parts) if self.kinds.of_part(part) == key]
+        values = [self.readouts[key](invariant_features(h[i], u[i], wiring.parts[i].symmetry)) for i in parts]
+        if not parts:
+            return self.inputs.new_zeros(wiring.num_networks, len(self.pooling) * self.inputs.shape[1])
+        return wiring.pool(parts, values, self.pooling)

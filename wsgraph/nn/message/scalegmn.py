@@ -1,0 +1,350 @@
+"""Scale equivariant graph metanetworks: messages whose every step commutes with the scales and signs of neurons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from wsgraph.nn.heads import mlp_head
+from wsgraph.nn.message.wiring import End, Link, Wiring
+from wsgraph.nn.normalize import symlog
+from wsgraph.nn.probes import Probes
+from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
+from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+
+__all__ = ["ScaleGMN", "ScaleGMNConv"]
+
+_SMALLEST_NORM = 1e-18  # below, squares leave the range of float32
+_SMALLEST_EDGE = 1e-12  # the reciprocals of three edges in a row must stay in the range of float32
+
+
+def _inverse_norms(x: Tensor, smallest: float) -> Tensor:
+    """One over the norms ``[..., 1]`` of vectors ``[..., C]``, zero for vectors that are zero or as good as that."""
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(norms > smallest, norms, torch.inf).reciprocal()
+
+
+def _moderate(x: Tensor, symmetry: Symmetry) -> Tensor:
+    """Features without the positive factor that they may carry; where they carry none, their magnitude stays, compressed."""
+    return x * _inverse_norms(x, _SMALLEST_NORM) if symmetry.positive else symlog(x)
+
+
+def _dual(edge_attr: Tensor, symmetry: Symmetry) -> Tensor:
+    r"""Edge features that transform with :math:`q_k / q_j` where those given transform with :math:`q_j / q_k`."""
+    return edge_attr * _inverse_norms(edge_attr, _SMALLEST_EDGE).square() if symmetry.positive else edge_attr
+
+
+def _edge_symmetry(link: Link, wiring: Wiring) -> Symmetry:
+    """Factors that features of the edges of a link may carry: those of either end."""
+    source, target = (wiring.parts[end].symmetry for end in (link.source, link.target))
+    return Symmetry(source.positive or target.positive, source.sign or target.sign)
+
+
+class _ScaleInvariant(nn.Module):
+    r"""A perceptron of several inputs, each without its own factor: :math:`\rho(\sum_i A_i \, \mathrm{canon}(x_i))`.
+
+    The canonical form of features that may carry a sign is symmetrised, :math:`\sigma(S x) + \sigma(-S x) = |S x|` with ReLU as
+    :math:`\sigma`.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, out_channels: int, signs: bool) -> None:
+        super().__init__()
+        self.symmetrisers = nn.ModuleList(nn.Linear(width, width, bias=False) for width in (in_channels if signs else ()))
+        self.terms = nn.ModuleList(nn.Linear(width, channels, bias=i == 0) for i, width in enumerate(in_channels))
+        last = nn.Linear(channels, out_channels)
+        # Gates start around one, so that equivariant features pass.
+        nn.init.ones_(last.bias)
+        self.rho = nn.Sequential(nn.LayerNorm(channels), nn.SiLU(), last)
+
+    def term(self, i: int, x: Tensor, symmetry: Symmetry) -> Tensor:
+        """What input ``i`` adds to the hidden layer."""
+        x = _moderate(x, symmetry)
+        return cast(Tensor, self.terms[i](self.symmetrisers[i](x).abs() if symmetry.sign else x))
+
+    def forward(self, *terms: Tensor) -> Tensor:
+        return cast(Tensor, self.rho(sum(terms[1:], start=terms[0])))
+
+
+class _ScaleEquivariant(nn.Module):
+    r"""A linear map without bias times a function of invariants: :math:`(\Gamma x) \odot \mathrm{ScaleInv}(x, \ldots)`."""
+
+    def __init__(self, in_channels: Sequence[int], channels: int, out_channels: int, signs: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels[0], out_channels, bias=False)
+        self.invariant = _ScaleInvariant(in_channels, channels, out_channels, signs)
+
+    def forward(self, x: Tensor, symmetry: Symmetry, *terms: Tensor) -> Tensor:
+        return cast(Tensor, self.linear(x) * self.invariant(self.invariant.term(0, x, symmetry), *terms))
+
+
+class _EdgeEquivariant(nn.Module):
+    """Features of edges that transform as they do, gated by invariants of the edge and of both its ends."""
+
+    def __init__(self, channels: int, out_channels: int, signs: bool) -> None:
+        super().__init__()
+        self.equivariant = _ScaleEquivariant([channels] * 3, channels, out_channels, signs)
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+        result = []
+        for link, edges in zip(wiring.links, edge_attr, strict=True):
+            ends: tuple[End, End] = ("source", "target")
+            parts = [getattr(link, end) for end in ends]
+            # What neurons contribute is computed per neuron, not per edge.
+            terms = [self.equivariant.invariant.term(1 + i, x[part], wiring.parts[part].symmetry) for i, part in enumerate(parts)]
+            spread = [link.spread(term, end) for term, end in zip(terms, ends, strict=True)]
+            result.append(self.equivariant(edges, _edge_symmetry(link, wiring), *spread))
+        return result
+
+
+class _Messages(nn.Module):
+    r"""Sums of messages to the neurons at one end of every edge: :math:`\mathrm{ScaleEq}((\Gamma_x x) \odot (\Gamma_e e))`."""
+
+    def __init__(self, end: End, channels: int, signs: bool) -> None:
+        super().__init__()
+        self.end: End = end
+        self.start: End = "source" if end == "target" else "target"
+        self.from_node, self.from_edge = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels, bias=False)
+        self.equivariant = _ScaleEquivariant([channels], channels, channels, signs)
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor | None]:
+        messages = []
+        for link, edges in zip(wiring.links, edge_attr, strict=True):
+            if self.end == "source":
+                edges = _dual(edges, _edge_symmetry(link, wiring))
+            neurons = link.spread(self.from_node(x[getattr(link, self.start)]), self.start)
+            messages.append(self.equivariant(neurons * self.from_edge(edges), wiring.parts[getattr(link, self.end)].symmetry))
+        return wiring.aggregate(messages, self.end)
+
+
+class ScaleGMNConv(nn.Module):
+    r"""Message passing in which features keep the factors of neurons, from `Scale Equivariant Graph Metanetworks <https://arxiv.org/abs/2406.10685>`_.
+
+    .. math::
+        m_{kj} &= \mathrm{ScaleEq} \bigl( (\Gamma_x x_k) \odot (\Gamma_e e_{kj}) \bigr), &\quad
+        x_j' &= x_j + \mathrm{ScaleEq} \Bigl( \bigl[ x_j, \textstyle\sum_k m_{kj}, \sum_i m_{ij} \bigr] \Bigr) \\
+        m_{jk} &= \mathrm{ScaleEq} \bigl( (\Gamma_x' x_j) \odot (\Gamma_e' e_{kj} / |e_{kj}|^2) \bigr), &\quad
+        e_{kj}' &= e_{kj} + \mathrm{ScaleEq}(e_{kj}; x_k, x_j)
+
+    with :math:`k` the source and :math:`j` the target of an edge, :math:`x_j` features that transform with the factor :math:`q_j` of a
+    neuron, and :math:`e_{kj}` features that transform with :math:`q_j / q_k`, as its weights do. Messages :math:`m_{jk}` against the edges
+    are sent if bidirectional; where only signs act, the edge is its own dual. Further,
+
+    .. math::
+        \mathrm{ScaleEq}(x; y, \ldots) = (\Gamma x) \odot \rho(\mathrm{canon}(x), \mathrm{canon}(y), \ldots)
+
+    with :math:`\Gamma` linear without bias and :math:`\rho` a perceptron. For positive factors :math:`\mathrm{canon}(x) = x / |x|`, else
+    :math:`\mathrm{symlog}(x)`, which keeps magnitudes and bounds them; for signs, :math:`|S \, \mathrm{canon}(x)|` takes its place. Zero
+    stays zero, and so do vectors too short for float32.
+
+    Args:
+        channels: Width of node and edge features.
+        bidirectional: Whether messages also travel against the edges.
+        update_edges: Whether to update edge features; the last of a stack of convolutions need not.
+        signs: Whether there may be neurons that allow a change of sign, which takes the matrices :math:`S`.
+
+    Shapes:
+        input: ``x`` a list of features ``[..., channels]`` per part of the :class:`Wiring`, the wiring, and ``edge_attr`` a list of
+        features ``[..., channels]`` per link. output: two such lists.
+
+    Example:
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> wiring = Wiring.of(space.batch(space.sample(4)))
+        >>> x = [torch.randn(4, size, 16) for size in (2, 8, 1)]
+        >>> edge_attr = [torch.randn(4, 8, 2, 16), torch.randn(4, 1, 8, 16)]
+        >>> x, edge_attr = ScaleGMNConv(16, bidirectional=True)(x, wiring, edge_attr)
+        >>> x[1].shape, edge_attr[1].shape
+        (torch.Size([4, 8, 16]), torch.Size([4, 1, 8, 16]))
+    """
+
+    symmetries = ("permutation", "scale", "sign")
+
+    def __init__(self, channels: int, *, bidirectional: bool = False, update_edges: bool = True, signs: bool = True) -> None:
+        super().__init__()
+        self.channels = channels
+        ends: tuple[End, ...] = ("target", "source") if bidirectional else ("target",)
+        self.messages = nn.ModuleList(_Messages(end, channels, signs) for end in ends)
+        self.update = _ScaleEquivariant([(1 + len(ends)) * channels], channels, channels, signs)
+        self.edge_update = _EdgeEquivariant(channels, channels, signs) if update_edges else None
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        received = zip(*(messages(x, wiring, edge_attr) for messages in self.messages), strict=True)
+        updated = []
+        for part, neurons, messages in zip(wiring.parts, x, received, strict=True):
+            joined = torch.cat([neurons, *(torch.zeros_like(neurons) if message is None else message for message in messages)], dim=-1)
+            updated.append(neurons + self.update(joined, part.symmetry))
+        if self.edge_update is None:
+            return updated, list(edge_attr)
+        changes = self.edge_update(x, wiring, edge_attr)
+        return updated, [edges + change for edges, change in zip(edge_attr, changes, strict=True)]
+
+    def extra_repr(self) -> str:
+        return str(self.channels)
+
+
+class _WeightsOut(nn.Module):
+    """Values for every weight and bias that transform as these do."""
+
+    def __init__(self, positions: int, biases: int, channels: int, out_channels: int, signs: bool) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.weights = _EdgeEquivariant(channels, positions * out_channels, signs)
+        self.biases = _ScaleEquivariant([channels], channels, biases * out_channels, signs)
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> Tensor:
+        edges = zip(wiring.links, self.weights(x, wiring, edge_attr), strict=True)
+        weights = [self._leading(values, link.positions) if link.positions else None for link, values in edges]
+        neurons = [self.biases(values, part.symmetry) for part, values in zip(wiring.parts, x, strict=True)]
+        return wiring.thetas(
+            weights, [self._leading(*pair) for pair in zip(neurons, (p.bias.shape[-1] for p in wiring.parts), strict=True)]
+        )
+
+    def _leading(self, values: Tensor, count: int) -> Tensor:
+        """Channels of the first kernel positions, or of the first biases."""
+        return values.unflatten(-1, (-1, self.out_channels))[..., :count, :]
+
+
+def _sizes(space: WeightSpace) -> dict[str, int]:
+    """What a model must be large enough for to read the networks of a space."""
+    symmetries = {space.class_symmetry(group.scale) for group in space.groups}
+    return {
+        "kernel positions": space.topology.edge_width,
+        "biases at one neuron": space.topology.node_width,
+        "kinds of neurons whose sign may change": int(any(symmetry.sign for symmetry in symmetries)),
+        **{f"{role} neurons": sum(group.size for group in space.groups if group.role == role) for role in ("input", "output")},
+    }
+
+
+@register_model("scalegmn", family="message passing", tasks=("invariant", "equivariant"), mixed=True)
+class ScaleGMN(nn.Module):
+    """ScaleGMN: message passing equivariant under permutations, scales and signs, bidirectional too (Kalogeropoulos et al. 2024).
+
+    Hidden neurons start from their biases, by a linear map per level (the deepest neurons share the last), output neurons from biases and
+    input and output neurons from learned features by position, edges from their weights at all kernel positions; a skip connection is a
+    weight fixed at one. Several :class:`ScaleGMNConv` follow. For invariant tasks, a perceptron of every hidden neuron's canonical features
+    is averaged over the network, and the head reads it beside the features of the output neurons in their order, and of the input neurons
+    where messages reach these. For weights out, features of edges and neurons are mapped to values that transform as weights and biases do.
+
+    The published bidirectional model sends the weights of ReLU networks themselves against the edges and is not invariant; this one is.
+
+    Args:
+        space: Weight space of the networks, or a sequence of spaces for batches that mix architectures.
+        out_channels: Outputs per network (invariant) or per weight (equivariant).
+        task: ``"invariant"`` or ``"equivariant"``.
+        channels: Width of node and edge features.
+        layers: Number of :class:`ScaleGMNConv`.
+        bidirectional: Whether messages also travel against the edges.
+        hidden: Width of the head.
+        dropout: Dropout rate in the head.
+        probes: Number of learned inputs whose outputs the head reads as well, see :class:`Probes`.
+        probe_shape: Positions of these inputs, such as ``(28, 28)``.
+
+    Shapes:
+        input: batch of ``B`` networks. output: ``[B, out_channels]`` or ``[B, P, out_channels]``, where mixed architectures are followed by
+        zeros up to the largest ``P``.
+
+    Raises:
+        ValueError: If a space does not have one input and one output group, or weights out are to read probes.
+        SpaceMismatchError: If a batch has larger kernels, more biases at a neuron, more input or output neurons than the spaces that the
+            model was built for, or neurons whose sign may change where these have none.
+
+    Example:
+        >>> space = WeightSpace.cnn([1, 4, 4], [3])
+        >>> ScaleGMN(space, 2, bidirectional=True)(space.batch(space.sample(5))).shape
+        torch.Size([5, 2])
+    """
+
+    symmetries = ("permutation", "scale", "sign")
+
+    def __init__(
+        self,
+        space: Spaces,
+        out_channels: int,
+        *,
+        task: str = "invariant",
+        channels: int = 32,
+        layers: int = 3,
+        bidirectional: bool = False,
+        hidden: int = 128,
+        dropout: float = 0.0,
+        probes: int = 0,
+        probe_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        invariant = check_task(task) == "invariant"
+        if probes and not invariant:
+            raise ValueError(f"Only invariant tasks read probes: leave 'probes' out for weights out (got {probes}).")
+        self.spaces = as_spaces(space)
+        for one in self.spaces:
+            if any(sum(group.role == role for group in one.groups) != 1 for role in ("input", "output")):
+                raise ValueError(f"Expected a weight space with one input and one output group (got {one!r}).")
+        sizes = [_sizes(one) for one in self.spaces]
+        self.sizes = {what: max(size[what] for size in sizes) for what in sizes[0]}
+        positions, biases, signs, *io = self.sizes.values()
+        levels = max(max(one.levels.values()) for one in self.spaces)
+        self.bias_encoders = nn.Parameter(torch.randn(levels, biases, channels))
+        self.weight_encoder = nn.Parameter(torch.randn(positions, channels) / math.sqrt(positions))
+        self.places = nn.ParameterDict({role: torch.randn(size, channels) for role, size in zip(("input", "output"), io, strict=True)})
+        self.convs = nn.ModuleList(
+            ScaleGMNConv(channels, bidirectional=bidirectional, update_edges=not invariant or i + 1 < layers, signs=bool(signs))
+            for i in range(layers)
+        )
+        if not invariant:
+            self.weights_out = _WeightsOut(positions, biases, channels, out_channels, bool(signs))
+            self.head = None
+            return
+        self.read_roles = ("input", "output") if bidirectional else ("output",)
+        self.readout = _ScaleInvariant([channels], channels, channels, bool(signs))
+        self.probes = Probes(space, probes, shape=probe_shape) if probes else None
+        features = channels * (1 + sum(self.sizes[f"{role} neurons"] for role in self.read_roles))
+        features += self.probes.out_features if self.probes is not None else 0
+        self.head = mlp_head([features, hidden, hidden, out_channels], dropout)
+
+    def forward(self, batch: ParameterGraph) -> Tensor:
+        return self.read(Wiring.of(batch))
+
+    def read(self, wiring: Wiring) -> Tensor:
+        """The model's output for a batch whose wiring is at hand."""
+        self._check(wiring)
+        x, edge_attr = self._embedded(wiring)
+        for conv in self.convs:
+            x, edge_attr = conv(x, wiring, edge_attr)
+        if self.head is None:
+            return cast(Tensor, self.weights_out(x, wiring, edge_attr))
+        return cast(Tensor, self.head(self._features(x, wiring)))
+
+    def _check(self, wiring: Wiring) -> None:
+        assert wiring.batch is not None
+        for space in wiring.batch.spaces:
+            for what, size in _sizes(space).items():
+                if size > self.sizes[what]:
+                    raise SpaceMismatchError(
+                        f"{type(self).__name__} was built for at most {self.sizes[what]} {what}, but the batch has {size}, in {space!r}. "
+                        "Build it with the largest space, or with all weight spaces that it shall read: "
+                        f"{type(self).__name__}([first, second], ...)."
+                    )
+
+    def _embedded(self, wiring: Wiring) -> tuple[list[Tensor], list[Tensor]]:
+        x = []
+        for part in wiring.parts:
+            encoder = self.bias_encoders[min(part.level, len(self.bias_encoders)) - 1]
+            neurons = part.bias @ encoder[: part.bias.shape[-1]]
+            x.append(neurons if part.role == "hidden" else neurons + part.embed(self.places[part.role]))
+        return x, [link.values @ self.weight_encoder[: link.values.shape[-1]] for link in wiring.links]
+
+    def _features(self, x: Sequence[Tensor], wiring: Wiring) -> Tensor:
+        hidden = [i for i, part in enumerate(wiring.parts) if part.role == "hidden"]
+        canonical = [self.readout(self.readout.term(0, x[i], wiring.parts[i].symmetry)) for i in hidden]
+        pooled = wiring.pool(hidden, canonical, ["mean"]) if hidden else x[0].new_zeros(wiring.num_networks, x[0].shape[-1])
+        features = [pooled]
+        for role in self.read_roles:
+            parts = [i for i, part in enumerate(wiring.parts) if part.role == role]
+            ordered = wiring.by_position(parts, [x[i] for i in parts], self.sizes[f"{role} neurons"])
+            features.append(symlog(ordered).flatten(1))
+        if self.probes is not None:
+            assert wiring.batch is not None
+            features.append(self.probes(wiring.batch))
+        return torch.cat(features, dim=1)
