@@ -99,7 +99,7 @@ class Settings(NamedTuple):
 FULL = Settings((Workload("zoo CNN", (ZOO_CNN,), 64), Workload("SIREN", (SIREN,), 64), Workload("mixed", MIXED, 64)))
 FULL = FULL._replace(workloads=(*FULL.workloads, Workload("ResNet-20", (resnet20(),), 8)))
 QUICK = Settings(tuple(workload._replace(size=4) for workload in FULL.workloads[:3]), (4, 8), (8, 16), (8, 32), (8, 1), repeats=1, least=1)
-QUICK = QUICK._replace(workloads=(*QUICK.workloads, Workload("ResNet-20", (resnet20(2, blocks=1),), 2)))
+QUICK = QUICK._replace(workloads=(*QUICK.workloads, Workload("small ResNet", (resnet20(2, blocks=1),), 2)))
 
 
 # == What is measured ==

@@ -1,3 +1,4 @@
+import argparse
 import itertools
 import json
 import math
@@ -9,6 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+
+from wsgraph.nn import build_model, list_models, model_entry
+from wsgraph.testing import assert_invariant
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -65,6 +70,95 @@ def test_parameter_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         assert sweeps["width"]["slopes"][name] == pytest.approx(0)
         assert all(math.isfinite(sweep["slopes"][name]) for sweep in sweeps.values())
     assert "exponent" in capsys.readouterr().out
+
+
+def test_message_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    document = run("message_speed", tmp_path, monkeypatch)
+    assert (tmp_path / "message_speed_cpu.json").exists()
+    models, comparisons, headline = list_models("invariant"), document["comparisons"], document["headline"]
+    assert document["settings"]["models"] == models
+    assert list(comparisons) == ["zoo CNN", "SIREN", "mixed", "small ResNet"]
+    for name, rows in comparisons.items():
+        able = models if name != "mixed" else [model for model in models if model_entry(model).mixed]
+        assert [row["name"] for row in rows] == able
+        needs_chain = {row["name"] for row in rows if row["note"]}
+        assert needs_chain == ({"magep"} if name == "small ResNet" else set())
+    swept = [*itertools.chain(*document["batches"].values()), *document["channels"]]
+    measured = [row for row in (*itertools.chain(*comparisons.values()), *headline["rows"], *swept) if row["note"] is None]
+    for row in measured:
+        assert 0 < row["kept_bytes"] < row["peak_bytes"]
+        assert row["networks_per_second"] == pytest.approx(1000 * row["batch"] / row["milliseconds"])
+    for rows in document["batches"].values():
+        assert [(row["name"], row["batch"]) for row in rows] == list(itertools.product(models, document["settings"]["batches"]))
+        # What is kept is kept per network.
+        assert all(
+            large["kept_bytes"] / small["kept_bytes"] == pytest.approx(2, rel=0.1)
+            for small, large in zip(rows[::2], rows[1::2], strict=True)
+        )
+    passing = [model for model in models if model_entry(model).family == "message passing"]
+    assert {row["name"] for row in document["channels"]} == set(passing) == set(document["widths"]["slopes"])
+
+    first, *others = headline["rows"]
+    assert first["options"] == {"channels": 8, "rounds": 1}
+    assert {"scalegmn, forward", "scalegmn, bidirectional"} < {row["name"] for row in others}
+    for row in others:
+        ratios = headline["ratios_to_monomial_gnn"][row["name"]]
+        assert ratios == {m: pytest.approx(row[m] / first[m]) for m in ("milliseconds", "kept_bytes", "peak_bytes")}
+    # Features of neurons alone against features of edges.
+    slopes = document["widths"]["slopes"]
+    assert slopes["monomial_gnn"]["kept_bytes"] < 1.2
+    assert min(slopes[model]["kept_bytes"] for model in ("neural_graph", "scalegmn")) > 1.6
+    rows = [row for row in document["widths"]["rows"] if row["name"] == "scalegmn"]
+    small, large = rows[0], rows[-1]
+    growth = math.log(large["kept_bytes"] / small["kept_bytes"]) / math.log(large["width"] / small["width"])
+    assert slopes["scalegmn"]["kept_bytes"] == pytest.approx(growth)
+    assert "needs a chain" in capsys.readouterr().out
+
+
+def test_message_speed_keeps_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    import message_speed
+
+    options = argparse.Namespace(device="cpu", dtype="float32", memory=1.0, seconds=0.0, step_seconds=60.0)
+    case = message_speed.Case("scalegmn", "scalegmn", message_speed.FULL.workloads[1], 16)
+    contestant, row = message_speed.prepare(case, options)
+    assert row["parameters"] == sum(p.numel() for p in contestant.model.parameters())
+    options.memory = row["peak_bytes"] / 2**30 / 2
+    with pytest.raises(message_speed.CannotMeasureError, match="out of memory at batch 16"):
+        message_speed.prepare(case, options)
+    options.memory, options.step_seconds = 1.0, 0.01
+    larger = case._replace(size=64)
+    settings = message_speed.QUICK
+    (stopped,) = message_speed.sweep({64: larger, 128: case}, (16, row | {"milliseconds": 5.0}), settings, options)
+    assert stopped["note"] == "over 0.01 s at batch 64"
+    assert stopped["milliseconds"] is None
+
+
+def test_resnet20() -> None:
+    from networks import resnet20
+
+    assert repr(resnet20()) == "WeightSpace(21 groups, 29 layers, 271,690 parameters)"
+    space = resnet20(2)
+    assert [len(members) for members in space.permutation_classes.values() if len(members) > 1] == [4, 3, 3]
+    thetas = space.sample(2, generator=torch.manual_seed(0), dtype=torch.float64)
+    inputs = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    expected = torch.stack([run_resnet20(space.unflatten(theta), inputs) for theta in thetas])
+    torch.testing.assert_close(space.evaluate(thetas, inputs), expected)
+    moved = space.act(space.sample_symmetry(2, generator=torch.manual_seed(1), dtype=torch.float64), thetas)
+    torch.testing.assert_close(space.evaluate(moved, inputs), expected)
+    assert_invariant(build_model("monomial_gnn", space, 1, channels=8, rounds=2, probes=2), space)
+
+
+def run_resnet20(p: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def conv(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        weight = p[f"{name}.weight"]
+        return F.conv2d(x, weight, p[f"{name}.bias"], stride, weight.shape[-1] // 2)
+
+    x = conv("conv1", x).relu()
+    for stage, block in itertools.product((1, 2, 3), (0, 1, 2)):
+        name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+        skip = conv(f"{name}.downsample", x, stride) if stride > 1 else x
+        x = (conv(f"{name}.conv2", conv(f"{name}.conv1", x, stride).relu()) + skip).relu()
+    return F.linear(x.mean((2, 3)), p["fc.weight"], p["fc.bias"])
 
 
 @pytest.mark.parametrize("name", ["NPLinear", "HNPLinear", "MonomialLinear", "MAGEPLinear", "MAGEPInvariant"])

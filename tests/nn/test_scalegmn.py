@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.space.handmade import linear, space_of
 from tests.spaces import CHAINS, SPACES, residual_space
 from wsgraph import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.nn.message import scalegmn
 from wsgraph.nn.message.scalegmn import ScaleGMN, ScaleGMNConv
 from wsgraph.nn.message.wiring import Wiring
-from wsgraph.space import Symmetry
+from wsgraph.space import NeuronGroup, Symmetry
 from wsgraph.testing import assert_equivariant, assert_invariant
 
 DIRECTIONS = pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
@@ -172,8 +173,13 @@ def test_constructor_errors() -> None:
     space = CHAINS["cnn_relu"]
     with pytest.raises(ValueError, match="Expected 'task' to be"):
         ScaleGMN(space, 1, task="other")
+    with pytest.raises(ValueError, match="Expected 'layers' to be at least 1 \\(got 0\\)"):
+        ScaleGMN(space, 1, layers=0)
     with pytest.raises(ValueError, match="leave 'probes' out for weights out \\(got 4\\)"):
         ScaleGMN(space, 1, task="equivariant", probes=4)
+    groups = [NeuronGroup("left", 2, "input"), NeuronGroup("right", 3, "input"), NeuronGroup("out", 1, "output")]
+    with pytest.raises(ValueError, match="Expected a weight space with one input and one output group \\(got WeightSpace"):
+        ScaleGMN(space_of(groups, [linear("a", {"left": 2, "right": 3}, "out", 1)]), 1)
 
 
 def test_a_network_without_hidden_neurons() -> None:

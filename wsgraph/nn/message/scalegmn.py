@@ -197,10 +197,9 @@ class _WeightsOut(nn.Module):
     def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> Tensor:
         edges = zip(wiring.links, self.weights(x, wiring, edge_attr), strict=True)
         weights = [self._leading(values, link.positions) if link.positions else None for link, values in edges]
-        neurons = [self.biases(values, part.symmetry) for part, values in zip(wiring.parts, x, strict=True)]
-        return wiring.thetas(
-            weights, [self._leading(*pair) for pair in zip(neurons, (p.bias.shape[-1] for p in wiring.parts), strict=True)]
-        )
+        neurons = zip(wiring.parts, x, strict=True)
+        biases = [self._leading(self.biases(values, part.symmetry), part.bias.shape[-1]) for part, values in neurons]
+        return wiring.thetas(weights, biases)
 
     def _leading(self, values: Tensor, count: int) -> Tensor:
         """Channels of the first kernel positions, or of the first biases."""
@@ -247,7 +246,7 @@ class ScaleGMN(nn.Module):
         zeros up to the largest ``P``.
 
     Raises:
-        ValueError: If a space does not have one input and one output group, or weights out are to read probes.
+        ValueError: If a space does not have one input and one output group, there is no layer, or weights out are to read probes.
         SpaceMismatchError: If a batch has larger kernels, more biases at a neuron, more input or output neurons than the spaces that the
             model was built for, or neurons whose sign may change where these have none.
 
@@ -275,6 +274,8 @@ class ScaleGMN(nn.Module):
     ) -> None:
         super().__init__()
         invariant = check_task(task) == "invariant"
+        if layers < 1:
+            raise ValueError(f"Expected 'layers' to be at least 1 (got {layers}).")
         if probes and not invariant:
             raise ValueError(f"Only invariant tasks read probes: leave 'probes' out for weights out (got {probes}).")
         self.spaces = as_spaces(space)
