@@ -82,6 +82,7 @@ class Workload(NamedTuple):
 ZOO_CNN = WeightSpace.cnn([1, 16, 16, 16], [10])
 SIREN = WeightSpace.mlp([2, 32, 32, 1], "sin(30)")
 MIXED = (ZOO_CNN, SIREN, WeightSpace.cnn([1, 12, 12], [10], "tanh"), WeightSpace.mlp([8, 32, 24, 16, 10], "gelu"))
+RESNET = (resnet20(),)
 
 
 class Settings(NamedTuple):
@@ -96,10 +97,29 @@ class Settings(NamedTuple):
     least: int = 2
 
 
-FULL = Settings((Workload("zoo CNN", (ZOO_CNN,), 64), Workload("SIREN", (SIREN,), 64), Workload("mixed", MIXED, 64)))
-FULL = FULL._replace(workloads=(*FULL.workloads, Workload("ResNet-20", (resnet20(),), 8)))
-QUICK = Settings(tuple(workload._replace(size=4) for workload in FULL.workloads[:3]), (4, 8), (8, 16), (8, 32), (8, 1), repeats=1, least=1)
-QUICK = QUICK._replace(workloads=(*QUICK.workloads, Workload("small ResNet", (resnet20(2, blocks=1),), 2)))
+FULL = Settings(
+    (
+        Workload("zoo CNNs", (ZOO_CNN,), 64),
+        Workload("SIRENs", (SIREN,), 64),
+        Workload("mixed", MIXED, 64),
+        Workload("ResNet-20s", RESNET, 8),
+    )
+)
+SMALL = (WeightSpace.cnn([1, 4, 4], [3]), WeightSpace.mlp([2, 4, 4, 1], "sin(30)"), WeightSpace.mlp([2, 6, 2], "tanh"))
+QUICK = Settings(
+    (
+        Workload("small CNNs", SMALL[:1], 4),
+        Workload("small SIRENs", SMALL[1:2], 4),
+        Workload("mixed", SMALL, 3),
+        Workload("small ResNets", (resnet20(2, blocks=1),), 2),
+    ),
+    batches=(4, 8),
+    channels=(8, 16),
+    widths=(8, 32),
+    headline=(8, 1),
+    repeats=1,
+    least=1,
+)
 
 
 # == What is measured ==
@@ -397,6 +417,10 @@ def _number(value: float | None, unit: float = 1.0) -> str:
     return f"{value / unit:,.{0 if value / unit >= 100 else 1 if value / unit >= 10 else 2}f}"
 
 
+def _batch_of(row: Row) -> str:
+    return f"{row['batch']} {row['workload']}"
+
+
 def _cells(row: Row) -> list[str]:
     return [
         "-" if row["parameters"] is None else f"{row['parameters']:,}",
@@ -478,9 +502,9 @@ def draw(document: dict[str, Any], title: str) -> Figure:
     comparisons, batches = document["comparisons"], document["batches"]
     draw_headline(next(panels), document["headline"])
     first = next(iter(comparisons))
-    draw_scatter(next(panels), comparisons[first], style, f"all models, default options, {first}")
+    draw_scatter(next(panels), comparisons[first], style, f"all models, default options, {_batch_of(comparisons[first][0])}")
     channels = document["channels"]
-    draw_lines(next(panels), channels, style, "channels", f"time over channels, {first}")
+    draw_lines(next(panels), channels, style, "channels", f"time over channels, {_batch_of(comparisons[first][0])}")
     for name, rows in batches.items():
         draw_lines(next(panels), rows, style, "batch", f"time over the batch, {name}")
     draw_widths(next(panels), document["widths"], style)
@@ -510,7 +534,7 @@ def draw_headline(axes: Axes, headline: dict[str, Any] | None) -> None:
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     options = headline["rows"][0]["options"]
-    axes.set_title(f"width {options['channels']}, depth {options['rounds']}, {headline['rows'][0]['batch']} zoo CNNs", fontsize=10)
+    axes.set_title(f"width {options['channels']}, depth {options['rounds']}, {_batch_of(headline['rows'][0])}", fontsize=10)
     axes.legend(frameon=False, fontsize=9, loc="best")
 
 
@@ -641,14 +665,14 @@ def show(console: Console, results: dict[str, Any], title: str) -> None:
     """Print the tables."""
     headline = results["headline"]
     if headline is not None:
-        console.print(table_of_headline(headline, f"Batch of {headline['rows'][0]['batch']} zoo CNNs, ratios to monomial_gnn, {title}"))
-    for name, rows in results["comparisons"].items():
+        console.print(table_of_headline(headline, f"{_batch_of(headline['rows'][0])}, equal widths, ratios to monomial_gnn, {title}"))
+    for rows in results["comparisons"].values():
         if rows:
-            console.print(table_of_models(rows, f"Batch of {rows[0]['batch']}, {name}, default options, {title}"))
+            console.print(table_of_models(rows, f"{_batch_of(rows[0])}, default options, {title}"))
     for name, rows in results["batches"].items():
         console.print(table_of_sweep(rows, "batch", f"Over the batch, {name}"))
     if results["channels"]:
-        console.print(table_of_sweep(results["channels"], "channels", "Over the channels, zoo CNN"))
+        console.print(table_of_sweep(results["channels"], "channels", f"Over the channels, {_batch_of(results['channels'][0])}"))
         widths = results["widths"]
         console.print(table_of_sweep(widths["rows"], "width", "Over the width n of 4 networks 2-n-n-n-1", widths["slopes"]))
 

@@ -77,12 +77,12 @@ def test_message_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert (tmp_path / "message_speed_cpu.json").exists()
     models, comparisons, headline = list_models("invariant"), document["comparisons"], document["headline"]
     assert document["settings"]["models"] == models
-    assert list(comparisons) == ["zoo CNN", "SIREN", "mixed", "small ResNet"]
+    assert list(comparisons) == ["small CNNs", "small SIRENs", "mixed", "small ResNets"]
     for name, rows in comparisons.items():
         able = models if name != "mixed" else [model for model in models if model_entry(model).mixed]
         assert [row["name"] for row in rows] == able
         needs_chain = {row["name"] for row in rows if row["note"]}
-        assert needs_chain == ({"magep"} if name == "small ResNet" else set())
+        assert needs_chain == ({"magep"} if name == "small ResNets" else set())
     swept = [*itertools.chain(*document["batches"].values()), *document["channels"]]
     measured = [row for row in (*itertools.chain(*comparisons.values()), *headline["rows"], *swept) if row["note"] is None]
     for row in measured:
