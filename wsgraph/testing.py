@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 from wsgraph.symmetry import SYMMETRIES, GroupElement, act, sample_symmetry
 
-__all__ = ["TOLERANCES", "assert_equivariant", "assert_invariant", "equivariance_error"]
+__all__ = ["TOLERANCES", "assert_equivariant", "assert_function_preserved", "assert_invariant", "equivariance_error"]
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative error by dtype that counts as equal."""
@@ -32,6 +32,97 @@ def _relative_error(value: Tensor, expected: Tensor) -> float:
     error = (value - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
     error = torch.where((value == expected).all(1), 0, error)
     return float(torch.nan_to_num(error, nan=math.inf).max())
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """All tensors in a module's output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, dict):
+        output = list(output.values())
+    return [tensor for item in output for tensor in _tensors(item)] if isinstance(output, (list, tuple)) else []
+
+
+def assert_function_preserved(
+    module: nn.Module,
+    space: WeightSpace,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    scale: tuple[float, float] = (1e-3, 1e3),
+    tolerance: float = 1e-8,
+    draws: int = 3,
+    seed: int = 0,
+) -> float:
+    r"""Fail unless random group elements leave a module's output unchanged: :math:`f_{g \theta}(x) = f_\theta(x)`.
+
+    Runs a copy in float64, with the module's own weights moved by permutations, positive factors and signs, kind by kind and all at once.
+    Also fails if no element moves any weight although the space has symmetries.
+
+    Args:
+        module: The module that the space was traced from, or another one of the same parameters.
+        space: Its weight space.
+        example_inputs: What the module is called with: a tensor or a tuple.
+        scale: Range of the positive factors.
+        tolerance: Largest relative difference of an output.
+        draws: Number of elements per kind.
+        seed: Seed of the elements.
+
+    Returns:
+        The largest relative difference.
+
+    Raises:
+        AssertionError: Naming the kind of symmetry, the neuron group that fails alone, and the difference.
+
+    Example:
+        >>> import torch, wsgraph
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
+        >>> x = torch.randn(2, 1, 4, 4)
+        >>> assert_function_preserved(net, wsgraph.trace(net, x), x) < 1e-10
+        True
+    """
+    __tracebackhide__ = True
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    inputs = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    copied = copy.deepcopy(module).double().eval()
+    state = {name: tensor.detach() for name, tensor in copied.state_dict().items()}
+    theta = space.flatten(state)[None]
+    generator = torch.Generator().manual_seed(seed)
+
+    def outputs(thetas: Tensor) -> list[Tensor]:
+        # Integers are no weights, and stay what they are.
+        moved = {name: tensor.to(state[name].dtype) for name, tensor in space.unflatten(thetas[0]).items()}
+        with torch.no_grad():
+            return _tensors(torch.func.functional_call(copied, moved, inputs, tie_weights=False))
+
+    def error(g: GroupElement) -> float:
+        pairs = zip(outputs(act(space, g, theta)), expected, strict=True)
+        return max((_relative_error(moved.double()[None], output.double()[None]) for moved, output in pairs), default=0.0)
+
+    expected = outputs(theta)
+    kinds = [kind for kind in SYMMETRIES if _acts(space, kind)]
+    worst, moves = 0.0, not kinds
+    for symmetries in [*([kind] for kind in kinds), kinds]:
+        for _ in range(draws if symmetries else 0):
+            g = sample_symmetry(space, 1, scale, symmetries=symmetries, generator=generator)
+            moves |= not torch.equal(act(space, g, theta), theta)
+            found = error(g)
+            worst = max(worst, found)
+            if not found <= tolerance:
+                alone = {}
+                for label in space.scale_classes:
+                    classes = {label, space.scale_classes[label][0].permutation} & {*g.permutations, *g.scales}
+                    if classes:
+                        single = sample_symmetry(space, 1, scale, symmetries=symmetries, classes=classes, generator=generator)
+                        alone[label] = error(single)
+                where = "".join(f"\n  group {label!r}: {value:.1e}" for label, value in alone.items() if not value <= tolerance)
+                raise AssertionError(
+                    f"A group element ({' x '.join(symmetries)}) of {space!r} changes the output of {type(module).__name__} (relative "
+                    f"difference {found:.1e}, tolerance {tolerance:.0e}): the space claims a symmetry that the module does not have.{where}"
+                )
+    if not moves:
+        raise AssertionError(f"No group element of {space!r} moves a weight of {type(module).__name__}, so this test proves nothing.")
+    return worst
 
 
 def _prepare(fn: Function, dtype: torch.dtype) -> Function:

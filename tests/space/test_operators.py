@@ -14,6 +14,7 @@ from wsgraph.space.operators import apply_operator, operator_index, operator_sym
 FROZEN_ORDER = [
     *("identity", "relu", "leaky_relu", "tanh", "sin", "erf", "softsign", "hardtanh", "relu6", "gelu", "silu", "elu", "selu", "sigmoid"),
     *("softplus", "max_pool", "avg_pool", "global_max_pool", "global_avg_pool", "flatten", "dropout"),
+    *("hardswish", "hardsigmoid", "mish", "softmax", "log_softmax"),
 ]
 
 

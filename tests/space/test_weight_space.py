@@ -512,7 +512,7 @@ def test_parts_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
     [
         (
             lambda: NeuronGroup("h", 3, "middle"),  # type: ignore[arg-type]
-            r"Expected 'role' of neuron group 'h' to be input, hidden or output \(got 'middle'\)",
+            r"Expected 'role' of neuron group 'h' to be one of input, hidden, output, fixed, factor \(got 'middle'\)",
         ),
         (lambda: NeuronGroup("h", 3, operators=("swoosh",)), "Unknown activation or operator 'swoosh'"),
         (

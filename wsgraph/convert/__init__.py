@@ -2,5 +2,6 @@
 
 from wsgraph.convert.checkpoint import CheckpointError, load_checkpoint
 from wsgraph.convert.state_dict import from_state_dict
+from wsgraph.convert.tracing import TraceError, TraceWarning, trace
 
-__all__ = ["CheckpointError", "from_state_dict", "load_checkpoint"]
+__all__ = ["CheckpointError", "TraceError", "TraceWarning", "from_state_dict", "load_checkpoint", "trace"]

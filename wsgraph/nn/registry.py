@@ -77,10 +77,13 @@ def as_spaces(space: Spaces) -> list[WeightSpace]:
 
     Raises:
         ValueError: If it is neither, or the sequence is empty.
+        SpaceMismatchError: If a space has parameters outside its layers.
     """
     spaces = [space] if isinstance(space, WeightSpace) else list(space)
     if not spaces or not all(isinstance(entry, WeightSpace) for entry in spaces):
         raise ValueError(f"Expected 'space' to be a weight space or a sequence of them (got {space!r}).")
+    for entry in spaces:
+        entry.check_layers("A model")
     return spaces
 
 

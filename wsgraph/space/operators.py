@@ -82,6 +82,11 @@ OPERATORS: dict[str, Operator] = {
     "global_avg_pool": Operator(lambda v: v.flatten(2).mean(-1), positive=True, sign=True, nonlinear=False),
     "flatten": Operator(lambda v: v.flatten(1), positive=True, sign=True, nonlinear=False),
     "dropout": Operator(lambda v, rate=0.0: v, positive=True, sign=True, nonlinear=False, arguments=(0, 1)),
+    "hardswish": Operator(F.hardswish, positive=False, sign=False),
+    "hardsigmoid": Operator(F.hardsigmoid, positive=False, sign=False),
+    "mish": Operator(F.mish, positive=False, sign=False),
+    "softmax": Operator(lambda v: torch.softmax(v, 1), positive=False, sign=False),
+    "log_softmax": Operator(lambda v: torch.log_softmax(v, 1), positive=False, sign=False),
 }
 
 _PATTERN = re.compile(r"^\s*([a-z_][a-z_0-9]*)\s*(?:\(([^()]*)\))?\s*$", re.IGNORECASE)

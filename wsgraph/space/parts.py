@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 from wsgraph.space.operators import OPERATORS, operator_symmetry, parse_operator
 
+_ROLES = ("input", "hidden", "output", "fixed", "factor")
+
 __all__ = ["Axis", "Layer", "NeuronGroup", "Parameter", "Symmetry", "Tie"]
 
 
@@ -30,6 +32,9 @@ class Symmetry(NamedTuple):
         return " x ".join(["permutation", *kinds])
 
 
+_ALL = Symmetry(True, True)
+
+
 @dataclass(frozen=True)
 class NeuronGroup:
     r"""Neurons produced at one place of the network, with the operators applied before they are consumed.
@@ -40,18 +45,26 @@ class NeuronGroup:
     Args:
         name: Unique name within the space.
         size: Number of neurons (channels).
-        role: ``"input"`` and ``"output"`` neurons have no symmetry: their order is part of the function.
+        role: ``"hidden"``; ``"input"`` and ``"output"`` neurons have no symmetry, since their order is part of the function, nor do
+            ``"fixed"`` ones; a ``"factor"`` has no neurons of its own, but the permutation of groups made of it.
         operators: Operators between producer and consumers, such as ``("relu", "max_pool(2)")`` or ``("sin(30)",)``.
         permutation: Label of the class of groups that share one permutation (default: the group alone).
         scale: Label of the class of groups that share one scale (default: the permutation label).
+        limits: Factors allowed by what happens to the neurons besides their operators (default: all).
+        factors: Names of two groups of role ``"factor"`` of sizes :math:`a` and :math:`b`, where neuron :math:`i b + j` may only go to
+            :math:`\pi(i) b + \rho(j)`: the channels of a grouped convolution, the heads of attention.
+        reason: Why neurons of role ``"fixed"`` cannot move.
     """
 
     name: str
     size: int
-    role: Literal["input", "hidden", "output"] = "hidden"
+    role: Literal["input", "hidden", "output", "fixed", "factor"] = "hidden"
     operators: tuple[str, ...] = ()
     permutation: str = ""
     scale: str = ""
+    limits: Symmetry = _ALL
+    factors: tuple[str, ...] = ()
+    reason: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -60,8 +73,12 @@ class NeuronGroup:
             raise ValueError(f"Expected the size of neuron group {self.name!r} to be a positive integer (got {self.size!r}).") from None
         if self.size < 1:
             raise ValueError(f"Expected the size of neuron group {self.name!r} to be a positive integer (got {self.size!r}).")
-        if self.role not in ("input", "hidden", "output"):
-            raise ValueError(f"Expected 'role' of neuron group {self.name!r} to be input, hidden or output (got {self.role!r}).")
+        if self.role not in _ROLES:
+            raise ValueError(f"Expected 'role' of neuron group {self.name!r} to be one of {', '.join(_ROLES)} (got {self.role!r}).")
+        if len(self.factors) not in (0, 2):
+            raise ValueError(f"Expected no or two 'factors' of neuron group {self.name!r} (got {self.factors}).")
+        object.__setattr__(self, "limits", Symmetry(*self.limits))
+        object.__setattr__(self, "factors", tuple(self.factors))
         object.__setattr__(self, "operators", tuple(self.operators))
         for text in self.operators:
             parse_operator(text)
@@ -71,7 +88,7 @@ class NeuronGroup:
     @cached_property
     def symmetry(self) -> Symmetry:
         """The symmetry that this group's own operators let through (the space intersects it over a class of groups)."""
-        symmetry = Symmetry(True, True)
+        symmetry = self.limits
         for text in self.operators:
             symmetry &= Symmetry(*operator_symmetry(text))
         return symmetry
@@ -87,13 +104,26 @@ class NeuronGroup:
 
 @dataclass(frozen=True)
 class Tie:
-    """How entries along an axis follow neurons: the groups laid end to end along it, and the power of their scale."""
+    """How entries along an axis follow neurons: the groups laid end to end along it, and the power of their scale.
+
+    The power is one number, or one per group.
+    """
 
     groups: tuple[str, ...]
-    exponent: int
+    exponent: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
+        if not isinstance(self.exponent, int):
+            exponents = tuple(self.exponent)
+            if len(exponents) != len(self.groups):
+                raise ValueError(f"Expected one exponent per group of {self.groups} (got {exponents}).")
+            object.__setattr__(self, "exponent", exponents[0] if len(set(exponents)) == 1 else exponents)
+
+    @property
+    def exponents(self) -> tuple[int, ...]:
+        """The power of every group's scale."""
+        return (self.exponent,) * len(self.groups) if isinstance(self.exponent, int) else self.exponent
 
 
 @dataclass(frozen=True)
@@ -102,14 +132,20 @@ class Axis:
 
     An axis without ties is fixed (kernel positions, flattened positions). A weight's output axis is tied to its target group with
     exponent 1, its input axis to its source groups with exponent -1. Ties of one axis share their permutation; ties of equal exponent (a
-    weight used by two layers) also share their scale.
+    weight used by two layers) also share their scale. ``order`` says which of the neurons laid end to end stands at every place, where
+    this is not their own order.
     """
 
     size: int
     ties: tuple[Tie, ...] = ()
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ties", tuple(self.ties))
+        order = tuple(self.order)
+        if order and (not self.ties or sorted(order) != list(range(self.size))):
+            raise ValueError(f"Expected 'order' of an axis to be a permutation of its {self.size} tied neurons (got {order[:8]}...).")
+        object.__setattr__(self, "order", () if order == tuple(range(self.size)) else order)
 
 
 @dataclass(frozen=True)
@@ -146,7 +182,7 @@ class Parameter:
     @property
     def fan_in(self) -> int:
         """Number of entries that reach one target neuron."""
-        return math.prod(axis.size for axis in self.axes if not any(tie.exponent > 0 for tie in axis.ties))
+        return math.prod(axis.size for axis in self.axes if not any(max(tie.exponents) > 0 for tie in axis.ties))
 
     @property
     def logical_shape(self) -> tuple[int, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,6 +97,17 @@ class WeightSpace:
             if len({group.size for group in members}) > 1:
                 sizes = ", ".join(f"{group.name!r}: {group.size}" for group in members)
                 raise ValueError(f"Groups of permutation class {label!r} must have one size (got {sizes}).")
+            if len({group.factors for group in members}) > 1:
+                raise ValueError(f"Groups of permutation class {label!r} must have the same factors (got {members}).")
+            for name in members[0].factors:
+                if name not in self._groups_by_name:
+                    raise ValueError(f"Group {members[0].name!r} names an unknown factor {name!r}.")
+            factors = [self.group(name) for name in members[0].factors]
+            if factors and (math.prod(factor.size for factor in factors) != members[0].size or any(f.factors for f in factors)):
+                raise ValueError(
+                    f"The factors of group {members[0].name!r} must be groups without factors whose sizes multiply to {members[0].size} "
+                    f"(got {', '.join(f'{factor.name!r}: {factor.size}' for factor in factors)})."
+                )
         for label, members in self.scale_classes.items():
             if len({group.permutation for group in members}) > 1:
                 raise ValueError(f"Groups of scale class {label!r} must share one permutation class; scale classes are the finer ones.")
@@ -134,7 +147,7 @@ class WeightSpace:
                 )
 
         used = {name for layer in self.layers for name in (layer.weight, layer.bias)}
-        if unused := [param.name for param in self.params if param.name not in used]:
+        if self.layers and (unused := [param.name for param in self.params if param.name not in used]):
             raise ValueError(f"No layer uses the parameter {unused[0]!r}.")
 
     def _check_ties(self, param: Parameter, axis: Axis) -> None:
@@ -143,7 +156,7 @@ class WeightSpace:
 
         if len({labels(tie, "permutation") for tie in axis.ties}) > 1:
             raise ValueError(f"The ties of an axis of parameter {param.name!r} must share their permutation (got {axis.ties}).")
-        if len({(labels(tie, "scale"), tie.exponent) for tie in axis.ties}) > len({tie.exponent for tie in axis.ties}):
+        if len({(labels(tie, "scale"), tie.exponents) for tie in axis.ties}) > len({tie.exponents for tie in axis.ties}):
             raise ValueError(f"Ties of equal exponent on an axis of parameter {param.name!r} must share their scale (got {axis.ties}).")
 
     def weight_axes(self, layer: Layer) -> tuple[int, int, tuple[int, ...]]:
@@ -213,8 +226,12 @@ class WeightSpace:
         return {name: tuple(members) for name, members in classes.items()}
 
     def is_permutable(self, permutation: str) -> bool:
-        """Whether the neurons of a permutation class may be reordered: none of its groups is an input or an output."""
-        return all(group.role == "hidden" for group in self.permutation_classes[permutation])
+        """Whether the neurons of a permutation class may be reordered: none of its groups is an input, an output or fixed."""
+        members = self.permutation_classes[permutation]
+        if not all(group.role in ("hidden", "factor") for group in members):
+            return False
+        factors = [self.group(name) for name in members[0].factors]
+        return not factors or any(self.is_permutable(factor.permutation) for factor in factors)
 
     def class_symmetry(self, scale: str) -> Symmetry:
         """Factors allowed in a scale class: what every operator of every one of its groups lets through."""
@@ -261,6 +278,34 @@ class WeightSpace:
     def _layers_into(self) -> dict[str, tuple[Layer, ...]]:
         return {group.name: tuple(layer for layer in self.layers if layer.target == group.name) for group in self.groups}
 
+    def check_layers(self, what: str) -> None:
+        """Raise where the space has parameters outside its layers: they have symmetries, but no function or graph that is known here.
+
+        Raises:
+            SpaceMismatchError: Naming what needs layers, and the first parameter outside them.
+        """
+        used = {name for layer in self.layers for name in (layer.weight, layer.bias)}
+        if outside := [param.name for param in self.params if param.name not in used]:
+            raise SpaceMismatchError(
+                f"{what} needs a network of dense and convolutional layers, residual sums and known operators, but no layer of {self!r} "
+                f"uses the parameter {outside[0]!r}{f' and {len(outside) - 1} more' if len(outside) > 1 else ''}. Its symmetries are "
+                "known: flatten, act, sample_symmetry and report work."
+            )
+
+    def is_moved(self, param: Parameter) -> bool:
+        """Whether any symmetry moves entries of a parameter."""
+        return any(self.is_permutable(self.group(name).permutation) for axis in param.axes for tie in axis.ties for name in tie.groups)
+
+    @cached_property
+    def coverage(self) -> float:
+        """Share of the parameters that touch a group with a symmetry.
+
+        Example:
+            >>> round(WeightSpace.mlp([2, 8, 8, 1]).coverage, 2), WeightSpace.mlp([2, 1]).coverage
+            (0.99, 0.0)
+        """
+        return sum(param.size for param in self.params if self.is_moved(param)) / max(self.num_params, 1)
+
     @cached_property
     def is_chain(self) -> bool:
         """Whether the layers form one path of dense layers without skips, shared parameters or tied groups."""
@@ -291,7 +336,14 @@ class WeightSpace:
 
         return WeightSpace(
             groups=tuple(
-                dataclasses.replace(g, name=groups[g.name], permutation=permutations[g.permutation], scale=scales[g.scale])
+                dataclasses.replace(
+                    g,
+                    name=groups[g.name],
+                    permutation=permutations[g.permutation],
+                    scale=scales[g.scale],
+                    factors=tuple(groups[name] for name in g.factors),
+                    reason="",
+                )
                 for g in self.groups
             ),
             layers=tuple(
@@ -306,7 +358,7 @@ class WeightSpace:
                 for i, layer in enumerate(self.layers)
             ),
             params=tuple(
-                Parameter(params[p.name], p.shape, p.role, tuple(Axis(a.size, tuple(map(tie, a.ties))) for a in p.axes))
+                Parameter(params[p.name], p.shape, p.role, tuple(Axis(a.size, tuple(map(tie, a.ties)), a.order) for a in p.axes))
                 for p in self.params
             ),
         )
@@ -478,13 +530,21 @@ class WeightSpace:
         first = state_dict[self.params[0].name]
         batch = first.shape[: max(first.ndim - len(self.params[0].shape), 0)]
         parts = []
+        dtype = computable(functools.reduce(torch.promote_types, (state_dict[param.name].dtype for param in self.params)))
+        dtype = dtype if dtype.is_floating_point else torch.float32
         for param in self.params:
             tensor = state_dict[param.name]
             if tuple(tensor.shape) != (*batch, *param.shape):
                 raise SpaceMismatchError(
                     f"Expected {param.name!r} of shape {[*batch, *param.shape]} in the state dict (got {list(tensor.shape)})."
                 )
-            parts.append(tensor.to(computable(tensor.dtype)).reshape(*batch, param.size))
+            converted = tensor.to(dtype)
+            if not tensor.is_floating_point() and not torch.equal(converted.to(tensor.dtype), tensor):
+                raise SpaceMismatchError(
+                    f"The integers of {param.name!r} are too large for {dtype}, in which the other tensors are: flattening would change "
+                    "them. Convert the floating point tensors to float64 first."
+                )
+            parts.append(converted.reshape(*batch, param.size))
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
@@ -511,12 +571,14 @@ class WeightSpace:
         """Views of a flat checkpoint by key, all in its own dtype, so that layers of several stored dtypes compute together."""
         batch = theta.shape[:-1]
         return {
-            param.name: theta[..., self.slices[param.name]].unflatten(-1, param.shape or (1,)).reshape(*batch, *param.shape)
+            param.name: theta[..., self.slices[param.name]].unflatten(-1, param.shape or (1,)).reshape((*batch, *param.shape))
             for param in self.params
         }
 
     def sample(self, batch: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random networks: weights normal with variance 2 / fan-in, biases normal with standard deviation 0.3.
+
+        Scales and variances of normalisation layers are log-normal, integer buffers 0.
 
         Args:
             batch: Number of networks.
@@ -528,7 +590,13 @@ class WeightSpace:
         """
         thetas = torch.randn(batch, self.num_params, generator=generator, dtype=torch.float64)
         for param in self.params:
-            thetas[:, self.slices[param.name]] *= math.sqrt(2 / param.fan_in) if param.role == "weight" else 0.3
+            part = thetas[:, self.slices[param.name]]
+            if param.role in ("scale", "variance"):
+                part.mul_(0.3).exp_()
+            elif param.role == "buffer":
+                part.zero_()
+            else:
+                part.mul_(math.sqrt(2 / param.fan_in) if param.role == "weight" else 0.3)
         return thetas.to(dtype)
 
     # == Views ==
@@ -538,6 +606,7 @@ class WeightSpace:
         """Nodes and edges shared by all parameter graphs of this space, built once."""
         from wsgraph.space.topology import build_topology
 
+        self.check_layers("A parameter graph")
         return build_topology(self)
 
     def blocks(self, thetas: Tensor) -> Blocks:
@@ -551,6 +620,7 @@ class WeightSpace:
         """
         from wsgraph.space.blocks import make_blocks
 
+        self.check_layers("blocks()")
         return make_blocks(self, thetas)
 
     def graph(self, theta: Tensor, y: Any = None) -> ParameterGraph:
@@ -614,6 +684,7 @@ class WeightSpace:
         """
         from wsgraph.space.evaluate import run_network
 
+        self.check_layers("evaluate()")
         self.check_thetas(thetas)
         return torch.func.vmap(lambda theta: run_network(self, self._views(theta), inputs), randomness="error")(thetas)
 
@@ -680,7 +751,9 @@ class WeightSpace:
 
     def __repr__(self) -> str:
         if not self.is_chain:
-            return f"WeightSpace({len(self.groups)} groups, {len(self.layers)} layers, {self.num_params:,} parameters)"
+            groups = sum(group.role != "factor" for group in self.groups)
+            layers = f"{len(self.layers)} layers, " if self.layers else ""
+            return f"WeightSpace({groups} groups, {layers}{self.num_params:,} parameters)"
         sizes = "-".join(str(group.size) for group in self.groups)
         hidden = list(dict.fromkeys(group.activation for group in self.groups[1:-1])) or ["identity"]
         layers = " | ".join(self._describe(layer) for layer in self.layers)
@@ -708,15 +781,62 @@ class WeightSpace:
         """
         groups = [["group", "neurons", "operators", "symmetry"]]
         for group in self.groups:
-            kind = str(self.class_symmetry(group.scale)) if self.is_permutable(group.permutation) else "none"
-            groups.append([group.name, f"{group.size:,}", " ".join(group.operators) or "-", kind])
+            if group.role != "factor":
+                groups.append([group.name, f"{group.size:,}", " ".join(group.operators) or "-", self.describe_symmetry(group)])
+        if not self.layers:
+            params = [["parameter", "shape", "follows"]]
+            for param in self.params:
+                ties = [" x ".join("+".join(dict.fromkeys(tie.groups)) for tie in axis.ties) for axis in param.axes if axis.ties]
+                params.append([param.name, "x".join(map(str, param.shape)) or "-", ", ".join(ties) or "-"])
+            return "\n".join([repr(self), *_table(groups), *_table(params)])
         layers = [["layer", "operator", "from", "to", "weight", "bias", "parameters"]]
         for layer in self.layers:
-            params = [self.param(name) if name else None for name in (layer.weight, layer.bias)]
-            shapes = ["x".join(map(str, param.shape)) if param else "-" for param in params]
-            count = sum(param.size for param in params if param)
+            used = [self.param(name) if name else None for name in (layer.weight, layer.bias)]
+            shapes = ["x".join(map(str, param.shape)) if param else "-" for param in used]
+            count = sum(param.size for param in used if param)
             layers.append([layer.name, self._describe(layer), "+".join(layer.sources), layer.target, *shapes, f"{count:,}"])
         return "\n".join([repr(self), *_table(groups), *_table(layers)])
+
+    def describe_symmetry(self, group: NeuronGroup) -> str:
+        """What may be done to the neurons of a group, in words.
+
+        Example:
+            >>> space = WeightSpace.mlp([2, 8, 1], "tanh")
+            >>> [space.describe_symmetry(group) for group in space.groups]
+            ['none', 'permutation x sign', 'none']
+        """
+        if not self.is_permutable(group.permutation):
+            return "none"
+        kind = str(self.class_symmetry(group.scale))
+        factors = [self.group(name) for name in group.factors]
+        movable = [f.size if self.is_permutable(f.permutation) else 1 for f in factors]
+        return kind.replace("permutation", f"permutation of {movable[0]} blocks, and of {movable[1]} in each") if factors else kind
+
+    def report(self) -> str:
+        """What is movable and what is fixed, and why, in words.
+
+        Example:
+            >>> print(WeightSpace.mlp([2, 8, 1]).report())
+            WeightSpace(2-8-1, linear | linear, relu, 33 parameters)
+            97.0 % of the parameters touch a neuron group with a symmetry: permutation x scale (1 group).
+            Parameters that nothing moves: layers.1.bias.
+        """
+        kinds = Counter(
+            self.describe_symmetry(group) for group in self.groups if group.role == "hidden" and self.is_permutable(group.permutation)
+        )
+        listed = "; ".join(f"{kind} ({count} group{'s' if count > 1 else ''})" for kind, count in kinds.most_common())
+        lines = [
+            repr(self),
+            f"{100 * self.coverage:.1f} % of the parameters touch a neuron group with a symmetry{': ' if kinds else ''}{listed}.",
+        ]
+        reasons: dict[str, list[str]] = {}
+        for group in self.groups:
+            if group.role == "fixed":
+                reasons.setdefault(group.reason, []).append(group.name)
+        lines += [f"Fixed, because of {reason or 'their place'}: {', '.join(names)}." for reason, names in reasons.items()]
+        still = [param.name for param in self.params if not self.is_moved(param)]
+        lines += [f"Parameters that nothing moves: {', '.join(still)}."] if still else []
+        return "\n".join(lines)
 
 
 def computable(dtype: torch.dtype) -> torch.dtype:
@@ -725,7 +845,7 @@ def computable(dtype: torch.dtype) -> torch.dtype:
 
 
 def _axis(fields: dict[str, Any]) -> Axis:
-    return Axis(fields["size"], tuple(Tie(**tie) for tie in fields["ties"]))
+    return Axis(fields["size"], tuple(Tie(**tie) for tie in fields["ties"]), fields.get("order", ()))
 
 
 def _table(rows: list[list[str]]) -> list[str]:

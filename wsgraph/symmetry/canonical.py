@@ -37,7 +37,7 @@ def canonicalize(space: WeightSpace, thetas: Tensor) -> Tensor:
         Tensor ``[B, P]``, differentiable in ``thetas`` (the order of the neurons is piecewise constant).
 
     Raises:
-        SpaceMismatchError: If the shape is wrong.
+        SpaceMismatchError: If the shape is wrong, or the space has parameters outside its layers.
         ValueError: If a weight is NaN or infinite.
 
     Example:
@@ -49,6 +49,7 @@ def canonicalize(space: WeightSpace, thetas: Tensor) -> Tensor:
         >>> torch.allclose(space.canonicalize(moved), space.canonicalize(thetas))
         True
     """
+    space.check_layers("canonicalize()")
     space.check_thetas(thetas, finite=True)
     form = _Canonicalization(space, thetas)
     ordered = space.topological_groups

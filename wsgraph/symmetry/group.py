@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wsgraph.space import Axis, Parameter, SpaceMismatchError, WeightSpace
+from wsgraph.space import Axis, Parameter, SpaceMismatchError, Tie, WeightSpace
 
 __all__ = ["SYMMETRIES", "GroupElement", "act", "flatten_logical", "logical_tensors", "move_parameter", "sample_symmetry"]
 
@@ -141,18 +141,30 @@ def sample_symmetry(
     if classes is not None and not set(classes) <= known:
         raise ValueError(f"Unknown classes {sorted(set(classes) - known)}; this space has {sorted(known)}.")
 
+    if classes is not None:  # a class moves with the factors that it is made of
+        made_of = {label: members[0].factors for label, members in space.permutation_classes.items()}
+        classes = {*classes, *(space.group(name).permutation for label in classes for name in made_of.get(label, ()))}
+
     def moved(label: str) -> bool:
         return classes is None or label in classes
 
     permutations, scales = {}, {}
     for label, members in space.permutation_classes.items():
-        if space.is_permutable(label):
+        if space.is_permutable(label) and not members[0].factors:
             size = (batch, members[0].size)
             drawn = torch.rand(size, generator=generator, dtype=torch.float64).argsort(dim=1)
             identity = torch.arange(members[0].size).expand(size)
             permutations[label] = (drawn if "permutation" in symmetries and moved(label) else identity).to(device)
+    for label, members in space.permutation_classes.items():
+        if space.is_permutable(label) and members[0].factors:
+            outer, inner = (space.group(name) for name in members[0].factors)
+            rows, columns = (
+                permutations.get(factor.permutation, torch.arange(factor.size, device=device).expand(batch, -1))
+                for factor in (outer, inner)
+            )
+            permutations[label] = (rows[:, :, None] * inner.size + columns[:, None]).flatten(1)
     for label, members in space.scale_classes.items():
-        if members[0].permutation not in permutations:
+        if members[0].permutation not in permutations or members[0].role == "factor":
             continue
         size = (batch, members[0].size)
         allowed = space.class_symmetry(label)
@@ -169,35 +181,43 @@ def sample_symmetry(
     return GroupElement(space, permutations, scales)
 
 
-def _along_axis(space: WeightSpace, axis: Axis, values: Mapping[str, Tensor], kind: str) -> Tensor | None:
-    """Entries along an axis for its first tie: permutation indices or factors of its groups, laid end to end."""
-    if not any(getattr(space.group(name), kind) in values for tie in axis.ties for name in tie.groups):
+def _laid(space: WeightSpace, tie: Tie, values: Mapping[str, Tensor], kind: str) -> Tensor | None:
+    """Permutation indices or factors (raised to their powers) of a tie's groups, laid end to end; ``None`` where none of them moves."""
+    groups = [space.group(name) for name in tie.groups]
+    if not any(getattr(group, kind) in values for group in groups):
         return None
     some = next(iter(values.values()))
-
-    def of_group(name: str, offset: int) -> Tensor:
-        value = values.get(getattr(space.group(name), kind))
-        size = space.group(name).size
+    parts, offset = [], 0
+    for group, exponent in zip(groups, tie.exponents, strict=True):
+        value = values.get(getattr(group, kind))
         if kind == "permutation":
-            return offset + (torch.arange(size, device=some.device).expand(some.shape[0], size) if value is None else value)
-        return some.new_ones(some.shape[0], size) if value is None else value
+            value = torch.arange(group.size, device=some.device).expand(some.shape[0], -1) if value is None else value
+            parts.append(value + offset if offset else value)
+        elif value is None:
+            parts.append(some.new_ones(some.shape[0], group.size))
+        else:
+            parts.append(value if exponent == 1 else value**exponent)
+        offset += group.size
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    result: Tensor | None = None
-    exponents: set[int] = set()
-    for tie in axis.ties:
-        parts, offset = [], 0
-        for name in tie.groups:
-            parts.append(of_group(name, offset))
-            offset += space.group(name).size
-        laid = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        if kind == "permutation":
-            return laid  # all ties of an axis share their permutation
-        if tie.exponent in exponents:
-            continue  # ties of equal exponent share their scale
-        exponents.add(tie.exponent)
-        factor = laid if tie.exponent == 1 else laid**tie.exponent
-        result = factor if result is None else result * factor
-    return result
+
+def _permutation_along(space: WeightSpace, axis: Axis, permutations: Mapping[str, Tensor]) -> Tensor | None:
+    """Where each entry along an axis comes from, ``[B, n]``; all ties of an axis share their permutation."""
+    laid = _laid(space, axis.ties[0], permutations, "permutation") if axis.ties else None
+    if laid is None or not axis.order:
+        return laid
+    order = torch.tensor(axis.order, device=laid.device)
+    return order.argsort()[laid[:, order]]
+
+
+def _factor_along(space: WeightSpace, axis: Axis, scales: Mapping[str, Tensor]) -> Tensor | None:
+    """What each entry along an axis is multiplied with, ``[B, n]``; ties of equal power share their scale, which counts once."""
+    distinct = {tie.exponents: tie for tie in reversed(axis.ties)}.values()
+    factors = [factor for tie in distinct if (factor := _laid(space, tie, scales, "scale")) is not None]
+    if not factors:
+        return None
+    result = math.prod(factors[1:], start=factors[0])
+    return result[:, torch.tensor(axis.order, device=result.device)] if axis.order else result
 
 
 def move_parameter(
@@ -207,10 +227,10 @@ def move_parameter(
     for dim, axis in enumerate(param.axes, start=1):
         shape = [1] * tensor.ndim
         shape[0], shape[dim] = -1, axis.size
-        permutation = _along_axis(space, axis, permutations, "permutation")
+        permutation = _permutation_along(space, axis, permutations)
         if permutation is not None:
             tensor = torch.take_along_dim(tensor, permutation.reshape(shape), dim=dim)
-        factor = _along_axis(space, axis, scales, "scale")
+        factor = _factor_along(space, axis, scales)
         if factor is not None:
             tensor = tensor * factor.to(tensor.dtype).reshape(shape)
     return tensor

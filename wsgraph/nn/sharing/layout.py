@@ -121,7 +121,7 @@ class Layout:
                 continue
             movable.append(i)
             labels.append(tuple(space.group(group).permutation for group in axis.ties[0].groups))
-            kind.append(tuple((tuple(space.group(group).scale for group in tie.groups), tie.exponent) for tie in axis.ties))
+            kind.append(tuple((tuple(space.group(group).scale for group in tie.groups), tie.exponents[0]) for tie in axis.ties))
             for group in groups:
                 allowed = space.class_symmetry(group.scale)
                 symmetry = Symmetry(symmetry.positive or allowed.positive, symmetry.sign or allowed.sign)

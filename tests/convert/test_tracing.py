@@ -1,0 +1,532 @@
+"""Tracing: real and odd modules keep their function under every symmetry that their weight space claims."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import wsgraph
+from wsgraph import TraceError, TraceWarning, WeightSpace, from_state_dict, trace
+from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
+from wsgraph.nn import build_model
+from wsgraph.testing import assert_function_preserved
+
+
+def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random norm statistics, so that no layer is the identity, in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            drawn = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(drawn.abs() + 0.5)
+            elif tensor.ndim < 2:
+                tensor.copy_(drawn * 0.3 + (1 if name.endswith("weight") else 0))
+            else:
+                tensor.copy_(drawn / math.sqrt(tensor[0].numel()))
+    return module.eval()
+
+
+class Function(nn.Module):
+    """Layers by name, and a forward function of the module and its input."""
+
+    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.function = forward
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self, *inputs)
+
+
+def kinds(space: WeightSpace) -> dict[str, str]:
+    return {group.name: space.describe_symmetry(group) for group in space.groups if group.role not in ("factor", "input")}
+
+
+def image(channels: int = 3, side: int = 8, batch: int = 2) -> Tensor:
+    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def tokens(width: int = 8, length: int = 5, batch: int = 2) -> Tensor:
+    return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(1))
+
+
+# == Chains are the spaces that their state dicts give ==
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "activation"),
+    [
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4), "relu"),
+        (nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(2, 4), "tanh"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.GELU(), nn.Dropout(), nn.Linear(8, 2)), image(3, 4), "gelu"),
+    ],
+)
+def test_chains_equal_from_state_dict(net: nn.Module, x: Tensor, activation: str) -> None:
+    space = trace(net.eval(), x)
+    assert space == from_state_dict(net.state_dict(), activation=activation)[0]
+    assert space.is_chain
+    assert_function_preserved(net, space, x)
+
+
+class Siren(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = torch.sin(30 * layer(x))
+        return self.layers[-1](x)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, stride=1, padding=1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.b(F.relu(self.a(x))))
+        return F.log_softmax(self.head(F.max_pool2d(x, 2).mean((2, 3))), dim=1)
+
+
+class Concatenated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3), nn.Conv2d(9, 6, 3)
+        self.head = nn.Linear(6 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([torch.relu(self.a(x)), torch.tanh(self.b(x))], dim=1)
+        return self.head(F.avg_pool2d(F.leaky_relu(self.c(x), 0.2), 2).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "symmetries"),
+    [
+        (Siren(), torch.randn(5, 2), ["permutation x sign", "permutation x sign"]),
+        (Residual(), image(), ["permutation x scale"] * 3),
+        (Concatenated(), image(), ["permutation x scale", "permutation x sign", "permutation x scale"]),
+    ],
+)
+def test_networks_of_layers_can_be_run_from_their_space(net: nn.Module, x: Tensor, symmetries: list[str]) -> None:
+    net = randomized(net).double()
+    x = x.double()
+    space = trace(net, x)
+    theta = space.flatten(net.state_dict())
+    assert space.layers
+    assert torch.allclose(space.evaluate(theta[None], x)[0], net(x), rtol=1e-12, atol=1e-12)
+    assert_function_preserved(net, space, x)
+    assert [kind for kind in kinds(space).values() if kind != "none"] == symmetries
+    assert space.batch(theta[None]).thetas().equal(theta[None])
+
+
+# == Any other network has its symmetries ==
+
+
+def attention(self: Any, x: Tensor) -> Tensor:
+    x = self.embed(x)
+    batch, length, width = x.shape
+    q, k, v = self.qkv(x).reshape(batch, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+    weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(width // 4), dim=-1)
+    return self.head(x + self.out((weights @ v).transpose(1, 2).reshape(batch, length, width)))
+
+
+def squeeze_excite(self: Any, x: Tensor) -> Tensor:
+    x = torch.relu(self.stem(x))
+    gate = torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3), keepdim=True)))))
+    return self.head((x * gate).amax((2, 3)))
+
+
+def shuffled(self: Any, x: Tensor) -> Tensor:
+    x = torch.relu(self.stem(x))
+    for branch in (self.a, self.b):
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([left, torch.relu(branch(right))], dim=1)
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    return self.head(x.mean((2, 3)))
+
+
+def padded_shortcut(self: Any, x: Tensor) -> Tensor:
+    x = torch.relu(self.stem(x))
+    return self.head(torch.relu(self.wide(x) + F.pad(x, (0, 0, 0, 0, 1, 2))).mean((2, 3)))
+
+
+CASES: dict[str, tuple[nn.Module, Any, dict[str, str]]] = {
+    "batch norm": (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2)),
+        image(),
+        {"0": "permutation x sign", "1": "permutation x scale", "3": "permutation x scale x sign", "5": "none"},
+    ),
+    "layer norm": (
+        nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 4)),
+        tokens(),
+        {"0": "permutation", "1": "permutation x sign", "3": "none"},
+    ),
+    "rms norm": (
+        nn.Sequential(nn.Linear(8, 6), nn.RMSNorm(6), nn.ReLU(), nn.Linear(6, 4)),
+        tokens(),
+        {"0": "permutation x sign", "1": "permutation x scale", "3": "none"},
+    ),
+    "group norm": (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2)),
+        image(),
+        {
+            "0": "permutation of 2 blocks, and of 3 in each",
+            "1": "permutation of 2 blocks, and of 3 in each x scale",
+            "3": "permutation x scale x sign",
+            "5": "none",
+        },
+    ),
+    "instance norm": (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6, affine=True), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2)),
+        image(),
+        {"0": "permutation x sign", "1": "permutation x scale", "3": "permutation x scale x sign", "5": "none"},
+    ),
+    "prelu": (
+        nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 5), nn.PReLU(), nn.Linear(5, 3)),
+        torch.randn(3, 4),
+        {"0": "permutation x scale", "2": "permutation x scale", "4": "none"},
+    ),
+    "depthwise": (
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 2, 6), nn.Flatten()),
+        image(),
+        {"0": "permutation", "2": "permutation x scale", "4": "none"},
+    ),
+    "depthwise multiplier": (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 6), nn.Flatten()),
+        image(),
+        {"0": "permutation", "2": "permutation of 4 blocks, and of 3 in each x scale", "4": "none"},
+    ),
+    "grouped": (
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 6), nn.Flatten()),
+        image(),
+        {
+            "0": "permutation of 2 blocks, and of 3 in each",
+            "2": "permutation of 2 blocks, and of 4 in each x scale",
+            "4": "none",
+        },
+    ),
+    "transposed": (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 5, 2, stride=2), nn.ReLU(), nn.Conv2d(5, 2, 3)),
+        image(),
+        {"0": "permutation x scale", "2": "permutation x scale", "4": "none"},
+    ),
+    "grouped transposed": (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+        image(),
+        {"0": "none", "2": "none", "4": "none"},
+    ),
+    "conv1d": (
+        nn.Sequential(nn.Conv1d(8, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 2)),
+        tokens(length=8),
+        {"0": "permutation x sign", "1": "permutation x scale", "5": "none"},
+    ),
+    "conv3d": (
+        nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(4, 2)),
+        torch.randn(2, 1, 4, 4, 4),
+        {"0": "permutation x sign", "1": "permutation x scale", "5": "none"},
+    ),
+    "embedding": (
+        nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 5), nn.SiLU(), nn.Flatten(), nn.Linear(20, 3)),
+        torch.randint(0, 10, (2, 4)),
+        {"0": "permutation x scale x sign", "1": "permutation", "4": "none"},
+    ),
+    "attention": (
+        Function(attention, embed=nn.Linear(8, 16), qkv=nn.Linear(16, 48), out=nn.Linear(16, 16), head=nn.Linear(16, 3)),
+        tokens(),
+        {
+            "embed": "permutation x scale x sign",
+            "qkv": "permutation of 4 blocks, and of 4 in each x scale x sign",
+            "qkv[1]": "permutation of 4 blocks, and of 4 in each",
+            "qkv[2]": "permutation of 4 blocks, and of 4 in each x scale x sign",
+            "out": "permutation x scale x sign",
+            "head": "none",
+        },
+    ),
+    "squeeze and excite": (
+        Function(squeeze_excite, stem=nn.Conv2d(3, 6, 3), down=nn.Conv2d(6, 2, 1), up=nn.Conv2d(2, 6, 1), head=nn.Linear(6, 3)),
+        image(),
+        {"stem": "permutation x scale", "down": "permutation x scale", "up": "permutation", "head": "none"},
+    ),
+    "two factors": (
+        Function(lambda m, x: m.head(m.a(x) * m.b(x)), a=nn.Linear(8, 6), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        tokens(),
+        {"a": "permutation", "b": "permutation x scale x sign", "mul": "permutation x scale x sign", "head": "none"},
+    ),
+    "channel shuffle": (
+        Function(shuffled, stem=nn.Conv2d(3, 12, 3), a=nn.Conv2d(6, 6, 1), b=nn.Conv2d(6, 6, 1), head=nn.Linear(12, 3)),
+        image(),
+        {},
+    ),
+    "zero-padded shortcut": (
+        Function(padded_shortcut, stem=nn.Conv2d(3, 4, 3), wide=nn.Conv2d(4, 7, 3, padding=1), head=nn.Linear(7, 3)),
+        image(),
+        {},
+    ),
+    "crelu": (
+        Function(lambda m, x: m.b(torch.relu(torch.cat([m.a(x), -m.a(x)], dim=-1))), a=nn.Linear(8, 6), b=nn.Linear(12, 3)),
+        tokens(),
+        {"a": "permutation x scale", "b": "none"},
+    ),
+    "transformer": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), tokens(), {}),
+    "multi-head attention": (
+        Function(lambda m, x: m.attention(x, x, x)[0], attention=nn.MultiheadAttention(8, 2, batch_first=True)),
+        tokens(),
+        {},
+    ),
+    "recurrent": (nn.LSTM(8, 6, batch_first=True), tokens(), {}),
+    "reused layer": (
+        Function(lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), a=nn.Linear(8, 8), b=nn.Linear(8, 2)),
+        tokens(),
+        {},
+    ),
+    "functional weights": (
+        Function(
+            lambda m, x: F.linear(torch.tanh(F.linear(x, m.a.weight, m.a.bias)), m.b.weight * 2), a=nn.Linear(8, 6), b=nn.Linear(6, 2)
+        ),
+        tokens(),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_function_is_preserved(name: str) -> None:
+    module, inputs, expected = CASES[name]
+    randomized(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TraceWarning)
+        space = trace(module, inputs)
+    assert_function_preserved(module, space, inputs)
+    found = kinds(space)
+    if expected:
+        assert {group: kind for group, kind in found.items() if group in expected} == expected
+    state = module.state_dict()
+    back = space.unflatten(space.flatten(state))
+    assert list(back) == list(state)
+    assert all(torch.equal(back[key], state[key]) and back[key].dtype == state[key].dtype for key in state)
+    assert WeightSpace.from_json(space.to_json()) == space
+    assert space.architecture.architecture == space.architecture
+    assert repr(space) in space.report()
+    # Recurrence is unknown; a layer from inputs to itself and a grouped transposed convolution tell their neurons apart.
+    if name not in ("recurrent", "reused layer", "grouped transposed"):
+        assert space.coverage > 0.3
+
+
+def test_heads_of_attention_move_as_blocks_with_inverse_factors_of_queries_and_keys() -> None:
+    module, inputs, _ = CASES["attention"]
+    space = trace(module, inputs)
+    (rows,) = (axis for axis in space.param("qkv.weight").axes if axis.size == 48)
+    (tie,) = rows.ties
+    assert [space.group(name).size for name in tie.groups] == [16, 16, 16]
+    assert tie.exponents == (1, -1, 1)
+    assert tie.groups[0] == tie.groups[1]  # queries and keys share their permutation and factor
+    factors = [space.group(name).factors for name in tie.groups]
+    assert factors[0][0] == factors[2][0]  # values move with the heads
+    assert factors[0][1] != factors[2][1]  # but within a head on their own
+
+
+def test_scales_of_a_product_are_those_of_its_factors() -> None:
+    module, inputs, _ = CASES["two factors"]
+    space = trace(randomized(module), inputs)
+    theta = space.flatten(module.double().state_dict())[None]
+    g = space.sample_symmetry(1, (0.01, 100.0), symmetries=["scale"])
+    moved = space.unflatten(space.act(g, theta)[0])
+    a, b, head = (moved[key] / tensor for key, tensor in module.state_dict().items() if key.endswith("weight"))
+    assert torch.allclose(a[:, 0] * b[:, 0] * head[0], torch.ones(6, dtype=torch.float64))
+    assert (a[:, 0] != 1).all()
+    assert (b[:, 0] != 1).all()
+    module.float()
+
+
+# == What is unknown is fixed ==
+
+
+def test_unknown_operators_fix_their_neurons_and_are_named() -> None:
+    net = randomized(Function(lambda m, x: m.b(torch.cumsum(m.a(x), -1)) + m.d(m.c(x)), **{k: nn.Linear(8, 8) for k in "abcd"}))
+    with pytest.warns(TraceWarning, match=r"cumsum in the module itself.*register_traced_operator"):
+        space = trace(net, tokens())
+    assert_function_preserved(net, space, tokens())
+    found = kinds(space)
+    assert found["a"] == "none"
+    assert found["c"] == "permutation x scale x sign"
+    assert "Fixed, because of cumsum in the module itself: a." in space.report()
+    with pytest.raises(TraceError, match="cumsum"):
+        trace(net, tokens(), strict=True)
+
+
+def test_an_operator_is_added_by_one_entry() -> None:
+    net = randomized(Function(lambda m, x: m.b(torch.special.bessel_j1(m.a(x))), a=nn.Linear(8, 6), b=nn.Linear(6, 2)))
+    with pytest.warns(TraceWarning, match="special_bessel_j1"):
+        assert kinds(trace(net, tokens()))["a"] == "none"
+    register_traced_operator("special_bessel_j1", pointwise(positive=False, sign=True))
+    try:
+        space = trace(net, tokens(), strict=True)
+    finally:
+        del TRACED_OPERATORS["special_bessel_j1"]
+    assert kinds(space)["a"] == "permutation x sign"
+    assert_function_preserved(net, space, tokens())
+
+
+def _overwrite(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    view = x[..., :3]
+    view.mul_(2.0).relu_()
+    return m.b(x)
+
+
+def _overwrite_base(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    view = x.view(-1, 6)
+    torch.relu_(x)
+    return m.b(view)
+
+
+ODD: dict[str, Callable[..., Any]] = {
+    "a view is written to": _overwrite,
+    "a base is written to": _overwrite_base,
+    "own transpose added": lambda m, x: m.b(m.a(x) + m.a(x).flip(-1)),
+    "indices of a maximum": lambda m, x: m.b(m.a(x)) + m.a(x).max(-1, keepdim=True).indices,
+    "sorted": lambda m, x: m.b(m.a(x).sort(-1).values),
+    "one neuron alone": lambda m, x: m.b(m.a(x)) + m.a(x)[..., 2:3],
+    "every other neuron": lambda m, x: m.b(m.a(x)) + m.a(x)[..., ::2].sum(-1, keepdim=True),
+    "a constant per neuron": lambda m, x: m.b(m.a(x) + torch.arange(6.0).to(x)),
+    "a constant": lambda m, x: m.b(m.a(x) + 1),
+    "position and neuron": lambda m, x: m.b(m.a(x).transpose(1, 2).reshape(2, 5, 6)),
+    "rolled after flattening": lambda m, x: m.b(m.a(x).transpose(1, 2).flatten(1).roll(7, 1).view(2, 6, 5).transpose(1, 2)),
+    "cut after flattening": lambda m, x: m.a(x).transpose(1, 2).flatten(1)[:, 2:14] @ m.c.weight[:, :12].T,
+    "weight used both ways": lambda m, x: m.a(x) @ m.a.weight + m.a(x).square() @ m.a.weight,
+    "integer steps": lambda m, x: m.b(m.a(x).to(torch.int64).to(x.dtype)),
+    "outer product": lambda m, x: m.b((m.a(x)[..., :, None] * m.a(x)[..., None, :]).sum(-2)),
+    "gram matrix": lambda m, x: m.a(x) @ m.a(x).transpose(1, 2),
+    "covariance of neurons": lambda m, x: m.b(m.a(x).transpose(1, 2) @ m.a(x)),
+    "mixed over positions": lambda m, x: m.b((m.c(F.pad(m.a(x).transpose(1, 2), (0, 1)))).transpose(1, 2)),
+    "a gate of zeros": lambda m, x: m.b(torch.sigmoid(F.pad(m.a(x)[..., :4], (0, 2))) * m.a(x)),
+    "log-sum-exp": lambda m, x: m.b(m.a(x)) + m.a(x).logsumexp(-1, keepdim=True),
+    "softmax over neurons": lambda m, x: m.b(m.a(x).softmax(-1)),
+    "repeated": lambda m, x: m.d(m.a(x).repeat(1, 1, 2)),
+    "interleaved": lambda m, x: m.d(torch.stack([m.a(x), -m.a(x)], -1).flatten(-2)),
+    "divided": lambda m, x: m.b(m.a(x) / (1 + m.a(x).square())),
+    "reciprocal of another": lambda m, x: m.b(m.a(x) / torch.exp(m.a(x))),
+    "where": lambda m, x: m.b(torch.where(m.a(x) > 0, m.a(x), -m.a(x))),
+    "clamped": lambda m, x: m.b(m.a(x).clamp(min=0)) + m.b(m.a(x).clamp(-1, 1)),
+    "einsum": lambda m, x: torch.einsum("bti,oi->bto", m.a(x), m.b.weight),
+    "norm of neurons": lambda m, x: m.b(F.normalize(m.a(x), dim=-1)),
+    "bilinear": lambda m, x: F.bilinear(m.a(x), m.a(x), m.e),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_are_sound(name: str) -> None:
+    layers = {"a": nn.Linear(8, 6), "b": nn.Linear(6, 3), "c": nn.Linear(6 if "mixed" in name else 12, 6), "d": nn.Linear(12, 3)}
+    net = Function(ODD[name], **layers)
+    if name == "bilinear":
+        net.e = nn.Parameter(torch.randn(2, 6, 6))
+    randomized(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TraceWarning)
+        space = trace(net, tokens())
+    used = [name for name, _ in net.named_parameters()]
+    if not any(space.is_moved(space.param(name)) for name in used):
+        assert space.coverage == 0
+    assert_function_preserved(net, space, tokens(), scale=(0.1, 10.0))
+
+
+def test_weights_that_are_tied_move_together() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(10, 6)
+            self.mix = nn.Linear(6, 6)
+            self.head = nn.Linear(6, 10, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.embed(x) + torch.tanh(self.mix(self.embed(x))))
+            return result
+
+    net, x = randomized(Tied()), torch.randint(0, 10, (2, 4))
+    space = trace(net, x)
+    assert_function_preserved(net, space, x)
+    assert space.param("head.weight").axes == space.param("embed.weight").axes
+    assert kinds(space)["embed"] == "permutation x sign"  # read as it is written: factors must be their own inverse
+
+
+def test_unused_parameters_and_buffers_are_kept_and_fixed() -> None:
+    net = Function(lambda m, x: m.a(x), a=nn.Linear(8, 6), unused=nn.Linear(3, 3))
+    net.register_buffer("steps", torch.tensor(7))
+    net.register_buffer("table", torch.arange(4))
+    space = trace(net.eval(), tokens())
+    state = net.state_dict()
+    back = space.unflatten(space.flatten(state))
+    assert {key: tensor.dtype for key, tensor in back.items()} == {key: tensor.dtype for key, tensor in state.items()}
+    assert all(torch.equal(back[key], state[key]) for key in state)
+    assert "unused.weight" in space.report().splitlines()[-1]
+    state["steps"] = torch.tensor(2**24 + 1)
+    with pytest.raises(wsgraph.SpaceMismatchError, match=r"integers of 'steps' are too large for torch\.float32"):
+        space.flatten(state)
+    state = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    assert torch.equal(space.unflatten(space.flatten(state))["steps"], state["steps"])
+
+
+def test_spaces_without_layers_say_what_they_cannot_do() -> None:
+    module, inputs, _ = CASES["batch norm"]
+    space = trace(module, inputs)
+    thetas = space.sample(2)
+    calls = (space.batch, space.blocks, space.canonicalize, lambda t: space.evaluate(t, inputs), lambda t: build_model("np", space, 1))
+    for call in calls:
+        with pytest.raises(wsgraph.SpaceMismatchError, match=r"needs a network of dense and convolutional layers.*'0.weight' and 10 more"):
+            call(thetas)
+    assert (space.unflatten(thetas)["1.running_var"] > 0).all()
+    assert "1.running_var" in space.summary()
+
+
+# == Modules that cannot be traced ==
+
+
+def _branches(m: Any, x: Tensor) -> Tensor:
+    if x.sum() > 0:
+        return m.a(x)
+    return m.a(-x)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "message"),
+    [
+        (nn.Linear(8, 2).train(), tokens(), r"in training mode \(the module itself.*call module.eval\(\) first"),
+        (nn.Sequential(nn.Linear(8, 2), nn.Dropout()).eval().train(), tokens(), r"the module itself and 2 more"),
+        (nn.LazyLinear(2).eval(), tokens(), "'weight' has no shape yet: run the lazy module once"),
+        (nn.Linear(8, 2, device="meta").eval(), tokens(), "'weight' is on the meta device.*to_empty"),
+        (nn.Linear(7, 2).eval(), tokens(), r"does not run on the example inputs \(\[2, 5, 8\]\): RuntimeError: .*shapes"),
+        (Function(_branches, a=nn.Linear(8, 2)).eval(), tokens(), r"torch.export cannot record it.*if x.sum\(\) > 0.*from_state_dict"),
+        ({"weight": torch.zeros(2)}, tokens(), r"to be a torch.nn.Module \(got dict\).*from_state_dict"),
+        (nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=torch.complex64))]).eval(), tokens(), "'0' is complex"),
+    ],
+)
+def test_modules_that_cannot_be_traced(module: Any, inputs: Tensor, message: str) -> None:
+    with pytest.raises(TraceError, match=f"(?s){message}"):
+        trace(module, inputs)
+
+
+def test_assert_function_preserved_finds_wrong_spaces() -> None:
+    net = randomized(nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2)))
+    x = torch.randn(3, 4)
+    wrong = from_state_dict(net.state_dict(), activation="relu")[0]
+    with pytest.raises(AssertionError, match=r"(?s)A group element \(scale\).*Sequential.*group 'hidden.1'"):
+        assert_function_preserved(net, wrong, x)
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    space = trace(net, x)
+    with pytest.raises(AssertionError, match=r"No group element.*proves nothing"):
+        assert_function_preserved(net, space, x)
+    assert assert_function_preserved(nn.Linear(4, 2).eval(), trace(nn.Linear(4, 2).eval(), x), x) == 0

@@ -1,0 +1,102 @@
+"""Tracing: any module becomes a weight space."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from wsgraph.convert.tracing.layers import as_layers
+from wsgraph.convert.tracing.lowering import lower
+from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, move, pointwise, register_traced_operator, spatial, statistic
+from wsgraph.convert.tracing.tracer import TraceError, check_module, export, interpret
+from wsgraph.convert.tracing.values import Label, Scope, Value
+from wsgraph.space import WeightSpace
+
+__all__ = [
+    "TRACED_OPERATORS",
+    "Call",
+    "Label",
+    "Scope",
+    "TraceError",
+    "TraceWarning",
+    "Value",
+    "move",
+    "pointwise",
+    "register_traced_operator",
+    "spatial",
+    "statistic",
+    "trace",
+]
+
+
+class TraceWarning(UserWarning):
+    """A traced network has operators of which wsgraph knows nothing, so its neurons there have no symmetry."""
+
+
+def trace(module: nn.Module, *example_inputs: Any, strict: bool = False) -> WeightSpace:
+    r"""The weight space of any module: which of its neurons may be permuted, scaled or flipped without a change of its function.
+
+    The module is run once by ``torch.export``; every operator says which entries of its result belong to which neurons, which neurons must
+    move alike, and which factors it lets through. Nothing is known of unknown operators: the neurons that they read lose their symmetry.
+
+    The space holds every parameter and persistent buffer of the module. A network of dense and convolutional layers, residual sums,
+    concatenations and known activations and poolings also has ``layers``: it can be evaluated, drawn as a graph and read by models. Of
+    other networks the space has the parameters and their symmetries.
+
+    Args:
+        module: Any module in evaluation mode.
+        example_inputs: What the module is called with; shapes and dtypes matter, values do not.
+        strict: Raise where an operator is unknown, instead of a warning.
+
+    Returns:
+        A :class:`~wsgraph.WeightSpace` whose parameter names are the keys of ``module.state_dict()``; its ``report()`` says what is fixed
+        and why.
+
+    Raises:
+        TraceError: If the module is in training mode, lazy or on the meta device, does not run on the inputs, or cannot be exported; with
+            ``strict``, if an operator is unknown.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import wsgraph
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+        >>> space = wsgraph.trace(net, torch.randn(1, 4))
+        >>> space.sample_symmetry()
+        GroupElement(batch=1, 0: permutation, 1: permutation x scale)
+        >>> theta = space.flatten(net.state_dict())
+        >>> moved = space.unflatten(space.act(space.sample_symmetry(), theta[None])[0])  # another state dict of the same function
+    """
+    check_module(module)
+    program = export(module, example_inputs)
+    state = module.state_dict()
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    if (parts := as_layers(program, state, dtype)) is not None:
+        return WeightSpace(*parts)
+    scope = Scope()
+    values, used = interpret(program, scope)
+    if scope.unknown:
+        listed = "; ".join(
+            f"{name} in {', '.join(place or 'the module itself' for place in dict.fromkeys(p))}" for name, p in scope.unknown.items()
+        )
+        message = (
+            f"Unknown operators, whose inputs lose their symmetries: {listed}. Say what they do with "
+            "wsgraph.convert.tracing.register_traced_operator."
+        )
+        if strict:
+            raise TraceError(message)
+        warnings.warn(message, TraceWarning, stacklevel=2)
+    values = {name: value for name, value in values.items() if name in used}
+    # A tensor shared by several keys is recorded under one of them.
+    first: dict[int, str] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name in values:
+            first.setdefault(id(tensor), name)
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name not in values and id(tensor) in first:
+            values[name] = values[first[id(tensor)]]
+    groups, params = lower(scope, values, state, dtype)
+    return WeightSpace(groups, (), params)

@@ -1,0 +1,338 @@
+"""Networks of dense and convolutional layers, residual sums and known operators, written as layers between neuron groups.
+
+Such a space can be run, drawn as a graph and read by every model. Other networks have their symmetries only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from wsgraph.convert.tracing.tracer import bind, module_of, operator_name
+from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
+
+__all__ = ["as_layers"]
+
+
+class _UnsupportedError(Exception):
+    """The network has something that layers cannot express."""
+
+
+@dataclass
+class _Group:
+    """A group in the making: the layers that are summed into it and the operators applied since."""
+
+    size: int
+    layers: list[dict[str, Any]]
+    operators: list[str] = field(default_factory=list)
+    factor: float = 1.0
+    read: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What a node of the program is: groups laid end to end along the channels, at a stage of their operators."""
+
+    groups: tuple[_Group, ...]
+    stage: int = 0
+    shape: tuple[int, ...] = ()
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def _square(value: Any) -> int:
+    """One number for all dimensions."""
+    numbers = set(value) if isinstance(value, (list, tuple)) else {value}
+    if len(numbers) != 1:
+        raise _UnsupportedError
+    return int(numbers.pop())
+
+
+def _pool(name: str) -> Callable[[dict[str, Any]], str]:
+    def text(arguments: dict[str, Any]) -> str:
+        kernel = _square(arguments["kernel_size"])
+        stride = arguments.get("stride") or kernel
+        plain = _square(stride) == kernel and not _square(arguments.get("padding") or 0) and _square(arguments.get("dilation") or 1) == 1
+        if not plain or arguments.get("ceil_mode") or arguments.get("divisor_override"):
+            raise _UnsupportedError
+        return f"{name}({kernel})"
+
+    return text
+
+
+def _global(name: str) -> Callable[[dict[str, Any]], str]:
+    def text(arguments: dict[str, Any]) -> str:
+        if _square(arguments["output_size"]) != 1:
+            raise _UnsupportedError
+        return name
+
+    return text
+
+
+def _if_default(name: str, **defaults: Any) -> Callable[[dict[str, Any]], str]:
+    def text(arguments: dict[str, Any]) -> str:
+        if any(arguments.get(key, value) != value for key, value in defaults.items()):
+            raise _UnsupportedError
+        return name
+
+    return text
+
+
+# What an operator of the program is called among the operators of a group.
+_OPERATORS: dict[str, Callable[[dict[str, Any]], str]] = {
+    **{
+        name: _if_default(name)
+        for name in ("relu", "tanh", "erf", "softsign", "relu6", "silu", "selu", "sigmoid", "hardswish", "hardsigmoid", "mish")
+    },
+    "leaky_relu": lambda a: f"leaky_relu({_number(a['negative_slope'])})" if a.get("negative_slope", 0.01) != 0.01 else "leaky_relu",
+    "hardtanh": lambda a: f"hardtanh({_number(a.get('min_val', -1))},{_number(a.get('max_val', 1))})",
+    "gelu": _if_default("gelu", approximate="none"),
+    "elu": _if_default("elu", alpha=1.0, scale=1.0, input_scale=1.0),
+    "softplus": _if_default("softplus", beta=1.0, threshold=20.0),
+    "softmax": _if_default("softmax", dim=1),
+    "log_softmax": _if_default("log_softmax", dim=1),
+    **{f"max_pool{d}d": _pool("max_pool") for d in (1, 2, 3)},
+    **{f"avg_pool{d}d": _pool("avg_pool") for d in (1, 2, 3)},
+    **{f"adaptive_avg_pool{d}d": _global("global_avg_pool") for d in (1, 2, 3)},
+    **{f"adaptive_max_pool{d}d": _global("global_max_pool") for d in (1, 2, 3)},
+}
+_SAME = {"dropout", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous", "clone", "alias", "detach", "lift_fresh_copy"}
+_RESHAPE = {"view", "reshape", "flatten", "squeeze", "_unsafe_view"}
+
+
+class _Builder:
+    def __init__(self, program: Any, state: Mapping[str, Tensor], theta_dtype: torch.dtype) -> None:
+        signature = program.graph_signature
+        self.names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.state, self.theta_dtype = state, theta_dtype
+        self.nodes = list(program.graph.nodes)
+        self.streams: dict[Any, _Stream] = {}
+        self.groups: list[_Group] = []
+        self.used: set[str] = set()
+        self.weights: dict[str, dict[str, Any]] = {}
+
+    # == Reading the program ==
+
+    def build(self) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
+        inputs = [node for node in self.nodes if node.op == "placeholder" and node.name not in self.names]
+        if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
+            raise _UnsupportedError
+        shape = tuple(inputs[0].meta["val"].shape)
+        source = _Group(0, [])
+        self.groups.append(source)
+        self.streams[inputs[0]] = _Stream((source,), 0, shape)
+        output = None
+        for node in self.nodes:
+            if node.op == "output":
+                (output,) = node.args[0] if isinstance(node.args[0], (list, tuple)) else (node.args[0],)
+            elif node.op == "call_function":
+                self.streams[node] = self.call(node)
+            elif node.op != "placeholder":
+                raise _UnsupportedError
+        if output not in self.streams or self.used != set(self.state):
+            raise _UnsupportedError
+        stream = self.final(self.streams[output])
+        if len(stream.groups) != 1 or stream.groups[0].read or stream.groups[0] is source or len(stream.shape) != 2:
+            raise _UnsupportedError
+        return self.parts(stream.groups[0])
+
+    def final(self, stream: _Stream) -> _Stream:
+        """A stream at the last stage of its groups: what layers read."""
+        if any(stream.stage != len(group.operators) or group.factor != 1 for group in stream.groups if len(stream.groups) == 1):
+            raise _UnsupportedError
+        return stream
+
+    def read(self, stream: _Stream) -> _Stream:
+        for group in self.final(stream).groups:
+            group.read = True
+        return stream
+
+    def call(self, node: fx.Node) -> _Stream:
+        name, _ = operator_name(node.target)
+        arguments = bind(node)
+        if not isinstance(node.meta.get("val"), Tensor):
+            raise _UnsupportedError
+        shape = tuple(node.meta["val"].shape)
+        streams = [
+            self.streams[argument]
+            for value in arguments.values()
+            for argument in (value if isinstance(value, (list, tuple)) else [value])
+            if isinstance(argument, fx.Node) and argument in self.streams
+        ]
+        if name == "linear" or name in ("conv1d", "conv2d", "conv3d"):
+            return self.layer(node, name, arguments, streams[0], shape)
+        if name == "add" and arguments.get("alpha", 1) == 1 and len(streams) == 2:
+            return self.add(node, streams, shape)
+        if name == "cat" and arguments.get("dim", 0) % len(shape) == 1:
+            return self.concatenate(streams, shape)
+        if len(streams) != 1 or len(streams[0].groups) != 1:
+            raise _UnsupportedError
+        (stream,) = streams
+        (group,) = stream.groups
+        if name in _SAME:
+            return stream
+        if group is self.groups[0] and name in _RESHAPE and shape[:1] == stream.shape[:1]:
+            return replace(stream, shape=shape)
+        if stream.stage != len(group.operators) or group.read or group is self.groups[0]:
+            raise _UnsupportedError
+        text = self.operator(name, arguments, group, stream, shape)
+        if text:
+            group.operators.append(text)
+        pooled = text.startswith("global_")
+        return _Stream(stream.groups, len(group.operators), shape[:2] if pooled else shape)
+
+    def operator(self, name: str, arguments: dict[str, Any], group: _Group, stream: _Stream, shape: tuple[int, ...]) -> str:
+        """The operator as a weight space writes it; empty where nothing happens."""
+        if name in _RESHAPE:
+            if shape == stream.shape:
+                return ""  # global pooling has left one position already
+            if len(shape) == 2 and shape[0] == stream.shape[0] and group.factor == 1:
+                return "flatten"
+            raise _UnsupportedError
+        if name == "mul" and isinstance(arguments["other"], (int, float)):
+            group.factor *= arguments["other"]
+            return ""
+        if name == "sin":
+            factor, group.factor = group.factor, 1.0
+            return f"sin({_number(factor)})" if factor != 1 else "sin"
+        if name == "mean" and sorted(d % len(stream.shape) for d in arguments.get("dim") or [0]) == list(range(2, len(stream.shape))):
+            return "global_avg_pool"
+        if name not in _OPERATORS or group.factor != 1:
+            raise _UnsupportedError
+        text = _OPERATORS[name]({key: value for key, value in arguments.items() if value is not None})
+        if "softmax" in text and len(shape) != 2:
+            raise _UnsupportedError
+        return text
+
+    def layer(self, node: fx.Node, name: str, arguments: dict[str, Any], source: _Stream, shape: tuple[int, ...]) -> _Stream:
+        weight, bias = (
+            self.names.get(entry.name) if isinstance(entry, fx.Node) else None for entry in (arguments["weight"], arguments.get("bias"))
+        )
+        if weight is None or weight in self.used or (arguments.get("bias") is not None and bias is None) or bias in self.used:
+            raise _UnsupportedError
+        self.used |= {weight} | ({bias} if bias else set())
+        self.read(source)
+        options: dict[str, Any] = {}
+        sizes = self.state[weight].shape
+        if name == "linear":
+            if len(source.shape) != 2:
+                raise _UnsupportedError
+        else:
+            padding = arguments.get("padding", 0)
+            if _square(arguments.get("dilation", 1)) != 1 or arguments.get("groups", 1) != 1 or isinstance(padding, str):
+                raise _UnsupportedError
+            if len(source.shape) != len(sizes):
+                raise _UnsupportedError
+            options = {"stride": _square(arguments.get("stride", 1)), "padding": _square(padding)}
+        if self.groups[0] in source.groups:
+            if self.groups[0].size not in (0, source.shape[1]):
+                raise _UnsupportedError
+            self.groups[0].size = source.shape[1]
+        positions, rest = divmod(sizes[1], sum(group.size for group in source.groups))
+        if rest or (positions > 1 and len(source.groups) > 1):
+            raise _UnsupportedError
+        made = {"operator": "linear" if name == "linear" else "conv", "sources": source.groups, "weight": weight, "bias": bias, **options}
+        made.update(name=module_of(node) or weight.rpartition(".")[0], positions=positions if name == "linear" else 1)
+        group = _Group(int(sizes[0]), [made])
+        self.groups.append(group)
+        return _Stream((group,), 0, shape)
+
+    def add(self, node: fx.Node, streams: list[_Stream], shape: tuple[int, ...]) -> _Stream:
+        if any(stream.shape != shape or len(stream.groups) != 1 for stream in streams):
+            raise _UnsupportedError
+        layers: list[dict[str, Any]] = []
+        merged = []
+        for stream in streams:
+            (group,) = stream.groups
+            users = [user for user, other in self.streams.items() if other is stream]
+            fresh = (
+                group.layers
+                and not group.operators
+                and not group.read
+                and group.factor == 1
+                and len(users) == 1
+                and len(users[0].users) == 1
+            )
+            if fresh:
+                layers += group.layers
+                merged.append(group)
+            else:
+                self.read(stream)
+                layers.append({"operator": "identity", "sources": stream.groups, "name": f"{module_of(node) or 'sum'}.skip"})
+        for group in merged:
+            self.groups.remove(group)
+        total = _Group(shape[1], layers)
+        self.groups.append(total)
+        return _Stream((total,), 0, shape)
+
+    def concatenate(self, streams: list[_Stream], shape: tuple[int, ...]) -> _Stream:
+        groups = tuple(group for stream in streams for group in self.read(stream).groups)
+        if self.groups[0] in groups or sum(group.size for group in groups) != shape[1]:
+            raise _UnsupportedError
+        return _Stream(groups, 0, shape)
+
+    # == Writing the space ==
+
+    def parts(self, output: _Group) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
+        if any(not group.read and group is not output for group in self.groups):
+            raise _UnsupportedError
+        hidden = 0
+        for group in self.groups:
+            hidden += group not in (self.groups[0], output)
+            group.name = "input" if group is self.groups[0] else "output" if group is output else f"hidden.{hidden}"
+        label = {group.name: group.name for group in self.groups}
+        for group in self.groups:  # a residual sum ties its groups
+            for layer in group.layers:
+                if layer["operator"] == "identity":
+                    old, new = label[group.name], label[layer["sources"][0].name]
+                    label = {name: new if value == old else value for name, value in label.items()}
+        groups = tuple(
+            NeuronGroup(
+                group.name,
+                group.size,
+                "input" if group is self.groups[0] else "output" if group is output else "hidden",
+                tuple(group.operators),
+                label[group.name],
+            )
+            for group in self.groups
+        )
+        layers: list[Layer] = []
+        axes: dict[str, tuple[Axis, ...]] = {}
+        for group in self.groups:
+            for made in group.layers:
+                sources = tuple(source.name for source in made["sources"])
+                names = [layer.name for layer in layers]
+                name = made["name"] if made["name"] not in names else f"{made['name']}.{len(names)}"
+                options = {key: made[key] for key in ("stride", "padding") if key in made}
+                layers.append(Layer(name, made["operator"], sources, group.name, made.get("weight"), made.get("bias"), **options))
+                if made["operator"] == "identity":
+                    continue
+                out = Axis(group.size, (Tie((group.name,), 1),))
+                inner = Axis(sum(source.size for source in made["sources"]), (Tie(sources, -1),))
+                kernel = self.state[made["weight"]].shape[2:] or ((made["positions"],) if made["positions"] > 1 else ())
+                axes[made["weight"]] = (out, inner, *(Axis(size) for size in kernel))
+                if made["bias"]:
+                    axes[made["bias"]] = (out,)
+        biases = {layer.bias for layer in layers}
+        params = []
+        for name, tensor in self.state.items():
+            dtype = None if tensor.dtype == self.theta_dtype else str(tensor.dtype).removeprefix("torch.")
+            params.append(Parameter(name, tuple(tensor.shape), "bias" if name in biases else "weight", axes[name], dtype))
+        return groups, tuple(layers), tuple(params)
+
+
+def as_layers(
+    program: Any, state: Mapping[str, Tensor], theta_dtype: torch.dtype
+) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]] | None:
+    """Groups, layers and parameters of a network that they express in full, ``None`` of others."""
+    try:
+        return _Builder(program, state, theta_dtype).build()
+    except _UnsupportedError:
+        return None

@@ -1,0 +1,261 @@
+"""Run a module once, symbolically, and let every operator say what it does to neurons."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, unknown
+from wsgraph.convert.tracing.values import Label, Scope, Value, coded
+
+__all__ = ["TraceError", "bind", "check_module", "export", "interpret", "module_of", "operator_name"]
+
+
+class TraceError(ValueError):
+    """A module cannot be traced into a weight space."""
+
+
+def check_module(module: nn.Module) -> None:
+    """Raise a clear error for modules that cannot be run as they are."""
+    if not isinstance(module, nn.Module):
+        raise TraceError(f"Expected 'module' to be a torch.nn.Module (got {type(module).__name__}). For a state dict use from_state_dict.")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise TraceError(f"Parameter {name!r} has no shape yet: run the lazy module once on its inputs, then trace it.")
+        if tensor.is_meta:
+            raise TraceError(f"Parameter {name!r} is on the meta device: give the module memory with module.to_empty(device='cpu') first.")
+        if tensor.is_complex():
+            raise TraceError(f"Parameter {name!r} is complex; weight spaces hold real numbers.")
+    if training := [name or "the module itself" for name, part in module.named_modules() if part.training]:
+        raise TraceError(
+            f"The module is in training mode ({training[0]} and {len(training) - 1} more), where dropout and batch statistics change its "
+            "function: call module.eval() first."
+        )
+
+
+def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The module's operators as ``torch.export`` records them.
+
+    Raises:
+        TraceError: If the module does not run on the inputs, or its control flow depends on their values.
+    """
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    except Exception as error:
+        shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+        raise TraceError(
+            f"The module does not run on the example inputs ({shapes}): {type(error).__name__}: {_first_line(error)} Pass inputs as you "
+            "would call the module."
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, inputs, strict=False)
+    except Exception as error:
+        raise TraceError(
+            f"The module runs, but torch.export cannot record it: {_first_line(error)}{_place(error)} Control flow that depends on the "
+            "values of tensors, or Python code outside tensors, is the usual cause: write it with torch.where, or without it. The weights "
+            "of a plain chain of layers can be read without running the module, with wsgraph.from_state_dict."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0].strip() if text else type(error).__name__).rstrip(".") + "."
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the module's own code in a traceback."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename and "wsgraph/" not in frame.filename
+    ]
+    return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
+
+
+def interpret(program: Any, scope: Scope) -> tuple[dict[str, Value], set[str]]:
+    """Let all operators of an exported program act on labelled values.
+
+    Returns:
+        The values of parameters and buffers by name, and the names of those that the program uses.
+    """
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = {**signature.inputs_to_lifted_tensor_constants}
+    state = program.state_dict
+    values: dict[str, Value] = {}
+    environment: dict[Any, Any] = {}
+    origin: dict[Any, Any] = {}
+    used = set()
+    order = {node: i for i, node in enumerate(program.graph.nodes)}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            environment[node], origin[node] = _placeholder(node, names, constants, state, program, scope), node
+            if node.name in names:
+                values[names[node.name]] = environment[node]
+                if node.users:
+                    used.add(names[node.name])
+        elif node.op == "get_attr":
+            environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, node
+        elif node.op == "output":
+            scope.reason = "output"
+            for value in _values(_mapped(node.args, environment)):
+                scope.require(value.labels)
+                scope.fix_all(value)
+        elif getattr(node.target, "__name__", "") == "getitem":
+            environment[node] = environment[node.args[0]][node.args[1]]
+            origin[node] = origin[node.args[0]]
+        else:
+            environment[node] = _call(node, environment, scope)
+            origin[node] = _alias(node, origin)
+            if _mutates(node):
+                _mutate(node, environment, origin, order, scope)
+    return values, used
+
+
+def _placeholder(
+    node: Any, names: Mapping[str, str], constants: Mapping[str, str], state: Mapping[str, Tensor], program: Any, scope: Scope
+) -> Value:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return Value(())
+    shape = tuple(value.shape)
+    if node.name in constants:
+        tensor = program.constants.get(constants[node.name])
+        return Value(shape, constant=tensor)
+    if node.name not in names:
+        return Value(shape, is_input=True)
+    name = names[node.name]
+    if not value.is_floating_point():
+        tensor = state.get(name, program.constants.get(name))
+        return Value(shape, constant=tensor, parameter=name)
+    if name not in state:  # a buffer that is not saved is a constant of the architecture
+        return Value(shape)
+    labels = []
+    for dim, size in enumerate(shape):
+        if size > 1:
+            unknown_factor = scope.factors.new(name, value=False)
+            labels.append(Label((dim,), coded(scope.neurons.new(size), unknown_factor)))
+    return Value(shape, tuple(labels), parameter=name)
+
+
+def _mapped(argument: Any, environment: Mapping[Any, Any]) -> Any:
+    if isinstance(argument, torch.fx.Node):
+        return environment.get(argument)
+    if isinstance(argument, (list, tuple)):
+        return [_mapped(item, environment) for item in argument]
+    if isinstance(argument, dict):
+        return {key: _mapped(item, environment) for key, item in argument.items()}
+    return argument
+
+
+def _values(argument: Any) -> list[Value]:
+    if isinstance(argument, Value):
+        return [argument]
+    if isinstance(argument, (list, tuple)):
+        return [value for item in argument for value in _values(item)]
+    if isinstance(argument, dict):
+        return _values(list(argument.values()))
+    return []
+
+
+def module_of(node: Any) -> str:
+    """Path of the module that a node belongs to."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    return path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._").replace("._modules", "")
+
+
+def _shapes(node: Any) -> list[tuple[int, ...]]:
+    value = node.meta.get("val")
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return [tuple(item.shape) if isinstance(item, Tensor) else () for item in items]
+
+
+def operator_name(target: Any) -> tuple[str, Callable[..., Any]]:
+    """The name under which an operator is registered, and its form that does not write to its arguments."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return str(target), target
+    library, name = target._schema.name.split("::")
+    plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    functional = getattr(getattr(getattr(torch.ops, library), plain, None), target._overloadname, None) if plain != name else target
+    return (plain if library == "aten" else f"{library}::{plain}"), functional or target
+
+
+def bind(node: Any) -> dict[str, Any]:
+    """Arguments of a node by name."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        names = [argument.name for argument in node.target._schema.arguments]
+    else:
+        names = [str(i) for i in range(len(node.args))]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
+    name, operation = operator_name(node.target)
+    named = {key: _mapped(argument, environment) for key, argument in bind(node).items()}
+    nested = [value for argument in named.values() for value in _values(argument)]
+    module = module_of(node)
+    call = Call(name, module, named, _shapes(node), operation)
+    scope.name = call.name
+    scope.reason = f"{name} in {module or 'the module itself'}"
+    rule = TRACED_OPERATORS.get(name)
+    if rule is None:
+        call = Call(name, module, {str(i): value for i, value in enumerate(nested)}, _shapes(node), operation)
+        results: Any = unknown(scope, call)
+    else:
+        results = rule(scope, call)
+    several = isinstance(node.meta.get("val"), (list, tuple))
+    results = [results] if isinstance(results, Value) else list(results)
+    for result, shape in zip(results, call.shapes, strict=True):
+        assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"
+    return results if several else results[0]
+
+
+# == Operators that write to their arguments ==
+
+
+def _mutates(node: Any) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and any(
+        argument.alias_info is not None and argument.alias_info.is_write for argument in node.target._schema.arguments
+    )
+
+
+def _alias(node: Any, origin: Mapping[Any, Any]) -> Any:
+    """The node whose memory a result shares: that of its first argument, for views and for operators that write to it."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node
+    schema = node.target._schema
+    shares = any(result.alias_info is not None for result in schema.returns) or schema.name in (
+        "aten::reshape",
+        "aten::contiguous",
+        "aten::flatten",
+    )
+    first = node.args[0] if node.args else None
+    return origin.get(first, node) if shares and isinstance(first, torch.fx.Node) else node
+
+
+def _mutate(node: Any, environment: dict[Any, Any], origin: Mapping[Any, Any], order: Mapping[Any, int], scope: Scope) -> None:
+    """What is written to an argument is read under its old name too; other views of the same memory lose their symmetries."""
+    target = node.args[0]
+    result = environment[node]
+    if not isinstance(result, Value) or not isinstance(target, torch.fx.Node):
+        return
+    for other in [other for other, root in origin.items() if root is origin[target] and other not in (node, target)]:
+        if any(order[user] > order[node] for user in other.users):
+            scope.fix_all(*_values([environment[other], result]))
+            for value in _values([environment[other], result]):
+                scope.require(value.labels)
+            environment[other] = _plain(environment[other])
+            result = _plain(result)
+    environment[node] = environment[target] = result
+
+
+def _plain(value: Any) -> Any:
+    return Value(value.shape) if isinstance(value, Value) else [_plain(item) for item in value] if isinstance(value, list) else value

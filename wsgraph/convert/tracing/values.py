@@ -1,0 +1,418 @@
+"""Tensors on their way through a network, described by the neurons that their entries belong to."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsgraph.convert.tracing.neurons import Factors, Neurons
+
+__all__ = ["Label", "Scope", "Value"]
+
+# A code holds a neuron and the expression of its factor; ZERO marks entries that are zero, which every symmetry keeps.
+_BASE = 1 << 24
+ZERO = -1
+
+
+@dataclass(frozen=True)
+class Label:
+    """To which neuron, with which factor, the entries of a tensor belong: codes over some of its dimensions, constant along the others."""
+
+    dims: tuple[int, ...]
+    codes: Tensor
+
+    def full(self, shape: Sequence[int]) -> Tensor:
+        """Codes of all entries, without a copy."""
+        sizes = [size if dim in self.dims else 1 for dim, size in enumerate(shape)]
+        return self.codes.reshape(sizes).expand(*shape)
+
+    @property
+    def ids(self) -> Tensor:
+        """Neurons."""
+        return self.codes.clamp(min=0) // _BASE
+
+    @property
+    def expressions(self) -> Tensor:
+        """Expressions of the factors."""
+        return self.codes.clamp(min=0) % _BASE
+
+    def moved(self, dims: Sequence[int]) -> Label:
+        """The same codes on other dimensions, given in the order of the old ones."""
+        order = sorted(range(len(dims)), key=lambda i: dims[i])
+        return Label(tuple(dims[i] for i in order), self.codes.permute(order))
+
+
+def coded(ids: Tensor, expressions: Tensor | int = 0) -> Tensor:
+    """Codes of neurons with their factors."""
+    return ids * _BASE + expressions
+
+
+def compressed(full: Tensor) -> Label | None:
+    """The label with these codes for all entries, ``None`` where no entry belongs to a neuron."""
+    codes, dims = full, []
+    for dim, size in enumerate(full.shape):
+        first = codes.narrow(dim, 0, 1) if size else codes
+        if size > 1 and full.stride(dim) != 0 and not bool((codes == first).all()):
+            dims.append(dim)
+        else:
+            codes = first
+    if codes.numel() == 0 or not bool((codes != 0).any()):
+        return None
+    return Label(tuple(dims), codes.reshape([full.shape[dim] for dim in dims]))
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of a tensor.
+
+    Attributes:
+        shape: Its shape.
+        labels: Neurons its entries belong to; an entry may belong to several, one per label.
+        uniform: Dimensions along which all entries are equal (those of size one always are).
+        zero: All entries are zero.
+        constant: The entries themselves, where they are known and needed (indices).
+        parameter: Name of the parameter that this is, unchanged.
+    """
+
+    shape: tuple[int, ...]
+    labels: tuple[Label, ...] = ()
+    uniform: frozenset[int] = frozenset()
+    zero: bool = False
+    constant: Tensor | None = field(default=None, compare=False)
+    parameter: str | None = None
+    is_input: bool = False
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def is_uniform(self, dim: int) -> bool:
+        """Whether all entries along a dimension are equal."""
+        return self.shape[dim] == 1 or dim in self.uniform or self.zero
+
+    def on(self, dim: int) -> list[Label]:
+        """Labels that vary along a dimension."""
+        return [label for label in self.labels if dim in label.dims]
+
+    def along(self, dim: int) -> Label | None:
+        """The label along this dimension alone, where there is one."""
+        return next((label for label in self.labels if label.dims == (dim,)), None)
+
+
+@dataclass
+class Scope:
+    """What the operators of a network have found out so far.
+
+    ``reason`` says which of them is at work, ``name`` what its values are called, ``unknown`` in which modules unknown ones stood.
+    """
+
+    neurons: Neurons = field(default_factory=Neurons)
+    factors: Factors = field(default_factory=Factors)
+    reason: str = ""
+    name: str = ""
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+
+    # == Symmetries taken away ==
+
+    def fix(self, *labels: Label, reason: str | None = None) -> None:
+        """The order of these neurons matters, and their factors are 1."""
+        for label in labels:
+            self.neurons.fix(label.ids.flatten(), self.reason if reason is None else reason)
+
+    def fix_all(self, *values: Value) -> None:
+        """No entry of these tensors may be exchanged with another, or scaled."""
+        for value in values:
+            self.fix(*value.labels)
+
+    def require(self, labels: Iterable[Label], *, positive: bool = True, sign: bool = True) -> None:
+        """The factors of these entries are 1: their absolute values, their signs, or both."""
+        for label in labels:
+            self.factors.require((label.expressions.flatten(), label.ids.flatten(), 1), positive=positive, sign=sign)
+
+    def without_factors(self, value: Value) -> Value:
+        """The tensor with all factors required to be 1."""
+        self.require(value.labels)
+        return replace(value, labels=tuple(Label(label.dims, coded(label.ids)) for label in value.labels))
+
+    def name_values(self, labels: Iterable[Label]) -> None:
+        """The neurons of a weight are those of the values that flow through the network from here on."""
+        for label in labels:
+            for expression in label.expressions.unique().tolist():
+                unknown, power = self.factors.expressions[expression]
+                if power:
+                    self.factors.make_value(unknown, self.name)
+
+    # == Neurons tied together ==
+
+    def unify(self, first: Tensor, second: Tensor, *, product: bool = False) -> Tensor:
+        """Entries of two codes belong to the same neurons with equal factors (or, in a product that is summed over, inverse ones).
+
+        Returns:
+            The codes of the result: the first ones, but where they mark zeros.
+        """
+        both = (first != ZERO) & (second != ZERO)
+        labels = [Label((0,), codes[both]) for codes in (first, second)]
+        self.neurons.unify(labels[0].ids, labels[1].ids, self.reason)
+        one, other = labels
+        self.factors.require((one.expressions, one.ids, 1), (other.expressions, other.ids, 1 if product else -1))
+        return torch.where(first == ZERO, second, first)
+
+    def combine(self, first: Value, second: Value, *, product: bool) -> Value:
+        """The sum or product, entry by entry with broadcasting, of two tensors."""
+        shape = torch.broadcast_shapes(first.shape, second.shape)
+        one, other = (_aligned(value, shape) for value in (first, second))
+        if not product:
+            # Where only one summand varies with a neuron, factors of that neuron would change one summand and not the other.
+            for mine, theirs in ((one, other), (other, one)):
+                if not theirs.zero:
+                    self.require(label for label in mine.labels if not any(set(label.dims) <= set(o.dims) for o in theirs.labels))
+        labels: list[Label] = []
+        left = list(other.labels)
+        for label in one.labels:
+            partners = [partner for partner in left if set(partner.dims) & set(label.dims)]
+            left = [partner for partner in left if not any(partner is p for p in partners)]
+            labels += self._match(label, partners, one, other, product=product)
+        for label in left:
+            labels += self._match(label, [], other, one, product=product)
+        uniform = frozenset(dim for dim in range(len(shape)) if one.is_uniform(dim) and other.is_uniform(dim))
+        zero = (one.zero or other.zero) if product else (one.zero and other.zero)
+        return Value(tuple(shape), tuple(labels), uniform, zero)
+
+    def _match(self, label: Label, partners: list[Label], mine: Value, other: Value, *, product: bool) -> list[Label]:
+        if len(partners) == 1 and partners[0].dims == label.dims:
+            codes = (self.multiply if product else self.unify)(label.codes.flatten(), partners[0].codes.flatten())
+            return [Label(label.dims, codes.view(label.codes.shape))]
+        if not partners:
+            if not all(other.is_uniform(dim) for dim in label.dims):
+                self.fix(label)
+            return [label]
+        finer = max([label, *partners], key=lambda candidate: len(candidate.dims))
+        others = [candidate for candidate in (label, *partners) if candidate is not finer]
+        source = other if finer is label else mine
+        dims = {dim for candidate in others for dim in candidate.dims}
+        if len(others) == 1 and dims < set(finer.dims) and all(source.is_uniform(dim) for dim in set(finer.dims) - dims):
+            # A number per head meets an entry per head and position in it.
+            rows, _ = self.factor(finer, others[0].dims)
+            self.require([finer, *others] if not product else others)
+            if not product or bool(others[0].expressions.any()):
+                self.require([finer])
+            self.unify(coded(rows), coded(others[0].ids.flatten()))
+            return [finer]
+        self.fix(finer, *others)
+        return [finer]
+
+    def multiply(self, first: Tensor, second: Tensor) -> Tensor:
+        """Codes of products, entry by entry: factors are multiplied."""
+        one, other = (Label((0,), codes) for codes in (first, second))
+        self.neurons.unify(one.ids, other.ids, self.reason)
+        both = (one.expressions > 0) & (other.expressions > 0)
+        result = torch.where(one.expressions > 0, one.codes, other.codes)
+        if both.any():
+            unknown = torch.full_like(one.ids[both], self.factors.new(self.name, value=True))
+            self.factors.require(
+                (one.expressions[both], one.ids[both], 1), (other.expressions[both], other.ids[both], 1), (unknown, one.ids[both], -1)
+            )
+            result[both] = coded(one.ids[both], unknown)
+        return result
+
+    def factor(self, label: Label, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Rows and columns of neurons that vary along the dimensions ``rows`` and others, as flat vectors."""
+        outer = [label.dims.index(dim) for dim in rows]
+        inner = [i for i in range(len(label.dims)) if i not in outer]
+        codes = label.codes.permute([*outer, *inner])
+        return self.neurons.factor(Label((), codes).ids.reshape(math.prod(codes.shape[: len(outer)]), -1), self.reason)
+
+    def _rows(self, label: Label, dims: Sequence[int]) -> list[Label]:
+        """What is left of neurons on some of their dimensions: a label of their rows, or none where they cannot move."""
+        if not dims:
+            return []
+        rows, _ = self.factor(label, dims)
+        sizes = [label.codes.shape[label.dims.index(dim)] for dim in dims]
+        return [Label(tuple(dims), coded(rows).view(sizes))] if bool((rows > 0).any()) else []
+
+    # == Dimensions taken away ==
+
+    def reduce(self, value: Value, dims: Iterable[int], *, keepdim: bool, positive: bool = False, sign: bool = False) -> Value:
+        """Statistics over dimensions: neurons along them are forgotten, and ``positive`` or ``sign`` factors of the others kept."""
+        taken = {dim % max(value.ndim, 1) for dim in dims}
+        labels = []
+        for label in value.labels:
+            if taken & set(label.dims):
+                self.require([label])
+                labels += self._rows(label, [dim for dim in label.dims if dim not in taken])
+            else:
+                self.require([label], positive=not positive, sign=not sign)
+                labels.append(label)
+        shape = tuple(1 if dim in taken else size for dim, size in enumerate(value.shape))
+        result = Value(shape, tuple(labels), value.uniform, value.zero)
+        return result if keepdim else squeezed(result, taken)
+
+    def contract(
+        self, first: Value, names: str, second: Value, other_names: str, out_names: str, out_shape: Sequence[int], over: str = "i"
+    ) -> Value:
+        """Sum the product of two tensors over the dimension named ``over``; the other letters name dimensions as in an einsum."""
+        mine, theirs = first.on(names.index(over)), second.on(other_names.index(over))
+        kept: list[tuple[Label, str]] = []
+        for value, letters, labels in ((first, names, mine), (second, other_names, theirs)):
+            kept += [(label, letters) for label in value.labels if not any(label is taken for taken in labels)]
+        if len(mine) == 1 and len(theirs) == 1:
+            kept += self._contract_pair(mine[0], names, theirs[0], other_names, over)
+        elif mine or theirs:
+            uniform = (second if mine else first).is_uniform((other_names if mine else names).index(over))
+            lone = [*mine, *theirs]
+            if uniform and not (mine and theirs):
+                letters = names if mine else other_names
+                for label in lone:
+                    self.require([label])
+                    kept += [(row, letters) for row in self._rows(label, [dim for dim in label.dims if letters[dim] != over])]
+            else:
+                first_is_input = first.is_input and not mine
+                self.fix(*lone, reason="input" if first_is_input else None)
+        pieces = []
+        for value, letters in ((first, names), (second, other_names)):
+            labels = []
+            for label, own in kept:
+                if own is letters:
+                    targets = [out_names.find(letters[dim]) for dim in label.dims]
+                    if min(targets, default=0) < 0:
+                        self.fix(label)
+                    else:
+                        labels.append(label.moved(targets))
+            sizes = [1] * len(out_shape)
+            places: set[int] = set()
+            for dim, letter in enumerate(letters):
+                place = out_names.find(letter)
+                if place >= 0:
+                    sizes[place] = value.shape[dim]
+                    places |= {place} if value.is_uniform(dim) else set()
+            pieces.append(Value(tuple(sizes), tuple(labels), frozenset(places), value.zero))
+        result = self.combine(pieces[0], pieces[1], product=True)
+        return replace(result, shape=tuple(out_shape))
+
+    def _contract_pair(self, mine: Label, names: str, theirs: Label, other_names: str, over: str) -> list[tuple[Label, str]]:
+        letters, other_letters = ([text[dim] for dim in label.dims] for text, label in ((names, mine), (other_names, theirs)))
+        batch, other_batch = ([letter for letter in group if letter != over] for group in (letters, other_letters))
+        if sorted(batch) == sorted(other_batch):
+            order = [*batch, over]
+            codes = [
+                label.codes.permute([group.index(letter) for letter in order])
+                for label, group in ((mine, letters), (theirs, other_letters))
+            ]
+            self.unify(codes[0].flatten(), codes[1].flatten(), product=True)
+            if not batch:
+                return []
+            return [
+                (row, text)
+                for label, text in ((mine, names), (theirs, other_names))
+                for row in self._rows(label, [text.index(letter) for letter in batch])
+            ]
+        if batch and other_batch:
+            self.fix(mine, theirs)
+            return []
+        finer, text, plain = (mine, names, theirs) if batch else (theirs, other_names, mine)
+        self.require([finer, plain])
+        place = text.index(over)
+        dims = [dim for dim in finer.dims if dim != place]
+        _, columns = self.factor(finer, dims)
+        if bool((columns == 0).all()):
+            self.fix(finer, plain)
+        else:
+            self.unify(coded(columns), coded(plain.ids))
+        return [(row, text) for row in self._rows(finer, dims)]
+
+    # == Entries moved ==
+
+    def move(self, value: Value, operation: Callable[[Tensor], Any], *, pick: bool = False) -> list[Value]:
+        """Apply an operation that only moves entries; with ``pick`` it may also leave some out, repeat or reorder them."""
+        sources = [label.full(value.shape) for label in value.labels]
+        results = [operation(source) for source in sources]
+        example = operation(torch.zeros(1, dtype=torch.long).expand(value.shape) if value.shape else torch.zeros((), dtype=torch.long))
+        outputs = list(example) if isinstance(example, (tuple, list)) else [example]
+        labels: list[list[Label]] = [[] for _ in outputs]
+        for label, result in zip(value.labels, results, strict=True):
+            for i, full in enumerate(result if isinstance(result, (tuple, list)) else [result]):
+                kept = self._settled(label, compressed(full), pick=pick)
+                if kept is not None:
+                    labels[i].append(kept)
+        return [
+            Value(tuple(output.shape), tuple(own), frozenset(), value.zero, is_input=value.is_input)
+            for output, own in zip(outputs, labels, strict=True)
+        ]
+
+    def _settled(self, old: Label, new: Label | None, *, pick: bool) -> Label | None:
+        if new is None:
+            return None
+        if pick and not (new.codes.shape == old.codes.shape and bool((new.codes == old.codes).all())):
+            ids = old.ids.flatten()
+            if len(ids.unique()) < len(ids):
+                # Several entries of one neuron: a part of them, or another order, could tell the neurons apart.
+                self.fix(old)
+            else:
+                self.neurons.split(new.ids.flatten(), self.reason)
+                chosen, counts = new.ids.flatten().unique(return_counts=True)
+                if len(counts) and int(counts.max()) > int(counts.min()):
+                    self.neurons.fix(chosen, self.reason)
+        if not new.dims:  # a single neuron, which nothing can be exchanged with
+            self.neurons.split(new.ids.flatten(), self.reason)
+            self.require([new])
+            return None
+        return new
+
+    def concatenate(self, values: Sequence[Value], dim: int) -> Value:
+        """Tensors laid end to end along a dimension."""
+        dim %= values[0].ndim
+        shape = [*values[0].shape]
+        shape[dim] = sum(value.shape[dim] for value in values)
+        labels: list[Label] = []
+        others = {label.dims for value in values for label in value.labels if dim not in label.dims}
+        for dims in sorted(others):
+            # Neurons of other dimensions are the same in all parts.
+            own = [next((label for label in value.labels if label.dims == dims), None) for value in values]
+            present = [label for label in own if label is not None]
+            codes = present[0].codes.flatten()
+            for label, value in zip(own, values, strict=True):
+                if label is not None:
+                    codes = self.unify(codes, label.codes.flatten())
+                elif not value.zero:
+                    self.require(present)
+                    if not all(value.is_uniform(d) for d in dims):
+                        self.fix(*present)
+            labels.append(Label(dims, codes.view(present[0].codes.shape)))
+        varying = [[label for label in value.labels if dim in label.dims] for value in values]
+        for group in itertools.zip_longest(*varying):
+            fills = [ZERO if value.zero else 0 for value in values]
+            parts = [
+                torch.full((1,) * value.ndim, fill).expand(value.shape) if label is None else label.full(value.shape)
+                for label, value, fill in zip(group, values, fills, strict=True)
+            ]
+            kept = {d for label in group if label is not None for d in label.dims} | {dim}
+            parts = [part[tuple(slice(None) if d in kept else slice(0, 1) for d in range(part.ndim))] for part in parts]
+            full = torch.cat(parts, dim=dim)
+            label = compressed(full.expand(shape))
+            if label is not None:
+                labels.append(label)
+        return Value(tuple(shape), tuple(labels), zero=all(value.zero for value in values))
+
+
+def _aligned(value: Value, shape: Sequence[int]) -> Value:
+    """A tensor with dimensions of size one in front, as broadcasting adds them."""
+    offset = len(shape) - value.ndim
+    labels = tuple(Label(tuple(dim + offset for dim in label.dims), label.codes) for label in value.labels)
+    uniform = {dim + offset for dim in value.uniform} | set(range(offset))
+    return replace(value, shape=(1,) * offset + tuple(value.shape), labels=labels, uniform=frozenset(uniform))
+
+
+def squeezed(value: Value, dims: Iterable[int]) -> Value:
+    """A tensor without dimensions of size one."""
+    gone = set(dims)
+    kept = [dim for dim in range(value.ndim) if dim not in gone]
+    labels = tuple(Label(tuple(kept.index(dim) for dim in label.dims), label.codes) for label in value.labels)
+    uniform = frozenset(kept.index(dim) for dim in value.uniform if dim in kept)
+    return replace(value, shape=tuple(value.shape[dim] for dim in kept), labels=labels, uniform=uniform, parameter=None)
