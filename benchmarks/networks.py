@@ -1,11 +1,21 @@
-"""Networks that benchmarks describe by their parts."""
+"""Networks for benchmarks: described by their parts, or defined by others."""
 
 from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
 
 from wsgraph import WeightSpace
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 
-__all__ = ["resnet20"]
+__all__ = ["randomize", "resnet20", "torchvision_models"]
+
+_KEPT = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def resnet20(width: int = 16, blocks: int = 3) -> WeightSpace:
@@ -57,3 +67,42 @@ def resnet20(width: int = 16, blocks: int = 3) -> WeightSpace:
     groups.append(NeuronGroup("output", 10, "output"))
     connect("fc", last, "output")
     return WeightSpace(tuple(groups), tuple(layers), tuple(params))
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights and norm statistics in evaluation mode, so that no layer is the identity and no weight zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        elif tensor.ndim < 2 or tensor.numel() == tensor.shape[0]:
+            tensor.normal_(0.0 if name.endswith(("bias", "running_mean")) else 1.0, 0.3, generator=generator)
+        else:
+            tensor.normal_(0.0, math.sqrt(2 / tensor[0].numel()), generator=generator)
+    return module.eval()
+
+
+def torchvision_models() -> dict[str, Callable[[], nn.Module]]:
+    """Constructors of torchvision's classification models by name.
+
+    Raises:
+        SystemExit: If torchvision is not installed.
+    """
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise SystemExit(f"This benchmark needs torchvision: pip install torchvision ({error}).") from None
+    except RuntimeError:
+        # Its compiled operators do not load here. Definitions of models need none, but those of detection must have names.
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for operator in ("nms", "qnms"):
+            _KEPT.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from torchvision import models
+    plain = {"googlenet", "inception_v3"}  # their own initialisation takes a minute, and is overwritten
+    return {
+        name: functools.partial(models.get_model, name, **({"init_weights": False} if name in plain else {}))
+        for name in models.list_models(module=models)
+    }

@@ -4,7 +4,7 @@ Networks become points of a :class:`WeightSpace`; every other view of them (stat
 the symmetry group, a canonical form) is a cheap function of the space and a flat vector.
 """
 
-from wsgraph.convert import CheckpointError, TraceError, TraceWarning, from_state_dict, load_checkpoint, trace
+from wsgraph.convert import CheckpointError, TraceError, TraceWarning, fold_batchnorm, from_state_dict, load_checkpoint, trace
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.symmetry import GroupElement
 
@@ -18,6 +18,7 @@ __all__ = [
     "TraceWarning",
     "WeightSpace",
     "__version__",
+    "fold_batchnorm",
     "from_state_dict",
     "load_checkpoint",
     "trace",

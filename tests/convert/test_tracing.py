@@ -530,3 +530,65 @@ def test_assert_function_preserved_finds_wrong_spaces() -> None:
     with pytest.raises(AssertionError, match=r"No group element.*proves nothing"):
         assert_function_preserved(net, space, x)
     assert assert_function_preserved(nn.Linear(4, 2).eval(), trace(nn.Linear(4, 2).eval(), x), x) == 0
+
+
+# == Batch norms folded ==
+
+
+class Bottleneck(nn.Module):
+    """A residual block, with a norm before any layer, one read twice and one after a dense layer, which each needs care."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(3)
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.a, self.norm_a = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6, affine=False)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.up, self.norm_up = nn.ConvTranspose2d(6, 4, 2, stride=2), nn.BatchNorm2d(4)
+        self.twice, self.norm_twice = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.dense, self.norm_dense = nn.Linear(4, 5), nn.BatchNorm1d(5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(torch.relu(self.norm(self.stem(self.first(x)))))
+        x = torch.relu(x + self.norm_a(self.a(x)))
+        x = torch.relu(self.norm_up(self.up(x)))
+        read_twice = self.twice(x)
+        x = torch.relu(self.norm_twice(read_twice)) + read_twice
+        return self.head(torch.relu(self.norm_dense(self.dense(x.mean((2, 3))))))
+
+
+def test_fold_batchnorm_keeps_the_function_and_what_cannot_be_folded() -> None:
+    net, x = randomized(Bottleneck()).double(), image().double()
+    folded = wsgraph.fold_batchnorm(net, x)
+    assert torch.allclose(folded(x), net(x), rtol=1e-12, atol=1e-12)
+    left = [name for name, part in folded.named_modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    assert left == ["first", "norm_twice"]
+    assert "stem.bias" in folded.state_dict()
+    assert "norm.weight" in net.state_dict()
+    space = trace(net, x, fold_batchnorm=True)
+    assert [param.name for param in space.params] == list(folded.state_dict())
+    assert_function_preserved(folded, space, x)
+
+
+class Folded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.a, self.norm_a = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(torch.relu(self.norm(self.stem(x))), 3, stride=2, padding=1)
+        x = torch.relu(self.norm_a(self.a(x)) + x)
+        result: Tensor = self.head(F.avg_pool2d(x, 3, stride=1, padding=1).mean((2, 3)))
+        return result
+
+
+def test_a_folded_residual_network_is_one_of_layers() -> None:
+    net, x = randomized(Folded()).double(), image().double()
+    space = trace(net, x, fold_batchnorm=True)
+    theta = space.flatten(wsgraph.fold_batchnorm(net, x).state_dict())
+    assert torch.allclose(space.evaluate(theta[None], x)[0], net(x), rtol=1e-12, atol=1e-12)
+    assert [group.operators for group in space.groups[1:3]] == [("relu", "max_pool(3,2,1)"), ("relu", "avg_pool(3,1,1)", "global_avg_pool")]
+    assert not trace(net, x).layers

@@ -49,8 +49,8 @@ def _pool(kind: str) -> Callable[..., Tensor]:
         ("avg", 3): F.avg_pool3d,
     }
 
-    def pool(values: Tensor, kernel_size: float = 2) -> Tensor:
-        return functions[kind, values.ndim - 2](values, int(kernel_size))
+    def pool(values: Tensor, kernel_size: float = 2, stride: float | None = None, padding: float = 0) -> Tensor:
+        return functions[kind, values.ndim - 2](values, int(kernel_size), int(stride or kernel_size), int(padding))
 
     return pool
 
@@ -76,8 +76,8 @@ OPERATORS: dict[str, Operator] = {
     "selu": Operator(F.selu, positive=False, sign=False),
     "sigmoid": Operator(torch.sigmoid, positive=False, sign=False),
     "softplus": Operator(F.softplus, positive=False, sign=False),
-    "max_pool": Operator(_pool("max"), positive=True, sign=False, nonlinear=False, arguments=(0, 1)),
-    "avg_pool": Operator(_pool("avg"), positive=True, sign=True, nonlinear=False, arguments=(0, 1)),
+    "max_pool": Operator(_pool("max"), positive=True, sign=False, nonlinear=False, arguments=(0, 1, 2, 3)),
+    "avg_pool": Operator(_pool("avg"), positive=True, sign=True, nonlinear=False, arguments=(0, 1, 2, 3)),
     "global_max_pool": Operator(lambda v: v.flatten(2).amax(-1), positive=True, sign=False, nonlinear=False),
     "global_avg_pool": Operator(lambda v: v.flatten(2).mean(-1), positive=True, sign=True, nonlinear=False),
     "flatten": Operator(lambda v: v.flatten(1), positive=True, sign=True, nonlinear=False),

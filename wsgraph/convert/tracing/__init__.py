@@ -36,7 +36,7 @@ class TraceWarning(UserWarning):
     """A traced network has operators of which wsgraph knows nothing, so its neurons there have no symmetry."""
 
 
-def trace(module: nn.Module, *example_inputs: Any, strict: bool = False) -> WeightSpace:
+def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_batchnorm: bool = False) -> WeightSpace:
     r"""The weight space of any module: which of its neurons may be permuted, scaled or flipped without a change of its function.
 
     The module is run once by ``torch.export``; every operator says which entries of its result belong to which neurons, which neurons must
@@ -50,6 +50,7 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False) -> Weig
         module: Any module in evaluation mode.
         example_inputs: What the module is called with; shapes and dtypes matter, values do not.
         strict: Raise where an operator is unknown, instead of a warning.
+        fold_batchnorm: Trace the network that :func:`wsgraph.fold_batchnorm` returns in its place.
 
     Returns:
         A :class:`~wsgraph.WeightSpace` whose parameter names are the keys of ``module.state_dict()``; its ``report()`` says what is fixed
@@ -70,6 +71,10 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False) -> Weig
         >>> theta = space.flatten(net.state_dict())
         >>> moved = space.unflatten(space.act(space.sample_symmetry(), theta[None])[0])  # another state dict of the same function
     """
+    if fold_batchnorm:
+        from wsgraph.convert.folding import fold_batchnorm as fold
+
+        module = fold(module, *example_inputs)
     check_module(module)
     program = export(module, example_inputs)
     state = module.state_dict()

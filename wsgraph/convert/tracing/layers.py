@@ -57,12 +57,14 @@ def _square(value: Any) -> int:
 
 def _pool(name: str) -> Callable[[dict[str, Any]], str]:
     def text(arguments: dict[str, Any]) -> str:
-        kernel = _square(arguments["kernel_size"])
-        stride = arguments.get("stride") or kernel
-        plain = _square(stride) == kernel and not _square(arguments.get("padding") or 0) and _square(arguments.get("dilation") or 1) == 1
-        if not plain or arguments.get("ceil_mode") or arguments.get("divisor_override"):
+        kernel, padding = _square(arguments["kernel_size"]), _square(arguments.get("padding") or 0)
+        stride = _square(arguments.get("stride") or kernel)
+        outside = name == "avg_pool" and padding and not arguments.get("count_include_pad", True)
+        if _square(arguments.get("dilation") or 1) != 1 or arguments.get("ceil_mode") or arguments.get("divisor_override") or outside:
             raise _UnsupportedError
-        return f"{name}({kernel})"
+        return (
+            f"{name}({kernel},{stride},{padding})" if padding else f"{name}({kernel},{stride})" if stride != kernel else f"{name}({kernel})"
+        )
 
     return text
 
