@@ -216,6 +216,11 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, str]]] = {
             "4": "none",
         },
     ),
+    "grouped, then flattened": (
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 7, groups=2), nn.SiLU(), nn.Flatten(), nn.Linear(16, 2)),
+        image(),
+        {"0": "permutation of 2 blocks, and of 3 in each", "2": "permutation of 2 blocks, and of 2 in each", "5": "none"},
+    ),
     "transposed": (
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 5, 2, stride=2), nn.ReLU(), nn.Conv2d(5, 2, 3)),
         image(),

@@ -258,6 +258,9 @@ def lower(
     lowering = Lowering(scope)
     # Groups in the order in which the network computes them.
     made = [entry for value in values.values() for label in value.labels for entry in lowering.made_values(label)]
+    for expression, ids in scope.factors.products:
+        unknown, _ = scope.factors.expressions[expression]
+        made.append((scope.factors.values[unknown], unknown, ids))
     for _, unknown, ids in sorted(made, key=lambda entry: entry[0]):
         lowering.add_values(unknown, ids)
     params = []

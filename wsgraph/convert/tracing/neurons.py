@@ -193,7 +193,7 @@ class Neurons:
         """Several neurons, such as the inputs of a layer after flattening, stand for one each: they become it."""
         self.split(distinct, reason)
         self.split(repeated, reason)
-        if int(counts.min()) < int(counts.max()) or bool((self._row[repeated] > 0).any()) or bool(self.is_fixed(repeated).any()):
+        if int(counts.min()) < int(counts.max()) or bool(self.is_fixed(repeated).any()):
             self.fix(torch.cat([distinct, repeated]), reason)
         else:
             self._alias(distinct, repeated)
@@ -253,7 +253,8 @@ class Factors:
     r"""What neurons are multiplied with when the network is moved: powers of unknowns, and the equations that hold between them.
 
     An unknown takes one value per neuron of a layer. An expression is a number that stands for a power of one unknown; 0 stands for 1.
-    ``values`` numbers the unknowns of values that flow through the network in their order; 0 are those of parameters alone.
+    ``values`` numbers the unknowns of values that flow through the network in their order; 0 are those of parameters alone. ``products``
+    are unknowns that no parameter has, and whose factors they are.
     """
 
     def __init__(self) -> None:
@@ -262,6 +263,7 @@ class Factors:
         self.expressions: list[tuple[int, int]] = [(-1, 0)]
         self._index: dict[tuple[int, int], int] = {}
         self.equations: list[Equation] = []
+        self.products: list[tuple[int, Tensor]] = []
 
     def new(self, name: str, *, value: bool) -> int:
         """A new unknown: the factor of values that flow through the network, or of a parameter alone."""

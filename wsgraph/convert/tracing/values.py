@@ -216,6 +216,7 @@ class Scope:
         result = torch.where(one.expressions > 0, one.codes, other.codes)
         if both.any():
             unknown = torch.full_like(one.ids[both], self.factors.new(self.name, value=True))
+            self.factors.products.append((int(unknown[0]), one.ids[both]))
             self.factors.require(
                 (one.expressions[both], one.ids[both], 1), (other.expressions[both], other.ids[both], 1), (unknown, one.ids[both], -1)
             )
