@@ -31,6 +31,14 @@ def test_your_own_layer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
+def test_merge_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("merge_networks.py", str(tmp_path), "2", monkeypatch=monkeypatch)
+    midpoints = [float(value) for value in re.findall(r"midpoint ([0-9.]+)", capsys.readouterr().out)]
+    assert midpoints[1] > midpoints[0] + 0.1
+    assert (tmp_path / "merge.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_train_on_a_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run("train_on_a_zoo.py", str(tmp_path), "60", monkeypatch=monkeypatch)
     assert (tmp_path / "robustness.pdf").read_bytes().startswith(b"%PDF")
