@@ -39,9 +39,8 @@ curves = {
 }
 for name, curve in curves.items():
     middle = curve[10]
-    print(
-        f"{name:10s}  ends {curve[[0, -1]].mean():.3f}, midpoint {middle.mean():.3f} ({middle.min():.3f} to {middle.max():.3f}, {pairs} pairs)"
-    )
+    spread = f"{middle.min():.3f} to {middle.max():.3f}, {pairs} pairs"
+    print(f"{name:10s}  ends {curve[[0, -1]].mean():.3f}, midpoint {middle.mean():.3f} ({spread})")
 
 figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
 for (name, curve), color in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):

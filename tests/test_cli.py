@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner
 
 from tests.tasks.test_generalization import make_store
-from wsgraph import __version__
+from wsgraph import WeightSpace, __version__
 from wsgraph.cli import app
 from wsgraph.data import ZooStore
 
@@ -20,7 +21,7 @@ def call(*arguments: str, code: int = 0) -> str:
 
 def test_help_names_every_command() -> None:
     text = call("--help")
-    for command in ("quickstart", "train", "info", "models", "zoo"):
+    for command in ("quickstart", "train", "info", "convert", "check", "models", "zoo"):
         assert command in text
 
 
@@ -121,3 +122,77 @@ def test_quickstart(tmp_path: Path) -> None:
     written = zoo.stat().st_mtime_ns
     call(*arguments)
     assert zoo.stat().st_mtime_ns == written
+
+
+MODULE = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+def make_wrong():
+    return 3
+"""
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The weights of the network that the file beside them defines."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "their_models.py").write_text(MODULE)
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    torch.save(made.state_dict(), tmp_path / "model.pth")
+    return tmp_path / "model.pth"
+
+
+@pytest.mark.parametrize("module", ["their_models:make", "their_models.py:make"])
+def test_info_and_check_of_a_module(network: Path, module: str) -> None:
+    options = ("--module", module, "--input", "2x1x4x4")
+    text = call("info", str(network), *options)
+    assert "1.running_var" in text
+    assert "permutation x sign (1 group)" in text
+    text = call("check", str(network), *options)
+    assert "% of the weights moved; largest relative difference of an output: " in text
+    folded = call("info", str(network), *options, "--fold-batchnorm")
+    assert "WeightSpace(1-4-3, conv 3x3 | linear, relu, 91 parameters)" in folded
+
+
+def test_convert_writes_a_graph_that_loads_without_trust(network: Path) -> None:
+    options = ("--module", "their_models:make", "--input", "2x1x4x4")
+    assert "ParameterGraph(1-4-3" in call("convert", str(network), "graph.pt", *options, "--fold-batchnorm")
+    stored = torch.load("graph.pt", weights_only=True)
+    space = WeightSpace.from_json(stored["space_json"])
+    assert stored["edge_index"].equal(space.topology.edge_index)
+    call("convert", str(network), "graph.safetensors", *options, "--fold-batchnorm")
+    assert load_file("graph.safetensors")["edge_attr"].equal(stored["edge_attr"])
+    assert "needs a network of dense" in call("convert", str(network), "graph.pt", *options, code=1)
+    assert "to end in .pt or .safetensors" in call("convert", str(network), "graph.csv", *options, "--fold-batchnorm", code=1)
+
+
+def test_check_finds_wrong_symmetries(tmp_path: Path) -> None:
+    save_file(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)).state_dict(), tmp_path / "model.safetensors")
+    assert "difference" in call("check", str(tmp_path / "model.safetensors"), "--activation", "gelu")
+    # In float64 no difference is as small as that.
+    assert "Error: the difference is above" in call("check", str(tmp_path / "model.safetensors"), "--tolerance", "0", code=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--module", "their_models:make"), "needs the shape of its input"),
+        (("--module", "their_models:make", "--input", "1,2"), "sizes joined by x"),
+        (("--module", "their_models:make", "--input", "2x7x4x4"), "does not run on the example inputs"),
+        (("--module", "their_models:missing", "--input", "2x1x4x4"), "cannot be used: module 'their_models' has no attribute 'missing'"),
+        (("--module", "nowhere:make", "--input", "2x1x4x4"), "No module named 'nowhere'"),
+        (("--module", "nowhere.py:make", "--input", "2x1x4x4"), "cannot be used"),
+        (("--module", "their_models", "--input", "2x1x4x4"), "package:function or file.py:function"),
+        (("--module", "their_models:make_wrong", "--input", "2x1x4x4"), "to return a torch.nn.Module (got int)"),
+        (("--module", "torch.nn:Identity", "--input", "2x1x4x4"), "are not those of 'torch.nn:Identity'"),
+        (("--module", "their_models:make", "--activation", "relu"), "a module has its own"),
+        (("--input", "2x1x4x4"), "need --module"),
+    ],
+)
+def test_modules_that_cannot_be_used(network: Path, options: tuple[str, ...], message: str) -> None:
+    assert message in " ".join(call("info", str(network), *options, code=1).split())

@@ -1,0 +1,55 @@
+"""Parameter graphs as files of plain tensors, which no reader has to trust."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wsgraph.files import write_atomically
+from wsgraph.space import ParameterGraph
+
+__all__ = ["save_graph"]
+
+
+def save_graph(graph: ParameterGraph, path: str | os.PathLike[str]) -> None:
+    """Write the parameter graph of one network.
+
+    A ``.pt`` file holds a dict of tensors, and the weight space as JSON under ``"space_json"``; ``torch.load`` reads it without trust in
+    the file, and ``torch_geometric.data.Data`` takes it as keywords. A ``.safetensors`` file holds the same, with the space as metadata.
+
+    Args:
+        graph: A graph from :meth:`WeightSpace.graph`.
+        path: File to write.
+
+    Raises:
+        ValueError: If the name ends otherwise.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch_geometric.data import Data
+        >>> from wsgraph import WeightSpace
+        >>> from wsgraph.convert import save_graph
+        >>> space = WeightSpace.mlp([2, 3, 1])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_graph(space.graph(space.sample(1)[0]), f"{folder}/graph.pt")
+        ...     data = Data(**torch.load(f"{folder}/graph.pt"))
+        >>> data.num_nodes, data.num_edges, WeightSpace.from_json(data.space_json) == space
+        (6, 9, True)
+    """
+    path = Path(path)
+    if path.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"Expected the name of a graph file to end in .pt or .safetensors (got {path.name!r}).")
+    tensors: dict[str, Tensor] = {name: value.contiguous() for name, value in graph.to_dict().items() if isinstance(value, Tensor)}
+    space = graph.spaces[0].to_json()
+
+    def save(temporary: Path) -> None:
+        if path.suffix == ".pt":
+            torch.save({**tensors, "space_json": space}, temporary)
+        else:
+            save_file(tensors, temporary, metadata={"space_json": space})
+
+    write_atomically(path, save)
