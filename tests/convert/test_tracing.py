@@ -341,6 +341,14 @@ def test_heads_of_attention_move_as_blocks_with_inverse_factors_of_queries_and_k
     assert factors[0][1] != factors[2][1]  # but within a head on their own
 
 
+def test_transformers_without_gradients_are_traced_like_others() -> None:
+    module, inputs, _ = CASES["transformer"]
+    randomized(module)
+    frozen = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).requires_grad_(False).eval()
+    assert trace(frozen, inputs) == trace(module, inputs)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_scales_of_a_product_are_those_of_its_factors() -> None:
     module, inputs, _ = CASES["two factors"]
     space = trace(randomized(module), inputs)

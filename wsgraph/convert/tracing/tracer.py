@@ -54,6 +54,8 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
             f"The module does not run on the example inputs ({shapes}): {type(error).__name__}: {_first_line(error)} Pass inputs as you "
             "would call the module."
         ) from error
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # which does a whole transformer layer in one operator
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -64,6 +66,8 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
             "values of tensors, or Python code outside tensors, is the usual cause: write it with torch.where, or without it. The weights "
             "of a plain chain of layers can be read without running the module, with wsgraph.from_state_dict."
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _first_line(error: BaseException) -> str:
