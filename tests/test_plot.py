@@ -2,9 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.text import Annotation
 from torch import nn
 
-from wsgraph.plot import robustness_curve, robustness_data
+from wsgraph import SpaceMismatchError, WeightSpace
+from wsgraph.plot import draw_graph, robustness_curve, robustness_data
+from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.tasks import Result
 
 CURVES = {"statnn": {1.0: 0.7, 10.0: 0.4, 1e4: -0.2}, "monomial_gnn": {1.0: 0.8, 10.0: 0.8, 1e4: 0.8}}
@@ -41,3 +46,49 @@ def test_data_comes_from_results() -> None:
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="Expected 'curves' with at least one model"):
         robustness_curve({"statnn": {}})
+
+
+def test_draw_graph_of_a_small_network_shows_every_neuron(tmp_path: Path) -> None:
+    space = WeightSpace.mlp([3, 5, 2])
+    theta = space.sample(1, generator=torch.Generator().manual_seed(0))[0]
+    axes = draw_graph(space, theta, tmp_path / "graph.png").axes[0]
+    *weights, inputs, hidden, outputs = axes.collections
+    assert [np.asarray(dots.get_offsets()).shape[0] for dots in (inputs, hidden, outputs)] == [3, 5, 2]
+    lines = [collection for collection in weights if isinstance(collection, LineCollection)]
+    positive = torch.cat([weight.flatten() for weight in space.blocks(theta[None]).weights if weight is not None]) > 0
+    assert [len(collection.get_segments()) for collection in lines] == [int(positive.sum()), int((~positive).sum())]
+    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+    assert "permutation x scale" in axes.texts[1].get_text()
+
+
+def test_draw_graph_of_a_large_network_shows_groups_and_layers() -> None:
+    space = WeightSpace.cnn([1, 64, 64], [10], "tanh")
+    theta = space.sample(1)[0]
+    texts = [text.get_text() for text in draw_graph(space, theta, title="A CNN").axes[0].texts]
+    assert "hidden.1: 64 neurons  |  tanh  |  permutation x sign" in texts
+    norm = float(space.unflatten(theta)["layers.0.weight"].double().norm())
+    assert f"layers.0: conv 3x3, 64x1x3x3, norm {norm:.3g}" in texts
+    assert "layers.2: linear, 10x64" in [text.get_text() for text in draw_graph(space).axes[0].texts]
+
+
+def test_draw_graph_draws_skip_connections_dashed() -> None:
+    groups = [NeuronGroup("in", 3, "input"), NeuronGroup("a", 50, permutation="p"), NeuronGroup("b", 50, operators=("relu",))]
+    groups += [NeuronGroup("c", 50, permutation="p"), NeuronGroup("out", 2, "output")]
+    layers, params = [], []
+    for name, source, target in (("1", "in", "a"), ("2", "a", "b"), ("3", "b", "c"), ("4", "c", "out")):
+        sizes = {group.name: group.size for group in groups}
+        axes = Axis(sizes[target], (Tie((target,), 1),)), Axis(sizes[source], (Tie((source,), -1),))
+        params.append(Parameter(name, (sizes[target], sizes[source]), "weight", axes))
+        layers.append(Layer(f"layer{name}", "linear", (source,), target, name))
+    layers.append(Layer("skip", "identity", ("a",), "c"))
+    drawn = draw_graph(WeightSpace(tuple(groups), tuple(layers), tuple(params))).axes[0]
+    arrows = [text.arrow_patch for text in drawn.texts if isinstance(text, Annotation) and text.arrow_patch is not None]
+    assert sorted(arrow.get_linestyle() for arrow in arrows) == ["-", "-", "-", "-", "--"]
+
+
+def test_draw_graph_refuses_what_it_cannot_draw() -> None:
+    space = WeightSpace.mlp([3, 5, 2])
+    with pytest.raises(SpaceMismatchError, match="Expected 'theta' of shape"):
+        draw_graph(space, torch.zeros(3))
+    with pytest.raises(SpaceMismatchError, match="needs a network of dense"):
+        draw_graph(WeightSpace(space.groups, (), space.params))

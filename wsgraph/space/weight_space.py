@@ -756,10 +756,11 @@ class WeightSpace:
             return f"WeightSpace({groups} groups, {layers}{self.num_params:,} parameters)"
         sizes = "-".join(str(group.size) for group in self.groups)
         hidden = list(dict.fromkeys(group.activation for group in self.groups[1:-1])) or ["identity"]
-        layers = " | ".join(self._describe(layer) for layer in self.layers)
+        layers = " | ".join(self.describe_layer(layer) for layer in self.layers)
         return f"WeightSpace({sizes}, {layers}, {'/'.join(hidden)}, {self.num_params:,} parameters)"
 
-    def _describe(self, layer: Layer) -> str:
+    def describe_layer(self, layer: Layer) -> str:
+        """A layer's operator with its kernel, such as ``conv 3x3``."""
         if layer.weight is None:
             return layer.operator
         shape = self.param(layer.weight).shape
@@ -794,7 +795,7 @@ class WeightSpace:
             used = [self.param(name) if name else None for name in (layer.weight, layer.bias)]
             shapes = ["x".join(map(str, param.shape)) if param else "-" for param in used]
             count = sum(param.size for param in used if param)
-            layers.append([layer.name, self._describe(layer), "+".join(layer.sources), layer.target, *shapes, f"{count:,}"])
+            layers.append([layer.name, self.describe_layer(layer), "+".join(layer.sources), layer.target, *shapes, f"{count:,}"])
         return "\n".join([repr(self), *_table(groups), *_table(layers)])
 
     def describe_symmetry(self, group: NeuronGroup) -> str:
