@@ -141,8 +141,8 @@ def draw_graph(
     """Draw the parameter graph of a network: every neuron of small ones, every group and layer of large ones.
 
     Of small networks, neurons are dots and weights are lines: with ``theta``, blue where positive, orange and dashed where negative,
-    thicker where larger. Of large ones, neuron groups are boxes from the input at the top to the output at the bottom, layers are arrows, and skip
-    connections dashed arrows; groups that must be permuted alike have one colour.
+    thicker where larger. Of large ones, neuron groups are boxes from the input at the top to the output at the bottom, layers are arrows,
+    and skip connections dashed arrows; groups that must be permuted alike have one colour.
 
     Args:
         space: A weight space with layers.
@@ -234,7 +234,8 @@ def _draw_neurons(space: WeightSpace, theta: Tensor | None) -> Figure:
             )
     for group in space.groups:
         nodes = topology.nodes[group.name]
-        axes.scatter(*places[nodes].T.numpy(), s=22, color=colours[group.name], edgecolors="white", linewidths=0.6, zorder=3)
+        x, y = places[nodes].T.numpy()
+        axes.scatter(x, y, s=22, color=colours[group.name], edgecolors="white", linewidths=0.6, zorder=3)
         lines = [group.name, _count(group), " ".join(group.operators) or " ", _kind(space, group)]
         label = "\n".join(lines)
         axes.annotate(label, (columns[group.name], -tallest / 2 - 0.5), ha="center", va="top", fontsize=6.5)
