@@ -405,6 +405,17 @@ def _overwrite_base(m: Any, x: Tensor) -> Tensor:
     return m.b(view)
 
 
+def _queries_and_keys(m: Any, x: Tensor) -> Tensor:
+    queries, keys = m.a(x).chunk(2, -1)
+    return F.scaled_dot_product_attention(queries, keys, m.b(m.a(x)))
+
+
+def _without_gradient(layer: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = layer(x)
+    return result
+
+
 ODD: dict[str, Callable[..., Any]] = {
     "a view is written to": _overwrite,
     "a base is written to": _overwrite_base,
@@ -435,8 +446,132 @@ ODD: dict[str, Callable[..., Any]] = {
     "clamped": lambda m, x: m.b(m.a(x).clamp(min=0)) + m.b(m.a(x).clamp(-1, 1)),
     "einsum": lambda m, x: torch.einsum("bti,oi->bto", m.a(x), m.b.weight),
     "norm of neurons": lambda m, x: m.b(F.normalize(m.a(x), dim=-1)),
+    "halves that gate each other": lambda m, x: (lambda u, v: u * F.gelu(v))(*m.a(x).chunk(2, -1)) @ m.b.weight[:, :3].T,
+    "halves that multiply each other": lambda m, x: (lambda u, v: u * v)(*m.a(x).chunk(2, -1)) @ m.b.weight[:, :3].T,
+    "queries and keys of one layer": lambda m, x: _queries_and_keys(m, x),
+    "gated linear unit": lambda m, x: F.glu(m.a(x), -1) @ m.b.weight[:, :3].T,
+    "positions and neurons reshaped": lambda m, x: m.d(
+        m.a(x).relu()[:, :4].transpose(1, 2).reshape(2, 4, 6).transpose(1, 2).flatten(1)[:, :12]
+    ),
+    "rolled over everything": lambda m, x: m.b(m.a(x).relu().roll(1)),
+    "diagonal": lambda m, x: m.b(m.a(x).relu()) * m.b.weight.diagonal().sum(),
+    "diagonal by indices": lambda m, x: m.b(m.a(x).relu()) * m.b.weight[torch.arange(3), torch.arange(3)].sum(),
+    "positions that meet neurons": lambda m, x: m.b(m.a(x)[:, torch.arange(5), torch.arange(5)] @ m.c.weight[:5, :6]),
+    "causal attention": lambda m, x: F.scaled_dot_product_attention(m.a(x), m.a(x), m.b(m.a(x)), is_causal=True),
+    "padded and summed": lambda m, x: m.d(F.pad(m.a(x), (0, 6)) + x.sum(-1, keepdim=True) + F.pad(m.a(x), (6, 0))),
+    "padded and centred": lambda m, x: m.d((lambda h: h - h.mean(-1, keepdim=True))(F.pad(m.a(x), (0, 6)))),
+    "softmax of zeros": lambda m, x: m.b(torch.relu(m.a(x) + torch.zeros_like(m.a(x)).softmax(-1))),
+    "log-sum-exp of zeros": lambda m, x: m.b(m.a(x).relu().mean(1) + torch.zeros_like(m.a(x)).logsumexp(1)),
+    "log-sum-exp of padding": lambda m, x: m.d(F.pad(m.a(x).relu(), (0, 6)).logsumexp(1)),
+    "integers by another tensor": lambda m, x: m.b((10 * m.a(x)).type_as(torch.arange(3)).type_as(x)),
+    "number of entries": lambda m, x: m.b(torch.linalg.vector_norm(m.a(x).relu(), ord=0, dim=1)),
+    "limits that cross": lambda m, x: m.b(m.a(x).clamp(1, -1) + m.a(x)),
+    "hardtanh by default": lambda m, x: m.b(torch.ops.aten.hardtanh(m.a(x))),
+    "chosen from zeros": lambda m, x: m.b(m.a(x) + torch.where(torch.zeros_like(m.a(x)) > 0, torch.zeros_like(m.a(x)), 5.0)),
+    "norm without epsilon": lambda m, x: m.b(
+        F.batch_norm(m.a(x).flatten(0, 1), m.d.weight[0, :6].detach(), m.c.bias.detach().abs() + 1, eps=0.0)
+    ),
+    "norm of padding": lambda m, x: m.d(
+        F.relu(F.batch_norm(F.pad(m.a(x), (0, 6)).flatten(0, 1), m.d.weight[0].detach(), m.d.weight[1].detach().abs() + 1))
+    ),
+    "quotient of three": lambda m, x: m.b(m.a(x) / (m.c(F.pad(m.a(x), (0, 6))) * m.c(F.pad(m.a(x).abs(), (0, 6))))),
+    "three factors": lambda m, x: m.b(m.a(x) * m.c(F.pad(m.a(x), (0, 6))) * m.c(F.pad(m.a(x).abs(), (0, 6)))),
+    "cast in place": lambda m, x: m.b(F.silu(m.a(x)).to(x.dtype).float().to(x.dtype)),
+    "dropout that returns its input": lambda m, x: (lambda h: m.b(F.dropout(h, 0.1, False).mul_(m.a(x).abs())) + m.b(h))(m.a(x)),
+    "repeated unevenly": lambda m, x: m.d(m.a(x).repeat_interleave(torch.tensor([1, 3, 2, 2, 2, 2]), dim=-1, output_size=12)),
+    "doubled": lambda m, x: m.b((lambda h: torch.relu(h + h))(m.a(x))),
+    "a row of weights": lambda m, x: F.linear(m.a(x), m.b.weight[0]),
+    "a layer of a parameter": lambda m, x: m.b(m.a(x)) + m.b(m.a(m.a.weight[:1, :8])),
+    "several outputs": lambda m, x: (m.b(m.a(x)), {"norm": m.a(x).square().sum(-1)}),
+    "no gradient": lambda m, x: m.b(_without_gradient(m.a, x)),
+    "native norm": lambda m, x: m.b(torch.native_layer_norm(m.a(x), [6], None, None, 1e-5)[0]),
     "bilinear": lambda m, x: F.bilinear(m.a(x), m.a(x), m.e),
 }
+
+
+POOLED = {
+    "pooling over neurons": (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.MaxPool1d(3, 1, 1), nn.Linear(8, 2)), torch.randn(3, 4)),
+    "pooling over channels": (
+        nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 1, 1), nn.Conv1d(8, 2, 3), nn.Flatten(), nn.Linear(8, 2)),
+        torch.randn(2, 3, 8),
+    ),
+    "one pixel widened": (
+        Function(
+            lambda m, x: m.h(F.relu(m.a(x) + m.p.weight[0]).mean((2, 3))),
+            a=nn.ConvTranspose2d(3, 8, 4),
+            h=nn.Linear(8, 2),
+            p=nn.Conv2d(8, 1, 4),
+        ),
+        torch.randn(2, 3, 1, 1),
+    ),
+    "gated depthwise": (
+        Function(
+            lambda m, x: (lambda u, v: m.c(u * v))(*m.b(m.a(x)).chunk(2, 1)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            c=nn.Conv2d(4, 3, 1),
+        ),
+        image(),
+    ),
+    "depthwise transposed": (
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.ConvTranspose2d(6, 6, 2, groups=6), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        image(),
+    ),
+    "a module called factor": (
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.ModuleDict({"factor": nn.Conv2d(6, 8, 3, groups=2)})["factor"], nn.ReLU(), nn.Conv2d(8, 2, 1)),
+        image(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_odd_convolutions_are_sound(name: str) -> None:
+    module, x = POOLED[name]
+    assert_function_preserved(randomized(module), trace(module, x), x)
+
+
+def test_tracing_leaves_the_module_as_it_is() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 2)
+            self.calls: Tensor
+            self.register_buffer("calls", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            result: Tensor = self.layer(x)
+            return result
+
+    net = Counting().eval()
+    trace(net, tokens())
+    assert net.calls.equal(torch.zeros(3))
+
+
+def test_mixed_dtypes_come_back() -> None:
+    net = Function(lambda m, x: m.b(m.a(x.to(torch.bfloat16)).float()), a=nn.Linear(8, 6).to(torch.bfloat16), b=nn.Linear(6, 2)).eval()
+    space = trace(net, tokens(), strict=True)
+    back = space.unflatten(space.flatten(net.state_dict()))
+    assert all(back[key].dtype == tensor.dtype and back[key].equal(tensor) for key, tensor in net.state_dict().items())
+    assert trace(nn.ReLU().eval(), tokens()).flatten({}).shape == (0,)
+
+
+def test_frequencies_and_slopes_are_kept_to_the_last_digit() -> None:
+    net = randomized(
+        Function(
+            lambda m, x: m.b(F.leaky_relu(m.c(torch.sin(30.1234567 * m.a(x))), 0.123456789)),
+            **{"a": nn.Linear(4, 6), "b": nn.Linear(6, 2), "c": nn.Linear(6, 6)},
+        )
+    ).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    space = trace(net, x)
+    assert torch.allclose(space.evaluate(space.flatten(net.state_dict())[None], x)[0], net(x), rtol=1e-13, atol=1e-13)
+
+
+def test_networks_that_begin_with_flattening_take_images() -> None:
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), image(3, 4)
+    space = trace(net, x)
+    assert torch.allclose(space.evaluate(space.flatten(net.state_dict())[None], x)[0], net(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -523,6 +658,11 @@ def _branches(m: Any, x: Tensor) -> Tensor:
         (nn.Linear(7, 2).eval(), tokens(), r"does not run on the example inputs \(\[2, 5, 8\]\): RuntimeError: .*shapes"),
         (Function(_branches, a=nn.Linear(8, 2)).eval(), tokens(), r"torch.export cannot record it.*if x.sum\(\) > 0.*from_state_dict"),
         ({"weight": torch.zeros(2)}, tokens(), r"to be a torch.nn.Module \(got dict\).*from_state_dict"),
+        (
+            Function(lambda m, x: m.a(x)[x[..., :2] > 0], a=nn.Linear(8, 2)).eval(),
+            tokens(),
+            "depends on the values of tensors; tracing needs",
+        ),
         (nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=torch.complex64))]).eval(), tokens(), "'0' is complex"),
     ],
 )

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -527,11 +527,12 @@ class WeightSpace:
             )
         if unexpected := [key for key in state_dict if key not in self._params_by_name]:
             raise SpaceMismatchError(f"The state dict has a key {unexpected[0]!r} that {self!r} does not have; flattening would lose it.")
+        if not self.params:
+            return torch.zeros(0)
         first = state_dict[self.params[0].name]
         batch = first.shape[: max(first.ndim - len(self.params[0].shape), 0)]
         parts = []
-        dtype = computable(functools.reduce(torch.promote_types, (state_dict[param.name].dtype for param in self.params)))
-        dtype = dtype if dtype.is_floating_point else torch.float32
+        dtype = flat_dtype(state_dict.values())
         for param in self.params:
             tensor = state_dict[param.name]
             if tuple(tensor.shape) != (*batch, *param.shape):
@@ -686,6 +687,9 @@ class WeightSpace:
 
         self.check_layers("evaluate()")
         self.check_thetas(thetas)
+        first = next(group for group in self.groups if group.role == "input")
+        if inputs.ndim > 2 and inputs.shape[1] != first.size == inputs[0].numel():  # images read by a linear layer
+            inputs = inputs.flatten(1)
         return torch.func.vmap(lambda theta: run_network(self, self._views(theta), inputs), randomness="error")(thetas)
 
     def example_inputs(self, count: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -838,6 +842,12 @@ class WeightSpace:
         still = [param.name for param in self.params if not self.is_moved(param)]
         lines += [f"Parameters that nothing moves: {', '.join(still)}."] if still else []
         return "\n".join(lines)
+
+
+def flat_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The dtype in which tensors lie end to end: that to which they are promoted."""
+    dtype = computable(functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors)))
+    return dtype if dtype.is_floating_point else torch.float32
 
 
 def computable(dtype: torch.dtype) -> torch.dtype:

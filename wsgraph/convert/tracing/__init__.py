@@ -14,6 +14,7 @@ from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, move, poin
 from wsgraph.convert.tracing.tracer import TraceError, check_module, export, interpret
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import WeightSpace
+from wsgraph.space.weight_space import flat_dtype
 
 __all__ = [
     "TRACED_OPERATORS",
@@ -78,7 +79,7 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
     check_module(module)
     program = export(module, example_inputs)
     state = module.state_dict()
-    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    dtype = flat_dtype(state.values()) if state else torch.float32
     if (parts := as_layers(program, state, dtype)) is not None:
         return WeightSpace(*parts)
     scope = Scope()

@@ -29,7 +29,6 @@ class _Group:
     size: int
     layers: list[dict[str, Any]]
     operators: list[str] = field(default_factory=list)
-    factor: float = 1.0
     read: bool = False
     name: str = ""
 
@@ -41,10 +40,11 @@ class _Stream:
     groups: tuple[_Group, ...]
     stage: int = 0
     shape: tuple[int, ...] = ()
+    factor: float = 1.0
 
 
 def _number(value: float) -> str:
-    return f"{value:g}"
+    return repr(float(value)).removesuffix(".0")
 
 
 def _square(value: Any) -> int:
@@ -133,7 +133,10 @@ class _Builder:
         output = None
         for node in self.nodes:
             if node.op == "output":
-                (output,) = node.args[0] if isinstance(node.args[0], (list, tuple)) else (node.args[0],)
+                outputs = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
+                if len(outputs) != 1:
+                    raise _UnsupportedError
+                (output,) = outputs
             elif node.op == "call_function":
                 self.streams[node] = self.call(node)
             elif node.op != "placeholder":
@@ -147,7 +150,7 @@ class _Builder:
 
     def final(self, stream: _Stream) -> _Stream:
         """A stream at the last stage of its groups: what layers read."""
-        if any(stream.stage != len(group.operators) or group.factor != 1 for group in stream.groups if len(stream.groups) == 1):
+        if stream.factor != 1 or any(stream.stage != len(group.operators) for group in stream.groups if len(stream.groups) == 1):
             raise _UnsupportedError
         return stream
 
@@ -169,8 +172,10 @@ class _Builder:
             if isinstance(argument, fx.Node) and argument in self.streams
         ]
         if name == "linear" or name in ("conv1d", "conv2d", "conv3d"):
-            return self.layer(node, name, arguments, streams[0], shape)
-        if name == "add" and arguments.get("alpha", 1) == 1 and len(streams) == 2:
+            if arguments["input"] not in self.streams:
+                raise _UnsupportedError
+            return self.layer(node, name, arguments, self.streams[arguments["input"]], shape)
+        if name == "add" and arguments.get("alpha", 1) == 1 and len(streams) == 2 and streams[0] is not streams[1]:
             return self.add(node, streams, shape)
         if name == "cat" and arguments.get("dim", 0) % len(shape) == 1:
             return self.concatenate(streams, shape)
@@ -184,29 +189,30 @@ class _Builder:
             return replace(stream, shape=shape)
         if stream.stage != len(group.operators) or group.read or group is self.groups[0]:
             raise _UnsupportedError
-        text = self.operator(name, arguments, group, stream, shape)
+        if name == "mul" and isinstance(arguments["other"], (int, float)):
+            return replace(stream, factor=stream.factor * arguments["other"])
+        text = self.operator(name, arguments, stream, shape)
         if text:
             group.operators.append(text)
         pooled = text.startswith("global_")
         return _Stream(stream.groups, len(group.operators), shape[:2] if pooled else shape)
 
-    def operator(self, name: str, arguments: dict[str, Any], group: _Group, stream: _Stream, shape: tuple[int, ...]) -> str:
+    def operator(self, name: str, arguments: dict[str, Any], stream: _Stream, shape: tuple[int, ...]) -> str:
         """The operator as a weight space writes it; empty where nothing happens."""
         if name in _RESHAPE:
             if shape == stream.shape:
                 return ""  # global pooling has left one position already
-            if len(shape) == 2 and shape[0] == stream.shape[0] and group.factor == 1:
+            if len(shape) == 2 and shape[0] == stream.shape[0] and stream.factor == 1:
                 return "flatten"
             raise _UnsupportedError
-        if name == "mul" and isinstance(arguments["other"], (int, float)):
-            group.factor *= arguments["other"]
-            return ""
         if name == "sin":
-            factor, group.factor = group.factor, 1.0
-            return f"sin({_number(factor)})" if factor != 1 else "sin"
+            return f"sin({_number(stream.factor)})" if stream.factor != 1 else "sin"
+        if stream.factor != 1:
+            raise _UnsupportedError
         if name == "mean" and sorted(d % len(stream.shape) for d in arguments.get("dim") or [0]) == list(range(2, len(stream.shape))):
             return "global_avg_pool"
-        if name not in _OPERATORS or group.factor != 1:
+        dimensions = [int(digit) for digit in name if digit.isdigit()] if "pool" in name else []
+        if name not in _OPERATORS or any(len(stream.shape) != 2 + d for d in dimensions):  # fewer are read as without a batch
             raise _UnsupportedError
         text = _OPERATORS[name]({key: value for key, value in arguments.items() if value is not None})
         if "softmax" in text and len(shape) != 2:
@@ -254,14 +260,8 @@ class _Builder:
         for stream in streams:
             (group,) = stream.groups
             users = [user for user, other in self.streams.items() if other is stream]
-            fresh = (
-                group.layers
-                and not group.operators
-                and not group.read
-                and group.factor == 1
-                and len(users) == 1
-                and len(users[0].users) == 1
-            )
+            alone = len(users) == 1 and len(users[0].users) == 1
+            fresh = group.layers and not group.operators and not group.read and stream.factor == 1 and alone
             if fresh:
                 layers += group.layers
                 merged.append(group)
@@ -336,5 +336,5 @@ def as_layers(
     """Groups, layers and parameters of a network that they express in full, ``None`` of others."""
     try:
         return _Builder(program, state, theta_dtype).build()
-    except _UnsupportedError:
+    except (_UnsupportedError, IndexError, KeyError, TypeError):  # the latter where operators are called in a way not foreseen here
         return None

@@ -99,7 +99,8 @@ class Lowering:
         place = _Place(("family", family, 0), 0)
         if place not in self.anchors:
             label, _ = self.class_label(place.kind)
-            self.anchors[place] = self.add(NeuronGroup(f"factor.{family}", len(self.neurons.members(family)), "factor", permutation=label))
+            name = self.free_name("factor")
+            self.anchors[place] = self.add(NeuronGroup(name, len(self.neurons.members(family)), "factor", permutation=label))
         return self.anchors[place]
 
     def add(self, group: NeuronGroup) -> str:
@@ -121,7 +122,7 @@ class Lowering:
                     limits = (True, True)
             self.names[key, place] = self.add(
                 NeuronGroup(
-                    self.free_name(key[0]),
+                    self.free_name(self.factors.names[key[0]]),
                     self.sizes[place.kind],
                     permutation=label,
                     scale=f"{free[0]}/{free[1]}/{place.copy}/{label}",
@@ -132,12 +133,13 @@ class Lowering:
             self.anchors.setdefault(place, self.names[key, place])
         return self.names[key, place]
 
-    def free_name(self, unknown: int) -> str:
-        """A name for the next group of an unknown."""
-        base = self.factors.names[unknown]
-        taken = self.taken.get(base, 0)
-        self.taken[base] = taken + 1
-        return f"{base}[{taken}]" if taken else base
+    def free_name(self, base: str) -> str:
+        """A name that no group has yet."""
+        name = base
+        while name in self.groups:
+            self.taken[base] = self.taken.get(base, 0) + 1
+            name = f"{base}[{self.taken[base]}]"
+        return name
 
     def fixed_group(self, unknown: int, ids: Tensor, whole: bool) -> str:
         """The group of neurons that cannot move."""
@@ -145,7 +147,7 @@ class Lowering:
         reasons = list(dict.fromkeys(reason for family in families if (reason := self.neurons.reason(family))))
         if self.neurons.is_product(ids).any():
             reasons = reasons or ["the order of these neurons"]
-        name = self.free_name(unknown)
+        name = self.free_name(self.factors.names[unknown])
         role = reasons[0] if whole and reasons in (["output"], ["input"]) else "fixed"
         return self.add(NeuronGroup(name, len(ids), role, reason="" if role != "fixed" else "; ".join(reasons)))  # type: ignore[arg-type]
 
@@ -173,7 +175,7 @@ class Lowering:
         """Logical axes of one dimension of a parameter."""
         if label is None:
             return [Axis(size)]
-        before, middle, after = _runs(self.neurons.resolve(label.ids))
+        before, middle, after = _runs(self.neurons.resolve(label.ids), self.neurons.part(label.ids), label.expressions)
         inner = torch.arange(middle) * after
         axis = self.axis(label.ids[inner], label.expressions[inner])
         return [*([Axis(before)] if before > 1 else []), axis, *([Axis(after)] if after > 1 else [])]
@@ -228,16 +230,19 @@ def _ties(segments: Sequence[tuple[str, tuple[tuple[str, int], ...]]]) -> tuple[
     return tuple(ties)
 
 
-def _runs(ids: Tensor) -> tuple[int, int, int]:
-    """Sizes ``(a, n, b)`` such that ids are those of ``n`` distinct neurons, each repeated ``b`` times in a row, the whole ``a`` times."""
+def _runs(ids: Tensor, *others: Tensor) -> tuple[int, int, int]:
+    """Sizes ``(a, n, b)`` such that ids are those of ``n`` distinct neurons, each repeated ``b`` times in a row, the whole ``a`` times.
+
+    What else is known of the entries must repeat likewise: two halves of a layer may be tied neuron by neuron and still scale differently.
+    """
     size, distinct = len(ids), len(ids.unique())
     if size > distinct and size % distinct == 0:
         changes = (ids[1:] != ids[:-1]).nonzero()
         after = int(changes[0]) + 1 if len(changes) else size
         if size % (distinct * after) == 0:
-            shaped = ids.view(-1, distinct, after)
-            if bool((shaped == shaped[:1, :, :1]).all()):
-                return shaped.shape[0], distinct, after
+            repeats = [entries.view(-1, distinct, after) for entries in (ids, *others)]
+            if all(bool((shaped == shaped[:1, :, :1]).all()) for shaped in repeats):
+                return size // (distinct * after), distinct, after
     return 1, size, 1
 
 

@@ -370,6 +370,13 @@ def solve(neurons: Neurons, factors: Factors) -> tuple[dict[Key, dict[Key, int]]
             bound[key] = reduced(bound[key].items())
             for other in bound[key]:
                 users.setdefault(other, set()).add(key)
+    # An axis names every power once: of several free factors with one power, one is left.
+    while doubled := next((expression for expression in bound.values() if len(set(expression.values())) < len(expression)), None):
+        powers = list(doubled.values())
+        gone = next(key for key, power in reversed(doubled.items()) if powers.count(power) > 1)
+        for key, expression in bound.items():
+            bound[key] = {free: power for free, power in expression.items() if free != gone}
+        bound[gone] = {}
     for terms, positive, sign in demands:
         for key, power in reduced(terms).items():
             old = limits.get(key, (False, False))

@@ -81,7 +81,7 @@ def pointwise(*, positive: bool, sign: bool) -> Rule:
         scope.require(first.labels, positive=not positive, sign=not sign)
         result = replace(first, parameter=None, zero=first.zero and (positive or sign), constant=None)
         if not (positive or sign):  # the function of zero may be any number
-            result = replace(result, labels=tuple(Label(label.dims, label.codes.clamp(min=0)) for label in result.labels))
+            result = replace(result, labels=tuple(label.without_zeros() for label in result.labels))
         for other in others:
             result = scope.combine(result, scope.without_factors(other), product=False)
         return replace(result, shape=call.shapes[0])
@@ -115,7 +115,8 @@ def statistic(*, positive: bool, sign: bool) -> Rule:
         dims = call["dim"] if call["dim"] is not None else list(range(value.ndim))
         dims = [dims] if isinstance(dims, int) else list(dims) or list(range(value.ndim))
         keepdim = len(call.shapes[0]) == value.ndim
-        result = scope.reduce(value, dims, keepdim=keepdim, positive=positive, sign=sign)
+        counts = 0 in (call["ord"], call["p"])  # a norm that counts entries
+        result = scope.reduce(value, dims, keepdim=keepdim, positive=positive and not counts, sign=sign)
         if len(call.shapes) == 1:
             return [result]
         # Indices along neurons tell them apart.
@@ -129,10 +130,10 @@ def _movement(*, pick: bool) -> Rule:
     def rule(scope: Scope, call: Call) -> list[Value]:
         value = call.tensors[0]
         name = next(key for key, argument in call.arguments.items() if argument is value)
-        arguments = {
-            key: (torch.zeros((), dtype=torch.long).expand(argument.shape) if isinstance(argument, Value) else argument)
-            for key, argument in call.arguments.items()
-        }
+        others = {key: argument.constant for key, argument in call.arguments.items() if isinstance(argument, Value) and key != name}
+        if any(constant is None for constant in others.values()):
+            return unknown(scope, call)
+        arguments = {**call.arguments, **others}
         return scope.move(value, lambda codes: call.operation(**{**arguments, name: codes}), pick=pick)
 
     return rule
@@ -172,6 +173,8 @@ def linear(scope: Scope, call: Call) -> Value:
     value, weight, bias = call["input"], call["weight"], call["bias"]
     scope.name_values(label for label in weight.labels if label.dims == (0,))
     letters = "abcdefgh"[: value.ndim - 1]
+    if weight.ndim == 1:
+        return scope.contract(value, letters + "i", weight, "i", letters, call.shapes[0])
     result = scope.contract(value, letters + "i", weight, "oi", letters + "o", call.shapes[0])
     return affine(scope, call, result, None, bias, [len(letters)])
 
@@ -196,7 +199,8 @@ def convolution(scope: Scope, call: Call) -> Value:
         result = scope.contract(value, "bi" + letters, weight, ("io" if transposed else "oi") + kernel, "bo" + letters, shape)
     else:
         result = Value(shape, grouped(scope, call, value, weight, groups, transposed))
-    result = affine(scope, call, replace(result, shape=shape), None, bias, [1])
+    # Positions that were equal need not be so after padding and kernels.
+    result = affine(scope, call, replace(result, shape=shape, uniform=frozenset()), None, bias, [1])
     return result if len(call.shapes[0]) == weight.ndim else squeezed(result, [0])
 
 
@@ -204,6 +208,8 @@ def grouped(scope: Scope, call: Call, value: Value, weight: Value, groups: int, 
     """Labels of a grouped convolution's channels."""
     inputs, channels = value.along(1), value.shape[1]
     outputs, inner = weight.along(0), weight.along(1)
+    if groups == channels == weight.shape[0] and weight.shape[1] == 1 and inputs is not None and outputs is not None:  # depthwise
+        return (Label((1,), scope.multiply(inputs.codes, outputs.codes)),)
     if transposed:  # the weight is [inputs, outputs per group]
         scope.require(value.labels)
         scope.require(weight.labels)
@@ -214,8 +220,6 @@ def grouped(scope: Scope, call: Call, value: Value, weight: Value, groups: int, 
     if inputs is None or outputs is None:
         scope.fix(*value.labels, *weight.labels)
         return ()
-    if groups == channels == weight.shape[0]:  # depthwise
-        return (Label((1,), scope.multiply(inputs.codes, outputs.codes)),)
     scope.require([inputs, *([inner] if inner else [])])
     rows, columns = scope.neurons.factor(inputs.ids.view(groups, -1), scope.reason)
     out_rows, _ = scope.neurons.factor(outputs.ids.view(groups, -1), scope.reason)
@@ -270,6 +274,8 @@ def attention(scope: Scope, call: Call) -> Value:
     scores = product_of_matrices(scope, query, flipped, shape)
     if mask is not None:
         scores = scope.combine(scores, mask, product=False)
+    if call["is_causal"]:
+        scores = scope.combine(scores, Value(shape[-2:]), product=False)
     scores = normalize(scope, call, scores, [scores.ndim - 1], sign=False)
     return product_of_matrices(scope, scores, value, call.shapes[0])
 
@@ -293,13 +299,12 @@ def batch_norm(scope: Scope, call: Call) -> Value:
         return Value(call.shapes[0])
     scope.fix(*(label for label in value.labels if label.dims != (channel,)))
     value = replace(value, labels=tuple(label for label in value.labels if label.dims == (channel,)))
-    eps = call["eps"] or 0
-    scope.require(value.labels, positive=eps > 0, sign=False)
     mean, variance = call["running_mean"], call["running_var"]
     shape = [size if dim == channel else 1 for dim, size in enumerate(value.shape)]
     if mean is not None:
         centred = Value(tuple(shape), tuple(Label((channel,), label.codes) for label in mean.labels))
         value = scope.combine(value, centred, product=False)
+    scope.require(value.labels, sign=False)
     if variance is not None:
         own, theirs = value.along(channel), variance.along(0)
         if own is not None and theirs is not None:
@@ -358,7 +363,8 @@ def prelu(scope: Scope, call: Call) -> Value:
 def softmax(scope: Scope, call: Call) -> Value:
     """Over one dimension."""
     value = call["self"]
-    return normalize(scope, call, value, [call["dim"] % max(value.ndim, 1)], sign=False)
+    result = normalize(scope, call, value, [call["dim"] % max(value.ndim, 1)], sign=False)
+    return replace(result, labels=tuple(label.without_zeros() for label in result.labels), zero=False)
 
 
 # == Sums, products and the like ==
@@ -394,7 +400,7 @@ def masked(scope: Scope, call: Call) -> Value:
     result = scope.without_factors(values[0])
     for other in values[1:]:
         result = scope.combine(result, scope.without_factors(other), product=False)
-    return result
+    return replace(result, labels=tuple(label.without_zeros() for label in result.labels), zero=False)
 
 
 def cat(scope: Scope, call: Call) -> Value:
@@ -423,7 +429,7 @@ def index(scope: Scope, call: Call) -> Value:
     """Entries picked by tensors of indices that are known while tracing."""
     value = call["self"]
     indices = [call["index"]] if "index" in call.arguments else list(call["indices"])
-    dim = call["dim"] if "index" in call.arguments else None
+    dim = call["dim"] % max(value.ndim, 1) if "index" in call.arguments else None
     if any(entry is not None and entry.constant is None for entry in indices):
         # Which entries are picked is not known: those along the indexed dimensions must keep their order.
         dims = [dim] if dim is not None else [place for place, entry in enumerate(indices) if entry is not None]
@@ -486,10 +492,11 @@ def unknown(scope: Scope, call: Call) -> list[Value]:
 
 def contiguous(scope: Scope, call: Call) -> Value:
     """The same entries, unless they are made integers."""
-    value = replace(call.tensors[0], parameter=None)
-    if call["dtype"] is not None and not call["dtype"].is_floating_point:
-        return scope.without_factors(value)
-    return value
+    first = call.tensors[0]
+    constant = first.constant
+    if constant is not None and call.operator in ("to", "_to_copy", "type_as"):
+        constant = constant.to(call["dtype"]) if call["dtype"] is not None else None
+    return replace(first, parameter=None, constant=constant)
 
 
 def reshape(scope: Scope, call: Call) -> Value:
@@ -499,12 +506,20 @@ def reshape(scope: Scope, call: Call) -> Value:
     return scope.move(call.tensors[0], lambda codes: codes.reshape(call.shapes[0]))[0]
 
 
+def gated(scope: Scope, call: Call) -> Value:
+    """One half of a tensor times a sigmoid of the other."""
+    first, second = scope.move(call["self"], lambda codes: codes.chunk(2, call["dim"]), pick=True)
+    second = scope.without_factors(second)
+    second = replace(second, labels=tuple(label.without_zeros() for label in second.labels), zero=False)
+    return scope.combine(first, second, product=True)
+
+
 def clamp(scope: Scope, call: Call) -> Value | Sequence[Value]:
     """Limits: those at zero let positive factors pass, symmetric ones signs."""
     low, high = (call.arguments.get(name, call.arguments.get(other)) for name, other in (("min", "min_val"), ("max", "max_val")))
     if isinstance(low, Value) or isinstance(high, Value):
         return pointwise(positive=False, sign=False)(scope, call)
-    symmetric = low is not None and high is not None and low == -high
+    symmetric = low is not None and high is not None and low == -high and low <= 0
     return pointwise(positive={low, high} <= {None, 0}, sign=symmetric)(scope, call)
 
 
@@ -534,6 +549,7 @@ for _names, _rule in {
     ),
     "clamp clamp_min clamp_max hardtanh": clamp,
     "prelu _prelu_kernel": prelu,
+    "glu": gated,
     "softmax _softmax log_softmax _log_softmax": softmax,
     # Positions.
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d": spatial(

@@ -32,6 +32,9 @@ def check_module(module: nn.Module) -> None:
             raise TraceError(f"Parameter {name!r} is on the meta device: give the module memory with module.to_empty(device='cpu') first.")
         if tensor.is_complex():
             raise TraceError(f"Parameter {name!r} is complex; weight spaces hold real numbers.")
+    for name, entry in module.state_dict().items():
+        if not isinstance(entry, Tensor):
+            raise TraceError(f"The state dict entry {name!r} is no tensor ({type(entry).__name__}); a weight space holds tensors alone.")
     if training := [name or "the module itself" for name, part in module.named_modules() if part.training]:
         raise TraceError(
             f"The module is in training mode ({training[0]} and {len(training) - 1} more), where dropout and batch statistics change its "
@@ -45,9 +48,13 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     Raises:
         TraceError: If the module does not run on the inputs, or its control flow depends on their values.
     """
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         with torch.no_grad():
             module(*inputs)
+            for name, buffer in module.named_buffers():  # a forward function may count its calls
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
     except Exception as error:
         shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
         raise TraceError(
@@ -112,15 +119,46 @@ def interpret(program: Any, scope: Scope) -> tuple[dict[str, Value], set[str]]:
             for value in _values(_mapped(node.args, environment)):
                 scope.require(value.labels)
                 scope.fix_all(value)
-        elif getattr(node.target, "__name__", "") == "getitem":
-            environment[node] = environment[node.args[0]][node.args[1]]
-            origin[node] = origin[node.args[0]]
         else:
-            environment[node] = _call(node, environment, scope)
-            origin[node] = _alias(node, origin)
-            if _mutates(node):
-                _mutate(node, environment, origin, order, scope)
+            _step(node, environment, origin, order, scope)
     return values, used
+
+
+def _step(node: Any, environment: dict[Any, Any], origin: dict[Any, Any], order: Mapping[Any, int], scope: Scope) -> None:
+    """One operator of a program."""
+    if str(node.target) in _INLINE:
+        environment[node], origin[node] = _inline(node, environment, scope), node
+    elif getattr(node.target, "__name__", "") == "getitem":
+        environment[node] = environment[node.args[0]][node.args[1]]
+        origin[node] = origin[node.args[0]]
+    else:
+        environment[node] = _call(node, environment, scope)
+        origin[node] = _alias(node, origin)
+        if _mutates(node):
+            _mutate(node, environment, origin, order, scope)
+
+
+# Parts of a program that torch.export keeps apart, because gradients or automatic casts are switched within them.
+_INLINE = {"wrap_with_set_grad_enabled", "wrap_with_autocast"}
+
+
+def _inline(node: Any, environment: Mapping[Any, Any], scope: Scope) -> list[Any]:
+    """The results of a part of a program that is kept apart."""
+    place = next(i for i, argument in enumerate(node.args) if isinstance(argument, torch.fx.Node) and argument.op == "get_attr")
+    graph = getattr(node.graph.owning_module, str(node.args[place].target)).graph
+    values = iter(_mapped(list(node.args[place + 1 :]), environment))
+    inner: dict[Any, Any] = {}
+    origin: dict[Any, Any] = {}
+    order = {inside: i for i, inside in enumerate(graph.nodes)}
+    for inside in graph.nodes:
+        if inside.op == "placeholder":
+            inner[inside], origin[inside] = next(values), inside
+        elif inside.op == "output":
+            results = _mapped(inside.args[0], inner)
+            return list(results) if isinstance(results, list) else [results]
+        else:
+            _step(inside, inner, origin, order, scope)
+    return []
 
 
 def _placeholder(
@@ -179,7 +217,19 @@ def module_of(node: Any) -> str:
 def _shapes(node: Any) -> list[tuple[int, ...]]:
     value = node.meta.get("val")
     items = value if isinstance(value, (list, tuple)) else [value]
+    if any(not isinstance(size, int) for item in items if isinstance(item, Tensor) for size in item.shape):
+        raise TraceError(
+            f"The shape of what {node.target} returns in {module_of(node) or 'the module itself'} depends on the values of tensors; "
+            "tracing needs fixed shapes: use a mask of fixed size in place of picking entries by it."
+        )
     return [tuple(item.shape) if isinstance(item, Tensor) else () for item in items]
+
+
+def _integers(node: Any) -> list[bool]:
+    """Of every result, whether it holds integers, which no factor multiplies."""
+    value = node.meta.get("val")
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return [isinstance(item, Tensor) and not item.is_floating_point() for item in items]
 
 
 def operator_name(target: Any) -> tuple[str, Callable[..., Any]]:
@@ -195,10 +245,12 @@ def operator_name(target: Any) -> tuple[str, Callable[..., Any]]:
 def bind(node: Any) -> dict[str, Any]:
     """Arguments of a node by name."""
     if isinstance(node.target, torch._ops.OpOverload):
-        names = [argument.name for argument in node.target._schema.arguments]
+        schema = node.target._schema.arguments
+        names = [argument.name for argument in schema]
+        defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     else:
-        names = [str(i) for i in range(len(node.args))]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        names, defaults = [str(i) for i in range(len(node.args))], {}
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
@@ -210,6 +262,8 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     scope.name = call.name
     scope.reason = f"{name} in {module or 'the module itself'}"
     rule = TRACED_OPERATORS.get(name)
+    if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
+        return None  # a check of what is known already
     if rule is None:
         call = Call(name, module, {str(i): value for i, value in enumerate(nested)}, _shapes(node), operation)
         results: Any = unknown(scope, call)
@@ -217,12 +271,19 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
         results = rule(scope, call)
     several = isinstance(node.meta.get("val"), (list, tuple))
     results = [results] if isinstance(results, Value) else list(results)
+    if len(results) < len(call.shapes):
+        results = unknown(scope, call)
+    results = [scope.without_factors(result) if integer else result for result, integer in zip(results, _integers(node), strict=True)]
     for result, shape in zip(results, call.shapes, strict=True):
         assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"
     return results if several else results[0]
 
 
 # == Operators that write to their arguments ==
+
+
+# Operators that may return their argument itself, though their schemas do not say so.
+_MAY_ALIAS = {"reshape", "contiguous", "flatten", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as", "to"}
 
 
 def _mutates(node: Any) -> bool:
@@ -236,11 +297,8 @@ def _alias(node: Any, origin: Mapping[Any, Any]) -> Any:
     if not isinstance(node.target, torch._ops.OpOverload):
         return node
     schema = node.target._schema
-    shares = any(result.alias_info is not None for result in schema.returns) or schema.name in (
-        "aten::reshape",
-        "aten::contiguous",
-        "aten::flatten",
-    )
+    written = any(result.alias_info is not None for result in schema.returns)
+    shares = written or schema.name.removeprefix("aten::") in _MAY_ALIAS
     first = node.args[0] if node.args else None
     return origin.get(first, node) if shares and isinstance(first, torch.fx.Node) else node
 

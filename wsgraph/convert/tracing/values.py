@@ -42,6 +42,10 @@ class Label:
         """Expressions of the factors."""
         return self.codes.clamp(min=0) % _BASE
 
+    def without_zeros(self) -> Label:
+        """The label where zeros have become other numbers, that belong to no neuron."""
+        return Label(self.dims, self.codes.clamp(min=0))
+
     def moved(self, dims: Sequence[int]) -> Label:
         """The same codes on other dimensions, given in the order of the old ones."""
         order = sorted(range(len(dims)), key=lambda i: dims[i])
@@ -192,7 +196,7 @@ class Scope:
         if not partners:
             if not all(other.is_uniform(dim) for dim in label.dims):
                 self.fix(label)
-            return [label]
+            return [label if product or other.zero else label.without_zeros()]
         finer = max([label, *partners], key=lambda candidate: len(candidate.dims))
         others = [candidate for candidate in (label, *partners) if candidate is not finer]
         source = other if finer is label else mine
@@ -204,14 +208,15 @@ class Scope:
             if not product or bool(others[0].expressions.any()):
                 self.require([finer])
             self.unify(coded(rows), coded(others[0].ids.flatten()))
-            return [finer]
+            return [finer if product else finer.without_zeros()]
         self.fix(finer, *others)
-        return [finer]
+        return [finer.without_zeros()]
 
     def multiply(self, first: Tensor, second: Tensor) -> Tensor:
         """Codes of products, entry by entry: factors are multiplied."""
         one, other = (Label((0,), codes) for codes in (first, second))
-        self.neurons.unify(one.ids, other.ids, self.reason)
+        present = (first != ZERO) & (second != ZERO)
+        self.neurons.unify(one.ids[present], other.ids[present], self.reason)
         both = (one.expressions > 0) & (other.expressions > 0)
         result = torch.where(one.expressions > 0, one.codes, other.codes)
         if both.any():
@@ -221,7 +226,7 @@ class Scope:
                 (one.expressions[both], one.ids[both], 1), (other.expressions[both], other.ids[both], 1), (unknown, one.ids[both], -1)
             )
             result[both] = coded(one.ids[both], unknown)
-        return result
+        return torch.where(present, result, ZERO)
 
     def factor(self, label: Label, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Rows and columns of neurons that vary along the dimensions ``rows`` and others, as flat vectors."""
@@ -250,9 +255,9 @@ class Scope:
                 labels += self._rows(label, [dim for dim in label.dims if dim not in taken])
             else:
                 self.require([label], positive=not positive, sign=not sign)
-                labels.append(label)
+                labels.append(label if positive or sign else label.without_zeros())
         shape = tuple(1 if dim in taken else size for dim, size in enumerate(value.shape))
-        result = Value(shape, tuple(labels), value.uniform, value.zero)
+        result = Value(shape, tuple(labels), value.uniform, value.zero and (positive or sign))
         return result if keepdim else squeezed(result, taken)
 
     def contract(
@@ -331,37 +336,42 @@ class Scope:
     # == Entries moved ==
 
     def move(self, value: Value, operation: Callable[[Tensor], Any], *, pick: bool = False) -> list[Value]:
-        """Apply an operation that only moves entries; with ``pick`` it may also leave some out, repeat or reorder them."""
-        sources = [label.full(value.shape) for label in value.labels]
-        results = [operation(source) for source in sources]
-        example = operation(torch.zeros(1, dtype=torch.long).expand(value.shape) if value.shape else torch.zeros((), dtype=torch.long))
+        """Apply an operation that only moves entries; with ``pick`` it may also leave some out or repeat them."""
+        example = operation(torch.zeros((), dtype=torch.long).expand(value.shape))
         outputs = list(example) if isinstance(example, (tuple, list)) else [example]
         labels: list[list[Label]] = [[] for _ in outputs]
-        for label, result in zip(value.labels, results, strict=True):
-            for i, full in enumerate(result if isinstance(result, (tuple, list)) else [result]):
-                kept = self._settled(label, compressed(full), pick=pick)
-                if kept is not None:
-                    labels[i].append(kept)
+        for label in value.labels:
+            results, places = operation(label.full(value.shape)), operation(_places(label, value.shape))
+            for i in range(len(outputs)):
+                full, where = (results[i], places[i]) if isinstance(results, (tuple, list)) else (results, places)
+                kept = self._settled(label, compressed(full), where, pick=pick)
+                labels[i] += [] if kept is None else [kept]
         return [
-            Value(tuple(output.shape), tuple(own), frozenset(), value.zero, is_input=value.is_input)
+            Value(tuple(output.shape), tuple(own), zero=value.zero, is_input=value.is_input)
             for output, own in zip(outputs, labels, strict=True)
         ]
 
-    def _settled(self, old: Label, new: Label | None, *, pick: bool) -> Label | None:
+    def _settled(self, old: Label, new: Label | None, places: Tensor, *, pick: bool) -> Label | None:
+        """The label after entries were moved; neurons whose entries lie differently from those of others are fixed."""
         if new is None:
             return None
-        if pick and not (new.codes.shape == old.codes.shape and bool((new.codes == old.codes).all())):
-            ids = old.ids.flatten()
-            if len(ids.unique()) < len(ids):
-                # Several entries of one neuron: a part of them, or another order, could tell the neurons apart.
-                self.fix(old)
+        ids = self.neurons.resolve(new.ids.flatten())
+        if pick:
+            self.neurons.split(ids, self.reason)
+        entries = places.permute([*new.dims, *(dim for dim in range(places.ndim) if dim not in new.dims)]).reshape(len(ids), -1)
+        families = self.neurons.family(ids)
+        for family in families[~self.neurons.is_fixed(ids)].unique().tolist():
+            mine = families == family
+            order = ids[mine].argsort(stable=True)
+            neurons, counts = ids[mine].unique(return_counts=True)
+            if int(counts.min()) < int(counts.max()):
+                self.neurons.fix(neurons, self.reason)
             else:
-                self.neurons.split(new.ids.flatten(), self.reason)
-                chosen, counts = new.ids.flatten().unique(return_counts=True)
-                if len(counts) and int(counts.max()) > int(counts.min()):
-                    self.neurons.fix(chosen, self.reason)
+                lies = entries[mine][order].view(len(neurons), -1)
+                if not bool((lies == lies[:1]).all()):
+                    self.neurons.fix(neurons, self.reason)
         if not new.dims:  # a single neuron, which nothing can be exchanged with
-            self.neurons.split(new.ids.flatten(), self.reason)
+            self.neurons.split(ids, self.reason)
             self.require([new])
             return None
         return new
@@ -400,6 +410,18 @@ class Scope:
             if label is not None:
                 labels.append(label)
         return Value(tuple(shape), tuple(labels), zero=all(value.zero for value in values))
+
+
+def _places(label: Label, shape: Sequence[int]) -> Tensor:
+    """Which of its neuron's entries every entry of a tensor is."""
+    others = [dim for dim in range(len(shape)) if dim not in label.dims]
+    sizes = [size if dim in others else 1 for dim, size in enumerate(shape)]
+    count = math.prod(sizes)
+    ids = label.codes.flatten()
+    order = ids.argsort(stable=True)
+    rank = torch.empty_like(ids)
+    rank[order] = torch.arange(len(ids)) - torch.searchsorted(ids[order], ids[order])
+    return torch.arange(count).view(sizes) + count * Label(label.dims, rank.view(label.codes.shape)).full(shape)
 
 
 def _aligned(value: Value, shape: Sequence[int]) -> Value:
