@@ -457,6 +457,9 @@ ODD: dict[str, Callable[..., Any]] = {
     "diagonal": lambda m, x: m.b(m.a(x).relu()) * m.b.weight.diagonal().sum(),
     "diagonal by indices": lambda m, x: m.b(m.a(x).relu()) * m.b.weight[torch.arange(3), torch.arange(3)].sum(),
     "positions that meet neurons": lambda m, x: m.b(m.a(x)[:, torch.arange(5), torch.arange(5)] @ m.c.weight[:5, :6]),
+    "rolled after a norm of two copies": lambda m, x: m.d(
+        F.layer_norm(torch.cat([m.a(x).flip(-1), m.a(x)], -1), [12], m.d.weight[0], m.d.weight[1]).roll(1, -1)
+    ),
     "causal attention": lambda m, x: F.scaled_dot_product_attention(m.a(x), m.a(x), m.b(m.a(x)), is_causal=True),
     "padded and summed": lambda m, x: m.d(F.pad(m.a(x), (0, 6)) + x.sum(-1, keepdim=True) + F.pad(m.a(x), (6, 0))),
     "padded and centred": lambda m, x: m.d((lambda h: h - h.mean(-1, keepdim=True))(F.pad(m.a(x), (0, 6)))),
@@ -510,6 +513,16 @@ POOLED = {
             a=nn.Conv2d(3, 8, 1),
             b=nn.Conv2d(8, 8, 3, padding=1, groups=8),
             c=nn.Conv2d(4, 3, 1),
+        ),
+        image(),
+    ),
+    "depthwise after grouped": (
+        Function(
+            lambda m, x: m.d(torch.cat([m.b(m.a(x)), m.c(m.a(x))], 1)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(8, 6, 1, groups=2),
+            c=nn.Conv2d(8, 16, 1, groups=8),
+            d=nn.Conv2d(22, 2, 1),
         ),
         image(),
     ),

@@ -28,6 +28,7 @@ class Neurons:
         self._representative, self._family, self._row, self._column, self._part = (zero.clone() for _ in range(5))
         self._parts = 0
         self._fixed = torch.ones(1, dtype=torch.bool)
+        self._factor_of_some = torch.zeros(1, dtype=torch.bool)
         self._members: dict[int, Tensor] = {}
         self.reasons: dict[int, str] = {}
 
@@ -38,6 +39,7 @@ class Neurons:
         self._representative = _grown(self._representative, ids)
         self._family = _grown(self._family, torch.full((size,), self._new_family(ids)))
         self._row, self._column = _grown(self._row, torch.zeros(size)), _grown(self._column, torch.zeros(size))
+        self._factor_of_some = _grown(self._factor_of_some, torch.zeros(size))
         self._parts += 1
         self._part = _grown(self._part, torch.full((size,), self._parts))
         return ids
@@ -180,7 +182,9 @@ class Neurons:
                 self.split(second, reason)
                 if products[1]:
                     first, second = second, first
-                if not self.is_fixed(torch.cat([first, second])).any():
+                if any(products) and bool(self._factor_of_some[second].any()):  # rows of rows are left alone
+                    self.fix(torch.cat([first, second]), reason)
+                elif not self.is_fixed(torch.cat([first, second])).any():
                     self._alias(second, first)
         elif int(counts[0].max()) == 1 and not products[0]:
             self._repeat(first, second, counts[1], reason)
@@ -200,6 +204,7 @@ class Neurons:
 
     def _alias(self, old: Tensor, new: Tensor) -> None:
         self._leave(old)
+        self._factor_of_some[new] |= self._factor_of_some[old]
         table = torch.arange(len(self._family))
         table[old] = new
         self._representative = table[self._representative]
@@ -231,6 +236,7 @@ class Neurons:
             along, families = (rows, row_families[:, 0]) if by_rows else (columns, row_families[0])
             for family in families.unique().tolist()[1:]:
                 self._separate(along[families == family])
+            self._factor_of_some[torch.cat([rows, columns])] = True
             self._row[ids], self._column[ids] = rows[:, None].expand(ids.shape), columns.expand(ids.shape)
         rows, columns = self.pair(ids)
         return rows[:, 0], columns[0]
@@ -246,7 +252,7 @@ class Neurons:
             return bool((rows == rows[:, :1]).all() and (columns == columns[:1]).all())
         families = self._family[ids]
         whole = bool((families == families[:, :1]).all() or (families == families[:1]).all())
-        return whole and not bool(product.any()) and not bool(self.is_fixed(ids).any())
+        return whole and not bool((product | self._factor_of_some[ids]).any()) and not bool(self.is_fixed(ids).any())
 
 
 class Factors:

@@ -341,7 +341,10 @@ class Scope:
         outputs = list(example) if isinstance(example, (tuple, list)) else [example]
         labels: list[list[Label]] = [[] for _ in outputs]
         for label in value.labels:
-            results, places = operation(label.full(value.shape)), operation(_places(label, value.shape))
+            results, places = (
+                operation(label.full(value.shape)),
+                operation(_places(label, self.neurons.resolve(label.ids.flatten()), value.shape)),
+            )
             for i in range(len(outputs)):
                 full, where = (results[i], places[i]) if isinstance(results, (tuple, list)) else (results, places)
                 kept = self._settled(label, compressed(full), where, pick=pick)
@@ -412,12 +415,11 @@ class Scope:
         return Value(tuple(shape), tuple(labels), zero=all(value.zero for value in values))
 
 
-def _places(label: Label, shape: Sequence[int]) -> Tensor:
-    """Which of its neuron's entries every entry of a tensor is."""
+def _places(label: Label, ids: Tensor, shape: Sequence[int]) -> Tensor:
+    """Which of its neuron's entries every entry of a tensor is, given the neurons of the label's codes."""
     others = [dim for dim in range(len(shape)) if dim not in label.dims]
     sizes = [size if dim in others else 1 for dim, size in enumerate(shape)]
     count = math.prod(sizes)
-    ids = label.codes.flatten()
     order = ids.argsort(stable=True)
     rank = torch.empty_like(ids)
     rank[order] = torch.arange(len(ids)) - torch.searchsorted(ids[order], ids[order])
