@@ -263,7 +263,7 @@ def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
     for axis in axes[-1]:
-        axis.set_xlabel(r"Kendall's $\tau$ (open: moved; ticks: seeds)", fontsize=8.5)
+        axis.set_xlabel(r"Kendall's $\tau$ (open: moved)", fontsize=8.5)
 
     def save(temporary: Path) -> None:
         figure.savefig(temporary, format="png")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
-from wsgraph.nn import build_model, list_models, model_entry
+from wsgraph.nn import build_model, list_models, model_entry, registry
 from wsgraph.testing import assert_invariant
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -22,11 +22,13 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.fixture(autouse=True)
 def import_and_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scripts find their neighbours as when they are run, and leave the number of threads as it was."""
+    """Scripts find their neighbours as when they are run, and leave the number of threads and the list of models as they were."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    threads = torch.get_num_threads()
+    threads, registered = torch.get_num_threads(), dict(registry._MODELS)
     yield
     torch.set_num_threads(threads)
+    registry._MODELS.clear()
+    registry._MODELS.update(registered)
 
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
