@@ -101,8 +101,9 @@ def torchvision_models() -> dict[str, Callable[[], nn.Module]]:
         for operator in ("nms", "qnms"):
             _KEPT.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         from torchvision import models
-    plain = {"googlenet", "inception_v3"}  # their own initialisation takes a minute, and is overwritten
+    # Their own initialisation takes a minute, and is overwritten; their auxiliary classifiers do not run in evaluation.
+    plain = {"init_weights": False, "aux_logits": False}
     return {
-        name: functools.partial(models.get_model, name, **({"init_weights": False} if name in plain else {}))
+        name: functools.partial(models.get_model, name, **(plain if name in ("googlenet", "inception_v3") else {}))
         for name in models.list_models(module=models)
     }
