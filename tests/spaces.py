@@ -1,5 +1,8 @@
 """Weight spaces that many tests share, chains and general networks, one per symmetry kind."""
 
+import torch
+from torch import Tensor
+
 from tests.space.handmade import linear, space_of
 from wsgraph import WeightSpace
 from wsgraph.space import Layer, NeuronGroup
@@ -39,3 +42,18 @@ def residual_space(activation: str = "relu") -> WeightSpace:
 
 GENERAL = {f"residual_{activation}": residual_space(activation) for activation in ("relu", "tanh", "gelu", "identity")}
 SPACES = {**CHAINS, **GENERAL}
+
+
+def broken_networks(space: WeightSpace) -> Tensor:
+    """Networks with zero weights, dead neurons, zero biases, and magnitudes far apart."""
+    thetas = space.sample(7, generator=torch.Generator().manual_seed(0))
+    thetas[0] = 0
+    thetas[1, ::2] = 0
+    for param in space.params:
+        if param.role == "bias":
+            thetas[2, space.slices[param.name]] = 0
+    thetas[3, : space.num_params // 2] = 0
+    thetas[4] *= 1e-6
+    thetas[5, ::3] *= 1e-30
+    thetas[6] *= 1e3
+    return thetas

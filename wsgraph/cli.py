@@ -127,7 +127,7 @@ def convert(
 ) -> None:
     """Write the parameter graph of a checkpoint: x, edge_index, edge_attr and what belongs to every neuron and edge.
 
-    Example: wsgraph convert model.safetensors graph.pt, then torch_geometric.data.Data(**torch.load("graph.pt"))
+    Example: wsgraph convert model.safetensors graph.pt, then torch_geometric.data.Data(**torch.load("graph.pt", weights_only=True))
     """
     from wsgraph.convert.graph_file import save_graph
 
@@ -173,26 +173,22 @@ class _Network(NamedTuple):
 
     def difference(self, scale: float, seed: int) -> tuple[float, float]:
         """Largest relative difference of the outputs under a random group element, and the share of weights that it moves."""
-        import copy
-
         import torch
 
+        from wsgraph.testing import largest_difference, module_outputs
+
         generator = torch.Generator().manual_seed(seed)
-        theta = self.theta.double()
         g = self.space.sample_symmetry(1, (1 / scale, scale), generator=generator)
-        moved = self.space.act(g, theta[None])[0]
         if self.module is None:
+            theta = self.theta.double()[None]
             inputs = self.space.example_inputs(8, generator=generator, dtype=torch.float64)
-            before, after = (self.space.evaluate(weights[None], inputs) for weights in (theta, moved))
+            moved = self.space.act(g, theta)
+            before, after = ([self.space.evaluate(weights, inputs)] for weights in (theta, moved))
         else:
-            module, arguments = copy.deepcopy(self.module).double(), tuple(x.double() for x in self.inputs)
-            state = module.state_dict()
-            states = ({key: t.to(state[key].dtype) for key, t in self.space.unflatten(weights).items()} for weights in (theta, moved))
-            with torch.no_grad():
-                before, after = (torch.func.functional_call(module, weights, arguments, tie_weights=False) for weights in states)
-        if not isinstance(before, torch.Tensor):
-            raise ValueError(f"Expected the module to return a tensor (got {type(before).__name__}).")
-        return float((before - after).abs().max() / before.abs().max().clamp(min=1e-300)), float((moved != theta).double().mean())
+            theta, outputs = module_outputs(self.module, self.space, self.inputs)
+            moved = self.space.act(g, theta)
+            before, after = outputs(theta), outputs(moved)
+        return largest_difference(after, before), float((moved != theta).double().mean())
 
 
 def _open_network(checkpoint: Path, activation: str | None, module: str | None, inputs: list[str] | None, fold_batchnorm: bool) -> _Network:

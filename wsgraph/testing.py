@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,27 @@ def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, dict):
         output = list(output.values())
     return [tensor for item in output for tensor in _tensors(item)] if isinstance(output, (list, tuple)) else []
+
+
+def module_outputs(module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """The weights ``[1, P]`` of a module in float64, and its outputs as a function of such weights."""
+    inputs = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    copied = copy.deepcopy(module).double().eval()
+    state = {name: tensor.detach() for name, tensor in copied.state_dict().items()}
+
+    def outputs(thetas: Tensor) -> list[Tensor]:
+        # Integers are no weights, and stay what they are.
+        moved = {name: tensor.to(state[name].dtype) for name, tensor in space.unflatten(thetas[0]).items()}
+        with torch.no_grad():
+            return _tensors(torch.func.functional_call(copied, moved, inputs, tie_weights=False))
+
+    return space.flatten(state)[None], outputs
+
+
+def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference of an output, relative to its largest expected entry."""
+    pairs = zip(outputs, expected, strict=True)
+    return max((_relative_error(output.double()[None], wanted.double()[None]) for output, wanted in pairs), default=0.0)
 
 
 def assert_function_preserved(
@@ -83,21 +104,11 @@ def assert_function_preserved(
     """
     __tracebackhide__ = True
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    inputs = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-    copied = copy.deepcopy(module).double().eval()
-    state = {name: tensor.detach() for name, tensor in copied.state_dict().items()}
-    theta = space.flatten(state)[None]
+    theta, outputs = module_outputs(module, space, inputs)
     generator = torch.Generator().manual_seed(seed)
 
-    def outputs(thetas: Tensor) -> list[Tensor]:
-        # Integers are no weights, and stay what they are.
-        moved = {name: tensor.to(state[name].dtype) for name, tensor in space.unflatten(thetas[0]).items()}
-        with torch.no_grad():
-            return _tensors(torch.func.functional_call(copied, moved, inputs, tie_weights=False))
-
     def error(g: GroupElement) -> float:
-        pairs = zip(outputs(act(space, g, theta)), expected, strict=True)
-        return max((_relative_error(moved.double()[None], output.double()[None]) for moved, output in pairs), default=0.0)
+        return largest_difference(outputs(act(space, g, theta)), expected)
 
     expected = outputs(theta)
     kinds = [kind for kind in SYMMETRIES if _acts(space, kind)]

@@ -2,10 +2,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch_geometric.data import Batch
 
-from tests.spaces import CHAINS, SPACES
+from tests.spaces import CHAINS, SPACES, broken_networks
 from wsgraph import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.nn import (
     MAGEPNFN,
@@ -75,20 +74,6 @@ def test_models_on_the_zoo_architecture(name: str) -> None:
 def test_baselines_do_change_with_scale(name: str) -> None:
     with pytest.raises(AssertionError, match="is not invariant under scale"):
         assert_invariant(build(name, ZOO_CNN), ZOO_CNN, symmetries=["permutation", "scale"], control=None)
-
-
-def broken_networks(space: WeightSpace) -> Tensor:
-    """Networks with zero weights, dead neurons, zero biases, and magnitudes far apart."""
-    thetas = space.sample(6, generator=torch.Generator().manual_seed(0))
-    thetas[0] = 0
-    thetas[1, ::2] = 0
-    for param in space.params:
-        if param.role == "bias":
-            thetas[2, space.slices[param.name]] = 0
-    thetas[3, : space.num_params // 2] = 0
-    thetas[4] *= 1e-6
-    thetas[5] *= 1e3
-    return thetas
 
 
 def test_a_plain_mlp_has_no_symmetry() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.space.handmade import linear, space_of
-from tests.spaces import CHAINS, SPACES, residual_space
+from tests.spaces import CHAINS, SPACES, broken_networks, residual_space
 from wsgraph import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.nn.message import scalegmn
 from wsgraph.nn.message.scalegmn import ScaleGMN, ScaleGMNConv
@@ -104,21 +104,6 @@ def test_mixed_batches_equal_single_networks(options: dict[str, Any], bidirectio
         alone = model(batch[i])[0]
         torch.testing.assert_close(output[i][: len(alone)], alone, rtol=1e-9, atol=1e-11)
         assert not output[i][len(alone) :].any()
-
-
-def broken_networks(space: WeightSpace) -> Tensor:
-    """Networks with zero weights, dead neurons, zero biases, and magnitudes far apart."""
-    thetas = space.sample(7, generator=torch.Generator().manual_seed(0))
-    thetas[0] = 0
-    thetas[1, ::2] = 0
-    for param in space.params:
-        if param.role == "bias":
-            thetas[2, space.slices[param.name]] = 0
-    thetas[3, : space.num_params // 2] = 0
-    thetas[4] *= 1e-6
-    thetas[5] *= 1e3
-    thetas[6, ::3] *= 1e-30
-    return thetas
 
 
 @DIRECTIONS

@@ -36,7 +36,7 @@ def save_graph(graph: ParameterGraph, path: str | os.PathLike[str]) -> None:
         >>> space = WeightSpace.mlp([2, 3, 1])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_graph(space.graph(space.sample(1)[0]), f"{folder}/graph.pt")
-        ...     data = Data(**torch.load(f"{folder}/graph.pt"))
+        ...     data = Data(**torch.load(f"{folder}/graph.pt", weights_only=True))
         >>> data.num_nodes, data.num_edges, WeightSpace.from_json(data.space_json) == space
         (6, 9, True)
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wsgraph.space.weight_space import WeightSpace, _Link, _per_layer, chain_space, computable
+from wsgraph.space.weight_space import WeightSpace, _Link, _per_layer, chain_space, computable, flat_dtype, stored_dtype
 
 __all__ = ["from_state_dict"]
 
@@ -90,13 +89,13 @@ def from_state_dict(
     else:
         pools = _per_layer("pooling", list(pooling), convolutions)
 
-    dtype = _common_dtype(state_dict)
+    dtype = flat_dtype(state_dict.values())
     links = []
     parts: list[Tensor] = []
     for i, (key, tensor) in enumerate(zip(order, tensors, strict=True)):
         bias = biases.get(key)
         stored = [state_dict[name] for name in (key, bias) if name is not None]
-        names = [None if part.dtype == dtype else str(part.dtype).removeprefix("torch.") for part in stored]
+        names = [stored_dtype(part, dtype) for part in stored]
         parts += (part.to(dtype).reshape(-1) for part in stored)
         operators: list[str] = []
         positions = None
@@ -155,10 +154,6 @@ def _check_values(state_dict: Mapping[str, Tensor]) -> None:
             )
         if not tensor.is_meta and not torch.isfinite(tensor.to(computable(tensor.dtype))).all():
             raise ValueError(f"{key!r} holds NaN or infinite weights; such a network has diverged and cannot be compared with others.")
-
-
-def _common_dtype(state_dict: Mapping[str, Tensor]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, (computable(tensor.dtype) for tensor in state_dict.values()))
 
 
 # == The chain ==

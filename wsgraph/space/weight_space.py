@@ -146,9 +146,8 @@ class WeightSpace:
                     f"'permutation' and 'scale' labels (got source {layer.sources}, target {layer.target!r})."
                 )
 
-        used = {name for layer in self.layers for name in (layer.weight, layer.bias)}
-        if self.layers and (unused := [param.name for param in self.params if param.name not in used]):
-            raise ValueError(f"No layer uses the parameter {unused[0]!r}.")
+        if self.layers and self._outside_layers:
+            raise ValueError(f"No layer uses the parameter {self._outside_layers[0]!r}.")
 
     def _check_ties(self, param: Parameter, axis: Axis) -> None:
         def labels(tie: Tie, kind: str) -> tuple[str, ...]:
@@ -278,14 +277,18 @@ class WeightSpace:
     def _layers_into(self) -> dict[str, tuple[Layer, ...]]:
         return {group.name: tuple(layer for layer in self.layers if layer.target == group.name) for group in self.groups}
 
+    @cached_property
+    def _outside_layers(self) -> list[str]:
+        used = {name for layer in self.layers for name in (layer.weight, layer.bias)}
+        return [param.name for param in self.params if param.name not in used]
+
     def check_layers(self, what: str) -> None:
         """Raise where the space has parameters outside its layers: they have symmetries, but no function or graph that is known here.
 
         Raises:
             SpaceMismatchError: Naming what needs layers, and the first parameter outside them.
         """
-        used = {name for layer in self.layers for name in (layer.weight, layer.bias)}
-        if outside := [param.name for param in self.params if param.name not in used]:
+        if outside := self._outside_layers:
             raise SpaceMismatchError(
                 f"{what} needs a network of dense and convolutional layers, residual sums and known operators, but no layer of {self!r} "
                 f"uses the parameter {outside[0]!r}{f' and {len(outside) - 1} more' if len(outside) > 1 else ''}. Its symmetries are "
@@ -846,8 +849,13 @@ class WeightSpace:
 
 def flat_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """The dtype in which tensors lie end to end: that to which they are promoted."""
-    dtype = computable(functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors)))
+    dtype = functools.reduce(torch.promote_types, (computable(tensor.dtype) for tensor in tensors))
     return dtype if dtype.is_floating_point else torch.float32
+
+
+def stored_dtype(tensor: Tensor, flat: torch.dtype) -> str | None:
+    """What a parameter notes of its tensor's dtype: its name, or nothing where it is that of the flat vector."""
+    return None if tensor.dtype == flat else str(tensor.dtype).removeprefix("torch.")
 
 
 def computable(dtype: torch.dtype) -> torch.dtype:

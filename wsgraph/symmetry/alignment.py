@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wsgraph.space import SpaceMismatchError, WeightSpace
-from wsgraph.symmetry.group import GroupElement, act, logical_tensors
+from wsgraph.symmetry.group import GroupElement, act, logical_tensors, with_products
 
 __all__ = ["align"]
 
@@ -224,20 +223,9 @@ class _Alignment:
         if not bool(better.any()):
             return False
         permutation = torch.where(better[:, None], permutation, stay)
-        move = _with_permutation(self.space, _identity(self.space, self.thetas), label, permutation)
+        stays = _identity(self.space, self.thetas)
+        permutations = with_products(self.space, {**stays.permutations, label: permutation}, len(permutation), permutation.device)
         kept = {name: torch.where(better[:, None], sign, 1.0) for name, sign in signs.items()}
-        move = replace(move, scales={**move.scales, **kept})
+        move = replace(stays, permutations=permutations, scales={**stays.scales, **kept})
         self.thetas, self.element = act(self.space, move, self.thetas), move @ self.element
         return True
-
-
-def _with_permutation(space: WeightSpace, element: GroupElement, label: str, permutation: Tensor) -> GroupElement:
-    """An element with another permutation of one class, and of the products that it is a factor of."""
-    permutations = {**element.permutations, label: permutation}
-    for name, members in space.permutation_classes.items():
-        if name in permutations and members[0].factors:
-            outer, inner = (space.group(factor) for factor in members[0].factors)
-            stay = [torch.arange(factor.size, device=permutation.device).expand(len(permutation), -1) for factor in (outer, inner)]
-            rows, columns = (permutations.get(factor.permutation, same) for factor, same in zip((outer, inner), stay, strict=True))
-            permutations[name] = (rows[:, :, None] * math.prod(columns.shape[1:]) + columns[:, None]).flatten(1)
-    return replace(element, permutations=permutations)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsgraph.space import Axis, Parameter, SpaceMismatchError, Tie, WeightSpace
 
-__all__ = ["SYMMETRIES", "GroupElement", "act", "flatten_logical", "logical_tensors", "move_parameter", "sample_symmetry"]
+__all__ = ["SYMMETRIES", "GroupElement", "act", "flatten_logical", "logical_tensors", "move_parameter", "sample_symmetry", "with_products"]
 
 SYMMETRIES = ("permutation", "scale", "sign")
 
@@ -155,14 +155,7 @@ def sample_symmetry(
             drawn = torch.rand(size, generator=generator, dtype=torch.float64).argsort(dim=1)
             identity = torch.arange(members[0].size).expand(size)
             permutations[label] = (drawn if "permutation" in symmetries and moved(label) else identity).to(device)
-    for label, members in space.permutation_classes.items():
-        if space.is_permutable(label) and members[0].factors:
-            outer, inner = (space.group(name) for name in members[0].factors)
-            rows, columns = (
-                permutations.get(factor.permutation, torch.arange(factor.size, device=device).expand(batch, -1))
-                for factor in (outer, inner)
-            )
-            permutations[label] = (rows[:, :, None] * inner.size + columns[:, None]).flatten(1)
+    permutations = with_products(space, permutations, batch, device)
     for label, members in space.scale_classes.items():
         if members[0].permutation not in permutations or members[0].role == "factor":
             continue
@@ -179,6 +172,21 @@ def sample_symmetry(
             factors = factors * (1 - 2 * torch.randint(0, 2, size, generator=generator))
         scales[label] = factors.to(device=device, dtype=dtype)
     return GroupElement(space, permutations, scales)
+
+
+def with_products(
+    space: WeightSpace, permutations: Mapping[str, Tensor], batch: int, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Permutations of classes, and those of the products that they are factors of, which follow from them."""
+    result = dict(permutations)
+    for label, members in space.permutation_classes.items():
+        if space.is_permutable(label) and members[0].factors:
+            outer, inner = (space.group(name) for name in members[0].factors)
+            rows, columns = (
+                result.get(factor.permutation, torch.arange(factor.size, device=device).expand(batch, -1)) for factor in (outer, inner)
+            )
+            result[label] = (rows[:, :, None] * inner.size + columns[:, None]).flatten(1)
+    return result
 
 
 def _laid(space: WeightSpace, tie: Tie, values: Mapping[str, Tensor], kind: str) -> Tensor | None:

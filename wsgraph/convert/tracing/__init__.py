@@ -83,7 +83,7 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
     if (parts := as_layers(program, state, dtype)) is not None:
         return WeightSpace(*parts)
     scope = Scope()
-    values, used = interpret(program, scope)
+    values = interpret(program, scope)
     if scope.unknown:
         listed = "; ".join(
             f"{name} in {', '.join(place or 'the module itself' for place in dict.fromkeys(p))}" for name, p in scope.unknown.items()
@@ -95,7 +95,6 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         if strict:
             raise TraceError(message)
         warnings.warn(message, TraceWarning, stacklevel=2)
-    values = {name: value for name, value in values.items() if name in used}
     # A tensor shared by several keys is recorded under one of them.
     first: dict[int, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from wsgraph.convert.tracing.tracer import bind, module_of, operator_name
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
+from wsgraph.space.weight_space import stored_dtype
 
 __all__ = ["as_layers"]
 
@@ -118,7 +119,6 @@ class _Builder:
         self.streams: dict[Any, _Stream] = {}
         self.groups: list[_Group] = []
         self.used: set[str] = set()
-        self.weights: dict[str, dict[str, Any]] = {}
 
     # == Reading the program ==
 
@@ -325,8 +325,8 @@ class _Builder:
         biases = {layer.bias for layer in layers}
         params = []
         for name, tensor in self.state.items():
-            dtype = None if tensor.dtype == self.theta_dtype else str(tensor.dtype).removeprefix("torch.")
-            params.append(Parameter(name, tuple(tensor.shape), "bias" if name in biases else "weight", axes[name], dtype))
+            role = "bias" if name in biases else "weight"
+            params.append(Parameter(name, tuple(tensor.shape), role, axes[name], stored_dtype(tensor, self.theta_dtype)))
         return groups, tuple(layers), tuple(params)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from wsgraph.convert.tracing.neurons import Key, solve
+from wsgraph.convert.tracing.neurons import Key, occurrence, solve
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Axis, NeuronGroup, Parameter, Symmetry, Tie
+from wsgraph.space.weight_space import stored_dtype
 
 __all__ = ["lower"]
 
@@ -29,7 +30,6 @@ class Lowering:
     """Groups and parameters, found parameter by parameter."""
 
     def __init__(self, scope: Scope) -> None:
-        self.scope = scope
         self.neurons, self.factors = scope.neurons, scope.factors
         self.bound, self.limits = solve(scope.neurons, scope.factors)
         self.groups: dict[str, NeuronGroup] = {}
@@ -199,7 +199,7 @@ class Lowering:
             for part in parts[positions].unique().tolist():
                 mine = parts[positions] == part
                 # The k-th occurrence of every neuron makes the k-th copy.
-                rank = _occurrence(numbers[mine])
+                rank = occurrence(numbers[mine])
                 for copy in range(int(rank.max()) + 1):
                     used, which = positions[mine][rank == copy], numbers[mine][rank == copy]
                     if len(used) != self.sizes[place.kind]:
@@ -246,16 +246,6 @@ def _runs(ids: Tensor, *others: Tensor) -> tuple[int, int, int]:
     return 1, size, 1
 
 
-def _occurrence(numbers: Tensor) -> Tensor:
-    """How often each number came before."""
-    order = numbers.argsort(stable=True)
-    ordered = numbers[order]
-    starts = torch.searchsorted(ordered, ordered)
-    result = torch.empty_like(numbers)
-    result[order] = torch.arange(len(numbers)) - starts
-    return result
-
-
 def lower(
     scope: Scope, values: Mapping[str, Value], state: Mapping[str, Tensor], theta_dtype: torch.dtype
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...]]:
@@ -274,8 +264,7 @@ def lower(
         along = {label.dims[0]: label for label in value.labels}
         axes = [axis for dim, size in enumerate(value.shape) for axis in lowering.axes(along.get(dim), size)]
         role = _ROLES.get(name.rsplit(".", 1)[-1], "weight" if tensor.ndim > 1 else "scale") if tensor.is_floating_point() else "buffer"
-        dtype = None if tensor.dtype == theta_dtype else str(tensor.dtype).removeprefix("torch.")
-        params.append(Parameter(name, tuple(tensor.shape), role, tuple(axes) or (Axis(1),), dtype))
+        params.append(Parameter(name, tuple(tensor.shape), role, tuple(axes) or (Axis(1),), stored_dtype(tensor, theta_dtype)))
     return tuple(_renamed(lowering.groups)), tuple(params)
 
 
@@ -286,17 +275,4 @@ def _renamed(groups: Mapping[str, NeuronGroup]) -> list[NeuronGroup]:
     for group in groups.values():
         permutations.setdefault(group.permutation, group.name)
         scales.setdefault(group.scale, group.name)
-    return [
-        NeuronGroup(
-            group.name,
-            group.size,
-            group.role,
-            group.operators,
-            permutations[group.permutation],
-            scales[group.scale],
-            group.limits,
-            group.factors,
-            group.reason,
-        )
-        for group in groups.values()
-    ]
+    return [replace(group, permutation=permutations[group.permutation], scale=scales[group.scale]) for group in groups.values()]

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Equation", "Factors", "Key", "Neurons", "solve"]
+__all__ = ["Equation", "Factors", "Key", "Neurons", "occurrence", "solve"]
+
+
+def occurrence(numbers: Tensor) -> Tensor:
+    """How often each number came before."""
+    order = numbers.argsort(stable=True)
+    ordered = numbers[order]
+    result = torch.empty_like(numbers)
+    result[order] = torch.arange(len(numbers)) - torch.searchsorted(ordered, ordered)
+    return result
 
 
 def _grown(tensor: Tensor, values: Tensor) -> Tensor:

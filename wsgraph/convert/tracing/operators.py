@@ -79,7 +79,7 @@ def pointwise(*, positive: bool, sign: bool) -> Rule:
     def rule(scope: Scope, call: Call) -> Value:
         first, *others = call.tensors
         scope.require(first.labels, positive=not positive, sign=not sign)
-        result = replace(first, parameter=None, zero=first.zero and (positive or sign), constant=None)
+        result = replace(first, zero=first.zero and (positive or sign), constant=None)
         if not (positive or sign):  # the function of zero may be any number
             result = replace(result, labels=tuple(label.without_zeros() for label in result.labels))
         for other in others:
@@ -100,7 +100,7 @@ def spatial(*, positive: bool, sign: bool) -> Rule:
         labels = [label for label in value.labels if not positions & set(label.dims)]
         scope.fix(*(label for label in value.labels if positions & set(label.dims)))
         result = Value(call.shapes[0], tuple(labels))
-        return [result, *(_unsigned(result) for _ in call.shapes[1:])]
+        return [result, *(result.without_factors() for _ in call.shapes[1:])]
 
     return rule
 
@@ -121,7 +121,7 @@ def statistic(*, positive: bool, sign: bool) -> Rule:
             return [result]
         # Indices along neurons tell them apart.
         scope.fix(*(label for label in value.labels if {dim % value.ndim for dim in dims} & set(label.dims)))
-        return [result, _unsigned(result)]
+        return [result, result.without_factors()]
 
     return rule
 
@@ -143,18 +143,14 @@ move = _movement(pick=False)
 pick = _movement(pick=True)
 
 
-def normalize(scope: Scope, call: Call, value: Value, dims: Sequence[int], *, sign: bool) -> Value:
+def normalize(scope: Scope, value: Value, dims: Sequence[int], *, sign: bool) -> Value:
     """Subtract a mean and divide by a deviation over dimensions (with ``sign``, only the latter)."""
     scope.require(value.labels, sign=not sign)
-    scope.reduce(_unsigned(value), dims, keepdim=True)
-    return replace(value if sign else _unsigned(value), parameter=None)
+    scope.reduce(value.without_factors(), dims, keepdim=True)
+    return value if sign else value.without_factors()
 
 
-def _unsigned(value: Value) -> Value:
-    return replace(value, labels=tuple(Label(label.dims, coded(label.ids)) for label in value.labels))
-
-
-def affine(scope: Scope, call: Call, value: Value, weight: Value | None, bias: Value | None, dims: Sequence[int]) -> Value:
+def affine(scope: Scope, value: Value, weight: Value | None, bias: Value | None, dims: Sequence[int]) -> Value:
     """Multiply with a weight and add a bias whose dimensions are ``dims`` of the tensor; the result has factors of its own."""
     for parameter, product in ((weight, True), (bias, False)):
         if parameter is not None:
@@ -162,7 +158,7 @@ def affine(scope: Scope, call: Call, value: Value, weight: Value | None, bias: V
             shape = [size if dim in dims else 1 for dim, size in enumerate(value.shape)]
             value = scope.combine(value, Value(tuple(shape), labels), product=product)
             scope.name_values(value.labels if product else ())
-    return replace(value, parameter=None)
+    return value
 
 
 # == Layers ==
@@ -176,7 +172,7 @@ def linear(scope: Scope, call: Call) -> Value:
     if weight.ndim == 1:
         return scope.contract(value, letters + "i", weight, "i", letters, call.shapes[0])
     result = scope.contract(value, letters + "i", weight, "oi", letters + "o", call.shapes[0])
-    return affine(scope, call, result, None, bias, [len(letters)])
+    return affine(scope, result, None, bias, [len(letters)])
 
 
 def convolution(scope: Scope, call: Call) -> Value:
@@ -198,23 +194,19 @@ def convolution(scope: Scope, call: Call) -> Value:
         kernel = letters.upper()
         result = scope.contract(value, "bi" + letters, weight, ("io" if transposed else "oi") + kernel, "bo" + letters, shape)
     else:
-        result = Value(shape, grouped(scope, call, value, weight, groups, transposed))
+        result = Value(shape, grouped(scope, value, weight, groups, transposed))
     # Positions that were equal need not be so after padding and kernels.
-    result = affine(scope, call, replace(result, shape=shape, uniform=frozenset()), None, bias, [1])
+    result = affine(scope, replace(result, shape=shape, uniform=frozenset()), None, bias, [1])
     return result if len(call.shapes[0]) == weight.ndim else squeezed(result, [0])
 
 
-def grouped(scope: Scope, call: Call, value: Value, weight: Value, groups: int, transposed: bool) -> tuple[Label, ...]:
+def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: bool) -> tuple[Label, ...]:
     """Labels of a grouped convolution's channels."""
     inputs, channels = value.along(1), value.shape[1]
     outputs, inner = weight.along(0), weight.along(1)
     if groups == channels == weight.shape[0] and weight.shape[1] == 1 and inputs is not None and outputs is not None:  # depthwise
         return (Label((1,), scope.multiply(inputs.codes, outputs.codes)),)
     if transposed:  # the weight is [inputs, outputs per group]
-        scope.require(value.labels)
-        scope.require(weight.labels)
-        if inputs is not None and outputs is not None:
-            scope.unify(inputs.codes, outputs.codes)
         scope.fix(*value.labels, *weight.labels)
         return ()
     if inputs is None or outputs is None:
@@ -226,7 +218,7 @@ def grouped(scope: Scope, call: Call, value: Value, weight: Value, groups: int, 
     scope.neurons.unify(rows, out_rows, scope.reason)
     if inner is not None:
         scope.neurons.unify(columns, inner.ids, scope.reason)
-    return (Label((1,), coded(outputs.ids, outputs.expressions)),)
+    return (Label((1,), outputs.codes),)
 
 
 def matmul(scope: Scope, call: Call) -> Value:
@@ -276,7 +268,7 @@ def attention(scope: Scope, call: Call) -> Value:
         scores = scope.combine(scores, mask, product=False)
     if call["is_causal"]:
         scores = scope.combine(scores, Value(shape[-2:]), product=False)
-    scores = normalize(scope, call, scores, [scores.ndim - 1], sign=False)
+    scores = normalize(scope, scores, [scores.ndim - 1], sign=False)
     return product_of_matrices(scope, scores, value, call.shapes[0])
 
 
@@ -312,7 +304,7 @@ def batch_norm(scope: Scope, call: Call) -> Value:
             scope.factors.require((own.expressions, own.ids, 2), (theirs.expressions, theirs.ids, -1))
         else:
             scope.fix(*value.labels, *variance.labels)
-    return affine(scope, call, value, call["weight"], call["bias"], [channel])
+    return affine(scope, value, call["weight"], call["bias"], [channel])
 
 
 def instance_norm(scope: Scope, call: Call) -> Value:
@@ -321,11 +313,11 @@ def instance_norm(scope: Scope, call: Call) -> Value:
     if not call["use_input_stats"]:
         return batch_norm(scope, call)
     dims = list(range(2, value.ndim))
-    value = normalize(scope, call, value, dims, sign=True)
+    value = normalize(scope, value, dims, sign=True)
     for buffer in (call["running_mean"], call["running_var"]):
         if buffer is not None:
             scope.fix_all(buffer)
-    return affine(scope, call, value, call["weight"], call["bias"], [1])
+    return affine(scope, value, call["weight"], call["bias"], [1])
 
 
 def layer_norm(scope: Scope, call: Call) -> Value:
@@ -333,8 +325,8 @@ def layer_norm(scope: Scope, call: Call) -> Value:
     value = call["input"]
     dims = list(range(value.ndim - len(call["normalized_shape"]), value.ndim))
     sign = "rms" in call.operator
-    value = normalize(scope, call, value, dims, sign=sign)
-    return affine(scope, call, value, call["weight"], call["bias"], dims)
+    value = normalize(scope, value, dims, sign=sign)
+    return affine(scope, value, call["weight"], call["bias"], dims)
 
 
 def group_norm(scope: Scope, call: Call) -> Value:
@@ -342,9 +334,9 @@ def group_norm(scope: Scope, call: Call) -> Value:
     value, groups = call["input"], call["num_groups"]
     shape = value.shape
     split = scope.move(value, lambda codes: codes.unflatten(1, (groups, -1)))[0]
-    normalize(scope, call, split, list(range(2, split.ndim)), sign=False)
+    normalize(scope, split, list(range(2, split.ndim)), sign=False)
     scope.require(value.labels)
-    return affine(scope, call, replace(value, shape=shape), call["weight"], call["bias"], [1])
+    return affine(scope, replace(value, shape=shape), call["weight"], call["bias"], [1])
 
 
 def prelu(scope: Scope, call: Call) -> Value:
@@ -355,15 +347,15 @@ def prelu(scope: Scope, call: Call) -> Value:
     labels = tuple(label.moved([1]) for label in weight.labels)
     slopes = Value((1, *weight.shape, *[1] * (value.ndim - 2)) if value.ndim > 1 else weight.shape, labels)
     if weight.shape[0] > 1:
-        result = scope.combine(value, _unsigned(slopes), product=True)
+        result = scope.combine(value, slopes.without_factors(), product=True)
         return replace(result, shape=call.shapes[0])
-    return replace(value, parameter=None)
+    return value
 
 
 def softmax(scope: Scope, call: Call) -> Value:
     """Over one dimension."""
     value = call["self"]
-    result = normalize(scope, call, value, [call["dim"] % max(value.ndim, 1)], sign=False)
+    result = normalize(scope, value, [call["dim"] % max(value.ndim, 1)], sign=False)
     return replace(result, labels=tuple(label.without_zeros() for label in result.labels), zero=False)
 
 
@@ -485,9 +477,8 @@ def unknown(scope: Scope, call: Call) -> list[Value]:
     """An operator of which nothing is known: no neuron that it reads may move."""
     if any(value.labels for value in call.tensors):
         scope.unknown.setdefault(call.operator, []).append(call.module)
-    scope.require([label for value in call.tensors for label in value.labels])
     scope.fix_all(*call.tensors)
-    return [Value(shape) for shape in call.shapes]
+    return unlabelled(scope, call)
 
 
 def contiguous(scope: Scope, call: Call) -> Value:
@@ -496,7 +487,7 @@ def contiguous(scope: Scope, call: Call) -> Value:
     constant = first.constant
     if constant is not None and call.operator in ("to", "_to_copy", "type_as"):
         constant = constant.to(call["dtype"]) if call["dtype"] is not None else None
-    return replace(first, parameter=None, constant=constant)
+    return replace(first, constant=constant)
 
 
 def reshape(scope: Scope, call: Call) -> Value:

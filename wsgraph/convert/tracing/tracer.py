@@ -90,11 +90,11 @@ def _place(error: BaseException) -> str:
     return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
-def interpret(program: Any, scope: Scope) -> tuple[dict[str, Value], set[str]]:
+def interpret(program: Any, scope: Scope) -> dict[str, Value]:
     """Let all operators of an exported program act on labelled values.
 
     Returns:
-        The values of parameters and buffers by name, and the names of those that the program uses.
+        The values of the parameters and buffers that the program uses, by name.
     """
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -103,25 +103,20 @@ def interpret(program: Any, scope: Scope) -> tuple[dict[str, Value], set[str]]:
     values: dict[str, Value] = {}
     environment: dict[Any, Any] = {}
     origin: dict[Any, Any] = {}
-    used = set()
     order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             environment[node], origin[node] = _placeholder(node, names, constants, state, program, scope), node
-            if node.name in names:
+            if node.name in names and node.users:
                 values[names[node.name]] = environment[node]
-                if node.users:
-                    used.add(names[node.name])
         elif node.op == "get_attr":
             environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, node
         elif node.op == "output":
             scope.reason = "output"
-            for value in _values(_mapped(node.args, environment)):
-                scope.require(value.labels)
-                scope.fix_all(value)
+            scope.fix_all(*_values(_mapped(node.args, environment)))
         else:
             _step(node, environment, origin, order, scope)
-    return values, used
+    return values
 
 
 def _step(node: Any, environment: dict[Any, Any], origin: dict[Any, Any], order: Mapping[Any, int], scope: Scope) -> None:
@@ -176,7 +171,7 @@ def _placeholder(
     name = names[node.name]
     if not value.is_floating_point():
         tensor = state.get(name, program.constants.get(name))
-        return Value(shape, constant=tensor, parameter=name)
+        return Value(shape, constant=tensor)
     if name not in state:  # a buffer that is not saved is a constant of the architecture
         return Value(shape)
     labels = []
@@ -184,7 +179,7 @@ def _placeholder(
         if size > 1:
             unknown_factor = scope.factors.new(name, value=False)
             labels.append(Label((dim,), coded(scope.neurons.new(size), unknown_factor)))
-    return Value(shape, tuple(labels), parameter=name)
+    return Value(shape, tuple(labels))
 
 
 def _mapped(argument: Any, environment: Mapping[Any, Any]) -> Any:
@@ -214,22 +209,20 @@ def module_of(node: Any) -> str:
     return path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._").replace("._modules", "")
 
 
-def _shapes(node: Any) -> list[tuple[int, ...]]:
+def _results(node: Any) -> list[Any]:
+    """What a node returns, as one list: tensors without entries, or other things."""
     value = node.meta.get("val")
-    items = value if isinstance(value, (list, tuple)) else [value]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _shapes(node: Any) -> list[tuple[int, ...]]:
+    items = _results(node)
     if any(not isinstance(size, int) for item in items if isinstance(item, Tensor) for size in item.shape):
         raise TraceError(
             f"The shape of what {node.target} returns in {module_of(node) or 'the module itself'} depends on the values of tensors; "
             "tracing needs fixed shapes: use a mask of fixed size in place of picking entries by it."
         )
     return [tuple(item.shape) if isinstance(item, Tensor) else () for item in items]
-
-
-def _integers(node: Any) -> list[bool]:
-    """Of every result, whether it holds integers, which no factor multiplies."""
-    value = node.meta.get("val")
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return [isinstance(item, Tensor) and not item.is_floating_point() for item in items]
 
 
 def operator_name(target: Any) -> tuple[str, Callable[..., Any]]:
@@ -256,7 +249,6 @@ def bind(node: Any) -> dict[str, Any]:
 def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     name, operation = operator_name(node.target)
     named = {key: _mapped(argument, environment) for key, argument in bind(node).items()}
-    nested = [value for argument in named.values() for value in _values(argument)]
     module = module_of(node)
     call = Call(name, module, named, _shapes(node), operation)
     scope.name = call.name
@@ -265,15 +257,17 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
         return None  # a check of what is known already
     if rule is None:
-        call = Call(name, module, {str(i): value for i, value in enumerate(nested)}, _shapes(node), operation)
-        results: Any = unknown(scope, call)
+        # Values may lie deep among the arguments of what is not known.
+        nested = {str(i): value for i, value in enumerate(_values(named))}
+        results: Any = unknown(scope, Call(name, module, nested, call.shapes, operation))
     else:
         results = rule(scope, call)
     several = isinstance(node.meta.get("val"), (list, tuple))
     results = [results] if isinstance(results, Value) else list(results)
     if len(results) < len(call.shapes):
         results = unknown(scope, call)
-    results = [scope.without_factors(result) if integer else result for result, integer in zip(results, _integers(node), strict=True)]
+    integers = [isinstance(item, Tensor) and not item.is_floating_point() for item in _results(node)]  # which no factor multiplies
+    results = [scope.without_factors(result) if integer else result for result, integer in zip(results, integers, strict=True)]
     for result, shape in zip(results, call.shapes, strict=True):
         assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"
     return results if several else results[0]
@@ -312,8 +306,6 @@ def _mutate(node: Any, environment: dict[Any, Any], origin: Mapping[Any, Any], o
     for other in [other for other, root in origin.items() if root is origin[target] and other not in (node, target)]:
         if any(order[user] > order[node] for user in other.users):
             scope.fix_all(*_values([environment[other], result]))
-            for value in _values([environment[other], result]):
-                scope.require(value.labels)
             environment[other] = _plain(environment[other])
             result = _plain(result)
     environment[node] = environment[target] = result

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsgraph.convert.tracing.neurons import Factors, Neurons
+from wsgraph.convert.tracing.neurons import Factors, Neurons, occurrence
 
 __all__ = ["Label", "Scope", "Value"]
 
@@ -41,6 +41,10 @@ class Label:
     def expressions(self) -> Tensor:
         """Expressions of the factors."""
         return self.codes.clamp(min=0) % _BASE
+
+    def without_factors(self) -> Label:
+        """The label with all factors 1."""
+        return Label(self.dims, coded(self.ids))
 
     def without_zeros(self) -> Label:
         """The label where zeros have become other numbers, that belong to no neuron."""
@@ -81,7 +85,7 @@ class Value:
         uniform: Dimensions along which all entries are equal (those of size one always are).
         zero: All entries are zero.
         constant: The entries themselves, where they are known and needed (indices).
-        parameter: Name of the parameter that this is, unchanged.
+        is_input: The tensor is one that the module is called with.
     """
 
     shape: tuple[int, ...]
@@ -89,7 +93,6 @@ class Value:
     uniform: frozenset[int] = frozenset()
     zero: bool = False
     constant: Tensor | None = field(default=None, compare=False)
-    parameter: str | None = None
     is_input: bool = False
 
     @property
@@ -100,6 +103,10 @@ class Value:
     def is_uniform(self, dim: int) -> bool:
         """Whether all entries along a dimension are equal."""
         return self.shape[dim] == 1 or dim in self.uniform or self.zero
+
+    def without_factors(self) -> Value:
+        """The tensor with all factors 1."""
+        return replace(self, labels=tuple(label.without_factors() for label in self.labels))
 
     def on(self, dim: int) -> list[Label]:
         """Labels that vary along a dimension."""
@@ -126,7 +133,7 @@ class Scope:
     # == Symmetries taken away ==
 
     def fix(self, *labels: Label, reason: str | None = None) -> None:
-        """The order of these neurons matters, and their factors are 1."""
+        """The order of these neurons matters, and with it their factors are 1."""
         for label in labels:
             self.neurons.fix(label.ids.flatten(), self.reason if reason is None else reason)
 
@@ -143,7 +150,7 @@ class Scope:
     def without_factors(self, value: Value) -> Value:
         """The tensor with all factors required to be 1."""
         self.require(value.labels)
-        return replace(value, labels=tuple(Label(label.dims, coded(label.ids)) for label in value.labels))
+        return value.without_factors()
 
     def name_values(self, labels: Iterable[Label]) -> None:
         """The neurons of a weight are those of the values that flow through the network from here on."""
@@ -420,10 +427,7 @@ def _places(label: Label, ids: Tensor, shape: Sequence[int]) -> Tensor:
     others = [dim for dim in range(len(shape)) if dim not in label.dims]
     sizes = [size if dim in others else 1 for dim, size in enumerate(shape)]
     count = math.prod(sizes)
-    order = ids.argsort(stable=True)
-    rank = torch.empty_like(ids)
-    rank[order] = torch.arange(len(ids)) - torch.searchsorted(ids[order], ids[order])
-    return torch.arange(count).view(sizes) + count * Label(label.dims, rank.view(label.codes.shape)).full(shape)
+    return torch.arange(count).view(sizes) + count * Label(label.dims, occurrence(ids).view(label.codes.shape)).full(shape)
 
 
 def _aligned(value: Value, shape: Sequence[int]) -> Value:
@@ -440,4 +444,4 @@ def squeezed(value: Value, dims: Iterable[int]) -> Value:
     kept = [dim for dim in range(value.ndim) if dim not in gone]
     labels = tuple(Label(tuple(kept.index(dim) for dim in label.dims), label.codes) for label in value.labels)
     uniform = frozenset(kept.index(dim) for dim in value.uniform if dim in kept)
-    return replace(value, shape=tuple(value.shape[dim] for dim in kept), labels=labels, uniform=uniform, parameter=None)
+    return replace(value, shape=tuple(value.shape[dim] for dim in kept), labels=labels, uniform=uniform)
