@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import textwrap
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wsgraph import WeightSpace
-    from wsgraph.space import Layer, NeuronGroup
+    from wsgraph.space import Connection, NeuronGroup
     from wsgraph.tasks import Result
 
 __all__ = ["draw_graph", "robustness_curve", "robustness_data"]
@@ -142,10 +143,10 @@ def draw_graph(
 
     Of small networks, neurons are dots and weights are lines: with ``theta``, blue where positive, orange and dashed where negative,
     thicker where larger. Of large ones, neuron groups are boxes from the input at the top to the output at the bottom, layers are arrows,
-    and skip connections dashed arrows; groups that must be permuted alike have one colour.
+    and skip connections, products and whatever else has no weights dashed arrows; groups that must be permuted alike have one colour.
 
     Args:
-        space: A weight space with layers.
+        space: A weight space, by hand, read from a checkpoint or traced.
         theta: Weights ``[P]`` of one network.
         path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
         title: Title above the drawing (default: the space).
@@ -155,7 +156,7 @@ def draw_graph(
         The matplotlib figure.
 
     Raises:
-        SpaceMismatchError: If the space has no layers, or ``theta`` another shape.
+        SpaceMismatchError: If nothing is known of what reads what, or ``theta`` another shape.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -164,10 +165,12 @@ def draw_graph(
         >>> figure.axes[0].get_title()
         'A small network'
     """
-    space.check_layers("draw_graph()")
+    if not space.wires:
+        space.check_layers("draw_graph()")
     if theta is not None:
         space.check_thetas(theta, "theta", batched=False)
-    small = max(group.size for group in space.groups) <= neurons and len(space.groups) <= 8 and space.topology.num_edges <= 4000
+    groups = _drawn(space)
+    small = max(group.size for group in groups) <= neurons and len(groups) <= 8 and space.topology.num_edges <= 4000
     figure = (_draw_neurons if small else _draw_groups)(space, theta)
     figure.axes[0].set_title(title or textwrap.fill(repr(space), int(figure.get_figwidth() * 13)), fontsize=8)
     if path is not None:
@@ -175,11 +178,17 @@ def draw_graph(
     return figure
 
 
+def _drawn(space: WeightSpace) -> list[NeuronGroup]:
+    """The groups that have nodes, in topological order."""
+    nodes = space.topology.nodes
+    return [group for group in space.topological_groups if nodes[group.name].start < nodes[group.name].stop]
+
+
 def _lanes(space: WeightSpace) -> dict[str, tuple[int, float]]:
     """Level and horizontal place of every group: groups of one level lie side by side."""
     levels = space.levels
     at_level: dict[int, list[str]] = {}
-    for group in space.topological_groups:
+    for group in _drawn(space):
         at_level.setdefault(levels[group.name], []).append(group.name)
     return {name: (level, i - (len(names) - 1) / 2) for level, names in at_level.items() for i, name in enumerate(names)}
 
@@ -207,11 +216,11 @@ def _draw_neurons(space: WeightSpace, theta: Tensor | None) -> Figure:
 
     lanes, colours, topology = _lanes(space), _colours(space), space.topology
     columns = {name: i for i, name in enumerate(sorted(lanes, key=lambda name: lanes[name]))}
-    tallest = max(group.size for group in space.groups)
+    tallest = max(group.size for group in _drawn(space))
     figure = Figure(figsize=(1.2 + 1.7 * len(columns), 1.2 + 0.16 * max(tallest, 8)), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     places = torch.zeros(topology.num_nodes, 2)
-    for group in space.groups:
+    for group in _drawn(space):
         nodes = topology.nodes[group.name]
         places[nodes, 0] = columns[group.name]
         places[nodes, 1] = torch.arange(group.size).sub((group.size - 1) / 2).neg()
@@ -232,7 +241,7 @@ def _draw_neurons(space: WeightSpace, theta: Tensor | None) -> Figure:
             axes.add_collection(
                 LineCollection(list(segments[chosen.numpy()]), linewidths=list(widths), colors=colour, linestyles=dashes, alpha=0.55)
             )
-    for group in space.groups:
+    for group in _drawn(space):
         nodes = topology.nodes[group.name]
         x, y = places[nodes].T.numpy()
         axes.scatter(x, y, s=22, color=colours[group.name], edgecolors="white", linewidths=0.6, zorder=3)
@@ -253,52 +262,51 @@ def _draw_groups(space: WeightSpace, theta: Tensor | None) -> Figure:
     figure = Figure(figsize=(6.0 + 3.2 * 2 * breadth, 0.9 + 0.62 * (depth + 1)), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     halves = {}
-    for group in space.groups:
+    for group in _drawn(space):
         level, lane = lanes[group.name]
         shown = "  |  ".join(filter(None, [f"{group.name}: {_count(group)}", " ".join(group.operators), _kind(space, group)]))
         halves[group.name] = 0.0065 * len(shown) + 0.02
         style = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": colours[group.name], "linewidth": 1.4}
         axes.text(lane, -level, shown, ha="center", va="center", fontsize=6.5, bbox=style, zorder=3)
-    for layer in space.layers:
-        for source in layer.sources:
-            start, stop = ((lanes[name], halves[name]) for name in (source, layer.target))
-            _draw_layer(space, layer, start, stop, theta, axes)
+    for wire in space.wires:
+        text = _describe(space, wire, theta)
+        for source, target in itertools.product(wire.sources, wire.targets):
+            start, stop = ((lanes[name], halves[name]) for name in (source, target))
+            _draw_arrow(start, stop, text, axes, dashed=wire.parameter is None)
+            text = ""  # one label for all arrows of a layer
     axes.set_xlim(-breadth - 0.75, breadth + 0.75)
     axes.set_ylim(-depth - 0.5, 0.5)
     axes.axis("off")
     return figure
 
 
-def _draw_layer(
-    space: WeightSpace,
-    layer: Layer,
-    source: tuple[tuple[int, float], float],
-    target: tuple[tuple[int, float], float],
-    theta: Tensor | None,
-    axes: Axes,
+def _describe(space: WeightSpace, wire: Connection, theta: Tensor | None) -> str:
+    """What is written beside an arrow; nothing where neurons are added up."""
+    if wire.parameter is None:
+        return "" if wire.kind in ("sum", "operator") else wire.kind
+    layer = next((layer for layer in space.layers if layer.name == wire.name), None)
+    kind = [space.describe_layer(layer)] if layer else [wire.kind] if wire.kind == "scale" else []
+    norm = [] if theta is None else [f"norm {float(space.unflatten(theta)[wire.parameter].double().norm()):.3g}"]
+    return f"{wire.name}: {', '.join([*kind, 'x'.join(map(str, space.param(wire.parameter).shape)), *norm])}"
+
+
+def _draw_arrow(
+    source: tuple[tuple[int, float], float], target: tuple[tuple[int, float], float], text: str, axes: Axes, *, dashed: bool
 ) -> None:
     """One arrow between groups, given by level, lane and half width; those over several levels go round the groups between."""
     (from_level, from_lane), from_half = source
     (to_level, to_lane), to_half = target
     skips = to_level - from_level > 1
-    identity = layer.weight is None
     arrow = {
         "arrowstyle": "-|>",
         "color": "0.35",
         "linewidth": 0.9,
-        "linestyle": "--" if identity else "-",
+        "linestyle": "--" if dashed else "-",
         "connectionstyle": f"arc3,rad={-0.5 * skips}",
         "shrinkA": 2 if skips else 7,
         "shrinkB": 2 if skips else 7,
     }
     start, stop = (from_lane + from_half * skips, -from_level), (to_lane + to_half * skips, -to_level)
     axes.annotate("", stop, start, arrowprops=arrow, zorder=1)
-    if not identity:
-        assert layer.weight is not None
-        shape = space.param(layer.weight).shape
-        text = f"{layer.name}: {space.describe_layer(layer)}, {'x'.join(map(str, shape))}"
-        if theta is not None:
-            weight = space.unflatten(theta)[layer.weight]
-            text += f", norm {float(weight.double().norm()):.3g}"
-        where = ((start[0] + stop[0]) / 2 + (0.17 if skips else -0.015), (start[1] + stop[1]) / 2)
-        axes.annotate(text, where, fontsize=5.5, color="0.25", ha="left" if skips else "right", va="center", zorder=2)
+    where = ((start[0] + stop[0]) / 2 + (0.17 if skips else -0.015), (start[1] + stop[1]) / 2)
+    axes.annotate(text, where, fontsize=5.5, color="0.25", ha="left" if skips else "right", va="center", zorder=2)

@@ -258,9 +258,19 @@ def equivariance_error(
     return errors
 
 
-def _assert_function_kept(space: WeightSpace, thetas: Tensor, scale: tuple[float, float], inputs: Tensor | None, seed: int) -> None:
+def _assert_function_kept(
+    space: WeightSpace, thetas: Tensor, scale: tuple[float, float], inputs: Tensor | None, module: nn.Module | None, seed: int
+) -> None:
     """The group elements of a test must not change the networks' own functions, or the test proves nothing."""
     __tracebackhide__ = True
+    if module is not None and inputs is not None:
+        assert_function_preserved(module, space, inputs, draws=1, seed=seed)
+        return
+    if module is not None or not space.layers:
+        raise ValueError(
+            f"The networks of {space!r} are run by the module that it was traced from: give it as 'module', in evaluation mode, and what "
+            "it is called with as 'inputs'."
+        )
     generator = torch.Generator().manual_seed(seed)
     inputs = space.example_inputs(8, generator=generator, dtype=torch.float64) if inputs is None else inputs.double()
     g = sample_symmetry(space, thetas.shape[0], scale, generator=generator)
@@ -321,6 +331,7 @@ def _assert(
     tolerance: float | None,
     control: str | None,
     inputs: Tensor | None,
+    module: nn.Module | None,
     seed: int,
 ) -> dict[tuple[str, str], float]:
     __tracebackhide__ = True
@@ -335,7 +346,7 @@ def _assert(
     if thetas is None:
         thetas = space.sample(networks, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     thetas = thetas.double()
-    _assert_function_kept(space, thetas, scale, inputs, seed)
+    _assert_function_kept(space, thetas, scale, inputs, module, seed)
     options: dict[str, Any] = {"output": output, "symmetries": symmetries, "thetas": thetas, "scale": scale, "dtype": dtype, "seed": seed}
     errors = equivariance_error(fn, space, **options)
     if failed := {kind: error for (kind, _), error in errors.items() if not error <= tolerance}:
@@ -363,6 +374,7 @@ def assert_invariant(
     tolerance: float | None = None,
     control: str | None = "uncoupled",
     inputs: Tensor | None = None,
+    module: nn.Module | None = None,
     seed: int = 0,
 ) -> dict[tuple[str, str], float]:
     """Fail unless a function of parameter graphs is invariant under the symmetries it claims.
@@ -384,6 +396,7 @@ def assert_invariant(
             functions that are invariant under uncoupled permutations too, and say so by an attribute ``ignores_uncoupled_permutations``),
             ``None`` leaves it out.
         inputs: Network inputs ``[M, n_0, ...]`` for the function check (default: random ones of the smallest size that fits).
+        module: For a traced space without layers, the module that runs its networks; ``inputs`` must be given too.
         seed: Seed of networks, group elements and controls.
 
     Returns:
@@ -391,6 +404,7 @@ def assert_invariant(
 
     Raises:
         AssertionError: Naming the symmetry and the neuron group that fail, or the control.
+        ValueError: If nothing is known that could run the networks.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -400,7 +414,7 @@ def assert_invariant(
         AssertionError: <lambda> is not invariant under scale, permutation x scale ...
     """
     __tracebackhide__ = True
-    return _assert(fn, space, "invariant", symmetries, thetas, networks, scale, dtype, tolerance, control, inputs, seed)
+    return _assert(fn, space, "invariant", symmetries, thetas, networks, scale, dtype, tolerance, control, inputs, module, seed)
 
 
 def assert_equivariant(
@@ -415,6 +429,7 @@ def assert_equivariant(
     tolerance: float | None = None,
     control: str | None = "uncoupled",
     inputs: Tensor | None = None,
+    module: nn.Module | None = None,
     seed: int = 0,
 ) -> dict[tuple[str, str], float]:
     """Fail unless a function from parameter graphs to weights is equivariant under the symmetries it claims.
@@ -431,4 +446,4 @@ def assert_equivariant(
         True
     """
     __tracebackhide__ = True
-    return _assert(fn, space, "equivariant", symmetries, thetas, networks, scale, dtype, tolerance, control, inputs, seed)
+    return _assert(fn, space, "equivariant", symmetries, thetas, networks, scale, dtype, tolerance, control, inputs, module, seed)

@@ -644,12 +644,17 @@ def test_spaces_without_layers_say_what_they_cannot_do() -> None:
     module, inputs, _ = CASES["batch norm"]
     space = trace(module, inputs)
     thetas = space.sample(2)
-    calls = (space.batch, space.blocks, space.canonicalize, lambda t: space.evaluate(t, inputs), lambda t: build_model("np", space, 1))
+    calls = (space.blocks, space.canonicalize, lambda t: space.evaluate(t, inputs), lambda t: build_model("np", space, 1))
     for call in calls:
         with pytest.raises(wsgraph.SpaceMismatchError, match=r"needs a network of dense and convolutional layers.*'0.weight' and 10 more"):
             call(thetas)
     assert (space.unflatten(thetas)["1.running_var"] > 0).all()
     assert "1.running_var" in space.summary()
+    module, inputs, _ = CASES["recurrent"]
+    with pytest.warns(TraceWarning, match="lstm"):
+        space = trace(module.eval(), inputs)
+    with pytest.raises(wsgraph.SpaceMismatchError, match=r"A parameter graph needs a network.*sample_symmetry and report work\."):
+        space.batch(space.sample(2))
 
 
 # == Modules that cannot be traced ==

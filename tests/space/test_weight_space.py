@@ -54,7 +54,7 @@ def test_pickle_round_trip_drops_caches(space: WeightSpace) -> None:
     _ = hash(space), space.topology
     back = pickle.loads(pickle.dumps(space))
     assert back == space
-    assert set(back.__dict__) <= {"groups", "layers", "params", "_groups_by_name", "_params_by_name"}
+    assert set(back.__dict__) <= {"groups", "layers", "params", "connections", "_groups_by_name", "_params_by_name"}
     assert hash(back) == hash(space)
 
 

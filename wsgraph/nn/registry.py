@@ -72,8 +72,12 @@ def register_model(
     return register
 
 
-def as_spaces(space: Spaces) -> list[WeightSpace]:
+def as_spaces(space: Spaces, *, layered: bool = True) -> list[WeightSpace]:
     """The weight spaces that a model is built for, given as one or as a sequence.
+
+    Args:
+        space: One or several spaces.
+        layered: Whether they must be networks of layers; otherwise any that have a parameter graph will do.
 
     Raises:
         ValueError: If it is neither, or the sequence is empty.
@@ -83,7 +87,8 @@ def as_spaces(space: Spaces) -> list[WeightSpace]:
     if not spaces or not all(isinstance(entry, WeightSpace) for entry in spaces):
         raise ValueError(f"Expected 'space' to be a weight space or a sequence of them (got {space!r}).")
     for entry in spaces:
-        entry.check_layers("A model")
+        if layered or not entry.connections:
+            entry.check_layers("A model")
     return spaces
 
 

@@ -3,7 +3,7 @@
 from wsgraph.space.blocks import Blocks
 from wsgraph.space.graph import ParameterGraph
 from wsgraph.space.operators import OPERATORS, Operator, register_operator
-from wsgraph.space.parts import Axis, Layer, NeuronGroup, Parameter, Symmetry, Tie
+from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.topology import Topology
 from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
 
@@ -11,6 +11,7 @@ __all__ = [
     "OPERATORS",
     "Axis",
     "Blocks",
+    "Connection",
     "Layer",
     "NeuronGroup",
     "Operator",

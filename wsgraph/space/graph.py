@@ -68,14 +68,15 @@ class ParameterGraph(Data):
     r"""A checkpoint (or a batch of them) as a graph: neurons are nodes, weights are edges.
 
     Attributes:
-        x: Node features ``[V, F]``, the biases added at each neuron (0 where there is none).
+        x: Node features ``[V, F]``, the biases added at each neuron (0 where there is none), then its other parameters: means and
+            variances of normalisations, slopes; ``space.topology.columns`` says what each column holds.
         edge_index: ``[2, E]``, from source neuron to target neuron.
         edge_attr: Edge features ``[E, K]``, the weight at every kernel position, zero-padded to the largest kernel.
-        edge_layer: ``[E]``, position of the edge's layer in ``space.layers``.
+        edge_layer: ``[E]``, position of the edge's layer in ``space.layers``, or of its range in ``space.topology.edges``.
         node_group: ``[V]``, position of the neuron's group in ``space.groups``.
-        node_role: ``[V]``, 0 input, 1 hidden, 2 output.
+        node_role: ``[V]``, 0 input, 1 hidden, 2 output, 3 fixed.
         node_activation: ``[V]``, position of its activation in :data:`~wsgraph.space.OPERATORS`.
-        node_position: ``[V]``, 1, 2, ... for input and output neurons, whose order matters, 0 for hidden ones.
+        node_position: ``[V]``, 1, 2, ... for input, output and fixed neurons, whose order matters, 0 for hidden ones.
         space: The :class:`~wsgraph.WeightSpace` (in a batch: one per network).
         y: Targets, if given.
 
@@ -135,6 +136,7 @@ class ParameterGraph(Data):
             SpaceMismatchError: If the batch mixes architectures.
         """
         space = self.common_space(user="blocks()")
+        space.check_layers("blocks()")
         if not self.fits_layout():
             raise SpaceMismatchError(_LAYOUT.format(space))
         batch = self.num_networks
@@ -251,8 +253,8 @@ class ParameterGraph(Data):
             node.update(bias=node.pop("x"), group=group.name, role=group.role, activation=group.activation)
         for _, _, edge in result.edges(data=True):
             layer = edge.pop("edge_layer")
-            positions = space.topology.edges[layer].num_positions or 1
-            edge.update(weight=edge.pop("edge_attr")[:positions], layer=space.layers[layer].name)
+            part = space.topology.edges[layer]
+            edge.update(weight=edge.pop("edge_attr")[: part.num_positions or 1], layer=space.wires[part.wire].name)
         return result
 
     def __repr__(self) -> str:
@@ -271,16 +273,19 @@ def _features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
     topology, batch = space.topology, thetas.shape[0]
     x = thetas.new_zeros(batch, topology.num_nodes, topology.node_width)
     edge_attr = thetas.new_zeros(batch, topology.num_edges, topology.edge_width)
-    blocks = space.blocks(thetas)
-    for layer, part, column, weight, bias in zip(
-        space.layers, topology.edges, topology.bias_columns, blocks.weights, blocks.biases, strict=True
-    ):
+    # One split rather than a slice each: its gradient is one concatenation, not a tensor of all weights per slice.
+    parts = dict(zip(space.slices, thetas.split([param.size for param in space.params], dim=1), strict=True))
+    weights = [None if wire.parameter is None else wire.weight(parts[wire.parameter]) for wire in space.wires]
+    belonging = (weight for wire, weight in zip(space.wires, weights, strict=True) if not wire.sources)
+    for weight, (nodes, column) in zip(belonging, topology.features, strict=True):
+        x[:, nodes.to(thetas.device), column] = cast(Tensor, weight)[:, :, 0, 0]
+    for part in topology.edges:
+        filled = edge_attr[:, part.start : part.stop, : max(part.num_positions, 1)].unflatten(1, (part.num_targets, part.num_sources))
+        weight = weights[part.wire]
         if weight is None:
-            edge_attr[:, part.start : part.stop, 0] = 1  # a skip connection is a weight fixed at one
+            filled.fill_(1)  # what is read as it is has a weight fixed at one
         else:
-            edge_attr[:, part.start : part.stop, : part.num_positions] = weight.flatten(1, 2)
-        if bias is not None:
-            x[:, topology.nodes[layer.target], column] = bias
+            filled.copy_(weight.narrow(3, part.first_position, part.num_positions))
     return x.flatten(0, 1), edge_attr.flatten(0, 1)
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+import torch
+from torch import Tensor
+
 from wsgraph.space.operators import OPERATORS, operator_symmetry, parse_operator
 
 _ROLES = ("input", "hidden", "output", "fixed", "factor")
 
-__all__ = ["Axis", "Layer", "NeuronGroup", "Parameter", "Symmetry", "Tie"]
+__all__ = ["Axis", "Connection", "Layer", "NeuronGroup", "Parameter", "Symmetry", "Tie"]
 
 
 class Symmetry(NamedTuple):
@@ -224,3 +227,65 @@ class Layer:
             )
         if (self.weight is None) != (self.operator == "identity"):
             raise ValueError(f"Layer {self.name!r}: a {self.operator} layer needs {'no' if self.weight else 'a'} weight.")
+
+
+@dataclass(frozen=True)
+class Connection:
+    r"""Neurons that read others, one edge per pair, or neurons that a parameter belongs to.
+
+    The sources' groups are laid end to end, and so are the targets', each in a given order. Both then come in ``blocks`` of equal size:
+    every target reads the sources of its block (all of them in a dense layer, one in a skip connection or a depthwise convolution).
+    Without sources, the parameter is a feature of its targets: a bias, the statistics of a normalisation, a slope.
+
+    Args:
+        name: Where in the network it stands.
+        kind: ``"weight"`` (a layer), ``"scale"`` (neuron times parameter), ``"sum"`` and ``"product"`` (of neurons), ``"operator"``
+            (anything else that makes neurons of others); without sources ``"bias"``, ``"mean"``, ``"variance"`` or ``"slope"``.
+        sources: Groups read.
+        targets: Groups written.
+        source_order: Which of the sources' neurons is read at every place; they may repeat. Empty for their own order.
+        target_order: Which of the targets' neurons is written at every place.
+        blocks: Number of blocks.
+        parameter: Name of the parameter whose entries lie on the edges, or belong to the targets; none for edges of weight 1.
+        shape: Shape in which to view the parameter.
+        source_axis: Its axis along which the sources of a block lie; none where all have the same entry.
+        target_axis: Its axis along which the targets lie. Other axes are kernel positions.
+        source_index: Entries of the source axis that are used, empty for all.
+        target_index: Entries of the target axis that are used, empty for all.
+    """
+
+    name: str
+    kind: Literal["weight", "scale", "sum", "product", "operator", "bias", "mean", "variance", "slope"]
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    source_order: tuple[int, ...] = ()
+    target_order: tuple[int, ...] = ()
+    blocks: int = 1
+    parameter: str | None = None
+    shape: tuple[int, ...] = ()
+    source_axis: int | None = None
+    target_axis: int | None = None
+    source_index: tuple[int, ...] = ()
+    target_index: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("sources", "targets", "source_order", "target_order", "shape", "source_index", "target_index"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def num_positions(self) -> int:
+        """Kernel positions per edge, 0 where there is no parameter."""
+        axes = (self.source_axis, self.target_axis)
+        return math.prod(size for i, size in enumerate(self.shape) if i not in axes) if self.parameter else 0
+
+    def weight(self, parameter: Tensor) -> Tensor:
+        """The parameter ``[B, *shape]`` as it lies on the edges, ``[B, targets, sources per block, positions]``; sizes may be 1."""
+        viewed = parameter.view(len(parameter), *self.shape)
+        ends = []
+        for axis, index in ((self.target_axis, self.target_index), (self.source_axis, self.source_index)):
+            if axis is None:
+                viewed, axis = viewed.unsqueeze(-1), viewed.ndim - 1
+            elif index:
+                viewed = viewed.index_select(1 + axis, torch.tensor(index, device=viewed.device))
+            ends.append(1 + axis)
+        return viewed.movedim(ends, (1, 2)).flatten(3) if viewed.ndim > 3 else viewed.movedim(ends, (1, 2)).unsqueeze(-1)

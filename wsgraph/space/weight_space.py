@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from wsgraph.space.operators import OPERATORS, parse_operator
-from wsgraph.space.parts import Axis, Layer, NeuronGroup, Parameter, Symmetry, Tie
+from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Symmetry, Tie
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -51,6 +51,7 @@ class WeightSpace:
         groups: Neuron groups.
         layers: Layers between them, in any order without cycles.
         params: Parameters, in the order in which they lie in :math:`\theta`.
+        connections: Of a network that layers cannot express, which neurons read which: its parameter graph.
 
     Raises:
         ValueError: If names repeat, a layer names an unknown part, sizes disagree, or the layers form a cycle.
@@ -69,15 +70,17 @@ class WeightSpace:
     groups: tuple[NeuronGroup, ...]
     layers: tuple[Layer, ...]
     params: tuple[Parameter, ...]
+    connections: tuple[Connection, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("groups", "layers", "params"):
+        for field in ("groups", "layers", "params", "connections"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-            names = [part.name for part in getattr(self, field)]
-            if repeated := sorted({name for name in names if names.count(name) > 1}):
+            names = Counter(part.name for part in getattr(self, field))
+            if repeated := sorted(name for name, count in names.items() if count > 1):
                 raise ValueError(f"Names in '{field}' must be unique (repeated: {', '.join(repeated)}).")
         self._check_classes()
         self._check_layers()
+        self._check_connections()
         self.topological_groups  # noqa: B018  (raises on a cycle)
 
     def __hash__(self) -> int:
@@ -85,7 +88,7 @@ class WeightSpace:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.groups, self.layers, self.params))
+        return hash((self.groups, self.layers, self.params, self.connections))
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -148,6 +151,37 @@ class WeightSpace:
 
         if self.layers and self._outside_layers:
             raise ValueError(f"No layer uses the parameter {self._outside_layers[0]!r}.")
+
+    def _check_connections(self) -> None:
+        if self.layers and self.connections:
+            raise ValueError("Expected either 'layers' or 'connections': the layers of a network say already which neurons read which.")
+        for connection in self.connections:
+            if unknown := [name for name in (*connection.sources, *connection.targets) if name not in self._groups_by_name]:
+                raise ValueError(f"Connection {connection.name!r} names unknown neuron groups {unknown}.")
+            sizes = []
+            for end in ("source", "target"):
+                total = sum(self.group(name).size for name in getattr(connection, f"{end}s"))
+                order = getattr(connection, f"{end}_order")
+                if order and not 0 <= min(order) <= max(order) < total:
+                    raise ValueError(f"The '{end}_order' of connection {connection.name!r} names neurons beyond its {total}.")
+                sizes.append(len(order) or total)
+            if any(size % connection.blocks for size in sizes):
+                raise ValueError(f"The ends of connection {connection.name!r}, {sizes}, are not made of {connection.blocks} blocks.")
+            if connection.parameter is None:
+                if not connection.sources:
+                    raise ValueError(f"Connection {connection.name!r} needs sources or a parameter.")
+                continue
+            if connection.parameter not in self._params_by_name:
+                raise ValueError(f"Connection {connection.name!r} names an unknown parameter {connection.parameter!r}.")
+            param = self.param(connection.parameter)
+            sizes[0] //= connection.blocks
+            ends = ((connection.source_axis, connection.source_index), (connection.target_axis, connection.target_index))
+            given = [None if axis is None else len(index) or connection.shape[axis] for axis, index in ends]
+            if math.prod(connection.shape) != param.size or any(g not in (None, size) for g, size in zip(given, sizes, strict=True)):
+                raise ValueError(
+                    f"Connection {connection.name!r} reads parameter {param.name!r} of shape {param.shape} as {connection.shape} with "
+                    f"{given[0]} entries for {sizes[0]} sources and {given[1]} for {sizes[1]} targets."
+                )
 
     def _check_ties(self, param: Parameter, axis: Axis) -> None:
         def labels(tie: Tie, kind: str) -> tuple[str, ...]:
@@ -245,7 +279,7 @@ class WeightSpace:
     @cached_property
     def topological_groups(self) -> tuple[NeuronGroup, ...]:
         """Groups ordered so that every layer leads forward."""
-        remaining = {group.name: {s for layer in self.layers if layer.target == group.name for s in layer.sources} for group in self.groups}
+        remaining = {name: set(sources) for name, sources in self._read_by.items()}
         ordered: list[NeuronGroup] = []
         while remaining:
             ready = [name for name, sources in remaining.items() if not sources & remaining.keys()]
@@ -266,8 +300,44 @@ class WeightSpace:
         """
         levels: dict[str, int] = {}
         for group in self.topological_groups:
-            levels[group.name] = max((levels[name] + 1 for layer in self.layers_into(group.name) for name in layer.sources), default=0)
+            levels[group.name] = max((levels[name] + 1 for name in self._read_by[group.name]), default=0)
         return levels
+
+    @cached_property
+    def _read_by(self) -> dict[str, set[str]]:
+        """The groups that every group reads."""
+        sources: dict[str, set[str]] = {group.name: set() for group in self.groups}
+        for wire in self.wires:
+            for target in wire.targets:
+                sources[target].update(wire.sources)
+        return sources
+
+    @cached_property
+    def wires(self) -> tuple[Connection, ...]:
+        """Which neurons read which, and what belongs to them: the connections of a traced network, or those that layers stand for.
+
+        Of a network of layers, the first of them are its layers in their order.
+
+        Example:
+            >>> [(wire.name, wire.kind, wire.targets) for wire in WeightSpace.mlp([2, 8]).wires]
+            [('layers.0', 'weight', ('output',)), ('layers.0.bias', 'bias', ('output',))]
+        """
+        if not self.layers:
+            return self.connections
+        wires, features = [], []
+        for layer in self.layers:
+            if layer.weight is None:
+                wires.append(Connection(layer.name, "sum", layer.sources, (layer.target,), blocks=self.group(layer.target).size))
+            else:
+                target, source, _ = self._find_axes(layer)
+                shape = self.param(layer.weight).logical_shape
+                wire = Connection(layer.name, "weight", layer.sources, (layer.target,), parameter=layer.weight, shape=shape)
+                wires.append(dataclasses.replace(wire, source_axis=source, target_axis=target))
+            if layer.bias is not None:
+                shape = self.param(layer.bias).shape
+                name = f"{layer.name}.bias"
+                features.append(Connection(name, "bias", (), (layer.target,), parameter=layer.bias, shape=shape, target_axis=0))
+        return (*wires, *features)
 
     def layers_into(self, group: str) -> tuple[Layer, ...]:
         """The layers that are summed into a group."""
@@ -292,7 +362,7 @@ class WeightSpace:
             raise SpaceMismatchError(
                 f"{what} needs a network of dense and convolutional layers, residual sums and known operators, but no layer of {self!r} "
                 f"uses the parameter {outside[0]!r}{f' and {len(outside) - 1} more' if len(outside) > 1 else ''}. Its symmetries are "
-                "known: flatten, act, sample_symmetry and report work."
+                f"known: flatten, act, sample_symmetry and report work{', and so do graph and batch' if self.connections else ''}."
             )
 
     def is_moved(self, param: Parameter) -> bool:
@@ -363,6 +433,16 @@ class WeightSpace:
             params=tuple(
                 Parameter(params[p.name], p.shape, p.role, tuple(Axis(a.size, tuple(map(tie, a.ties)), a.order) for a in p.axes))
                 for p in self.params
+            ),
+            connections=tuple(
+                dataclasses.replace(
+                    c,
+                    name=str(i),
+                    sources=tuple(groups[name] for name in c.sources),
+                    targets=tuple(groups[name] for name in c.targets),
+                    parameter=c.parameter and params[c.parameter],
+                )
+                for i, c in enumerate(self.connections)
             ),
         )
 
@@ -610,7 +690,8 @@ class WeightSpace:
         """Nodes and edges shared by all parameter graphs of this space, built once."""
         from wsgraph.space.topology import build_topology
 
-        self.check_layers("A parameter graph")
+        if not self.connections:
+            self.check_layers("A parameter graph")
         return build_topology(self)
 
     def blocks(self, thetas: Tensor) -> Blocks:
@@ -752,6 +833,7 @@ class WeightSpace:
                 groups=tuple(NeuronGroup(**group) for group in document["groups"]),
                 layers=tuple(Layer(**layer) for layer in document["layers"]),
                 params=tuple(Parameter(**{**param, "axes": tuple(map(_axis, param["axes"]))}) for param in document["params"]),
+                connections=tuple(Connection(**connection) for connection in document.get("connections", ())),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"The JSON text of the weight space is incomplete or has unknown fields ({error}).") from None
@@ -844,6 +926,9 @@ class WeightSpace:
         lines += [f"Fixed, because of {reason or 'their place'}: {', '.join(names)}." for reason, names in reasons.items()]
         still = [param.name for param in self.params if not self.is_moved(param)]
         lines += [f"Parameters that nothing moves: {', '.join(still)}."] if still else []
+        drawn = {wire.parameter for wire in self.wires}
+        absent = [param.name for param in self.params if param.role != "buffer" and param.name not in drawn]
+        lines += [f"Not on the parameter graph: {', '.join(absent)}."] if absent else []
         return "\n".join(lines)
 
 

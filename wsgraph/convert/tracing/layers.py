@@ -1,26 +1,23 @@
 """Networks of dense and convolutional layers, residual sums and known operators, written as layers between neuron groups.
 
-Such a space can be run, drawn as a graph and read by every model. Other networks have their symmetries only.
+Such a space can be run and read by every model. Other networks have their symmetries and a graph, see :mod:`.lowering`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from wsgraph.convert.tracing.texts import OPERATOR_TEXTS, UnsupportedError, number, square
 from wsgraph.convert.tracing.tracer import bind, module_of, operator_name
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.space.weight_space import stored_dtype
 
 __all__ = ["as_layers"]
-
-
-class _UnsupportedError(Exception):
-    """The network has something that layers cannot express."""
 
 
 @dataclass
@@ -44,68 +41,6 @@ class _Stream:
     factor: float = 1.0
 
 
-def _number(value: float) -> str:
-    return repr(float(value)).removesuffix(".0")
-
-
-def _square(value: Any) -> int:
-    """One number for all dimensions."""
-    numbers = set(value) if isinstance(value, (list, tuple)) else {value}
-    if len(numbers) != 1:
-        raise _UnsupportedError
-    return int(numbers.pop())
-
-
-def _pool(name: str) -> Callable[[dict[str, Any]], str]:
-    def text(arguments: dict[str, Any]) -> str:
-        kernel, padding = _square(arguments["kernel_size"]), _square(arguments.get("padding") or 0)
-        stride = _square(arguments.get("stride") or kernel)
-        outside = name == "avg_pool" and padding and not arguments.get("count_include_pad", True)
-        if _square(arguments.get("dilation") or 1) != 1 or arguments.get("ceil_mode") or arguments.get("divisor_override") or outside:
-            raise _UnsupportedError
-        return (
-            f"{name}({kernel},{stride},{padding})" if padding else f"{name}({kernel},{stride})" if stride != kernel else f"{name}({kernel})"
-        )
-
-    return text
-
-
-def _global(name: str) -> Callable[[dict[str, Any]], str]:
-    def text(arguments: dict[str, Any]) -> str:
-        if _square(arguments["output_size"]) != 1:
-            raise _UnsupportedError
-        return name
-
-    return text
-
-
-def _if_default(name: str, **defaults: Any) -> Callable[[dict[str, Any]], str]:
-    def text(arguments: dict[str, Any]) -> str:
-        if any(arguments.get(key, value) != value for key, value in defaults.items()):
-            raise _UnsupportedError
-        return name
-
-    return text
-
-
-# What an operator of the program is called among the operators of a group.
-_OPERATORS: dict[str, Callable[[dict[str, Any]], str]] = {
-    **{
-        name: _if_default(name)
-        for name in ("relu", "tanh", "erf", "softsign", "relu6", "silu", "selu", "sigmoid", "hardswish", "hardsigmoid", "mish")
-    },
-    "leaky_relu": lambda a: f"leaky_relu({_number(a['negative_slope'])})" if a.get("negative_slope", 0.01) != 0.01 else "leaky_relu",
-    "hardtanh": lambda a: f"hardtanh({_number(a.get('min_val', -1))},{_number(a.get('max_val', 1))})",
-    "gelu": _if_default("gelu", approximate="none"),
-    "elu": _if_default("elu", alpha=1.0, scale=1.0, input_scale=1.0),
-    "softplus": _if_default("softplus", beta=1.0, threshold=20.0),
-    "softmax": _if_default("softmax", dim=1),
-    "log_softmax": _if_default("log_softmax", dim=1),
-    **{f"max_pool{d}d": _pool("max_pool") for d in (1, 2, 3)},
-    **{f"avg_pool{d}d": _pool("avg_pool") for d in (1, 2, 3)},
-    **{f"adaptive_avg_pool{d}d": _global("global_avg_pool") for d in (1, 2, 3)},
-    **{f"adaptive_max_pool{d}d": _global("global_max_pool") for d in (1, 2, 3)},
-}
 _SAME = {"dropout", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous", "clone", "alias", "detach", "lift_fresh_copy"}
 _RESHAPE = {"view", "reshape", "flatten", "squeeze", "_unsafe_view"}
 
@@ -125,7 +60,7 @@ class _Builder:
     def build(self) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
         inputs = [node for node in self.nodes if node.op == "placeholder" and node.name not in self.names]
         if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
-            raise _UnsupportedError
+            raise UnsupportedError
         shape = tuple(inputs[0].meta["val"].shape)
         source = _Group(0, [])
         self.groups.append(source)
@@ -135,23 +70,23 @@ class _Builder:
             if node.op == "output":
                 outputs = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
                 if len(outputs) != 1:
-                    raise _UnsupportedError
+                    raise UnsupportedError
                 (output,) = outputs
             elif node.op == "call_function":
                 self.streams[node] = self.call(node)
             elif node.op != "placeholder":
-                raise _UnsupportedError
+                raise UnsupportedError
         if output not in self.streams or self.used != set(self.state):
-            raise _UnsupportedError
+            raise UnsupportedError
         stream = self.final(self.streams[output])
         if len(stream.groups) != 1 or stream.groups[0].read or stream.groups[0] is source or len(stream.shape) != 2:
-            raise _UnsupportedError
+            raise UnsupportedError
         return self.parts(stream.groups[0])
 
     def final(self, stream: _Stream) -> _Stream:
         """A stream at the last stage of its groups: what layers read."""
         if stream.factor != 1 or any(stream.stage != len(group.operators) for group in stream.groups if len(stream.groups) == 1):
-            raise _UnsupportedError
+            raise UnsupportedError
         return stream
 
     def read(self, stream: _Stream) -> _Stream:
@@ -163,7 +98,7 @@ class _Builder:
         name, _ = operator_name(node.target)
         arguments = bind(node)
         if not isinstance(node.meta.get("val"), Tensor):
-            raise _UnsupportedError
+            raise UnsupportedError
         shape = tuple(node.meta["val"].shape)
         streams = [
             self.streams[argument]
@@ -173,14 +108,14 @@ class _Builder:
         ]
         if name == "linear" or name in ("conv1d", "conv2d", "conv3d"):
             if arguments["input"] not in self.streams:
-                raise _UnsupportedError
+                raise UnsupportedError
             return self.layer(node, name, arguments, self.streams[arguments["input"]], shape)
         if name == "add" and arguments.get("alpha", 1) == 1 and len(streams) == 2 and streams[0] is not streams[1]:
             return self.add(node, streams, shape)
         if name == "cat" and arguments.get("dim", 0) % len(shape) == 1:
             return self.concatenate(streams, shape)
         if len(streams) != 1 or len(streams[0].groups) != 1:
-            raise _UnsupportedError
+            raise UnsupportedError
         (stream,) = streams
         (group,) = stream.groups
         if name in _SAME:
@@ -188,7 +123,7 @@ class _Builder:
         if group is self.groups[0] and name in _RESHAPE and shape[:1] == stream.shape[:1]:
             return replace(stream, shape=shape)
         if stream.stage != len(group.operators) or group.read or group is self.groups[0]:
-            raise _UnsupportedError
+            raise UnsupportedError
         if name == "mul" and isinstance(arguments["other"], (int, float)):
             return replace(stream, factor=stream.factor * arguments["other"])
         text = self.operator(name, arguments, stream, shape)
@@ -204,19 +139,19 @@ class _Builder:
                 return ""  # global pooling has left one position already
             if len(shape) == 2 and shape[0] == stream.shape[0] and stream.factor == 1:
                 return "flatten"
-            raise _UnsupportedError
+            raise UnsupportedError
         if name == "sin":
-            return f"sin({_number(stream.factor)})" if stream.factor != 1 else "sin"
+            return f"sin({number(stream.factor)})" if stream.factor != 1 else "sin"
         if stream.factor != 1:
-            raise _UnsupportedError
+            raise UnsupportedError
         if name == "mean" and sorted(d % len(stream.shape) for d in arguments.get("dim") or [0]) == list(range(2, len(stream.shape))):
             return "global_avg_pool"
         dimensions = [int(digit) for digit in name if digit.isdigit()] if "pool" in name else []
-        if name not in _OPERATORS or any(len(stream.shape) != 2 + d for d in dimensions):  # fewer are read as without a batch
-            raise _UnsupportedError
-        text = _OPERATORS[name]({key: value for key, value in arguments.items() if value is not None})
+        if name not in OPERATOR_TEXTS or any(len(stream.shape) != 2 + d for d in dimensions):  # fewer are read as without a batch
+            raise UnsupportedError
+        text = OPERATOR_TEXTS[name]({key: value for key, value in arguments.items() if value is not None})
         if "softmax" in text and len(shape) != 2:
-            raise _UnsupportedError
+            raise UnsupportedError
         return text
 
     def layer(self, node: fx.Node, name: str, arguments: dict[str, Any], source: _Stream, shape: tuple[int, ...]) -> _Stream:
@@ -224,28 +159,28 @@ class _Builder:
             self.names.get(entry.name) if isinstance(entry, fx.Node) else None for entry in (arguments["weight"], arguments.get("bias"))
         )
         if weight is None or weight in self.used or (arguments.get("bias") is not None and bias is None) or bias in self.used:
-            raise _UnsupportedError
+            raise UnsupportedError
         self.used |= {weight} | ({bias} if bias else set())
         self.read(source)
         options: dict[str, Any] = {}
         sizes = self.state[weight].shape
         if name == "linear":
             if len(source.shape) != 2:
-                raise _UnsupportedError
+                raise UnsupportedError
         else:
             padding = arguments.get("padding", 0)
-            if _square(arguments.get("dilation", 1)) != 1 or arguments.get("groups", 1) != 1 or isinstance(padding, str):
-                raise _UnsupportedError
+            if square(arguments.get("dilation", 1)) != 1 or arguments.get("groups", 1) != 1 or isinstance(padding, str):
+                raise UnsupportedError
             if len(source.shape) != len(sizes):
-                raise _UnsupportedError
-            options = {"stride": _square(arguments.get("stride", 1)), "padding": _square(padding)}
+                raise UnsupportedError
+            options = {"stride": square(arguments.get("stride", 1)), "padding": square(padding)}
         if self.groups[0] in source.groups:
             if self.groups[0].size not in (0, source.shape[1]):
-                raise _UnsupportedError
+                raise UnsupportedError
             self.groups[0].size = source.shape[1]
         positions, rest = divmod(sizes[1], sum(group.size for group in source.groups))
         if rest or (positions > 1 and len(source.groups) > 1):
-            raise _UnsupportedError
+            raise UnsupportedError
         made = {"operator": "linear" if name == "linear" else "conv", "sources": source.groups, "weight": weight, "bias": bias, **options}
         made.update(name=module_of(node) or weight.rpartition(".")[0], positions=positions if name == "linear" else 1)
         group = _Group(int(sizes[0]), [made])
@@ -254,7 +189,7 @@ class _Builder:
 
     def add(self, node: fx.Node, streams: list[_Stream], shape: tuple[int, ...]) -> _Stream:
         if any(stream.shape != shape or len(stream.groups) != 1 for stream in streams):
-            raise _UnsupportedError
+            raise UnsupportedError
         layers: list[dict[str, Any]] = []
         merged = []
         for stream in streams:
@@ -277,14 +212,14 @@ class _Builder:
     def concatenate(self, streams: list[_Stream], shape: tuple[int, ...]) -> _Stream:
         groups = tuple(group for stream in streams for group in self.read(stream).groups)
         if self.groups[0] in groups or sum(group.size for group in groups) != shape[1]:
-            raise _UnsupportedError
+            raise UnsupportedError
         return _Stream(groups, 0, shape)
 
     # == Writing the space ==
 
     def parts(self, output: _Group) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
         if any(not group.read and group is not output for group in self.groups):
-            raise _UnsupportedError
+            raise UnsupportedError
         hidden = 0
         for group in self.groups:
             hidden += group not in (self.groups[0], output)
@@ -336,5 +271,5 @@ def as_layers(
     """Groups, layers and parameters of a network that they express in full, ``None`` of others."""
     try:
         return _Builder(program, state, theta_dtype).build()
-    except (_UnsupportedError, IndexError, KeyError, TypeError):  # the latter where operators are called in a way not foreseen here
+    except (UnsupportedError, IndexError, KeyError, TypeError):  # the latter where operators are called in a way not foreseen here
         return None

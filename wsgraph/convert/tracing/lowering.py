@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from wsgraph.convert.tracing.neurons import Key, occurrence, solve
+from wsgraph.convert.tracing.nodes import NodeSet, Reading
 from wsgraph.convert.tracing.values import Label, Scope, Value
-from wsgraph.space import Axis, NeuronGroup, Parameter, Symmetry, Tie
+from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.weight_space import stored_dtype
 
 __all__ = ["lower"]
@@ -33,7 +35,7 @@ class Lowering:
         self.neurons, self.factors = scope.neurons, scope.factors
         self.bound, self.limits = solve(scope.neurons, scope.factors)
         self.groups: dict[str, NeuronGroup] = {}
-        self.names: dict[tuple[Key, _Place], str] = {}
+        self.scaled: dict[tuple[str, _Place], str] = {}
         self.taken: dict[str, int] = {}
         self.sizes: dict[tuple[str, int, int], int] = {}
         self.anchors: dict[_Place, str] = {}
@@ -108,30 +110,31 @@ class Lowering:
         self.groups[group.name] = group
         return group.name
 
+    def scale(self, terms: Mapping[Key, int], place: _Place) -> tuple[str, Symmetry]:
+        """Label of the scale class of neurons at a place with this factor, and what factors may be; empty where it follows others."""
+        label, _ = self.class_label(place.kind)
+        if list(terms.values()) != [1]:
+            return "", Symmetry(False, False)
+        (free,) = terms
+        limits = self.limits.get(free, (False, False))
+        return f"{free[0]}/{free[1]}/{place.copy}/{label}", Symmetry(not limits[0], not limits[1])
+
     def group(self, key: Key, place: _Place) -> str:
-        """The group of the neurons at a place that an unknown multiplies."""
-        if (key, place) not in self.names:
-            label, factors = self.class_label(place.kind)
-            free, limits = key, self.limits.get(key, (False, False))
-            if key in self.bound:
-                solution = list(self.bound[key].items())
-                if len(solution) == 1 and solution[0][1] == 1:
-                    free = solution[0][0]
-                    limits = self.limits.get(free, (False, False))
-                else:  # its factors follow those of others, and the axes that it belongs to name those
-                    limits = (True, True)
-            self.names[key, place] = self.add(
-                NeuronGroup(
-                    self.free_name(self.factors.names[key[0]]),
-                    self.sizes[place.kind],
-                    permutation=label,
-                    scale=f"{free[0]}/{free[1]}/{place.copy}/{label}",
-                    limits=Symmetry(not limits[0], not limits[1]),
-                    factors=factors,
-                )
-            )
-            self.anchors.setdefault(place, self.names[key, place])
-        return self.names[key, place]
+        """The group of the neurons at a place that a free unknown multiplies."""
+        scale, limits = self.scale({key: 1}, place)
+        if (scale, place) not in self.scaled:
+            self.scaled[scale, place] = self.place_group(self.factors.names[key[0]], place, scale, limits)
+        return self.scaled[scale, place]
+
+    def place_group(self, name: str, place: _Place, scale: str, limits: Symmetry, operators: Sequence[str] = ()) -> str:
+        """A new group of the neurons at a place."""
+        label, factors = self.class_label(place.kind)
+        name = self.free_name(name)
+        group = NeuronGroup(name, self.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors)
+        self.anchors.setdefault(place, name)
+        if scale:
+            self.scaled.setdefault((scale, place), name)
+        return self.add(group)
 
     def free_name(self, base: str) -> str:
         """A name that no group has yet."""
@@ -141,33 +144,33 @@ class Lowering:
             name = f"{base}[{self.taken[base]}]"
         return name
 
-    def fixed_group(self, unknown: int, ids: Tensor, whole: bool) -> str:
+    def fixed_group(self, name: str, ids: Tensor, operators: Sequence[str] = (), role: str = "fixed") -> str:
         """The group of neurons that cannot move."""
         families = self.neurons.family(ids).unique().tolist()
         reasons = list(dict.fromkeys(reason for family in families if (reason := self.neurons.reason(family))))
         if self.neurons.is_product(ids).any():
             reasons = reasons or ["the order of these neurons"]
-        name = self.free_name(self.factors.names[unknown])
-        role = reasons[0] if whole and reasons in (["output"], ["input"]) else "fixed"
-        return self.add(NeuronGroup(name, len(ids), role, reason="" if role != "fixed" else "; ".join(reasons)))  # type: ignore[arg-type]
+        reasons = reasons or ["neurons that are not told apart"]
+        reason = "" if role != "fixed" else "; ".join(reasons)
+        return self.add(NeuronGroup(self.free_name(name), len(ids), role, tuple(operators), reason=reason))  # type: ignore[arg-type]
 
-    def made_values(self, label: Label) -> list[tuple[int, int, Tensor]]:
-        """Unknowns of values that a parameter makes: their numbers in the network's order, and whose factors they are."""
-        found = []
-        for expression in label.expressions.unique().tolist():
-            unknown, power = self.factors.expressions[expression]
-            if power and self.factors.values[unknown]:
-                found.append((self.factors.values[unknown], unknown, label.ids[label.expressions == expression]))
-        return found
-
-    def add_values(self, unknown: int, ids: Tensor) -> None:
-        """The groups of values."""
-        for place, positions, _ in self.places(ids):
+    def segments(self, ids: Tensor, expressions: Tensor) -> Iterator[tuple[_Place, Tensor, Tensor, dict[Key, int], tuple[int, int]]]:
+        """Entries by the class and copy of their neurons: places, positions, numbers of the neurons, factors, and whose those are."""
+        parts = self.neurons.part(ids)
+        for place, positions, numbers in self.places(ids):
             if place.kind[0] == "fixed":
-                self.fixed_group(unknown, ids[positions], len(positions) == len(ids))
-            else:
-                for part in self.neurons.part(ids[positions]).unique().tolist():
-                    self.group((unknown, part), place)
+                yield place, positions, numbers, {}, (int(expressions[positions[0]]), 0)
+                continue
+            for part in parts[positions].unique().tolist():
+                mine = parts[positions] == part
+                # The k-th occurrence of every neuron makes the k-th copy.
+                rank = occurrence(numbers[mine])
+                for copy in range(int(rank.max()) + 1):
+                    used, which = positions[mine][rank == copy], numbers[mine][rank == copy]
+                    if len(used) != self.sizes[place.kind]:
+                        raise AssertionError(f"an axis holds {len(used)} of {self.sizes[place.kind]} neurons of a class")
+                    expression = int(expressions[used[0]])
+                    yield place, used, which, self.solved(expression, part), (expression, part)
 
     # == Parameters ==
 
@@ -188,28 +191,15 @@ class Lowering:
         segments: list[tuple[str, tuple[tuple[str, int], ...]]] = []
         order = torch.zeros(size, dtype=torch.long)
         offset = 0
-        parts = self.neurons.part(ids)
-        for place, positions, numbers in self.places(ids):
+        for place, positions, numbers, terms, (expression, part) in self.segments(ids, expressions):
             if place.kind[0] == "fixed":
-                unknown = self.factors.expressions[int(expressions[positions[0]])][0]
-                segments.append((self.fixed_group(unknown, ids[positions], False), ()))
-                order[positions] = offset + numbers
-                offset += len(positions)
-                continue
-            for part in parts[positions].unique().tolist():
-                mine = parts[positions] == part
-                # The k-th occurrence of every neuron makes the k-th copy.
-                rank = occurrence(numbers[mine])
-                for copy in range(int(rank.max()) + 1):
-                    used, which = positions[mine][rank == copy], numbers[mine][rank == copy]
-                    if len(used) != self.sizes[place.kind]:
-                        raise AssertionError(f"an axis holds {len(used)} of {self.sizes[place.kind]} neurons of a class")
-                    expression = int(expressions[used[0]])
-                    terms = self.solved(expression, part)
-                    powers = tuple((self.group(key, place), power) for key, power in sorted(terms.items()))
-                    segments.append((powers[0][0] if powers else self.anchor(place, expression, part), powers))
-                    order[used] = offset + which
-                    offset += len(used)
+                unknown = self.factors.expressions[expression][0]
+                segments.append((self.fixed_group(self.factors.names[unknown], ids[positions]), ()))
+            else:
+                powers = tuple((self.group(key, place), power) for key, power in sorted(terms.items()))
+                segments.append((powers[0][0] if powers else self.anchor(place, expression, part), powers))
+            order[positions] = offset + numbers
+            offset += len(positions)
         return Axis(size, _ties(segments), tuple(order.tolist()))
 
     def anchor(self, place: _Place, expression: int, part: int) -> str:
@@ -246,18 +236,140 @@ def _runs(ids: Tensor, *others: Tensor) -> tuple[int, int, int]:
     return 1, size, 1
 
 
+class Graph:
+    """The nodes on which the outputs depend as neuron groups, and their readings as connections."""
+
+    def __init__(self, scope: Scope, lowering: Lowering, values: Mapping[str, Value]) -> None:
+        self.nodes, self.lowering = scope.nodes, lowering
+        self.movable = {
+            name: {label.dims[0] for label in value.labels if not bool(scope.neurons.is_fixed(label.ids).all())}
+            for name, value in values.items()
+        }
+        count = sum(len(made.codes) for made in self.nodes.sets) + 1
+        self.group_of, self.number_of = torch.full((count,), -1), torch.zeros(count, dtype=torch.long)
+        self.is_output = torch.zeros(count, dtype=torch.bool)
+        self.is_output[scope.outputs.clamp(min=0)] = True
+        self.groups: list[str] = []
+        self.named: set[str] = set()
+        self.taken: dict[str, int] = {}
+        # The outputs first say which sets matter, then groups follow in the order in which the network computes them.
+        for made, alive in zip(self.nodes.sets, self.nodes.alive(scope.outputs), strict=True):
+            if alive:
+                self.add(made)
+
+    def add(self, made: NodeSet) -> None:
+        """Groups for the nodes of one set."""
+        lowering, label = self.lowering, Label((0,), made.codes)
+        for place, positions, numbers, terms, _ in lowering.segments(label.ids, label.expressions):
+            if place.kind[0] == "fixed":
+                role = "input" if made.is_input else "output" if self.is_output[made.start] else "fixed"
+                name = lowering.fixed_group(made.name, label.ids[positions], made.operators, role)
+            else:
+                name = lowering.place_group(made.name, place, *lowering.scale(terms, place), made.operators)
+            own = made.start + positions
+            self.group_of[own], self.number_of[own] = len(self.groups), numbers
+            self.groups.append(name)
+
+    def end(self, numbers: Tensor) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The groups that nodes lie in, and in which order."""
+        owner = self.group_of[numbers]
+        present = owner.unique()
+        first = torch.stack([(owner == group).nonzero()[0, 0] for group in present]).argsort()
+        present = present[first]
+        names = tuple(self.groups[group] for group in present.tolist())
+        sizes = torch.tensor([self.lowering.groups[name].size for name in names])
+        offsets = torch.zeros(len(self.groups), dtype=torch.long)
+        offsets[present] = sizes.cumsum(0) - sizes
+        order = offsets[owner] + self.number_of[numbers]
+        return names, () if torch.equal(order, torch.arange(int(sizes.sum()))) else tuple(order.tolist())
+
+    def connections(self, state: Mapping[str, Tensor]) -> Iterator[Connection]:
+        """Readings between nodes that matter."""
+        for reading in self.nodes.readings:
+            ends = torch.cat([reading.sources, reading.targets])
+            if bool((self.group_of[ends] >= 0).all()):
+                yield self.connection(reading, state)
+
+    def connection(self, reading: Reading, state: Mapping[str, Tensor]) -> Connection:
+        """One reading."""
+        sources = reading.sources
+        options: dict[str, Any] = {}
+        pins = [reading.target_pins, reading.source_pins]
+        parameter = next((self.nodes.pinned(own)[0] for own in pins if own is not None), None)
+        kind = reading.kind
+        if parameter is not None:
+            options, sources = self.view(reading, parameter, list(state[parameter].shape), sources)
+            if kind == "bias":
+                kind = {"running_mean": "mean", "running_var": "variance"}.get(parameter.rsplit(".", 1)[-1], kind)
+        targets, target_order = self.end(reading.targets)
+        source_groups, source_order = self.end(sources) if len(sources) else ((), ())
+        made = Connection(
+            self.free_name(parameter or self.nodes.set_of(int(reading.targets[0])).name),
+            kind,  # type: ignore[arg-type]
+            source_groups,
+            targets,
+            source_order,
+            target_order,
+            reading.groups,
+            parameter,
+            **options,
+        )
+        if not source_groups and made.num_positions > 1:  # an edge from a neuron that is always one holds as many entries
+            made = replace(made, kind="weight", sources=(self.constant(),))
+        others = self.movable.get(parameter or "", set()) - {made.target_axis}
+        if made.source_axis is None and others:  # positions that move are edges of their own
+            axis = min(others)
+            order = made.source_order or range(sum(self.lowering.groups[name].size for name in made.sources))
+            repeated = tuple(place for place in order for _ in range(made.shape[axis]))
+            made = replace(made, source_order=repeated, source_axis=axis)
+        return made
+
+    def view(self, reading: Reading, parameter: str, shape: list[int], sources: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """How a parameter is seen by a reading, and the sources without the positions that flattening repeats them over."""
+        axes: dict[str, tuple[int | None, Tensor | None]] = {}
+        for end, own in (("target", reading.target_pins), ("source", reading.source_pins)):
+            _, dim, entries = (parameter, None, None) if own is None else self.nodes.pinned(own)
+            axes[end] = (dim, entries if dim is not None else None)
+        dim, entries = axes["source"]
+        size = 0 if dim is None else shape[dim]
+        if dim is not None and reading.groups == 1 and torch.equal(cast(Tensor, entries), torch.arange(size)):
+            before, middle, after = _runs(sources)
+            if middle < size:
+                sizes = [*([before] if before > 1 else []), middle, *([after] if after > 1 else [])]
+                shape[dim : dim + 1] = sizes
+                sources = sources.view(before, middle, after)[0, :, 0]
+                target, own = axes["target"]
+                moved = None if target is None else target + (len(sizes) - 1) * (target > dim)
+                axes = {"source": (dim + (before > 1), None), "target": (moved, own)}
+        options: dict[str, Any] = {"shape": tuple(shape)}
+        for end, (axis, own) in axes.items():
+            options[f"{end}_axis"] = axis
+            if axis is not None and own is not None and not torch.equal(own, torch.arange(shape[axis])):
+                options[f"{end}_index"] = tuple(own.tolist())
+        return options, sources
+
+    def constant(self) -> str:
+        """The group of one neuron that is always one."""
+        if "constant" not in self.lowering.groups:
+            self.lowering.add(NeuronGroup("constant", 1, "fixed", reason="a constant"))
+        return "constant"
+
+    def free_name(self, base: str) -> str:
+        """A name that no connection has yet."""
+        name = base
+        while name in self.named:
+            self.taken[base] = self.taken.get(base, 0) + 1
+            name = f"{base}[{self.taken[base]}]"
+        self.named.add(name)
+        return name
+
+
 def lower(
     scope: Scope, values: Mapping[str, Value], state: Mapping[str, Tensor], theta_dtype: torch.dtype
-) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...]]:
-    """Groups and parameters of the state dict; tensors that the program does not use have no symmetry."""
+) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...], tuple[Connection, ...]]:
+    """Groups, parameters of the state dict and connections; tensors that the program does not use have no symmetry."""
     lowering = Lowering(scope)
-    # Groups in the order in which the network computes them.
-    made = [entry for value in values.values() for label in value.labels for entry in lowering.made_values(label)]
-    for expression, ids in scope.factors.products:
-        unknown, _ = scope.factors.expressions[expression]
-        made.append((scope.factors.values[unknown], unknown, ids))
-    for _, unknown, ids in sorted(made, key=lambda entry: entry[0]):
-        lowering.add_values(unknown, ids)
+    graph = Graph(scope, lowering, values)
     params = []
     for name, tensor in state.items():
         value = values.get(name, Value(tuple(tensor.shape)))
@@ -265,7 +377,8 @@ def lower(
         axes = [axis for dim, size in enumerate(value.shape) for axis in lowering.axes(along.get(dim), size)]
         role = _ROLES.get(name.rsplit(".", 1)[-1], "weight" if tensor.ndim > 1 else "scale") if tensor.is_floating_point() else "buffer"
         params.append(Parameter(name, tuple(tensor.shape), role, tuple(axes) or (Axis(1),), stored_dtype(tensor, theta_dtype)))
-    return tuple(_renamed(lowering.groups)), tuple(params)
+    connections = tuple(graph.connections(state))
+    return tuple(_renamed(lowering.groups)), tuple(params), connections
 
 
 def _renamed(groups: Mapping[str, NeuronGroup]) -> list[NeuronGroup]:

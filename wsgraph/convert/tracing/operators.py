@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -205,7 +205,8 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
     inputs, channels = value.along(1), value.shape[1]
     outputs, inner = weight.along(0), weight.along(1)
     if groups == channels == weight.shape[0] and weight.shape[1] == 1 and inputs is not None and outputs is not None:  # depthwise
-        return (Label((1,), scope.multiply(inputs.codes, outputs.codes)),)
+        codes = scope.multiply(inputs.codes, outputs.codes)
+        return (Label((1,), codes, scope.nodes.join(inputs.marks, outputs.marks, codes, product=True)),)
     if transposed:  # the weight is [inputs, outputs per group]
         scope.fix(*value.labels, *weight.labels)
         return ()
@@ -218,7 +219,10 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
     scope.neurons.unify(rows, out_rows, scope.reason)
     if inner is not None:
         scope.neurons.unify(columns, inner.ids, scope.reason)
-    return (Label((1,), outputs.codes),)
+    nodes = scope.nodes.make(outputs.codes)
+    pins = None if inner is None else inner.marks
+    scope.nodes.read("weight", inputs.marks, nodes, target_pins=outputs.marks, source_pins=pins, groups=groups)
+    return (replace(outputs, dims=(1,), nodes=nodes),)
 
 
 def matmul(scope: Scope, call: Call) -> Value:
@@ -278,9 +282,16 @@ def embedding(scope: Scope, call: Call) -> Value:
     scope.fix_all(indices)
     scope.fix(*(label for label in weight.labels if 0 in label.dims), reason="index of an embedding")
     scope.name_values(label for label in weight.labels if label.dims == (1,))
-    offset = indices.ndim - 1
-    labels = tuple(Label((1 + offset,), label.codes) for label in weight.labels if label.dims == (1,))
-    return Value(call.shapes[0], labels)
+    whole = scope.nodes.gather(indices.marks)
+    index, columns = weight.along(0), weight.along(1)
+    if columns is None:
+        return Value(call.shapes[0], whole=whole)
+    nodes = columns.nodes
+    if whole and index is not None:
+        nodes = scope.nodes.make(columns.codes)
+        sources = scope.nodes.ports(whole, coded(index.ids))
+        scope.nodes.read("weight", sources, nodes, target_pins=columns.marks, source_pins=index.marks)
+    return Value(call.shapes[0], (Label((indices.ndim,), columns.codes, nodes),))
 
 
 def batch_norm(scope: Scope, call: Call) -> Value:
@@ -304,7 +315,12 @@ def batch_norm(scope: Scope, call: Call) -> Value:
             scope.factors.require((own.expressions, own.ids, 2), (theirs.expressions, theirs.ids, -1))
         else:
             scope.fix(*value.labels, *variance.labels)
-    return affine(scope, value, call["weight"], call["bias"], [channel])
+    result = affine(scope, value, call["weight"], call["bias"], [channel])
+    normalized = result.along(channel)
+    for kind, buffer in (("mean", mean), ("variance", variance)):
+        for label in () if buffer is None or normalized is None else buffer.labels:
+            scope.nodes.belong(kind, cast(Label, normalized).marks, label.marks)
+    return result
 
 
 def instance_norm(scope: Scope, call: Call) -> Value:
@@ -344,12 +360,16 @@ def prelu(scope: Scope, call: Call) -> Value:
     value, weight = call["self"], call["weight"]
     scope.require(value.labels, positive=False)
     scope.require(weight.labels)
-    labels = tuple(label.moved([1]) for label in weight.labels)
+    labels = tuple(replace(label.moved([1]), nodes=None) for label in weight.labels)
     slopes = Value((1, *weight.shape, *[1] * (value.ndim - 2)) if value.ndim > 1 else weight.shape, labels)
+    result = value
     if weight.shape[0] > 1:
-        result = scope.combine(value, slopes.without_factors(), product=True)
-        return replace(result, shape=call.shapes[0])
-    return value
+        result = replace(scope.combine(value, slopes.without_factors(), product=True), shape=call.shapes[0])
+    for label in result.labels:
+        pins = weight.labels[0].marks if weight.labels else torch.full_like(label.codes, weight.whole)
+        if label.codes.shape == pins.shape:
+            scope.nodes.belong("slope", label.marks, pins)
+    return result
 
 
 def softmax(scope: Scope, call: Call) -> Value:
@@ -371,7 +391,7 @@ def binary(*, product: bool, invert: bool = False) -> Rule:
             for argument in (call["self"], call["other"])
         )
         if invert:
-            inverse = tuple(Label(label.dims, coded(label.ids, scope.factors.power(label.expressions, -1))) for label in second.labels)
+            inverse = tuple(replace(label, codes=coded(label.ids, scope.factors.power(label.expressions, -1))) for label in second.labels)
             second = replace(second, labels=inverse, zero=False)
             if call["rounding_mode"] is not None:
                 first, second = scope.without_factors(first), scope.without_factors(second)
@@ -452,7 +472,8 @@ def pad(scope: Scope, call: Call) -> Value:
     for label in value.labels:
         if padded & set(label.dims):
             full = torch.nn.functional.pad(label.full(value.shape), sizes, value=0 if fill else ZERO)
-            found = compressed(full)
+            marks = torch.nn.functional.pad(replace(label, codes=label.marks).full(value.shape), sizes)
+            found = compressed(full, marks)
             if min(sizes) < 0:
                 scope.fix(label)
                 found = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, unknown
+from wsgraph.convert.tracing.texts import operator_text
 from wsgraph.convert.tracing.values import Label, Scope, Value, coded
 
 __all__ = ["TraceError", "bind", "check_module", "export", "interpret", "module_of", "operator_name"]
@@ -113,7 +115,9 @@ def interpret(program: Any, scope: Scope) -> dict[str, Value]:
             environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, node
         elif node.op == "output":
             scope.reason = "output"
-            scope.fix_all(*_values(_mapped(node.args, environment)))
+            outputs = _values(_mapped(node.args, environment))
+            scope.fix_all(*outputs)
+            scope.outputs = torch.cat([torch.zeros(1, dtype=torch.long), *(output.marks for output in outputs)])
         else:
             _step(node, environment, origin, order, scope)
     return values
@@ -167,7 +171,8 @@ def _placeholder(
         tensor = program.constants.get(constants[node.name])
         return Value(shape, constant=tensor)
     if node.name not in names:
-        return Value(shape, is_input=True)
+        whole = scope.nodes.make(torch.zeros(1, dtype=torch.long), name=node.name, is_input=True)
+        return Value(shape, is_input=True, whole=int(whole))
     name = names[node.name]
     if not value.is_floating_point():
         tensor = state.get(name, program.constants.get(name))
@@ -178,8 +183,8 @@ def _placeholder(
     for dim, size in enumerate(shape):
         if size > 1:
             unknown_factor = scope.factors.new(name, value=False)
-            labels.append(Label((dim,), coded(scope.neurons.new(size), unknown_factor)))
-    return Value(shape, tuple(labels))
+            labels.append(Label((dim,), coded(scope.neurons.new(size), unknown_factor), scope.nodes.pins(name, dim, size)))
+    return Value(shape, tuple(labels), whole=0 if labels else int(scope.nodes.pins(name, None, 1)))
 
 
 def _mapped(argument: Any, environment: Mapping[Any, Any]) -> Any:
@@ -252,6 +257,8 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     module = module_of(node)
     call = Call(name, module, named, _shapes(node), operation)
     scope.name = call.name
+    values = call.tensors
+    scope.nodes.begin(call.name, shared=any(value.shared for value in values) or any(_is_read_twice(x) for x in node.all_input_nodes))
     scope.reason = f"{name} in {module or 'the module itself'}"
     rule = TRACED_OPERATORS.get(name)
     if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
@@ -268,9 +275,35 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
         results = unknown(scope, call)
     integers = [isinstance(item, Tensor) and not item.is_floating_point() for item in _results(node)]  # which no factor multiplies
     results = [scope.without_factors(result) if integer else result for result, integer in zip(results, integers, strict=True)]
+    if any(value.has_nodes for value in values):
+        results = [_with_nodes(result, values, name, bind(node), scope) for result in results]
     for result, shape in zip(results, call.shapes, strict=True):
         assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"
     return results if several else results[0]
+
+
+def _is_read_twice(node: Any) -> bool:
+    return len(node.users) > 1
+
+
+def _with_nodes(result: Value, values: list[Value], name: str, arguments: Mapping[str, Any], scope: Scope) -> Value:
+    """A result of values that flow through the network, with nodes: those that its rule gave it, or one that reads all others."""
+    labels = tuple(replace(label, nodes=label.marks.clamp(min=0)) for label in result.labels)
+    whole = 0
+    if not any(bool((label.marks > 0).any()) for label in labels):
+        whole = result.whole if result.whole > 0 else scope.nodes.gather(torch.cat([value.marks for value in values]))
+        if labels and whole:  # neurons of which only this is known
+            nodes = scope.nodes.make(labels[0].codes)
+            scope.nodes.read("operator", torch.tensor([whole]), nodes)
+            labels, whole = (replace(labels[0], nodes=nodes), *labels[1:]), 0
+    text = operator_text(name, arguments)
+    if text:
+        labels = tuple(
+            replace(label, nodes=scope.nodes.operate(label.marks.flatten(), label.codes.flatten(), text).view(label.codes.shape))
+            for label in labels
+        )
+    marks = torch.cat([label.marks.flatten() for label in labels]) if labels else torch.zeros(1)
+    return replace(result, labels=labels, whole=whole, shared=scope.nodes.shared and not scope.nodes.is_fresh(marks))
 
 
 # == Operators that write to their arguments ==

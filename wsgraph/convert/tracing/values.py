@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wsgraph.convert.tracing.neurons import Factors, Neurons, occurrence
+from wsgraph.convert.tracing.nodes import Nodes
 
 __all__ = ["Label", "Scope", "Value"]
 
@@ -22,10 +23,19 @@ ZERO = -1
 
 @dataclass(frozen=True)
 class Label:
-    """To which neuron, with which factor, the entries of a tensor belong: codes over some of its dimensions, constant along the others."""
+    """To which neuron, with which factor, the entries of a tensor belong: codes over some of its dimensions, constant along the others.
+
+    ``nodes`` says which nodes of the parameter graph, or which entries of a parameter, they are; see :class:`Nodes`.
+    """
 
     dims: tuple[int, ...]
     codes: Tensor
+    nodes: Tensor | None = None
+
+    @property
+    def marks(self) -> Tensor:
+        """Nodes and pins, 0 where nothing is known."""
+        return torch.zeros_like(self.codes) if self.nodes is None else self.nodes
 
     def full(self, shape: Sequence[int]) -> Tensor:
         """Codes of all entries, without a copy."""
@@ -44,16 +54,17 @@ class Label:
 
     def without_factors(self) -> Label:
         """The label with all factors 1."""
-        return Label(self.dims, coded(self.ids))
+        return replace(self, codes=coded(self.ids))
 
     def without_zeros(self) -> Label:
         """The label where zeros have become other numbers, that belong to no neuron."""
-        return Label(self.dims, self.codes.clamp(min=0))
+        return replace(self, codes=self.codes.clamp(min=0))
 
     def moved(self, dims: Sequence[int]) -> Label:
         """The same codes on other dimensions, given in the order of the old ones."""
         order = sorted(range(len(dims)), key=lambda i: dims[i])
-        return Label(tuple(dims[i] for i in order), self.codes.permute(order))
+        nodes = None if self.nodes is None else self.nodes.permute(order)
+        return Label(tuple(dims[i] for i in order), self.codes.permute(order), nodes)
 
 
 def coded(ids: Tensor, expressions: Tensor | int = 0) -> Tensor:
@@ -61,8 +72,8 @@ def coded(ids: Tensor, expressions: Tensor | int = 0) -> Tensor:
     return ids * _BASE + expressions
 
 
-def compressed(full: Tensor) -> Label | None:
-    """The label with these codes for all entries, ``None`` where no entry belongs to a neuron."""
+def compressed(full: Tensor, marks: Tensor | None = None) -> Label | None:
+    """The label with these codes and marks for all entries, ``None`` where no entry belongs to a neuron."""
     codes, dims = full, []
     for dim, size in enumerate(full.shape):
         first = codes.narrow(dim, 0, 1) if size else codes
@@ -70,9 +81,11 @@ def compressed(full: Tensor) -> Label | None:
             dims.append(dim)
         else:
             codes = first
+            marks = marks if marks is None or not size else marks.narrow(dim, 0, 1)
     if codes.numel() == 0 or not bool((codes != 0).any()):
         return None
-    return Label(tuple(dims), codes.reshape([full.shape[dim] for dim in dims]))
+    sizes = [full.shape[dim] for dim in dims]
+    return Label(tuple(dims), codes.reshape(sizes), None if marks is None else marks.reshape(sizes))
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,8 @@ class Value:
         zero: All entries are zero.
         constant: The entries themselves, where they are known and needed (indices).
         is_input: The tensor is one that the module is called with.
+        whole: Mark of a tensor whose entries are not told apart: a node or, for a parameter, a pin.
+        shared: Others read the nodes of its labels too, as they are.
     """
 
     shape: tuple[int, ...]
@@ -94,6 +109,24 @@ class Value:
     zero: bool = False
     constant: Tensor | None = field(default=None, compare=False)
     is_input: bool = False
+    whole: int = 0
+    shared: bool = False
+
+    @property
+    def marks(self) -> Tensor:
+        """All nodes and pins."""
+        marks = [label.marks.flatten() for label in self.labels]
+        return torch.cat([*marks, torch.tensor([self.whole])])
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether these are values that flow through the network."""
+        return self.whole > 0 or any(label.nodes is not None and bool((label.nodes > 0).any()) for label in self.labels)
+
+    @property
+    def has_pins(self) -> bool:
+        """Whether this is a parameter."""
+        return self.whole < 0 or any(label.nodes is not None and bool((label.nodes < 0).any()) for label in self.labels)
 
     @property
     def ndim(self) -> int:
@@ -121,14 +154,17 @@ class Value:
 class Scope:
     """What the operators of a network have found out so far.
 
-    ``reason`` says which of them is at work, ``name`` what its values are called, ``unknown`` in which modules unknown ones stood.
+    ``reason`` says which of them is at work, ``name`` what its values are called, ``unknown`` in which modules unknown ones stood,
+    ``outputs`` which nodes the network returns.
     """
 
     neurons: Neurons = field(default_factory=Neurons)
     factors: Factors = field(default_factory=Factors)
+    nodes: Nodes = field(default_factory=Nodes)
     reason: str = ""
     name: str = ""
     unknown: dict[str, list[str]] = field(default_factory=dict)
+    outputs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     # == Symmetries taken away ==
 
@@ -194,16 +230,35 @@ class Scope:
             labels += self._match(label, [], other, one, product=product)
         uniform = frozenset(dim for dim in range(len(shape)) if one.is_uniform(dim) and other.is_uniform(dim))
         zero = (one.zero or other.zero) if product else (one.zero and other.zero)
-        return Value(tuple(shape), tuple(labels), uniform, zero)
+        if first.has_nodes or second.has_nodes:
+            whole = 0 if any(bool((label.marks > 0).any()) for label in labels) else self.nodes.gather(torch.cat([one.marks, other.marks]))
+            labels = [replace(label, nodes=label.marks.clamp(min=0)) for label in labels]
+        else:
+            whole = one.whole or other.whole
+        return Value(tuple(shape), tuple(labels), uniform, zero, whole=whole)
+
+    def _join(self, label: Label, *others: Label | int, product: bool) -> Label:
+        """A label with the marks of a sum or product; the others vary along some of its dimensions, or are marks of whole tensors."""
+        for other in others:
+            if isinstance(other, int):
+                marks = torch.full_like(label.codes, other)
+            elif set(other.dims) <= set(label.dims):
+                shape = [size if dim in other.dims else 1 for dim, size in zip(label.dims, label.codes.shape, strict=True)]
+                marks = other.marks.reshape(shape).expand(label.codes.shape)
+            else:
+                continue
+            joined = self.nodes.join(label.marks.flatten(), marks.flatten(), label.codes.flatten(), product=product)
+            label = replace(label, nodes=joined.view(label.codes.shape))
+        return label
 
     def _match(self, label: Label, partners: list[Label], mine: Value, other: Value, *, product: bool) -> list[Label]:
         if len(partners) == 1 and partners[0].dims == label.dims:
             codes = (self.multiply if product else self.unify)(label.codes.flatten(), partners[0].codes.flatten())
-            return [Label(label.dims, codes.view(label.codes.shape))]
+            return [self._join(replace(label, codes=codes.view(label.codes.shape)), partners[0], product=product)]
         if not partners:
             if not all(other.is_uniform(dim) for dim in label.dims):
                 self.fix(label)
-            return [label if product or other.zero else label.without_zeros()]
+            return [self._join(label if product or other.zero else label.without_zeros(), other.whole, product=product)]
         finer = max([label, *partners], key=lambda candidate: len(candidate.dims))
         others = [candidate for candidate in (label, *partners) if candidate is not finer]
         source = other if finer is label else mine
@@ -215,9 +270,9 @@ class Scope:
             if not product or bool(others[0].expressions.any()):
                 self.require([finer])
             self.unify(coded(rows), coded(others[0].ids.flatten()))
-            return [finer if product else finer.without_zeros()]
+            return [self._join(finer if product else finer.without_zeros(), *others, product=product)]
         self.fix(finer, *others)
-        return [finer.without_zeros()]
+        return [self._join(finer.without_zeros(), *others, product=product)]
 
     def multiply(self, first: Tensor, second: Tensor) -> Tensor:
         """Codes of products, entry by entry: factors are multiplied."""
@@ -247,8 +302,14 @@ class Scope:
         if not dims:
             return []
         rows, _ = self.factor(label, dims)
+        if not bool((rows > 0).any()):
+            return []
         sizes = [label.codes.shape[label.dims.index(dim)] for dim in dims]
-        return [Label(tuple(dims), coded(rows).view(sizes))] if bool((rows > 0).any()) else []
+        codes = coded(rows)
+        outer = [label.dims.index(dim) for dim in dims]
+        marks = label.marks.permute([*outer, *(i for i in range(len(label.dims)) if i not in outer)]).reshape(len(codes), -1)
+        nodes = self.nodes.rows(marks, codes)
+        return [Label(tuple(dims), codes.view(sizes), None if nodes is None else nodes.view(sizes))]
 
     # == Dimensions taken away ==
 
@@ -264,7 +325,7 @@ class Scope:
                 self.require([label], positive=not positive, sign=not sign)
                 labels.append(label if positive or sign else label.without_zeros())
         shape = tuple(1 if dim in taken else size for dim, size in enumerate(value.shape))
-        result = Value(shape, tuple(labels), value.uniform, value.zero and (positive or sign))
+        result = Value(shape, tuple(labels), value.uniform, value.zero and (positive or sign), whole=value.whole)
         return result if keepdim else squeezed(result, taken)
 
     def contract(
@@ -275,6 +336,7 @@ class Scope:
         kept: list[tuple[Label, str]] = []
         for value, letters, labels in ((first, names, mine), (second, other_names, theirs)):
             kept += [(label, letters) for label in value.labels if not any(label is taken for taken in labels)]
+        before = len(kept)
         if len(mine) == 1 and len(theirs) == 1:
             kept += self._contract_pair(mine[0], names, theirs[0], other_names, over)
         elif mine or theirs:
@@ -288,6 +350,10 @@ class Scope:
             else:
                 first_is_input = first.is_input and not mine
                 self.fix(*lone, reason="input" if first_is_input else None)
+        whole = 0
+        for value, letters, other, other_letters in ((first, names, second, other_names), (second, other_names, first, names)):
+            if value.has_nodes and other.has_pins:
+                kept, whole = self._read(value, letters, other, other_letters, kept, over)
         pieces = []
         for value, letters in ((first, names), (second, other_names)):
             labels = []
@@ -305,9 +371,52 @@ class Scope:
                 if place >= 0:
                     sizes[place] = value.shape[dim]
                     places |= {place} if value.is_uniform(dim) else set()
-            pieces.append(Value(tuple(sizes), tuple(labels), frozenset(places), value.zero))
+            pieces.append(Value(tuple(sizes), tuple(labels), frozenset(places), value.zero, whole=max(value.whole, 0)))
+        if first.has_nodes and second.has_nodes:
+            # Of what is summed over, rows are kept; the rest is known as a whole only.
+            for i, (letters, labels) in enumerate(((names, mine), (other_names, theirs))):
+                lost = [] if any(own is letters for _, own in kept[before:]) else labels
+                gathered = self.nodes.gather(torch.cat([torch.tensor([pieces[i].whole]), *(label.marks.flatten() for label in lost)]))
+                if gathered:
+                    labels_left = tuple(self._join(label, gathered, product=True) for label in pieces[i].labels)
+                    pieces[i] = replace(pieces[i], labels=labels_left, whole=0 if labels_left else gathered)
+        elif first.has_pins or second.has_pins:
+            pieces = [replace(piece, whole=0) for piece in pieces]
         result = self.combine(pieces[0], pieces[1], product=True)
-        return replace(result, shape=tuple(out_shape))
+        return replace(result, shape=tuple(out_shape), whole=whole or result.whole)
+
+    def _read(
+        self, value: Value, names: str, weight: Value, other_names: str, kept: list[tuple[Label, str]], over: str
+    ) -> tuple[list[tuple[Label, str]], int]:
+        """Nodes for the results of a weight, which read those of a value: labels with them, or the mark of a result without labels."""
+        own = value.on(names.index(over))
+        theirs = weight.on(other_names.index(over))
+        pins = theirs[0].marks if len(theirs) == 1 and len(theirs[0].dims) == 1 else None
+        size = value.shape[names.index(over)]
+        codes = coded(theirs[0].ids) if pins is not None else torch.zeros(size, dtype=torch.long)
+        if own:
+            marks = own[0].marks.movedim(own[0].dims.index(names.index(over)), 0).reshape(size, -1)
+            # Entries that the weight does not tell apart are read as one.
+            columns = self.nodes.rows(marks, codes) if marks.shape[1] > 1 else marks[:, 0]
+            sources = torch.zeros_like(codes) if columns is None else columns
+        elif size == 1:
+            sources = torch.tensor([value.whole])
+        else:
+            alike = value.is_uniform(names.index(over))  # entries that are all equal may be exchanged, in every weight on its own
+            sources = self.nodes.ports(value.whole, codes, alike=alike) if value.whole > 0 else torch.zeros_like(codes)
+        written = [label for label, letters in kept if letters is other_names and bool((label.marks < 0).any())]
+        made = {id(label): self.nodes.make(label.codes) for label in written}
+        ends: list[tuple[Tensor, Tensor | None]] = [(made[id(label)], label.marks.flatten()) for label in written]
+        whole = 0
+        if not written:
+            alone = self.nodes.make(torch.zeros(1, dtype=torch.long))
+            whole = int(alone)
+            ends = [(alone, None)]
+        for targets, target_pins in ends:
+            if bool((sources > 0).all()):
+                self.nodes.read("weight", sources, targets, target_pins=target_pins, source_pins=pins)
+        marked = [(replace(label, nodes=made[id(label)]) if id(label) in made else label, letters) for label, letters in kept]
+        return marked, whole
 
     def _contract_pair(self, mine: Label, names: str, theirs: Label, other_names: str, over: str) -> list[tuple[Label, str]]:
         letters, other_letters = ([text[dim] for dim in label.dims] for text, label in ((names, mine), (other_names, theirs)))
@@ -347,19 +456,23 @@ class Scope:
         example = operation(torch.zeros((), dtype=torch.long).expand(value.shape))
         outputs = list(example) if isinstance(example, (tuple, list)) else [example]
         labels: list[list[Label]] = [[] for _ in outputs]
+        lost: list[list[Tensor]] = [[] for _ in outputs]
         for label in value.labels:
-            results, places = (
-                operation(label.full(value.shape)),
-                operation(_places(label, self.neurons.resolve(label.ids.flatten()), value.shape)),
-            )
+            tensors = [label.full(value.shape), _places(label, self.neurons.resolve(label.ids.flatten()), value.shape)]
+            tensors += [] if label.nodes is None else [replace(label, codes=label.nodes).full(value.shape)]
+            moved = [operation(tensor) for tensor in tensors]
             for i in range(len(outputs)):
-                full, where = (results[i], places[i]) if isinstance(results, (tuple, list)) else (results, places)
-                kept = self._settled(label, compressed(full), where, pick=pick)
+                full, where, *marks = (result[i] if isinstance(result, (tuple, list)) else result for result in moved)
+                kept = self._settled(label, compressed(full, *marks), where, pick=pick)
                 labels[i] += [] if kept is None else [kept]
-        return [
-            Value(tuple(output.shape), tuple(own), zero=value.zero, is_input=value.is_input)
-            for output, own in zip(outputs, labels, strict=True)
-        ]
+                lost[i] += marks if kept is None else []
+        results = []
+        for output, own, marks in zip(outputs, labels, lost, strict=True):
+            whole = value.whole
+            if marks and not whole and not any(label.nodes is not None for label in own):
+                whole = self.nodes.gather(torch.cat([tensor.flatten() for tensor in marks]))
+            results.append(Value(tuple(output.shape), tuple(own), zero=value.zero, is_input=value.is_input, whole=whole))
+        return results
 
     def _settled(self, old: Label, new: Label | None, places: Tensor, *, pick: bool) -> Label | None:
         """The label after entries were moved; neurons whose entries lie differently from those of others are fixed."""
@@ -398,14 +511,17 @@ class Scope:
             own = [next((label for label in value.labels if label.dims == dims), None) for value in values]
             present = [label for label in own if label is not None]
             codes = present[0].codes.flatten()
+            merged = present[0]
             for label, value in zip(own, values, strict=True):
                 if label is not None:
                     codes = self.unify(codes, label.codes.flatten())
+                    if label is not merged:
+                        merged = self._join(merged, label, product=False)
                 elif not value.zero:
                     self.require(present)
                     if not all(value.is_uniform(d) for d in dims):
                         self.fix(*present)
-            labels.append(Label(dims, codes.view(present[0].codes.shape)))
+            labels.append(Label(dims, codes.view(present[0].codes.shape), merged.nodes))
         varying = [[label for label in value.labels if dim in label.dims] for value in values]
         for group in itertools.zip_longest(*varying):
             fills = [ZERO if value.zero else 0 for value in values]
@@ -414,12 +530,25 @@ class Scope:
                 for label, value, fill in zip(group, values, fills, strict=True)
             ]
             kept = {d for label in group if label is not None for d in label.dims} | {dim}
-            parts = [part[tuple(slice(None) if d in kept else slice(0, 1) for d in range(part.ndim))] for part in parts]
-            full = torch.cat(parts, dim=dim)
-            label = compressed(full.expand(shape))
+            marks = [self._marks_along(label, value, dim) for label, value in zip(group, values, strict=True)]
+            window = tuple(slice(None) if d in kept else slice(0, 1) for d in range(values[0].ndim))
+            full, nodes = (torch.cat([part[window] for part in tensors], dim=dim) for tensors in (parts, marks))
+            label = compressed(full.expand(shape), nodes.expand(shape))
             if label is not None:
                 labels.append(label)
-        return Value(tuple(shape), tuple(labels), zero=all(value.zero for value in values))
+        whole = 0
+        if not any(label.nodes is not None for label in labels):
+            whole = self.nodes.gather(torch.cat([value.marks for value in values]))
+        return Value(tuple(shape), tuple(labels), zero=all(value.zero for value in values), whole=whole)
+
+    def _marks_along(self, label: Label | None, value: Value, dim: int) -> Tensor:
+        """Marks of all entries; those of a tensor that is known as a whole are told apart along one dimension."""
+        if label is not None:
+            return replace(label, codes=label.marks).full(value.shape)
+        if value.whole > 0:
+            ports = self.nodes.ports(value.whole, torch.zeros(value.shape[dim], dtype=torch.long))
+            return Label((dim,), ports).full(value.shape)
+        return torch.zeros((), dtype=torch.long).expand(value.shape)
 
 
 def _places(label: Label, ids: Tensor, shape: Sequence[int]) -> Tensor:
@@ -433,7 +562,7 @@ def _places(label: Label, ids: Tensor, shape: Sequence[int]) -> Tensor:
 def _aligned(value: Value, shape: Sequence[int]) -> Value:
     """A tensor with dimensions of size one in front, as broadcasting adds them."""
     offset = len(shape) - value.ndim
-    labels = tuple(Label(tuple(dim + offset for dim in label.dims), label.codes) for label in value.labels)
+    labels = tuple(replace(label, dims=tuple(dim + offset for dim in label.dims)) for label in value.labels)
     uniform = {dim + offset for dim in value.uniform} | set(range(offset))
     return replace(value, shape=(1,) * offset + tuple(value.shape), labels=labels, uniform=frozenset(uniform))
 
@@ -442,6 +571,6 @@ def squeezed(value: Value, dims: Iterable[int]) -> Value:
     """A tensor without dimensions of size one."""
     gone = set(dims)
     kept = [dim for dim in range(value.ndim) if dim not in gone]
-    labels = tuple(Label(tuple(kept.index(dim) for dim in label.dims), label.codes) for label in value.labels)
+    labels = tuple(replace(label, dims=tuple(kept.index(dim) for dim in label.dims)) for label in value.labels)
     uniform = frozenset(kept.index(dim) for dim in value.uniform if dim in kept)
     return replace(value, shape=tuple(value.shape[dim] for dim in kept), labels=labels, uniform=uniform)

@@ -257,10 +257,12 @@ class RelationalAttention(_GraphLayer):
 
 def _sizes(spaces: Sequence[WeightSpace]) -> tuple[int, int, int]:
     """The largest numbers of input or output neurons, of biases per neuron and of weights per edge."""
-    positions = max(group.size for space in spaces for group in space.groups if group.role != "hidden")
+    positions = max((group.size for space in spaces for group in space.groups if group.role in ("input", "output")), default=1)
     return positions, max(space.topology.node_width for space in spaces), max(space.topology.edge_width for space in spaces)
 
 
+# The kinds of edges in networks of layers: skip connections and weights.
+_KINDS = ("sum", "weight")
 _LAYERS: dict[str, type[NeuralGraphConv | RelationalAttention]] = {"pna": NeuralGraphConv, "transformer": RelationalAttention}
 
 
@@ -275,6 +277,9 @@ class NeuralGraphNet(nn.Module):
     an input or output neuron, :math:`f` the kernel position and :math:`s_{kj}` one of two codes, for weights and for skip connections,
     which count as weights of one. Layers update both. The head then reads mean and maximum over all neurons and the mean over output
     neurons of their features times a code of the position; or linear maps of :math:`e_{kj}` and :math:`x_j` give weights and biases.
+
+    Traced networks that layers cannot express have other features at neurons besides, and codes of their own for products, diagonal
+    weights and pieces of wide kernels; of those, only invariant tasks can be solved.
 
     Args:
         space: Weight space of the networks, or several, for batches that mix architectures: a batch may have as many inputs, outputs,
@@ -326,13 +331,16 @@ class NeuralGraphNet(nn.Module):
             raise ValueError(f"Expected 'layer' to be one of {', '.join(_LAYERS)} (got {layer!r}).")
         if probes and not invariant:
             raise ValueError(f"Only invariant tasks read probes: leave 'probes' out for weights out (got {probes}).")
-        self.sizes = positions, biases, weights = _sizes(as_spaces(space))
+        spaces = as_spaces(space, layered=not invariant or probes > 0)
+        self.sizes = positions, biases, weights = _sizes(spaces)
         self.out_channels = out_channels
         self.from_bias, self.from_weight = (nn.Linear(count, channels, bias=False) for count in (biases, weights))
         self.activations = nn.Embedding(len(OPERATORS), channels)
         self.places = nn.ParameterDict({role: torch.randn(positions, channels) for role in ("input", "output")})
         # Codes much longer than what weights contribute would drown them in the norms of the first layer.
         self.kinds = nn.Parameter(0.4 * torch.randn(2, channels))
+        others = {edges.kind(space) for space in spaces for edges in space.topology.edges} - set(_KINDS)
+        self.other_kinds = nn.ParameterDict({kind: 0.4 * torch.randn(channels) for kind in sorted(others)})
         # No layer after the last reads its edges, but weights out do.
         self.layers = nn.ModuleList(_LAYERS[layer](channels, update_edges=i + 1 < layers or not invariant) for i in range(layers))
         self.head = self.probes = self.probe_readout = None
@@ -364,6 +372,9 @@ class NeuralGraphNet(nn.Module):
             raise ValueError(
                 f"Expected at most {most} input or output neurons (got {positions}): build the model with the space that has most."
             )
+        known = (*_KINDS, *self.other_kinds)
+        if unknown := {edges.kind(space) for space in spaces for edges in space.topology.edges}.difference(known):
+            raise ValueError(f"Expected edges of kind {', '.join(known)} (got {unknown.pop()!r}): build the model with all spaces.")
         for name, count, largest in (("x", biases, most_biases), ("edge_attr", weights, most_weights)):
             if count > largest:
                 raise ValueError(
@@ -380,8 +391,10 @@ class NeuralGraphNet(nn.Module):
         return features
 
     def _edges(self, wiring: Wiring) -> list[Tensor]:
-        pairs = ((link.values, int(link.positions > 0)) for link in wiring.links)
-        return [F.linear(values, self.from_weight.weight[:, : values.shape[-1]]) + self.kinds[kind] for values, kind in pairs]
+        return [F.linear(link.values, self.from_weight.weight[:, : link.values.shape[-1]]) + self._kind(link.kind) for link in wiring.links]
+
+    def _kind(self, kind: str) -> Tensor:
+        return self.kinds[_KINDS.index(kind)] if kind in _KINDS else self.other_kinds[kind]
 
     def _outputs(self, x: Sequence[Tensor], wiring: Wiring) -> Tensor:
         ends = [i for i, part in enumerate(wiring.parts) if part.role == "output"]

@@ -62,12 +62,14 @@ class Link(ABC):
         target: Index of the part written.
         positions: Kernel positions per edge, 0 for a skip connection.
         values: The weights ``[..., K]`` of the edges, ones ``[..., 1]`` for a skip connection.
+        kind: What the edges are, see :meth:`EdgeRange.kind`: ``"weight"``, ``"sum"`` for a skip connection, or others in traced networks.
     """
 
     source: int
     target: int
     positions: int
     values: Tensor
+    kind: str
 
     @property
     def weight(self) -> Tensor | None:
@@ -110,6 +112,7 @@ class DenseLink(Link):
     target: int
     positions: int
     values: Tensor
+    kind: str = "weight"
 
     def spread(self, x: Tensor, end: End) -> Tensor:
         return x.unsqueeze(-3 if end == "source" else -2)
@@ -143,6 +146,7 @@ class IdentityLink(Link):
     target: int
     positions: int
     values: Tensor
+    kind: str = "sum"
 
     def spread(self, x: Tensor, end: End) -> Tensor:
         return x
@@ -171,6 +175,7 @@ class SparseLink(Link):
     source_index: Tensor
     target_index: Tensor
     sizes: tuple[int, int]
+    kind: str = "weight"
 
     def end(self, end: End) -> tuple[Tensor, int]:
         """Neuron of every edge at one end, and how many neurons there are."""
@@ -253,7 +258,7 @@ class Wiring:
             SpaceMismatchError: If dense links are asked for and the batch does not allow them.
         """
         if dense is None:
-            dense = len(batch.spaces) == 1 and batch.fits_layout()
+            dense = len(batch.spaces) == 1 and bool(batch.spaces[0].layers) and batch.fits_layout()
         return _dense(batch) if dense else _sparse(batch)
 
     @staticmethod
@@ -379,6 +384,9 @@ def _activation(space: WeightSpace, name: str) -> str:
 
 
 def _bias_counts(space: WeightSpace) -> dict[str, int]:
+    """Columns of ``x`` that neurons of each group use."""
+    if not space.layers:
+        return dict.fromkeys((group.name for group in space.groups), space.topology.node_width)
     return {group.name: sum(layer.bias is not None for layer in space.layers_into(group.name)) for group in space.groups}
 
 
@@ -436,9 +444,9 @@ def _sparse(batch: ParameterGraph) -> Wiring:
     )
 
     source, target = edge_index
-    sizes = sorted({edges.num_positions for space in spaces for edges in space.topology.edges})
-    positions = _table([[sizes.index(edges.num_positions) for edges in space.topology.edges] for space in spaces], device)
-    kind = positions[owner[network[target]], batch.edge_layer]
+    wires = [[(edges.num_positions, edges.kind(space)) for edges in space.topology.edges] for space in spaces]
+    sizes = sorted({wire for row in wires for wire in row})
+    kind = _table([[sizes.index(wire) for wire in row] for row in wires], device)[owner[network[target]], batch.edge_layer]
     key = (node_part[source] * len(parts) + node_part[target]) * len(sizes) + kind
     present, edge_link = key.unique(return_inverse=True)
     edges = _split(edge_link, len(present))
@@ -446,9 +454,10 @@ def _sparse(batch: ParameterGraph) -> Wiring:
     for code, index in zip(present.tolist(), edges, strict=True):
         ends, size = divmod(code, len(sizes))
         start, stop = divmod(ends, len(parts))
-        values = edge_attr[index, : max(sizes[size], 1)]  # a skip connection stands as one in the first column
+        positions, name = sizes[size]
+        values = edge_attr[index, : max(positions, 1)]  # a skip connection stands as one in the first column
         lengths = len(neurons[start]), len(neurons[stop])
-        links.append(SparseLink(start, stop, sizes[size], values, local[source[index]], local[target[index]], lengths))
+        links.append(SparseLink(start, stop, positions, values, local[source[index]], local[target[index]], lengths, name))
     return Wiring(batch, parts, tuple(links), batch.num_networks, neurons, edges)
 
 

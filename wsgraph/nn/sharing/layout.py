@@ -87,6 +87,7 @@ class Layout:
     """
 
     def __init__(self, space: WeightSpace, *, boundary: bool = False, user: str = "A sharing layer") -> None:
+        space.check_layers(user)
         self.space = space
         self.entries: dict[str, Entries] = {}
         self._where: dict[str, tuple[str, int]] = {}

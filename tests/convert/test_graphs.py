@@ -1,0 +1,317 @@
+"""Parameter graphs of traced networks that layers cannot express: every weight is there, in its place, and symmetries move nodes."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.convert.test_tracing import CASES, Function, image, randomized, tokens
+from wsgraph import ParameterGraph, SpaceMismatchError, TraceWarning, WeightSpace, trace
+from wsgraph.nn import build_model
+from wsgraph.plot import draw_graph
+from wsgraph.space import Connection
+from wsgraph.symmetry import GroupElement
+from wsgraph.testing import assert_invariant
+
+
+def traced(module: nn.Module, *inputs: Tensor) -> WeightSpace:
+    randomized(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TraceWarning)
+        return trace(module, *inputs)
+
+
+def moved_nodes(space: WeightSpace, g: GroupElement) -> Tensor:
+    """Where every node lies after the group's permutations."""
+    old = torch.arange(space.topology.num_nodes)
+    for group in space.groups:
+        nodes = space.topology.nodes[group.name]
+        if nodes.start < nodes.stop and group.permutation in g.permutations:
+            old[nodes] = nodes.start + g.permutations[group.permutation][0]
+    return old.argsort()
+
+
+def edges(graph: ParameterGraph, place: Tensor) -> Tensor:
+    """Edges as rows (layer, target, source, weights), sorted, so that parallel ones compare too."""
+    index = torch.stack([graph["edge_layer"], *place[graph["edge_index"]].flip(0)]).T
+    rows = torch.cat([index.double(), graph["edge_attr"].double()], dim=1)
+    for column in reversed(range(rows.shape[1])):
+        rows = rows[rows[:, column].argsort(stable=True)]
+    return rows
+
+
+NAMES = [name for name in CASES if name != "recurrent"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permutations_move_the_nodes(name: str) -> None:
+    module, inputs, _ = CASES[name]
+    space = traced(module, inputs)
+    theta = space.sample(1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stay = torch.arange(space.topology.num_nodes)
+    for seed in range(2):
+        g = space.sample_symmetry(symmetries=["permutation"], generator=torch.Generator().manual_seed(seed))
+        before, after = space.graph(theta[0]), space.graph(space.act(g, theta)[0])
+        place = moved_nodes(space, g)
+        assert edges(before, place).equal(edges(after, stay))
+        assert after["x"][place].equal(before["x"])
+        assert edges(before, stay).equal(edges(after, stay)) == space.act(g, theta).equal(theta)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_of_the_function_is_on_the_graph(name: str) -> None:
+    module, inputs, _ = CASES[name]
+    space = traced(module, inputs)
+    numbers = torch.arange(1.0, space.num_params + 1, dtype=torch.float64)
+    graph = space.graph(numbers)
+    found = set(graph["x"].flatten().tolist()) | set(graph["edge_attr"].flatten().tolist())
+    expected = {"grouped transposed": ["2.weight", "2.bias"], "functional weights": ["b.bias"]}.get(name, [])
+    missing = [
+        param.name for param in space.params if param.role != "buffer" and not found >= set(numbers[space.slices[param.name]].tolist())
+    ]
+    assert missing == expected
+    assert ("Not on the parameter graph: 2.weight, 2.bias." in space.report()) == (name == "grouped transposed")
+    assert WeightSpace.from_json(space.to_json()) == space
+    assert space.architecture.graph(numbers)["edge_attr"].equal(graph["edge_attr"])
+
+
+@pytest.mark.parametrize(
+    "name", ["batch norm", "depthwise multiplier", "grouped", "attention", "squeeze and excite", "embedding", "reused layer"]
+)
+@pytest.mark.parametrize("model", ["neural_graph", "neural_graph_transformer"])
+def test_permutation_invariant_models_read_traced_networks(name: str, model: str) -> None:
+    module, inputs, _ = CASES[name]
+    space = traced(module, inputs)
+    torch.manual_seed(0)
+    network = build_model(model, space, 2, channels=8).double().eval()
+    if name == "reused layer":  # no symmetry
+        assert network(space.batch(space.sample(2).double())).shape == (2, 2)
+    else:
+        assert_invariant(network, space, module=module, inputs=inputs)
+    for dtype in (torch.float32, torch.float64):
+        batch = space.batch(space.sample(3, dtype=dtype))
+        network.to(dtype)(batch).sum().backward()
+    one = space.batch(space.sample(3).double())
+    assert torch.allclose(network(one)[1:2], network(one[1]), rtol=1e-9)
+
+
+def test_batches_mix_traced_networks_and_chains() -> None:
+    spaces = [traced(*CASES[name][:2]) for name in ("batch norm", "attention")] + [WeightSpace.mlp([3, 8, 2])]
+    model = build_model("neural_graph", spaces, 1).eval()
+    batch = ParameterGraph.join([space.batch(space.sample(2, generator=torch.Generator().manual_seed(0))) for space in spaces])
+    outputs = model(batch)
+    assert outputs.shape == (6, 1)
+    alone = torch.cat([model(space.batch(space.sample(2, generator=torch.Generator().manual_seed(0)))) for space in spaces])
+    assert torch.allclose(outputs, alone, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Expected edges of kind sum, weight.*build the model with all spaces"):
+        build_model("neural_graph", WeightSpace.mlp([12, 8, 12]), 1)(batch)
+
+
+# == What lies where ==
+
+
+def weights_between(graph: ParameterGraph, source: str, target: str) -> Tensor:
+    """``[targets, sources, K]``, zero where there is no edge."""
+    space = graph.spaces[0]
+    rows, columns = space.topology.nodes[target], space.topology.nodes[source]
+    table = graph["x"].new_zeros(space.topology.num_nodes, space.topology.num_nodes, graph["edge_attr"].shape[1])
+    table[graph["edge_index"][1], graph["edge_index"][0]] = graph["edge_attr"]
+    return table[rows, columns]
+
+
+def column(graph: ParameterGraph, kind: str, group: str) -> Tensor:
+    topology = graph.spaces[0].topology
+    return graph["x"][topology.nodes[group], topology.columns.index(kind)]
+
+
+def test_norms_are_neurons_of_their_own_with_statistics_as_features() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    space = traced(net, image())
+    state = net.state_dict()
+    graph = space.graph(space.flatten(state))
+    assert repr(graph).startswith("ParameterGraph(WeightSpace(4 groups")
+    assert space.topology.columns == ("bias", "mean", "variance")
+    assert weights_between(graph, "input", "0").equal(state["0.weight"].flatten(2))
+    assert weights_between(graph, "0", "1")[..., 0].equal(state["1.weight"].diag())
+    assert weights_between(graph, "1", "3").equal(state["3.weight"].flatten(2))
+    for kind, group, key in (
+        ("bias", "0", "0.bias"),
+        ("bias", "1", "1.bias"),
+        ("mean", "1", "1.running_mean"),
+        ("variance", "1", "1.running_var"),
+    ):
+        assert column(graph, kind, group).equal(state[key])
+    assert [space.group(name).role for name in ("input", "0", "1", "3")] == ["input", "hidden", "hidden", "output"]
+    assert space.group("1").activation == "relu"
+
+
+def test_grouped_and_depthwise_wiring() -> None:
+    grouped, depthwise = nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 6, 3, groups=6)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), grouped, nn.ReLU(), depthwise, nn.ReLU(), nn.Conv2d(6, 2, 1))
+    space = traced(net, image())
+    state = net.state_dict()
+    graph = space.graph(space.flatten(state))
+    expected = torch.zeros(6, 4, 9)
+    expected[:3, :2], expected[3:, 2:] = (half.flatten(2) for half in state["2.weight"].split(3))
+    assert weights_between(graph, "0", "2").equal(expected)
+    assert weights_between(graph, "2", "4").equal(torch.diag_embed(state["4.weight"].view(6, 9).T).permute(1, 2, 0))
+
+
+def test_sums_products_and_concatenations_are_seen() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = torch.relu(m.norm(m.a(x)))
+        gate = torch.sigmoid(m.g(h))
+        return m.out(torch.cat([h + m.b(h), h * gate], dim=-1))
+
+    net = Function(forward, a=nn.Linear(8, 4), norm=nn.LayerNorm(4), b=nn.Linear(4, 4), g=nn.Linear(4, 4), out=nn.Linear(8, 2))
+    space = traced(net, tokens())
+    state = net.state_dict()
+    graph = space.graph(space.flatten(state))
+    one = torch.eye(4)
+    for source, target in (("norm", "add"), ("b", "add"), ("norm", "mul"), ("g", "mul")):
+        assert weights_between(graph, source, target)[..., 0].equal(one)
+    assert weights_between(graph, "add", "out")[..., 0].equal(state["out.weight"][:, :4])
+    assert weights_between(graph, "mul", "out")[..., 0].equal(state["out.weight"][:, 4:])
+    kinds = {(wire.sources, wire.targets): wire.kind for wire in space.wires if wire.parameter is None}
+    assert kinds[("norm",), ("add",)] == kinds[("b",), ("add",)] == "sum"
+    assert kinds[("norm",), ("mul",)] == kinds[("g",), ("mul",)] == "product"
+    assert space.group("g").activation == "sigmoid"
+    drawn = graph.to_networkx()
+    assert drawn.number_of_nodes() == graph.num_nodes
+    assert {data["layer"] for _, _, data in drawn.edges(data=True)} == {wire.name for wire in space.wires if wire.sources}
+
+
+def test_flattened_positions_are_kernel_positions() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    space = traced(net, image())
+    state = net.state_dict()
+    graph = space.graph(space.flatten(state))
+    assert weights_between(graph, "1", "3")[..., :36].equal(state["3.weight"].view(2, 4, 36))
+
+
+def test_attention_is_rows_of_heads() -> None:
+    module, inputs, _ = CASES["attention"]
+    space = traced(module, inputs)
+    state = module.state_dict()
+    graph = space.graph(space.flatten(state))
+    rows = torch.cat([weights_between(graph, "embed", name)[..., 0] for name in ("qkv", "qkv[1]", "qkv[2]")])
+    assert rows.equal(state["qkv.weight"])
+    heads = torch.eye(4).repeat_interleave(4, dim=1)
+    for source, target in (("qkv", "matmul"), ("qkv[1]", "matmul[1]")):  # a node per head reads its queries, or keys
+        assert weights_between(graph, source, target)[..., 0].equal(heads)
+    assert weights_between(graph, "matmul[2]", "matmul[3]")[..., 0].equal(heads.T)  # and weighs its values
+    assert weights_between(graph, "qkv[2]", "matmul[3]")[..., 0].equal(torch.eye(16))
+    assert weights_between(graph, "matmul[3]", "out")[..., 0].equal(state["out.weight"])
+
+
+def test_tables_of_positions_and_tokens() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(m.table(x) + m.places(torch.arange(5)) * m.factor)
+
+    net = Function(forward, table=nn.Embedding(11, 8), places=nn.Embedding(5, 8), out=nn.Linear(8, 3))
+    net.register_parameter("factor", nn.Parameter(torch.tensor(0.5)))
+    space = traced(net, torch.randint(0, 11, (2, 5)))
+    state = net.state_dict()
+    graph = space.graph(space.flatten(state))
+    assert weights_between(graph, "inputs_0", "table")[..., 0].equal(state["table.weight"].T)
+    assert weights_between(graph, "constant", "table")[:, 0, :5].equal(state["places.weight"].T)
+    assert space.group("inputs_0").role == "input"
+    assert space.group("constant").reason == "a constant"
+
+
+def test_what_is_read_twice_is_not_changed_for_both() -> None:
+    net = Function(
+        lambda m, x: m.out(torch.cat([(h := m.a(x)).relu(), m.norm(h), h], dim=-1)),
+        a=nn.Linear(8, 4),
+        norm=nn.LayerNorm(4),
+        out=nn.Linear(12, 2),
+    )
+    space = traced(net, tokens())
+    assert space.group("a").activation == "identity"
+    graph = space.graph(space.flatten(net.state_dict()))
+    assert weights_between(graph, "a", "relu")[..., 0].equal(torch.eye(4))
+    assert space.group("relu").activation == "relu"
+    assert weights_between(graph, "a", "out")[..., 0].equal(net.state_dict()["out.weight"][:, 8:])
+
+
+def test_wide_kernels_lie_on_several_edges() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), *[nn.Linear(8, 8) for _ in range(200)])
+    space = traced(net, image(side=16))
+    graph = space.graph(space.flatten(net.state_dict()))
+    topology = space.topology
+    first = [part for part in topology.edges if space.wires[part.wire].parameter == "0.weight"]
+    assert topology.edge_width < 256
+    assert len(first) == -(-256 // topology.edge_width)
+    pieces = [graph["edge_attr"][part.start : part.stop, : part.num_positions].view(8, 3, -1) for part in first]
+    assert torch.cat(pieces, dim=2).equal(net.state_dict()["0.weight"].flatten(2))
+    assert [part.kind(space) for part in first[:2]] == ["weight", f"weight@{topology.edge_width}"]
+
+
+def test_unknown_operators_stand_between_what_they_read_and_write() -> None:
+    net = Function(lambda m, x: m.out(torch.special.bessel_j0(m.a(x))), a=nn.Linear(8, 4), out=nn.Linear(4, 2))
+    space = traced(net, tokens())
+    graph = space.graph(space.flatten(net.state_dict()))
+    (operator,) = (group.name for group in space.groups if group.size == 1)
+    assert weights_between(graph, "a", operator).shape == (1, 4, 1)
+    assert weights_between(graph, "a", operator).all()
+    levels = space.levels
+    assert levels["a"] < levels[operator] < levels["out"]
+
+
+def test_draw_graph_of_a_traced_network() -> None:
+    module, inputs, _ = CASES["attention"]
+    texts = [text.get_text() for text in draw_graph(traced(module, inputs), neurons=4).axes[0].texts]
+    assert sum(text.startswith("qkv.weight: 48x16") for text in texts) == 1
+    assert "product" in texts
+    assert not any(text.startswith("factor") for text in texts)
+    module, inputs, _ = CASES["layer norm"]
+    assert len(draw_graph(traced(module, inputs)).axes[0].collections) == 5  # four groups, and lines
+
+
+# == Bad connections ==
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": ("nowhere",)}, r"names unknown neuron groups \['nowhere'\]"),
+        ({"parameter": "nothing"}, "unknown parameter 'nothing'"),
+        ({"shape": (2, 2)}, r"reads parameter '0.weight' of shape \(4, 3, 3, 3\) as \(2, 2\)"),
+        ({"source_axis": 0, "target_axis": 1}, r"with 4 entries for 3 sources and 3 for 4 targets"),
+        ({"source_order": (0, 1, 7)}, "'source_order' of connection .* names neurons beyond its 3"),
+        ({"blocks": 3}, "are not made of 3 blocks"),
+        ({"sources": (), "parameter": None}, "needs sources or a parameter"),
+    ],
+)
+def test_connections_must_fit(changes: dict[str, Any], message: str) -> None:
+    space = traced(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)), image())
+    first = dataclasses.replace(space.connections[0], **changes)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(space, connections=(first, *space.connections[1:]))
+
+
+def test_a_space_has_layers_or_connections() -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    with pytest.raises(ValueError, match="either 'layers' or 'connections'"):
+        dataclasses.replace(space, connections=(Connection("a", "sum", ("input",), ("output",)),))
+
+
+def test_weights_out_and_probes_need_layers() -> None:
+    module, inputs, _ = CASES["batch norm"]
+    space = traced(module, inputs)
+    for name, options in (
+        ("neural_graph", {"task": "equivariant"}),
+        ("neural_graph", {"probes": 4}),
+        ("monomial_gnn", {}),
+        ("scalegmn", {}),
+    ):
+        with pytest.raises(SpaceMismatchError, match=r"A model needs a network of dense and convolutional layers.*so do graph and batch"):
+            build_model(name, space, 1, **options)
+    for name in ("np", "monomial", "statnn", "mlp"):
+        with pytest.raises(SpaceMismatchError, match="needs a network of dense"):
+            build_model(name, space, 1)(space.batch(space.sample(2)))
+    with pytest.raises(ValueError, match="give it as 'module'"):
+        assert_invariant(build_model("neural_graph", space, 1), space)

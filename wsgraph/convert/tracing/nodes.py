@@ -1,0 +1,218 @@
+"""The neurons of a network one by one, in the order in which they are computed: the nodes of its parameter graph, and what they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["NodeSet", "Nodes", "Reading"]
+
+
+@dataclass
+class NodeSet:
+    """Nodes made at one place of the network: their codes, numbered from ``start``, and the operators applied since."""
+
+    name: str
+    start: int
+    codes: Tensor
+    is_input: bool = False
+    operators: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Nodes that read others, through a parameter or as they are; without sources, nodes that a parameter belongs to.
+
+    Sources come in ``groups`` of equal size, and so do targets; every target reads all sources of its group. Pins say which entry of its
+    axis of the parameter belongs to a target, and to a source of each group.
+    """
+
+    kind: str
+    sources: Tensor
+    targets: Tensor
+    target_pins: Tensor | None = None
+    source_pins: Tensor | None = None
+    groups: int = 1
+
+
+class Nodes:
+    """All nodes, what they read, and to which parameter axes the marks of labels point.
+
+    A mark above 0 is a node. A mark below 0 is a pin, an entry of an axis of a parameter. A mark of 0 says nothing.
+    """
+
+    def __init__(self) -> None:
+        self.sets: list[NodeSet] = []
+        self.readings: list[Reading] = []
+        self.name = ""
+        self.shared = False
+        self._count = self._first = 1
+        self._axes: list[tuple[str, int | None]] = []
+        self._starts: list[int] = [1]
+        self._ports: dict[tuple[int, int], Tensor] = {}
+
+    def begin(self, name: str, *, shared: bool) -> None:
+        """An operator starts; ``shared`` says whether others read its arguments too."""
+        self.name, self.shared, self._first = name, shared, self._count
+
+    def is_fresh(self, marks: Tensor) -> bool:
+        """Whether all nodes were made by the operator at work."""
+        return bool((marks[marks > 0] >= self._first).all())
+
+    # == Making ==
+
+    def make(self, codes: Tensor, *, name: str = "", is_input: bool = False) -> Tensor:
+        """One node per code."""
+        made = NodeSet(name or self.name, self._count, codes.flatten(), is_input)
+        self.sets.append(made)
+        self._count += codes.numel()
+        return torch.arange(made.start, self._count).view(codes.shape)
+
+    def pins(self, parameter: str, dim: int | None, size: int) -> Tensor:
+        """Marks of the entries along a dimension of a parameter, or of the whole of it."""
+        start = self._starts[-1]
+        self._axes.append((parameter, dim))
+        self._starts.append(start + size)
+        return -torch.arange(start, start + size)
+
+    def pinned(self, pins: Tensor) -> tuple[str, int | None, Tensor]:
+        """Parameter and dimension of pins, and which of its entries they are; those of several axes count as of the first."""
+        axis = int(torch.searchsorted(torch.tensor(self._starts), -pins[:1].contiguous(), right=True)) - 1
+        size = self._starts[axis + 1] - self._starts[axis]
+        return *self._axes[axis], (-pins - self._starts[axis]).clamp(0, size - 1)
+
+    def read(self, kind: str, sources: Tensor, targets: Tensor, **options: object) -> None:
+        """Let nodes read others."""
+        self.readings.append(Reading(kind, sources.flatten(), targets.flatten(), **options))  # type: ignore[arg-type]
+
+    def ports(self, whole: int, codes: Tensor, *, alike: bool = False) -> Tensor:
+        """Nodes for the entries of a tensor that is known as a whole only: the same ones whenever as many are asked for.
+
+        Entries that are all ``alike`` get nodes of their own every time, which read the whole.
+        """
+        key = (whole, codes.numel())
+        if alike or key not in self._ports:
+            origin = self.set_of(whole)
+            is_input = origin.is_input and not alike
+            ports = self.make(codes, name=origin.name if is_input else "", is_input=is_input)
+            if not is_input:
+                self.read("operator", torch.tensor([whole]), ports)
+            if alike:
+                return ports
+            self._ports[key] = ports
+        return self._ports[key]
+
+    def gather(self, marks: Tensor) -> int:
+        """One node that reads all nodes among the marks: the node itself where there is but one, 0 where there is none."""
+        sources = marks[marks > 0].unique()
+        if len(sources) < 2:
+            return int(sources[0]) if len(sources) else 0
+        target = self.make(torch.zeros(1, dtype=torch.long))
+        self.read("operator", sources, target)
+        return int(target)
+
+    def rows(self, marks: Tensor, codes: Tensor) -> Tensor | None:
+        """Nodes for the rows ``[a]`` of marks ``[a, b]``, which read all nodes of their row."""
+        if not bool((marks > 0).any()):
+            return None
+        targets = self.make(codes)
+        pairs = torch.stack([marks, targets[:, None].expand(marks.shape)]).flatten(1)
+        sources, readers = pairs[:, pairs[0] > 0].unique(dim=1)
+        counts = readers.unique(return_counts=True)[1]
+        if len(counts) == len(targets) and int(counts.min()) == int(counts.max()):
+            self.read("operator", sources[readers.argsort(stable=True)], targets, groups=len(targets))
+        else:
+            self.read("operator", sources.unique(), targets)
+        return targets
+
+    def copies(self, marks: Tensor, codes: Tensor) -> Tensor:
+        """New nodes that read the given ones as they are."""
+        return self._paired(marks.flatten(), torch.zeros_like(marks.flatten()), codes.flatten(), ["operator"]).view(marks.shape)
+
+    # == Joining ==
+
+    def join(self, first: Tensor, second: Tensor, codes: Tensor, *, product: bool) -> Tensor:
+        """Marks of the entries of a sum or product, given those of two tensors and the codes of the result, all flat."""
+        first, second = torch.where(first == 0, second, first), torch.where(first == 0, 0, second)
+        flip = (first < 0) & (second > 0)
+        first, second = torch.where(flip, second, first), torch.where(flip, first, second)
+        result = first.clone()
+        both = (first > 0) & (second > 0) & (first != second)
+        if both.any():
+            kind = "product" if product else "sum"
+            result[both] = self._paired(first[both], second[both], codes[both], [kind, kind])
+        pinned = (first > 0) & (second < 0)
+        if pinned.any():
+            result[pinned] = self.apply(first[pinned], second[pinned], codes[pinned], product=product)
+        return result
+
+    def apply(self, marks: Tensor, pins: Tensor, codes: Tensor, *, product: bool) -> Tensor:
+        """A parameter multiplied or added to nodes, entry by entry."""
+        if product:
+            return self._paired(marks, pins, codes, ["scale"])
+        several = torch.stack([marks, pins]).unique(dim=1).shape[1] > len(marks.unique())
+        if several or (self.shared and not self.is_fresh(marks)):
+            marks = self._paired(marks, pins, codes, ["operator"])
+        self.belong("bias", marks, pins)
+        return marks
+
+    def belong(self, kind: str, marks: Tensor, pins: Tensor) -> None:
+        """Entries of a parameter belong to nodes."""
+        pairs = torch.stack([marks.flatten(), pins.flatten()])
+        pairs = pairs[:, (pairs[0] > 0) & (pairs[1] < 0)].unique(dim=1)
+        if pairs.shape[1]:
+            self.read(kind, torch.zeros(0, dtype=torch.long), pairs[0], target_pins=pairs[1])
+
+    def _paired(self, first: Tensor, second: Tensor, codes: Tensor, kinds: list[str]) -> Tensor:
+        """One new node per distinct pair of marks, which reads the first, and the second where it is a node too."""
+        pairs, inverse = torch.stack([first, second]).unique(dim=1, return_inverse=True)
+        one_of = torch.empty(pairs.shape[1], dtype=torch.long)
+        one_of[inverse] = torch.arange(len(first))
+        targets = self.make(codes[one_of])
+        pins = pairs[1] if kinds == ["scale"] else None
+        for kind, sources in zip(kinds, pairs, strict=False):
+            self.read(kind, sources, targets, target_pins=pins, groups=len(targets))
+        return targets[inverse]
+
+    # == Operators ==
+
+    def operate(self, marks: Tensor, codes: Tensor, text: str) -> Tensor:
+        """Record an operator on nodes: on new ones where others read them without it, or only some of a set are given."""
+        if not bool((marks > 0).any()):
+            return marks
+        given = marks[marks > 0].unique()
+        sets = [self.set_of(int(number)) for number in self._leading(given)]
+        if self.shared or sum(len(made.codes) for made in sets) > len(given) or any(made.is_input for made in sets):
+            chosen = marks > 0
+            marks = marks.clone()
+            marks[chosen] = self.copies(marks[chosen], codes[chosen])
+            sets = [self.sets[-1]]
+        for made in sets:
+            made.operators.append(text)
+        return marks
+
+    def _leading(self, numbers: Tensor) -> Tensor:
+        """One of the given nodes per set."""
+        owner = self._owner(numbers)
+        return numbers[torch.cat([torch.ones(1, dtype=torch.bool), owner[1:] != owner[:-1]])]
+
+    def _owner(self, numbers: Tensor) -> Tensor:
+        starts = torch.tensor([made.start for made in self.sets])
+        return torch.searchsorted(starts, numbers.contiguous(), right=True) - 1
+
+    def set_of(self, number: int) -> NodeSet:
+        """The set that a node was made in."""
+        return self.sets[int(self._owner(torch.tensor([number])))]
+
+    # == Reading the result ==
+
+    def alive(self, outputs: Tensor) -> list[bool]:
+        """Which sets the output nodes depend on."""
+        found = torch.zeros(len(self.sets), dtype=torch.bool)
+        found[self._owner(outputs[outputs > 0])] = True
+        for reading in reversed(self.readings):  # sets are read only after all that they read is known
+            if bool(found[self._owner(reading.targets)].any()):
+                found[self._owner(reading.sources)] = True
+        return found.tolist()
