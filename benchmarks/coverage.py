@@ -2,8 +2,9 @@
 
 Every model gets random weights and norm statistics, is traced, and moved by random elements of the symmetry group (permutations,
 factors in [1e-3, 1e3], signs) in float64, which must leave its output unchanged. The table gives the share of parameters that touch a
-neuron group with a symmetry, the kinds of symmetry, the operators that tracing does not know, and the time of tracing. torchvision is
-needed (``pip install torchvision``). Run from the repository root:
+neuron group with a symmetry, the kinds of symmetry, the operators that tracing does not know, the time of tracing, and the time and peak
+memory of building the parameter graph, topology included. torchvision is needed (``pip install torchvision``). Run from the repository
+root:
 
     python benchmarks/coverage.py
 """
@@ -27,8 +28,9 @@ from rich.table import Table
 from torch import Tensor
 
 import wsgraph
+from wsgraph import WeightSpace
 from wsgraph.files import write_json
-from wsgraph.measure import machine
+from wsgraph.measure import machine, peak_memory
 from wsgraph.testing import assert_function_preserved
 
 SMALL = ("alexnet", "vgg11_bn", "resnet18", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5")
@@ -64,11 +66,33 @@ def measure(name: str, build: Any, largest: int) -> dict[str, Any]:
         "unknown": [str(entry.message) for entry in caught if issubclass(entry.category, wsgraph.TraceWarning)],
         "round_trip": all(torch.equal(back[key], tensor) and back[key].dtype == tensor.dtype for key, tensor in state.items()),
         "difference": None,
+        "graph": None,
     }
-    del back, state
+    del back
     gc.collect()
     if count <= largest:
+        row["graph"] = measure_graph(space, space.flatten(state))
         row["difference"] = assert_function_preserved(module, space, image, draws=1)
+    return row
+
+
+def measure_graph(space: WeightSpace, theta: Tensor) -> dict[str, Any]:
+    """Size, time and peak memory of the parameter graph, built without anything at hand but the space."""
+    fresh = WeightSpace.from_json(space.to_json())
+    began = time.perf_counter()
+    graph = fresh.graph(theta)
+    seconds = time.perf_counter() - began
+    drawn = {wire.parameter for wire in space.wires}
+    row = {
+        "nodes": graph.num_nodes,
+        "edges": graph.num_edges,
+        "seconds": seconds,
+        "absent": [param.name for param in space.params if param.role != "buffer" and param.name not in drawn],
+    }
+    del graph, fresh
+    gc.collect()
+    again = WeightSpace.from_json(space.to_json())
+    row["bytes"] = peak_memory(lambda: again.graph(theta))
     return row
 
 
@@ -84,10 +108,25 @@ def short(kinds: dict[str, int]) -> str:
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """Print the table."""
     table = Table(title="Tracing torchvision's classification models")
-    for column in ("model", "parameters", "traced, s", "covered", "groups", "symmetries", "difference", "unknown operators"):
+    columns = (
+        "model",
+        "parameters",
+        "traced, s",
+        "covered",
+        "groups",
+        "symmetries",
+        "difference",
+        "graph: edges",
+        "s",
+        "GB",
+        "unknown operators",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column in ("model", "symmetries", "unknown operators") else "right")
     for row in rows:
         difference = "too large" if row["difference"] is None else f"{row['difference']:.0e}"
+        graph = row["graph"]
+        built = ["-"] * 3 if graph is None else [f"{graph['edges']:,}", f"{graph['seconds']:.2f}", f"{graph['bytes'] / 1e9:.2f}"]
         cells = [
             f"{row['parameters']:,}",
             f"{row['seconds']:.1f}",
@@ -95,7 +134,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             str(row["groups"]),
             short(row["kinds"]),
         ]
-        table.add_row(row["name"], *cells, difference, "; ".join(row["unknown"]) or "-")
+        table.add_row(row["name"], *cells, difference, *built, "; ".join(row["unknown"]) or "-")
     console.print(table)
 
 
@@ -109,7 +148,7 @@ def main() -> None:
     arguments = parser.parse_args()
     available = torchvision_models()
     names = arguments.models or (list(SMALL) if arguments.quick else list(available))
-    console = Console(width=None if sys.stdout.isatty() else 190)
+    console = Console(width=None if sys.stdout.isatty() else 210)
     rows = []
     for name in track(names, "tracing", console=Console(stderr=True)):
         rows.append(measure(name, available[name], arguments.largest))

@@ -14,7 +14,7 @@ from wsgraph.nn import build_model
 from wsgraph.plot import draw_graph
 from wsgraph.space import Connection
 from wsgraph.symmetry import GroupElement
-from wsgraph.testing import assert_invariant
+from wsgraph.testing import assert_invariant, largest_difference, module_outputs
 
 
 def traced(module: nn.Module, *inputs: Tensor) -> WeightSpace:
@@ -108,6 +108,25 @@ def test_batches_mix_traced_networks_and_chains() -> None:
     assert torch.allclose(outputs, alone, atol=1e-5)
     with pytest.raises(ValueError, match=r"Expected edges of kind sum, weight.*build the model with all spaces"):
         build_model("neural_graph", WeightSpace.mlp([12, 8, 12]), 1)(batch)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_canonical_forms(name: str) -> None:
+    module, inputs, _ = CASES[name]
+    space = traced(module, inputs)
+    thetas = space.sample(3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    canonical = space.canonicalize(thetas)
+    torch.testing.assert_close(space.canonicalize(canonical), canonical, rtol=1e-9, atol=1e-9)
+    for seed in range(2):
+        g = space.sample_symmetry(3, (1e-3, 1e3), generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(space.canonicalize(space.act(g, thetas)), canonical, rtol=1e-9, atol=1e-9)
+    theta, outputs = module_outputs(module, space, (inputs,))
+    assert largest_difference(outputs(space.canonicalize(theta)), outputs(theta)) < 1e-12
+
+
+def test_networks_without_parameters_stay_as_they_are() -> None:
+    space = trace(nn.ReLU().eval(), tokens())
+    assert space.canonicalize(torch.zeros(2, 0)).shape == space.act(space.sample_symmetry(2), torch.zeros(2, 0)).shape == (2, 0)
 
 
 # == What lies where ==

@@ -362,7 +362,7 @@ class WeightSpace:
             raise SpaceMismatchError(
                 f"{what} needs a network of dense and convolutional layers, residual sums and known operators, but no layer of {self!r} "
                 f"uses the parameter {outside[0]!r}{f' and {len(outside) - 1} more' if len(outside) > 1 else ''}. Its symmetries are "
-                f"known: flatten, act, sample_symmetry and report work{', and so do graph and batch' if self.connections else ''}."
+                f"known: flatten, act, canonicalize and report work{', and so do graph and batch' if self.connections else ''}."
             )
 
     def is_moved(self, param: Parameter) -> bool:

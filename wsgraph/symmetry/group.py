@@ -277,6 +277,8 @@ def act(space: WeightSpace, g: GroupElement, thetas: Tensor) -> Tensor:
         raise SpaceMismatchError(f"The group element belongs to {g.space!r}, not to {space!r}.")
     if g.permutations and g.batch not in (1, thetas.shape[0]):
         raise SpaceMismatchError(f"Expected one group element per network, {thetas.shape[0]} (got {g.batch}).")
+    if not space.params:
+        return thetas
     g = g.to(thetas.device)
     moved = {
         param.name: move_parameter(space, param, tensor, g.permutations, g.scales)
