@@ -4,7 +4,7 @@ Networks become points of a :class:`WeightSpace`; every other view of them (stat
 the symmetry group, a canonical form) is a cheap function of the space and a flat vector.
 """
 
-from wsgraph.convert import CheckpointError, TraceError, TraceWarning, fold_batchnorm, from_state_dict, load_checkpoint, trace
+from wsgraph.convert import CheckpointError, TraceError, TraceWarning, fold_batchnorm, from_state_dict, load_checkpoint, load_onnx, trace
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.symmetry import GroupElement
 
@@ -21,5 +21,6 @@ __all__ = [
     "fold_batchnorm",
     "from_state_dict",
     "load_checkpoint",
+    "load_onnx",
     "trace",
 ]

@@ -41,7 +41,7 @@ def _explained() -> Iterator[None]:
     """Turn errors that a user can mend into one line, and an interrupt into what was kept."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
@@ -79,7 +79,9 @@ def models() -> None:
         console.print(textwrap.fill(entry.description, console.width - 1, initial_indent="  ", subsequent_indent="  "), highlight=False)
 
 
-_Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors, .pt, .pth, .ckpt or .npz file with a network's weights.")]
+_Checkpoint = Annotated[
+    Path, typer.Argument(help="A .safetensors, .pt, .pth, .ckpt or .npz file with a network's weights, or an .onnx file.")
+]
 _Activations = Annotated[
     str | None,
     typer.Option(help="Without --module: activation of the hidden neurons, such as relu, tanh or 'sin(30)'; relu if not given."),
@@ -109,6 +111,8 @@ def info(
     Examples: wsgraph info model.safetensors --activation tanh
 
     wsgraph info resnet.pth --module torchvision.models:resnet18 --input 1x3x224x224
+
+    wsgraph info model.onnx
     """
     with _explained():
         network = _open_network(checkpoint, activation, module, inputs, fold_batchnorm)
@@ -194,9 +198,13 @@ class _Network(NamedTuple):
 def _open_network(checkpoint: Path, activation: str | None, module: str | None, inputs: list[str] | None, fold_batchnorm: bool) -> _Network:
     import torch
 
-    from wsgraph import fold_batchnorm as fold
-    from wsgraph import from_state_dict, load_checkpoint, trace
+    from wsgraph import from_state_dict, load_checkpoint, load_onnx
 
+    if checkpoint.suffix.lower() == ".onnx":
+        if module is not None or activation is not None:
+            raise ValueError("--module and --activation are for weights alone; an .onnx file holds the whole network.")
+        exported = load_onnx(checkpoint, [_shape(text) for text in inputs or ()])
+        return _traced(exported, exported.example_inputs, fold_batchnorm)
     state = load_checkpoint(checkpoint)
     if module is None:
         if inputs or fold_batchnorm:
@@ -218,7 +226,13 @@ def _open_network(checkpoint: Path, activation: str | None, module: str | None, 
     arguments = tuple(torch.randn(_shape(text), generator=generator) for text in inputs or ())
     if not arguments:
         raise ValueError("--module needs the shape of its input, such as --input 1x3x224x224.")
-    network = network.eval()
+    return _traced(network.eval(), arguments, fold_batchnorm)
+
+
+def _traced(network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: bool) -> _Network:
+    from wsgraph import fold_batchnorm as fold
+    from wsgraph import trace
+
     if fold_batchnorm:
         network = fold(network, *arguments)
     space = trace(network, *arguments)

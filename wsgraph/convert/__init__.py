@@ -3,7 +3,18 @@
 from wsgraph.convert.checkpoint import CheckpointError, load_checkpoint
 from wsgraph.convert.folding import fold_batchnorm
 from wsgraph.convert.graph_file import save_graph
+from wsgraph.convert.onnx_file import load_onnx
 from wsgraph.convert.state_dict import from_state_dict
 from wsgraph.convert.tracing import TraceError, TraceWarning, trace
 
-__all__ = ["CheckpointError", "TraceError", "TraceWarning", "fold_batchnorm", "from_state_dict", "load_checkpoint", "save_graph", "trace"]
+__all__ = [
+    "CheckpointError",
+    "TraceError",
+    "TraceWarning",
+    "fold_batchnorm",
+    "from_state_dict",
+    "load_checkpoint",
+    "load_onnx",
+    "save_graph",
+    "trace",
+]
