@@ -207,12 +207,9 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
     if groups == channels == weight.shape[0] and weight.shape[1] == 1 and inputs is not None and outputs is not None:  # depthwise
         codes = scope.multiply(inputs.codes, outputs.codes)
         return (Label((1,), codes, scope.nodes.join(inputs.marks, outputs.marks, codes, product=True)),)
-    if transposed:  # the weight is [inputs, outputs per group]
+    if transposed or inputs is None or outputs is None:
         scope.fix(*value.labels, *weight.labels)
-        return ()
-    if inputs is None or outputs is None:
-        scope.fix(*value.labels, *weight.labels)
-        return ()
+        return grouped_transposed(scope, inputs, outputs, inner, groups) if transposed and inputs and outputs and inner else ()
     scope.require([inputs, *([inner] if inner else [])])
     rows, columns = scope.neurons.factor(inputs.ids.view(groups, -1), scope.reason)
     out_rows, _ = scope.neurons.factor(outputs.ids.view(groups, -1), scope.reason)
@@ -223,6 +220,16 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
     pins = None if inner is None else inner.marks
     scope.nodes.read("weight", inputs.marks, nodes, target_pins=outputs.marks, source_pins=pins, groups=groups)
     return (replace(outputs, dims=(1,), nodes=nodes),)
+
+
+def grouped_transposed(scope: Scope, inputs: Label, rows: Label, columns: Label, groups: int) -> tuple[Label, ...]:
+    """Labels of the channels of a transposed convolution, whose weight is [inputs, outputs per group]: all are fixed."""
+    ids = scope.neurons.new(groups * len(columns.codes))
+    scope.neurons.fix(ids, scope.reason)
+    nodes = scope.nodes.make(coded(ids))
+    for sources, pins, targets in zip(inputs.marks.chunk(groups), rows.marks.chunk(groups), nodes.chunk(groups), strict=True):
+        scope.nodes.read("weight", sources, targets, target_pins=columns.marks, source_pins=pins)
+    return (Label((1,), coded(ids), nodes),)
 
 
 def matmul(scope: Scope, call: Call) -> Value:
