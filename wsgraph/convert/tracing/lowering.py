@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wsgraph.convert.tracing.neurons import Key, occurrence, solve
 from wsgraph.convert.tracing.nodes import NodeSet, Reading
+from wsgraph.convert.tracing.operators import TRACED_OPERATORS
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.weight_space import stored_dtype
@@ -253,19 +254,28 @@ class Graph:
         self.named: set[str] = set()
         self.taken: dict[str, int] = {}
         # The outputs first say which sets matter, then groups follow in the order in which the network computes them.
+        names: dict[int, str] = {}  # layers that are function calls are called like their weights
+        for reading in self.nodes.readings:
+            if reading.kind in ("weight", "scale") and (parameter := self.parameter(reading)) is not None and "." in parameter:
+                made = self.nodes.set_of(int(reading.targets[0]))
+                names.setdefault(made.start, parameter.rsplit(".", 1)[0] if made.name in TRACED_OPERATORS else made.name)
         for made, alive in zip(self.nodes.sets, self.nodes.alive(scope.outputs), strict=True):
             if alive:
-                self.add(made)
+                self.add(made, names.get(made.start, made.name))
 
-    def add(self, made: NodeSet) -> None:
-        """Groups for the nodes of one set."""
+    def parameter(self, reading: Reading) -> str | None:
+        """The parameter that a reading goes through."""
+        return next((self.nodes.pinned(pins)[0] for pins in (reading.target_pins, reading.source_pins) if pins is not None), None)
+
+    def add(self, made: NodeSet, name_of_set: str) -> None:
+        """Groups for the nodes of one set, called like the layer that makes them where there is one."""
         lowering, label = self.lowering, Label((0,), made.codes)
         for place, positions, numbers, terms, _ in lowering.segments(label.ids, label.expressions):
             if place.kind[0] == "fixed":
                 role = "input" if made.is_input else "output" if self.is_output[made.start] else "fixed"
-                name = lowering.fixed_group(made.name, label.ids[positions], made.operators, role)
+                name = lowering.fixed_group(name_of_set, label.ids[positions], made.operators, role)
             else:
-                name = lowering.place_group(made.name, place, *lowering.scale(terms, place), made.operators)
+                name = lowering.place_group(name_of_set, place, *lowering.scale(terms, place), made.operators)
             own = made.start + positions
             self.group_of[own], self.number_of[own] = len(self.groups), numbers
             self.groups.append(name)
@@ -294,8 +304,7 @@ class Graph:
         """One reading."""
         sources = reading.sources
         options: dict[str, Any] = {}
-        pins = [reading.target_pins, reading.source_pins]
-        parameter = next((self.nodes.pinned(own)[0] for own in pins if own is not None), None)
+        parameter = self.parameter(reading)
         kind = reading.kind
         if parameter is not None:
             options, sources = self.view(reading, parameter, list(state[parameter].shape), sources)
