@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.convert.test_tracing import CASES, Function, image, randomized, tokens
@@ -43,12 +44,95 @@ def edges(graph: ParameterGraph, place: Tensor) -> Tensor:
     return rows
 
 
-NAMES = [name for name in CASES if name != "recurrent"]
+def _experts(m: Any, x: Tensor) -> Tensor:
+    gates = m.g(x).softmax(-1)
+    return (gates[..., None] * torch.stack([m.a(x), m.b(x)], dim=-2)).sum(-2)
+
+
+def _heads(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (torch.einsum("btd,dhk->bthk", x, weight) for weight in (m.q, m.k, m.v))
+    scores = torch.einsum("bthk,bshk->bhts", q, k).softmax(-1)
+    return torch.einsum("bthk,hkd->btd", torch.einsum("bhts,bshk->bthk", scores, v), m.o)
+
+
+def _ensemble(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(torch.einsum("bi,eih->ebh", x, m.w1))
+    return torch.einsum("ebh,eho->ebo", h, m.w2).sum(0)
+
+
+def _filled(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x).clone()
+    h[..., :2] = m.b(x)
+    return m.out(h)
+
+
+def with_parameters(module: nn.Module, **parameters: Tensor) -> nn.Module:
+    for name, tensor in parameters.items():
+        module.register_parameter(name, nn.Parameter(tensor))
+    return module
+
+
+L, C = nn.Linear, nn.Conv2d
+MORE: dict[str, tuple[nn.Module, Tensor]] = {
+    "one output": (nn.Sequential(L(8, 4), nn.LayerNorm(4), L(4, 1)), tokens()),
+    "one map": (nn.Sequential(C(3, 4, 3), nn.BatchNorm2d(4), C(4, 1, 3)), image()),
+    "fused weights": (
+        Function(
+            lambda m, x: m.out(m.n(F.linear(x, torch.cat([m.a.weight, m.b.weight]), torch.cat([m.a.bias, m.b.bias])))),
+            a=L(8, 3),
+            b=L(8, 4),
+            n=nn.LayerNorm(7),
+            out=L(7, 2),
+        ),
+        tokens(),
+    ),
+    "biases with a gap": (
+        with_parameters(
+            Function(
+                lambda m, x: m.out(m.n(F.linear(x, m.a.weight, torch.cat([m.q, torch.zeros(2), m.v])))),
+                a=L(8, 6, bias=False),
+                n=nn.LayerNorm(6),
+                out=L(6, 2),
+            ),
+            q=torch.zeros(2),
+            v=torch.zeros(2),
+        ),
+        tokens(),
+    ),
+    "padded weight": (
+        Function(
+            lambda m, x: m.out(m.n(F.linear(x, torch.cat([torch.zeros(2, 8), m.a.weight])))),
+            a=L(8, 4, bias=False),
+            n=nn.LayerNorm(6),
+            out=L(6, 2),
+        ),
+        tokens(),
+    ),
+    "experts": (Function(_experts, g=L(8, 2), a=L(8, 4), b=L(8, 4)), tokens()),
+    "heads by einsum": (
+        with_parameters(Function(_heads), **{name: torch.randn(8, 2, 4) for name in "qkv"}, o=torch.randn(2, 4, 8)),
+        tokens(),
+    ),
+    "ensemble": (with_parameters(Function(_ensemble), w1=torch.randn(3, 8, 4), w2=torch.randn(3, 4, 2)), torch.randn(5, 8)),
+    "mixing of tokens": (
+        Function(lambda m, x: m.out(x + m.t(m.n(x).transpose(1, 2)).transpose(1, 2)), n=nn.LayerNorm(8), t=L(5, 5), out=L(8, 2)),
+        tokens(),
+    ),
+    "shuffled pixels": (nn.Sequential(C(3, 8, 3), nn.PixelShuffle(2), C(2, 4, 3), nn.BatchNorm2d(4)), image()),
+    "unflattened": (
+        nn.Sequential(L(8, 32), nn.ReLU(), nn.Unflatten(1, (2, 4, 4)), nn.ConvTranspose2d(2, 3, 2), nn.BatchNorm2d(3)),
+        torch.randn(2, 8),
+    ),
+    "grouped input": (nn.Sequential(C(3, 6, 3, groups=3), nn.BatchNorm2d(6), C(6, 2, 1)), image()),
+    "written to a part": (Function(_filled, a=L(8, 4), b=L(8, 2), out=L(4, 3)), tokens()),
+}
+ALL = {**{name: case[:2] for name, case in CASES.items() if name != "recurrent"}, **MORE}
+NAMES = list(ALL)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_permutations_move_the_nodes(name: str) -> None:
-    module, inputs, _ = CASES[name]
+    module, inputs = ALL[name]
     space = traced(module, inputs)
     theta = space.sample(1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     stay = torch.arange(space.topology.num_nodes)
@@ -63,7 +147,7 @@ def test_permutations_move_the_nodes(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_of_the_function_is_on_the_graph(name: str) -> None:
-    module, inputs, _ = CASES[name]
+    module, inputs = ALL[name]
     space = traced(module, inputs)
     numbers = torch.arange(1.0, space.num_params + 1, dtype=torch.float64)
     graph = space.graph(numbers)
@@ -177,6 +261,32 @@ def test_grouped_and_depthwise_wiring() -> None:
     expected[:3, :2], expected[3:, 2:] = (half.flatten(2) for half in state["2.weight"].split(3))
     assert weights_between(graph, "0", "2").equal(expected)
     assert weights_between(graph, "2", "4").equal(torch.diag_embed(state["4.weight"].view(6, 9).T).permute(1, 2, 0))
+
+
+def test_weights_laid_end_to_end() -> None:
+    module, inputs = MORE["fused weights"]
+    space = traced(module, inputs)
+    state = module.state_dict()
+    graph = space.graph(space.flatten(state))
+    for layer in "ab":
+        (wire,) = (wire for wire in space.wires if wire.parameter == f"{layer}.weight")
+        rows = torch.cat([weights_between(graph, wire.sources[0], name)[..., 0] for name in wire.targets])
+        assert rows[list(wire.target_order) or slice(None)].equal(state[f"{layer}.weight"])
+        biases = torch.cat([column(graph, "bias", name) for name in wire.targets])
+        assert biases[list(wire.target_order) or slice(None)].equal(state[f"{layer}.bias"])
+    module, inputs = MORE["biases with a gap"]
+    space = traced(module, inputs)
+    state = {**module.state_dict(), "q": torch.tensor([1.0, 2.0]), "v": torch.tensor([3.0, 4.0])}
+    graph = space.graph(space.flatten(state))
+    (wire,) = (wire for wire in space.wires if wire.parameter == "a.weight")
+    biases = torch.cat([column(graph, "bias", name) for name in wire.targets])
+    assert biases[list(wire.target_order) or slice(None)].tolist() == [1, 2, 0, 0, 3, 4]
+
+
+def test_every_output_is_one() -> None:
+    net = Function(lambda m, x: ((h := m.n(m.a(x)))[..., 1:], m.out(h)), a=nn.Linear(8, 4), n=nn.LayerNorm(4), out=nn.Linear(4, 3))
+    space = traced(net, tokens())
+    assert [(group.name, group.size) for group in space.groups if group.role == "output"] == [("n[1]", 3), ("out", 3)]
 
 
 def test_grouped_transposed_wiring() -> None:

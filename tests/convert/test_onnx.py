@@ -91,8 +91,10 @@ def test_sizes_left_open_are_two_or_given(tmp_path: Path) -> None:
     assert sorted(module.state_dict()) == ["net.fc.bias", "net.fc.weight"]
     assert module.example_inputs[0].shape == (2, 4)
     assert load_onnx(path, [(7, 4)]).example_inputs[0].shape == (7, 4)
-    with pytest.raises(CheckpointError, match=r"Expected the shapes of 1 inputs of .*, x \(got 2\)"):
+    with pytest.raises(CheckpointError, match=r"'shapes' with one shape for each input of .*, x \(got \[\(7, 4\), \(7, 4\)\]\)"):
         load_onnx(path, [(7, 4), (7, 4)])
+    with pytest.raises(ValueError, match=r"Expected the inputs x of .* \(got 2 tensors\)"):
+        load_onnx(path)(torch.randn(2, 4), torch.randn(2, 4))
     with pytest.raises(CheckpointError, match=r"The operator Gemm \(y\) of .* cannot be run: "):
         load_onnx(path, [(7, 5)])
 
@@ -187,6 +189,39 @@ def test_operators(operator: str, sources: dict[str, Any], attributes: dict[str,
     result = expected(x, *(torch.tensor(value) for value in given.values()))
     torch.testing.assert_close(module(x), result)
     trace(module, x)
+
+
+@pytest.mark.parametrize(
+    ("operator", "sources", "attributes"),
+    [
+        ("Resize", {"": None, "scales": np.array([1, 1, 2, 2], np.float32)}, {"mode": "linear", "antialias": 1}),
+        ("Resize", {"": None, "scales": np.array([1, 1, 1.5, 1.5], np.float32)}, {"mode": "nearest"}),
+        (
+            "Resize",
+            {"": None, "scales": np.array([1, 1, 2, 2], np.float32)},
+            {"mode": "linear", "coordinate_transformation_mode": "asymmetric"},
+        ),
+        ("AveragePool", {}, {"kernel_shape": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ("Selu", {}, {"alpha": 1.0}),
+        ("PRelu", {"a": normal(4)}, {}),
+        ("Slice", {"starts": ints(3), "ends": ints(0), "axes": ints(3), "steps": ints(-1)}, {}),
+    ],
+)
+def test_options_without_an_equal_are_refused(operator: str, sources: dict[str, Any], attributes: dict[str, Any], tmp_path: Path) -> None:
+    given = {name: value for name, value in sources.items() if value is not None}
+    path = written(tmp_path / "model.onnx", [helper.make_node(operator, ["x", *sources], ["y"], **attributes)], given, [2, 3, 4, 4])
+    with pytest.raises(CheckpointError, match=rf"The operator {operator} \(y\) of .* cannot be run: .*(not|only)"):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).to(dtype).eval()
+    x = torch.randn(2, 8).to(dtype)
+    read = load_onnx(exported(module, x, tmp_path / "model.onnx"))
+    assert torch.allclose(read(x), module(x), atol=0.05)
+    assert all(tensor.dtype == dtype for tensor in read.state_dict().values())
+    assert trace(read, *read.example_inputs).is_chain
 
 
 def test_shapes_are_computed_once(tmp_path: Path) -> None:

@@ -68,15 +68,15 @@ class OnnxModule(nn.Module):
         statistics = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:5]}
         options = {name for node in graph.node for i in _OPTIONS.get(node.op_type, ()) for name in node.input[i : i + 1]}
         for name, array in arrays.items():
-            if array.dtype.kind == "f" and array.ndim and name not in options:
-                self._register(name, torch.tensor(array), buffer=name in statistics)
+            if str(array.dtype) in _FLOATS and array.ndim and name not in options:
+                self._register(name, _tensor(array), buffer=name in statistics)
             else:
                 self.known[name] = array
         self.inputs = [value.name for value in graph.input if value.name not in arrays]
         self.outputs = [value.name for value in graph.output]
         if len(shapes) not in (0, len(self.inputs)):
             raise CheckpointError(
-                f"Expected the shapes of {len(self.inputs)} inputs of {path!r}, {', '.join(self.inputs)} (got {len(shapes)})."
+                f"Expected 'shapes' with one shape for each input of {path!r}, {', '.join(self.inputs)} (got {list(shapes)})."
             )
         self.nodes: list[tuple[str, str, list[str], list[str], dict[str, Any]]] = []
         for node in graph.node:
@@ -136,17 +136,26 @@ class OnnxModule(nn.Module):
         try:
             if operator == "Split":
                 attributes = {**attributes, "num_outputs": len(targets)}
-            result = _OPERATORS[operator](*(values[source] if source else None for source in sources), **attributes)
+            given = [self._argument(operator, i, values[source]) if source else None for i, source in enumerate(sources)]
+            result = _OPERATORS[operator](*given, **attributes)
         except CheckpointError:
             raise
-        except (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError) as error:
+        except (TypeError, NotImplementedError, RuntimeError, IndexError, KeyError, ValueError) as error:
             if torch.compiler.is_exporting():
                 raise
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"The operator {operator} ({name or targets[0]}) of {self.path!r} cannot be run: {first}") from error
         return list(result) if isinstance(result, (list, tuple)) else [result]
 
+    @staticmethod
+    def _argument(operator: str, place: int, value: Any) -> Any:
+        """Known floating point tensors are like any other; numbers, integers and options stay as they are."""
+        is_tensor = isinstance(value, Tensor) or value.ndim == 0 or str(value.dtype) not in _FLOATS or place in _OPTIONS.get(operator, ())
+        return value if is_tensor else _tensor(value)
+
     def forward(self, *inputs: Tensor) -> Any:
+        if len(inputs) != len(self.inputs):
+            raise ValueError(f"Expected the inputs {', '.join(self.inputs)} of {self.path!r} (got {len(inputs)} tensors).")
         values = self._given(inputs)
         for entry in self.nodes:
             values.update(zip(entry[3], self._run(entry, values), strict=False))
@@ -157,6 +166,7 @@ class OnnxModule(nn.Module):
         return f"{self.path}, {len(self.nodes)} operators"
 
 
+_FLOATS = ("float16", "float32", "float64", "bfloat16")
 # Inputs that say how an operator works, which files may hold like weights.
 _OPTIONS = {"Clip": (1, 2), "Resize": (1, 2), "Pad": (2,), "Dropout": (1,)}
 
@@ -174,9 +184,14 @@ def _example(value: Any, shape: Sequence[int] | None) -> Tensor:
 
     kind = value.type.tensor_type
     sizes = list(shape) if shape is not None else [dim.dim_value or 2 for dim in kind.shape.dim]
-    if kind.elem_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(sizes, generator=generator, dtype=torch.float64 if kind.elem_type == TensorProto.DOUBLE else torch.float32)
+    floats = {
+        TensorProto.FLOAT: torch.float32,
+        TensorProto.FLOAT16: torch.float16,
+        TensorProto.BFLOAT16: torch.bfloat16,
+        TensorProto.DOUBLE: torch.float64,
+    }
+    if kind.elem_type in floats:
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(floats[kind.elem_type])
     return torch.zeros(sizes, dtype=torch.bool if kind.elem_type == TensorProto.BOOL else torch.long)
 
 
@@ -186,8 +201,8 @@ def _example(value: Any, shape: Sequence[int] | None) -> Tensor:
 def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    dtype = {"b": torch.bool, "i": torch.long, "u": torch.long}.get(value.dtype.kind)
-    return torch.tensor(value, dtype=dtype or getattr(torch, str(value.dtype)))
+    dtype = {"b": torch.bool, "i": torch.long, "u": torch.long}.get(value.dtype.kind) or getattr(torch, str(value.dtype))
+    return torch.tensor(value.astype("float32") if dtype == torch.bfloat16 else value, dtype=dtype)
 
 
 def _ints(value: Any) -> list[int]:
@@ -243,7 +258,10 @@ def _conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gr
 
 def _pool(kind: str) -> Callable[..., Tensor]:
     def pool(x: Tensor, *, kernel_shape: Sequence[int], ceil_mode: int = 0, count_include_pad: int = 0, **attributes: Any) -> Tensor:
-        x, options = _placed(x, kernel_shape, attributes, fill=-math.inf if kind == "max" else 0.0)
+        padded, options = _placed(x, kernel_shape, attributes, fill=-math.inf if kind == "max" else 0.0)
+        if padded is not x and kind == "avg" and not count_include_pad:
+            raise NotImplementedError("averages over padding that differs between the sides are not supported.")
+        x = padded
         if kind == "max":
             function: Callable[..., Tensor] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel_shape) - 1]
             return function(x, list(kernel_shape), ceil_mode=bool(ceil_mode), **options)
@@ -330,10 +348,12 @@ def _gather(x: Any, indices: Any, *, axis: int = 0) -> Tensor:
     x = _tensor(x)
     if not isinstance(indices, Tensor) and indices.ndim == 0:
         return x.select(axis, int(indices))
-    index = _tensor(indices)
-    if isinstance(indices, Tensor) and axis == 0 and x.ndim == 2:
-        return F.embedding(index, x)
-    index = torch.where(index < 0, index + x.shape[axis], index)
+    if isinstance(indices, Tensor):
+        if axis == 0 and x.ndim == 2:
+            return F.embedding(indices, x)
+        index = torch.where(indices < 0, indices + x.shape[axis], indices)
+    else:
+        index = _tensor(indices % x.shape[axis])
     return x.index_select(axis, index.flatten()).unflatten(axis, index.shape) if index.ndim != 1 else x.index_select(axis, index)
 
 
@@ -349,15 +369,34 @@ def _pad(x: Tensor, pads: Any = None, value: Any = None, axes: Any = None, *, mo
     return F.pad(x, flat, mode=names[mode], value=fill) if mode == "constant" else F.pad(x, flat, mode=names[mode])
 
 
-def _resize(x: Tensor, roi: Any = None, scales: Any = None, sizes: Any = None, *, mode: str = "nearest", **attributes: Any) -> Tensor:
-    size = _ints(sizes)[2:] if sizes is not None else [round(n * float(s)) for n, s in zip(x.shape[2:], scales.ravel()[2:], strict=True)]
-    names = {"nearest": "nearest", "linear": ("linear", "bilinear", "trilinear")[x.ndim - 3], "cubic": "bicubic"}
-    align = attributes.get("coordinate_transformation_mode") == "align_corners"
-    return (
-        F.interpolate(x, size=size, mode=names[mode])
-        if mode == "nearest"
-        else F.interpolate(x, size=size, mode=names[mode], align_corners=align)
-    )
+def _resize(
+    x: Tensor,
+    roi: Any = None,
+    scales: Any = None,
+    sizes: Any = None,
+    *,
+    mode: str = "nearest",
+    coordinate_transformation_mode: str = "half_pixel",
+    nearest_mode: str = "round_prefer_floor",
+    cubic_coeff_a: float = -0.75,
+    antialias: int = 0,
+    **attributes: Any,
+) -> Tensor:
+    size = _ints(sizes)[2:] if sizes is not None else [int(n * float(s)) for n, s in zip(x.shape[2:], scales.ravel()[2:], strict=True)]
+    aligned = coordinate_transformation_mode == "align_corners"
+    known = aligned or coordinate_transformation_mode in ("half_pixel", "pytorch_half_pixel")
+    if mode == "nearest":
+        # Whole multiples are alike in all ways of rounding that do not prefer the next entry.
+        multiple = (
+            all(new % old == 0 for new, old in zip(size, x.shape[2:], strict=True)) and coordinate_transformation_mode == "half_pixel"
+        )
+        known = (coordinate_transformation_mode == "asymmetric" and nearest_mode == "floor") or multiple
+    if antialias or not known or cubic_coeff_a != -0.75 or attributes.get("exclude_outside") or attributes.get("axes"):
+        raise NotImplementedError(f"mode {mode} with {coordinate_transformation_mode} coordinates and these options is not supported.")
+    if mode == "nearest":
+        return F.interpolate(x, size=size, mode="nearest")
+    names = {"linear": ("linear", "bilinear", "trilinear")[x.ndim - 3], "cubic": "bicubic"}
+    return F.interpolate(x, size=size, mode=names[mode], align_corners=aligned)
 
 
 def _clip(x: Tensor, low: Any = None, high: Any = None, **attributes: Any) -> Tensor:
@@ -366,7 +405,7 @@ def _clip(x: Tensor, low: Any = None, high: Any = None, **attributes: Any) -> Te
 
 
 def _binary(function: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    def apply(a: Any, b: Any, **_: Any) -> Tensor:
+    def apply(a: Any, b: Any) -> Tensor:
         # A number leaves more symmetries than a tensor of which nothing is known.
         if isinstance(a, Tensor) and not isinstance(b, Tensor) and b.ndim == 0:
             return function(a, b.item())
@@ -395,7 +434,7 @@ def _unary(function: Callable[..., Tensor], *names: str) -> Callable[..., Tensor
     renamed = dict(zip(names[::2], names[1::2], strict=True))
 
     def apply(x: Any, **attributes: Any) -> Tensor:
-        return function(_tensor(x), **{renamed[name]: value for name, value in attributes.items() if name in renamed})
+        return function(_tensor(x), **{renamed[name]: value for name, value in attributes.items()})
 
     return apply
 
@@ -412,6 +451,19 @@ def _constant(**attributes: Any) -> Tensor:
 
     (value,) = attributes.values()
     return _tensor(numpy.asarray(value))
+
+
+def _prelu(x: Tensor, slope: Tensor) -> Tensor:
+    aligned = slope.reshape([1] * (x.ndim - slope.ndim) + list(slope.shape))
+    if slope.numel() > 1 and (x.ndim < 2 or aligned.numel() != aligned.shape[1]):
+        raise NotImplementedError(f"slopes of shape {list(slope.shape)} are not one per channel.")
+    return F.prelu(x, slope.flatten())
+
+
+def _selu(x: Tensor, *, alpha: float = 1.67326, gamma: float = 1.0507) -> Tensor:
+    if not (math.isclose(alpha, 1.67326, rel_tol=1e-4) and math.isclose(gamma, 1.0507, rel_tol=1e-4)):
+        raise NotImplementedError("only the alpha and gamma of the paper are supported.")
+    return F.selu(x)
 
 
 def _hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
@@ -452,9 +504,9 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     # Functions of every entry.
     "Relu": _unary(F.relu),
     "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
-    "PRelu": lambda x, slope: F.prelu(x, slope.flatten() if slope.ndim > 1 else slope),
+    "PRelu": _prelu,
     "Elu": _unary(F.elu, "alpha", "alpha"),
-    "Selu": _unary(F.selu),
+    "Selu": _selu,
     "Celu": _unary(F.celu, "alpha", "alpha"),
     "Sigmoid": _unary(torch.sigmoid),
     "Tanh": _unary(torch.tanh),

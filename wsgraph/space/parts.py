@@ -250,6 +250,7 @@ class Connection:
         shape: Shape in which to view the parameter.
         source_axis: Its axis along which the sources of a block lie; none where all have the same entry.
         target_axis: Its axis along which the targets lie. Other axes are kernel positions.
+        parallel_axes: Axes whose entries are edges of their own between the same two neurons: positions in no order.
         source_index: Entries of the source axis that are used, empty for all.
         target_index: Entries of the target axis that are used, empty for all.
     """
@@ -267,19 +268,25 @@ class Connection:
     target_axis: int | None = None
     source_index: tuple[int, ...] = ()
     target_index: tuple[int, ...] = ()
+    parallel_axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("sources", "targets", "source_order", "target_order", "shape", "source_index", "target_index"):
+        for name in ("sources", "targets", "source_order", "target_order", "shape", "source_index", "target_index", "parallel_axes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def num_positions(self) -> int:
         """Kernel positions per edge, 0 where there is no parameter."""
-        axes = (self.source_axis, self.target_axis)
+        axes = (self.source_axis, self.target_axis, *self.parallel_axes)
         return math.prod(size for i, size in enumerate(self.shape) if i not in axes) if self.parameter else 0
 
+    @property
+    def num_parallel(self) -> int:
+        """Edges between the same two neurons."""
+        return math.prod(self.shape[axis] for axis in self.parallel_axes)
+
     def weight(self, parameter: Tensor) -> Tensor:
-        """The parameter ``[B, *shape]`` as it lies on the edges, ``[B, targets, sources per block, positions]``; sizes may be 1."""
+        """The parameter ``[B, *shape]`` as it lies on the edges, ``[B, targets, edges per target, positions]``; sizes may be 1."""
         viewed = parameter.view(len(parameter), *self.shape)
         ends = []
         for axis, index in ((self.target_axis, self.target_index), (self.source_axis, self.source_index)):
@@ -288,4 +295,6 @@ class Connection:
             elif index:
                 viewed = viewed.index_select(1 + axis, torch.tensor(index, device=viewed.device))
             ends.append(1 + axis)
-        return viewed.movedim(ends, (1, 2)).flatten(3) if viewed.ndim > 3 else viewed.movedim(ends, (1, 2)).unsqueeze(-1)
+        ends += [1 + axis for axis in self.parallel_axes]
+        viewed = viewed.movedim(ends, tuple(range(1, len(ends) + 1))).flatten(2, len(ends))
+        return viewed.flatten(3) if viewed.ndim > 3 else viewed.unsqueeze(-1)

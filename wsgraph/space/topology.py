@@ -104,7 +104,7 @@ def build_topology(space: WeightSpace) -> Topology:
     local = torch.arange(len(node_group)) - (stops - sizes)[node_group]
     wires = {i: wire for i, wire in enumerate(space.wires) if wire.sources}
     ends = {i: [_ordered(nodes, groups, order) for groups, order in _ends(wire)] for i, wire in wires.items()}
-    counts = {i: len(ends[i][1]) * (len(ends[i][0]) // wire.blocks) for i, wire in wires.items()}
+    counts = {i: len(ends[i][1]) * (len(ends[i][0]) // wire.blocks) * wire.num_parallel for i, wire in wires.items()}
     width = max((wire.num_positions for wire in wires.values()), default=1)
     if space.connections:
         width = _width([(counts[i], wire.num_positions) for i, wire in wires.items()])
@@ -112,7 +112,7 @@ def build_topology(space: WeightSpace) -> Topology:
     start = 0
     for i, wire in wires.items():
         source, target = ends[i]
-        read = source.view(wire.blocks, 1, -1).expand(-1, len(target) // wire.blocks, -1)
+        read = source.view(wire.blocks, 1, -1).repeat_interleave(wire.num_parallel, dim=2).expand(-1, len(target) // wire.blocks, -1)
         edge_index = torch.stack([read.flatten(), target.repeat_interleave(read.shape[-1])])
         for first in range(0, max(wire.num_positions, 1), width):
             parts.append(edge_index)

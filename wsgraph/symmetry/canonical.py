@@ -30,7 +30,8 @@ def canonicalize(space: WeightSpace, thetas: Tensor) -> Tensor:
 
     Groups that move alike (residual sums) are compared by what is settled of all of them. The result is idempotent and, up to rounding, the
     same for every point of an orbit; networks with two neurons that agree in all of the above to about ten digits
-    (four in float32) may differ by a swap of them.
+    (four in float32) may differ by a swap of them. Where two classes of factors multiply the same entries and nothing else (experts and
+    their hidden neurons in one tensor), neither can be settled before the other, and both keep their scale.
 
     Args:
         space: The weight space.

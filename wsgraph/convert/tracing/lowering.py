@@ -242,6 +242,7 @@ class Graph:
 
     def __init__(self, scope: Scope, lowering: Lowering, values: Mapping[str, Value]) -> None:
         self.nodes, self.lowering = scope.nodes, lowering
+        self.dims = {name: value.ndim for name, value in values.items()}
         self.movable = {
             name: {label.dims[0] for label in value.labels if not bool(scope.neurons.is_fixed(label.ids).all())}
             for name, value in values.items()
@@ -272,7 +273,7 @@ class Graph:
         lowering, label = self.lowering, Label((0,), made.codes)
         for place, positions, numbers, terms, _ in lowering.segments(label.ids, label.expressions):
             if place.kind[0] == "fixed":
-                role = "input" if made.is_input else "output" if self.is_output[made.start] else "fixed"
+                role = "input" if made.is_input else "output" if bool(self.is_output[made.start + positions].any()) else "fixed"
                 name = lowering.fixed_group(name_of_set, label.ids[positions], made.operators, role)
             else:
                 name = lowering.place_group(name_of_set, place, *lowering.scale(terms, place), made.operators)
@@ -298,7 +299,8 @@ class Graph:
         for reading in self.nodes.readings:
             ends = torch.cat([reading.sources, reading.targets])
             if bool((self.group_of[ends] >= 0).all()):
-                yield self.connection(reading, state)
+                for part in self.nodes.of_one_parameter(reading):
+                    yield self.connection(part, state)
 
     def connection(self, reading: Reading, state: Mapping[str, Tensor]) -> Connection:
         """One reading."""
@@ -325,13 +327,17 @@ class Graph:
         )
         if not source_groups and made.num_positions > 1:  # an edge from a neuron that is always one holds as many entries
             made = replace(made, kind="weight", sources=(self.constant(),))
-        others = self.movable.get(parameter or "", set()) - {made.target_axis}
-        if made.source_axis is None and others:  # positions that move are edges of their own
-            axis = min(others)
-            order = made.source_order or range(sum(self.lowering.groups[name].size for name in made.sources))
-            repeated = tuple(place for place in order for _ in range(made.shape[axis]))
-            made = replace(made, source_order=repeated, source_axis=axis)
+        if made.sources:  # positions that move are edges of their own
+            parallel = self.parallel(reading, parameter, len(made.shape))
+            made = replace(made, parallel_axes=tuple(axis for axis in parallel if axis not in (made.source_axis, made.target_axis)))
         return made
+
+    def parallel(self, reading: Reading, parameter: str | None, dims: int) -> list[int]:
+        """Axes of a parameter as it is viewed that move; the source's may have been seen as several."""
+        movable = sorted(self.movable.get(parameter or "", set()))
+        source = None if reading.source_pins is None else self.nodes.pinned(reading.source_pins)[1]
+        more = dims - self.dims.get(parameter or "", dims)
+        return [dim + more * (source is not None and dim > source) for dim in movable if dim != source]
 
     def view(self, reading: Reading, parameter: str, shape: list[int], sources: Tensor) -> tuple[dict[str, Any], Tensor]:
         """How a parameter is seen by a reading, and the sources without the positions that flattening repeats them over."""

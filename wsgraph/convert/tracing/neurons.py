@@ -150,18 +150,22 @@ class Neurons:
         self._family[ids] = self._new_family(ids)
 
     def _split_parts(self, ids: Tensor) -> None:
-        inside = self._mask(ids)[self._representative]
-        for part in self._part[inside].unique().tolist():
-            mine = self._part == part
-            if bool((mine & ~inside).any()):
-                self._parts += 1
-                self._part[mine & inside] = self._parts
+        inside = self._mask(ids)[self._representative].nonzero()[:, 0]
+        parts = self._part[inside]
+        divided = parts.bincount(minlength=self._parts + 1) < self._part.bincount(minlength=self._parts + 1)
+        numbers = torch.arange(self._parts + 1)
+        chosen = numbers[divided & torch.zeros_like(divided).index_fill(0, parts, True)]
+        numbers[chosen] = self._parts + 1 + torch.arange(len(chosen))
+        self._part[inside] = numbers[parts]
+        self._parts += len(chosen)
 
     def unify(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Make the neurons of two vectors move alike, entry by entry."""
         while True:
-            pairs = torch.stack([self.resolve(first.flatten()), self.resolve(second.flatten())])
-            pairs = pairs[:, pairs[0] != pairs[1]].unique(dim=1)
+            one, other = self.resolve(first.flatten()), self.resolve(second.flatten())
+            # Numbers sort much faster than pairs.
+            distinct = (one * len(self._family) + other)[one != other].unique()
+            pairs = torch.stack([distinct // len(self._family), distinct % len(self._family)])
             fixed = self.is_fixed(pairs)
             if bool((fixed[0] != fixed[1]).any()):  # what meets a neuron that cannot move cannot move either
                 meeting = pairs[:, fixed[0] != fixed[1]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ class Nodes:
         self._axes: list[tuple[str, int | None]] = []
         self._starts: list[int] = [1]
         self._ports: dict[tuple[int, int], Tensor] = {}
+        self._twins: dict[int, list[int]] = {}
 
     def begin(self, name: str, *, shared: bool) -> None:
         """An operator starts; ``shared`` says whether others read its arguments too."""
@@ -77,11 +79,58 @@ class Nodes:
         self._starts.append(start + size)
         return -torch.arange(start, start + size)
 
+    def axes(self, pins: Tensor) -> Tensor:
+        """To which axis of a parameter each pin points, -1 where it is none."""
+        found = torch.searchsorted(torch.tensor(self._starts), -pins.contiguous(), right=True) - 1
+        return torch.where(pins < 0, found, -1)
+
     def pinned(self, pins: Tensor) -> tuple[str, int | None, Tensor]:
-        """Parameter and dimension of pins, and which of its entries they are; those of several axes count as of the first."""
-        axis = int(torch.searchsorted(torch.tensor(self._starts), -pins[:1].contiguous(), right=True)) - 1
-        size = self._starts[axis + 1] - self._starts[axis]
-        return *self._axes[axis], (-pins - self._starts[axis]).clamp(0, size - 1)
+        """Parameter and dimension of pins of one axis, and which of its entries they are."""
+        axis = int(self.axes(pins[:1]))
+        return *self._axes[axis], -pins - self._starts[axis]
+
+    def of_one_parameter(self, reading: Reading) -> Iterator[Reading]:
+        """A reading through tensors that were laid end to end, taken apart by parameter; entries that no parameter has are left out."""
+        if reading.target_pins is None:
+            yield from self._by_source(reading)
+            return
+        axes = self.axes(reading.target_pins)
+        for axis in axes[axes >= 0].unique().tolist():
+            chosen = axes == axis
+            if bool(chosen.all()):
+                part = reading
+            elif reading.groups == 1:
+                part = replace(reading, targets=reading.targets[chosen], target_pins=reading.target_pins[chosen])
+            elif reading.groups == len(reading.targets) == len(reading.sources):
+                pins = reading.target_pins[chosen]
+                part = replace(
+                    reading, sources=reading.sources[chosen], targets=reading.targets[chosen], target_pins=pins, groups=len(pins)
+                )
+            else:
+                continue
+            yield from self._by_source(part)
+
+    def _by_source(self, reading: Reading) -> Iterator[Reading]:
+        if reading.source_pins is None:
+            yield reading
+            return
+        pins = reading.source_pins
+        if reading.target_pins is not None:
+            parameter = self.pinned(reading.target_pins)[0]
+            pins = torch.tensor([self._twin(pin, parameter) for pin in pins.tolist()])
+        axes = self.axes(pins)
+        for axis in axes[axes >= 0].unique().tolist():
+            chosen = axes == axis
+            if bool(chosen.all()):
+                yield replace(reading, source_pins=pins)
+            elif reading.groups == 1:
+                yield replace(reading, sources=reading.sources[chosen], source_pins=pins[chosen])
+
+    def _twin(self, pin: int, parameter: str) -> int:
+        """The pin of a parameter at the place of another one's, 0 where there is none."""
+        if pin == 0 or self._axes[int(self.axes(torch.tensor([pin])))][0] == parameter:
+            return pin
+        return next((twin for twin in self._twins.get(pin, ()) if self._axes[int(self.axes(torch.tensor([twin])))][0] == parameter), 0)
 
     def read(self, kind: str, sources: Tensor, targets: Tensor, **options: object) -> None:
         """Let nodes read others."""
@@ -143,6 +192,8 @@ class Nodes:
         if both.any():
             kind = "product" if product else "sum"
             result[both] = self._paired(first[both], second[both], codes[both], [kind, kind])
+        for one, other in zip(*(marks[(first < 0) & (second < 0)].tolist() for marks in (first, second)), strict=True):
+            self._twins.setdefault(one, []).append(other)
         pinned = (first > 0) & (second < 0)
         if pinned.any():
             result[pinned] = self.apply(first[pinned], second[pinned], codes[pinned], product=product)

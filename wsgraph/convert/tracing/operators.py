@@ -6,11 +6,13 @@ with :func:`register_traced_operator`: most are one of the families below.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from wsgraph.convert.tracing.values import ZERO, Label, Scope, Value, coded, compressed, squeezed
 
@@ -146,7 +148,7 @@ pick = _movement(pick=True)
 def normalize(scope: Scope, value: Value, dims: Sequence[int], *, sign: bool) -> Value:
     """Subtract a mean and divide by a deviation over dimensions (with ``sign``, only the latter)."""
     scope.require(value.labels, sign=not sign)
-    scope.reduce(value.without_factors(), dims, keepdim=True)
+    scope.reduce(value.without_factors(), dims, keepdim=True, record=False)
     return value if sign else value.without_factors()
 
 
@@ -156,7 +158,7 @@ def affine(scope: Scope, value: Value, weight: Value | None, bias: Value | None,
         if parameter is not None:
             labels = tuple(label.moved([dims[dim] for dim in label.dims]) for label in parameter.labels)
             shape = [size if dim in dims else 1 for dim, size in enumerate(value.shape)]
-            value = scope.combine(value, Value(tuple(shape), labels), product=product)
+            value = scope.combine(value, Value(tuple(shape), labels, whole=parameter.whole), product=product)
             scope.name_values(value.labels if product else ())
     return value
 
@@ -184,7 +186,8 @@ def convolution(scope: Scope, call: Call) -> Value:
     transposed = "transpose" in call.operator or bool(call["transposed"])
     scope.fix(*(label for label in value.labels if label.dims != (1,)))
     scope.fix(*(label for label in weight.labels if max(label.dims) > 1 or len(label.dims) > 1), reason="kernel position")
-    value = replace(value, labels=tuple(label for label in value.labels if label.dims == (1,)))
+    kept = tuple(label for label in value.labels if label.dims == (1,))
+    value = replace(value, labels=kept, whole=value.whole if kept or value.whole else scope.nodes.gather(value.marks))
     weight = replace(weight, labels=tuple(label for label in weight.labels if label.dims in ((0,), (1,))))
     if groups == 1 or groups < weight.shape[0]:
         scope.name_values(label for label in weight.labels if label.dims == (int(transposed and groups == 1),))
@@ -209,7 +212,10 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
         return (Label((1,), codes, scope.nodes.join(inputs.marks, outputs.marks, codes, product=True)),)
     if transposed or inputs is None or outputs is None:
         scope.fix(*value.labels, *weight.labels)
-        return grouped_transposed(scope, inputs, outputs, inner, groups) if transposed and inputs and outputs and inner else ()
+        if outputs is None or (inputs is None and value.whole <= 0):
+            return ()
+        read = scope.nodes.ports(value.whole, torch.zeros(channels, dtype=torch.long)) if inputs is None else inputs.marks
+        return fixed_channels(scope, read, outputs, inner, groups, transposed)
     scope.require([inputs, *([inner] if inner else [])])
     rows, columns = scope.neurons.factor(inputs.ids.view(groups, -1), scope.reason)
     out_rows, _ = scope.neurons.factor(outputs.ids.view(groups, -1), scope.reason)
@@ -222,13 +228,18 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
     return (replace(outputs, dims=(1,), nodes=nodes),)
 
 
-def grouped_transposed(scope: Scope, inputs: Label, rows: Label, columns: Label, groups: int) -> tuple[Label, ...]:
-    """Labels of the channels of a transposed convolution, whose weight is [inputs, outputs per group]: all are fixed."""
-    ids = scope.neurons.new(groups * len(columns.codes))
+def fixed_channels(scope: Scope, inputs: Tensor, rows: Label, columns: Label | None, groups: int, transposed: bool) -> tuple[Label, ...]:
+    """Labels of the channels of a grouped convolution that are all fixed; the weight of a transposed one is [inputs, outputs per group]."""
+    pins = None if columns is None else columns.marks
+    if not transposed:
+        nodes = scope.nodes.make(rows.codes)
+        scope.nodes.read("weight", inputs, nodes, target_pins=rows.marks, source_pins=pins, groups=groups)
+        return (replace(rows, dims=(1,), nodes=nodes),)
+    ids = scope.neurons.new(groups * (1 if columns is None else len(columns.codes)))
     scope.neurons.fix(ids, scope.reason)
     nodes = scope.nodes.make(coded(ids))
-    for sources, pins, targets in zip(inputs.marks.chunk(groups), rows.marks.chunk(groups), nodes.chunk(groups), strict=True):
-        scope.nodes.read("weight", sources, targets, target_pins=columns.marks, source_pins=pins)
+    for sources, own, targets in zip(inputs.chunk(groups), rows.marks.chunk(groups), nodes.chunk(groups), strict=True):
+        scope.nodes.read("weight", sources, targets, target_pins=pins, source_pins=own)
     return (Label((1,), coded(ids), nodes),)
 
 
@@ -254,17 +265,28 @@ def addmm(scope: Scope, call: Call) -> Value:
 
 
 def einsum(scope: Scope, call: Call) -> Value:
-    """Two tensors, one letter summed over; others are left to the default."""
+    """Two tensors, with letters summed over that both have; others are left to the default."""
     equation = call["equation"].replace(" ", "")
-    tensors = call["tensors"]
+    tensors = list(call["tensors"])
     if len(tensors) != 2 or "->" not in equation or "." in equation:
         return unknown(scope, call)[0]
     sources, out = equation.split("->")
     names, other = sources.split(",")
     summed = (set(names) | set(other)) - set(out)
-    if len(summed) != 1 or not summed <= set(names) & set(other) or any(len(set(text)) < len(text) for text in (names, other, out)):
+    if not summed or not summed <= set(names) & set(other) or any(len(set(text)) < len(text) for text in (names, other, out)):
         return unknown(scope, call)[0]
-    return scope.contract(tensors[0], names, tensors[1], other, out, call.shapes[0], over=summed.pop())
+    letters = sorted(summed)
+    for i, text in enumerate((names, other)) if len(summed) > 1 else ():  # several letters are one of all their pairs
+        order = [text.index(letter) for letter in [*(letter for letter in text if letter not in summed), *letters]]
+        tensors[i] = scope.move(tensors[i], functools.partial(_paired_last, order=order, count=len(letters)))[0]
+    names, other = ("".join(letter for letter in text if letter not in letters[1:]) for text in (names, other))
+    if len(summed) > 1:
+        names, other = (text.replace(letters[0], "") + letters[0] for text in (names, other))
+    return scope.contract(tensors[0], names, tensors[1], other, out, call.shapes[0], over=letters[0])
+
+
+def _paired_last(codes: Tensor, order: Sequence[int], count: int) -> Tensor:
+    return codes.permute(list(order)).flatten(-count)
 
 
 def attention(scope: Scope, call: Call) -> Value:

@@ -338,11 +338,16 @@ def _mutate(node: Any, environment: dict[Any, Any], origin: Mapping[Any, Any], o
         return
     for other in [other for other, root in origin.items() if root is origin[target] and other not in (node, target)]:
         if any(order[user] > order[node] for user in other.users):
-            scope.fix_all(*_values([environment[other], result]))
-            environment[other] = _plain(environment[other])
-            result = _plain(result)
+            both = _values([environment[other], result])
+            scope.fix_all(*both)
+            whole = scope.nodes.gather(torch.cat([value.marks for value in both]))
+            environment[other] = _plain(environment[other], whole)
+            result = _plain(result, whole)
     environment[node] = environment[target] = result
 
 
-def _plain(value: Any) -> Any:
-    return Value(value.shape) if isinstance(value, Value) else [_plain(item) for item in value] if isinstance(value, list) else value
+def _plain(value: Any, whole: int) -> Any:
+    """What is left of values of which only the node is known that reads all that was written to them."""
+    if isinstance(value, list):
+        return [_plain(item, whole) for item in value]
+    return Value(value.shape, whole=whole) if isinstance(value, Value) else value

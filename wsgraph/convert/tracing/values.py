@@ -231,7 +231,12 @@ class Scope:
         uniform = frozenset(dim for dim in range(len(shape)) if one.is_uniform(dim) and other.is_uniform(dim))
         zero = (one.zero or other.zero) if product else (one.zero and other.zero)
         if first.has_nodes or second.has_nodes:
-            whole = 0 if any(bool((label.marks > 0).any()) for label in labels) else self.nodes.gather(torch.cat([one.marks, other.marks]))
+            whole = 0
+            if not labels and one.whole and other.whole:
+                wholes = torch.tensor([[one.whole], [other.whole]])
+                whole = int(self.nodes.join(wholes[0], wholes[1], torch.zeros(1, dtype=torch.long), product=product))
+            elif not any(bool((label.marks > 0).any()) for label in labels):
+                whole = self.nodes.gather(torch.cat([one.marks, other.marks]))
             labels = [replace(label, nodes=label.marks.clamp(min=0)) for label in labels]
         else:
             whole = one.whole or other.whole
@@ -313,8 +318,13 @@ class Scope:
 
     # == Dimensions taken away ==
 
-    def reduce(self, value: Value, dims: Iterable[int], *, keepdim: bool, positive: bool = False, sign: bool = False) -> Value:
-        """Statistics over dimensions: neurons along them are forgotten, and ``positive`` or ``sign`` factors of the others kept."""
+    def reduce(
+        self, value: Value, dims: Iterable[int], *, keepdim: bool, positive: bool = False, sign: bool = False, record: bool = True
+    ) -> Value:
+        """Statistics over dimensions: neurons along them are forgotten, and ``positive`` or ``sign`` factors of the others kept.
+
+        Without ``record`` the parameter graph does not show them, as is right for the statistics of a norm.
+        """
         taken = {dim % max(value.ndim, 1) for dim in dims}
         labels = []
         for label in value.labels:
@@ -325,7 +335,12 @@ class Scope:
                 self.require([label], positive=not positive, sign=not sign)
                 labels.append(label if positive or sign else label.without_zeros())
         shape = tuple(1 if dim in taken else size for dim, size in enumerate(value.shape))
-        result = Value(shape, tuple(labels), value.uniform, value.zero and (positive or sign), whole=value.whole)
+        # What was summed over is left in rows, or weighs all that remains.
+        lost = [label.marks.flatten() for label in value.labels if taken & set(label.dims) and not set(label.dims) - taken]
+        whole = self.nodes.gather(torch.cat([torch.tensor([value.whole]), *lost])) if record else 0
+        if whole > 0 and labels:
+            labels, whole = [self._join(label, whole, product=True) for label in labels], 0
+        result = Value(shape, tuple(labels), value.uniform, value.zero and (positive or sign), whole=whole)
         return result if keepdim else squeezed(result, taken)
 
     def contract(
@@ -400,10 +415,11 @@ class Scope:
             columns = self.nodes.rows(marks, codes) if marks.shape[1] > 1 else marks[:, 0]
             sources = torch.zeros_like(codes) if columns is None else columns
         elif size == 1:
-            sources = torch.tensor([value.whole])
+            sources = torch.tensor([value.whole if value.whole > 0 else self.nodes.gather(value.marks)])
         else:
             alike = value.is_uniform(names.index(over))  # entries that are all equal may be exchanged, in every weight on its own
-            sources = self.nodes.ports(value.whole, codes, alike=alike) if value.whole > 0 else torch.zeros_like(codes)
+            whole = value.whole if value.whole > 0 else self.nodes.gather(value.marks)
+            sources = self.nodes.ports(whole, codes, alike=alike)
         written = [label for label, letters in kept if letters is other_names and bool((label.marks < 0).any())]
         made = {id(label): self.nodes.make(label.codes) for label in written}
         ends: list[tuple[Tensor, Tensor | None]] = [(made[id(label)], label.marks.flatten()) for label in written]
