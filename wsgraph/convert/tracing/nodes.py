@@ -117,7 +117,10 @@ class Nodes:
         pins = reading.source_pins
         if reading.target_pins is not None:
             parameter = self.pinned(reading.target_pins)[0]
-            pins = torch.tensor([self._twin(pin, parameter) for pin in pins.tolist()])
+            others = [axis for axis in self.axes(pins).unique().tolist() if axis >= 0 and self._axes[axis][0] != parameter]
+            foreign = torch.isin(self.axes(pins), torch.tensor(others, dtype=torch.long))
+            pins = pins.clone()
+            pins[foreign] = torch.tensor([self._twin(pin, parameter) for pin in pins[foreign].tolist()], dtype=torch.long)
         axes = self.axes(pins)
         for axis in axes[axes >= 0].unique().tolist():
             chosen = axes == axis
@@ -128,8 +131,6 @@ class Nodes:
 
     def _twin(self, pin: int, parameter: str) -> int:
         """The pin of a parameter at the place of another one's, 0 where there is none."""
-        if pin == 0 or self._axes[int(self.axes(torch.tensor([pin])))][0] == parameter:
-            return pin
         return next((twin for twin in self._twins.get(pin, ()) if self._axes[int(self.axes(torch.tensor([twin])))][0] == parameter), 0)
 
     def read(self, kind: str, sources: Tensor, targets: Tensor, **options: object) -> None:
