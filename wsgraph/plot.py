@@ -259,15 +259,21 @@ def _draw_groups(space: WeightSpace, theta: Tensor | None) -> Figure:
 
     lanes, colours = _lanes(space), _colours(space)
     depth, breadth = max(level for level, _ in lanes.values()), max(abs(lane) for _, lane in lanes.values())
-    figure = Figure(figsize=(6.0 + 3.2 * 2 * breadth, 0.9 + 0.62 * (depth + 1)), dpi=160, layout="constrained")
+    shown = {
+        group.name: "  |  ".join(filter(None, [f"{group.name}: {_count(group)}", " ".join(group.operators), _kind(space, group)]))
+        for group in _drawn(space)
+    }
+    # A lane is as wide as the widest box that has another one beside it.
+    beside = [len(text) for name, text in shown.items() if sum(level == lanes[name][0] for level, _ in lanes.values()) > 1]
+    width = max((6.0 + 6.4 * breadth) / (2 * breadth + 1.5), 0.047 * max(beside, default=0) + 0.2)
+    figure = Figure(figsize=(width * (2 * breadth + 1.5), 0.9 + 0.62 * (depth + 1)), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     halves = {}
     for group in _drawn(space):
         level, lane = lanes[group.name]
-        shown = "  |  ".join(filter(None, [f"{group.name}: {_count(group)}", " ".join(group.operators), _kind(space, group)]))
-        halves[group.name] = 0.0065 * len(shown) + 0.02
+        halves[group.name] = 0.0255 * len(shown[group.name]) / width + 0.02
         style = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": colours[group.name], "linewidth": 1.4}
-        axes.text(lane, -level, shown, ha="center", va="center", fontsize=6.5, bbox=style, zorder=3)
+        axes.text(lane, -level, shown[group.name], ha="center", va="center", fontsize=6.5, bbox=style, zorder=3)
     for wire in space.wires:
         text = _describe(space, wire, theta)
         for source, target in itertools.product(wire.sources, wire.targets):
