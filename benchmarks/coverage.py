@@ -82,12 +82,11 @@ def measure_graph(space: WeightSpace, theta: Tensor) -> dict[str, Any]:
     began = time.perf_counter()
     graph = fresh.graph(theta)
     seconds = time.perf_counter() - began
-    drawn = {wire.parameter for wire in space.wires}
     row = {
         "nodes": graph.num_nodes,
         "edges": graph.num_edges,
         "seconds": seconds,
-        "absent": [param.name for param in space.params if param.role != "buffer" and param.name not in drawn],
+        "absent": space.absent_from_graph,
     }
     del graph, fresh
     gc.collect()

@@ -274,8 +274,9 @@ def _draw_groups(space: WeightSpace, theta: Tensor | None) -> Figure:
         halves[group.name] = 0.0255 * len(shown[group.name]) / width + 0.02
         style = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": colours[group.name], "linewidth": 1.4}
         axes.text(lane, -level, shown[group.name], ha="center", va="center", fontsize=6.5, bbox=style, zorder=3)
+    weights = {} if theta is None else space.unflatten(theta)
     for wire in space.wires:
-        text = _describe(space, wire, theta)
+        text = _describe(space, wire, weights) if wire.sources else ""
         for source, target in itertools.product(wire.sources, wire.targets):
             start, stop = ((lanes[name], halves[name]) for name in (source, target))
             _draw_arrow(start, stop, text, axes, dashed=wire.parameter is None)
@@ -286,13 +287,13 @@ def _draw_groups(space: WeightSpace, theta: Tensor | None) -> Figure:
     return figure
 
 
-def _describe(space: WeightSpace, wire: Connection, theta: Tensor | None) -> str:
+def _describe(space: WeightSpace, wire: Connection, weights: Mapping[str, Tensor]) -> str:
     """What is written beside an arrow; nothing where neurons are added up."""
     if wire.parameter is None:
         return "" if wire.kind in ("sum", "operator") else wire.kind
     layer = next((layer for layer in space.layers if layer.name == wire.name), None)
     kind = [space.describe_layer(layer)] if layer else [wire.kind] if wire.kind == "scale" else []
-    norm = [] if theta is None else [f"norm {float(space.unflatten(theta)[wire.parameter].double().norm()):.3g}"]
+    norm = [f"norm {float(weights[wire.parameter].double().norm()):.3g}"] if weights else []
     return f"{wire.name}: {', '.join([*kind, 'x'.join(map(str, space.param(wire.parameter).shape)), *norm])}"
 
 

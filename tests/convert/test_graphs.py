@@ -118,6 +118,20 @@ MORE: dict[str, tuple[nn.Module, Tensor]] = {
         Function(lambda m, x: m.out(x + m.t(m.n(x).transpose(1, 2)).transpose(1, 2)), n=nn.LayerNorm(8), t=L(5, 5), out=L(8, 2)),
         tokens(),
     ),
+    "bias made of parameters": (
+        with_parameters(
+            Function(
+                lambda m, x: m.out(m.n(m.a(x) + m.c(torch.relu(m.b(m.table))))),
+                a=L(8, 4),
+                b=L(3, 6),
+                c=L(6, 4),
+                n=nn.LayerNorm(4),
+                out=L(4, 2),
+            ),
+            table=torch.randn(3),
+        ),
+        tokens(),
+    ),
     "shuffled pixels": (nn.Sequential(C(3, 8, 3), nn.PixelShuffle(2), C(2, 4, 3), nn.BatchNorm2d(4)), image()),
     "unflattened": (
         nn.Sequential(L(8, 32), nn.ReLU(), nn.Unflatten(1, (2, 4, 4)), nn.ConvTranspose2d(2, 3, 2), nn.BatchNorm2d(3)),
@@ -152,12 +166,14 @@ def test_every_parameter_of_the_function_is_on_the_graph(name: str) -> None:
     numbers = torch.arange(1.0, space.num_params + 1, dtype=torch.float64)
     graph = space.graph(numbers)
     found = set(graph["x"].flatten().tolist()) | set(graph["edge_attr"].flatten().tolist())
-    expected = {"functional weights": ["b.bias"]}.get(name, [])  # which its function does not use
+    # What the function does not use, or makes other parameters of.
+    expected = {"functional weights": ["b.bias"], "bias made of parameters": ["table", "b.weight", "b.bias", "c.bias"]}.get(name, [])
     missing = [
         param.name for param in space.params if param.role != "buffer" and not found >= set(numbers[space.slices[param.name]].tolist())
     ]
     assert missing == expected
-    assert ("Not on the parameter graph: b.bias." in space.report()) == bool(expected)
+    assert space.absent_from_graph == expected
+    assert (f"Not on the parameter graph: {', '.join(expected)}." in space.report()) == bool(expected)
     assert WeightSpace.from_json(space.to_json()) == space
     assert space.architecture.graph(numbers)["edge_attr"].equal(graph["edge_attr"])
 

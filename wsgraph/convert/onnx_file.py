@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsgraph.convert.checkpoint import CheckpointError
+from wsgraph.convert.tracing.tracer import first_line
 
 __all__ = ["OnnxModule", "load_onnx"]
 
@@ -48,8 +50,7 @@ def load_onnx(path: str | os.PathLike[str], shapes: Sequence[Sequence[int]] = ()
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf's, onnx's and the file system's own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{str(path)!r} is not a complete ONNX model: {first}") from error
+        raise CheckpointError(f"{str(path)!r} is not a complete ONNX model: {first_line(error)}") from error
     return OnnxModule(model, str(path), shapes)
 
 
@@ -72,7 +73,8 @@ class OnnxModule(nn.Module):
                 self._register(name, _tensor(array), buffer=name in statistics)
             else:
                 self.known[name] = array
-        self.inputs = [value.name for value in graph.input if value.name not in arrays]
+        inputs = [value for value in graph.input if value.name not in arrays]
+        self.inputs = [value.name for value in inputs]
         self.outputs = [value.name for value in graph.output]
         if len(shapes) not in (0, len(self.inputs)):
             raise CheckpointError(
@@ -87,8 +89,7 @@ class OnnxModule(nn.Module):
                 )
             attributes = {attribute.name: _attribute(helper.get_attribute_value(attribute)) for attribute in node.attribute}
             self.nodes.append((node.op_type, node.name, list(node.input), list(node.output), attributes))
-        given = dict(zip(self.inputs, shapes, strict=False))
-        self.example_inputs = tuple(_example(value, given.get(value.name)) for value in graph.input if value.name not in arrays)
+        self.example_inputs = tuple(_example(value, shape) for value, shape in itertools.zip_longest(inputs, shapes))
         self.eval()
         self._fold()
 
@@ -138,13 +139,12 @@ class OnnxModule(nn.Module):
                 attributes = {**attributes, "num_outputs": len(targets)}
             given = [self._argument(operator, i, values[source]) if source else None for i, source in enumerate(sources)]
             result = _OPERATORS[operator](*given, **attributes)
-        except CheckpointError:
-            raise
         except (TypeError, NotImplementedError, RuntimeError, IndexError, KeyError, ValueError) as error:
             if torch.compiler.is_exporting():
                 raise
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"The operator {operator} ({name or targets[0]}) of {self.path!r} cannot be run: {first}") from error
+            raise CheckpointError(
+                f"The operator {operator} ({name or targets[0]}) of {self.path!r} cannot be run: {first_line(error)}"
+            ) from error
         return list(result) if isinstance(result, (list, tuple)) else [result]
 
     @staticmethod

@@ -329,7 +329,7 @@ class WeightSpace:
             if layer.weight is None:
                 wires.append(Connection(layer.name, "sum", layer.sources, (layer.target,), blocks=self.group(layer.target).size))
             else:
-                target, source, _ = self._find_axes(layer)
+                target, source, _ = self.weight_axes(layer)
                 shape = self.param(layer.weight).logical_shape
                 wire = Connection(layer.name, "weight", layer.sources, (layer.target,), parameter=layer.weight, shape=shape)
                 wires.append(dataclasses.replace(wire, source_axis=source, target_axis=target))
@@ -338,6 +338,12 @@ class WeightSpace:
                 name = f"{layer.name}.bias"
                 features.append(Connection(name, "bias", (), (layer.target,), parameter=layer.bias, shape=shape, target_axis=0))
         return (*wires, *features)
+
+    @cached_property
+    def absent_from_graph(self) -> list[str]:
+        """Names of the parameters that no wire has: those that the network does not use, or makes other parameters of."""
+        drawn = {wire.parameter for wire in self.wires}
+        return [param.name for param in self.params if param.role != "buffer" and param.name not in drawn]
 
     def layers_into(self, group: str) -> tuple[Layer, ...]:
         """The layers that are summed into a group."""
@@ -926,9 +932,7 @@ class WeightSpace:
         lines += [f"Fixed, because of {reason or 'their place'}: {', '.join(names)}." for reason, names in reasons.items()]
         still = [param.name for param in self.params if not self.is_moved(param)]
         lines += [f"Parameters that nothing moves: {', '.join(still)}."] if still else []
-        drawn = {wire.parameter for wire in self.wires}
-        absent = [param.name for param in self.params if param.role != "buffer" and param.name not in drawn]
-        lines += [f"Not on the parameter graph: {', '.join(absent)}."] if absent else []
+        lines += [f"Not on the parameter graph: {', '.join(self.absent_from_graph)}."] if self.absent_from_graph else []
         return "\n".join(lines)
 
 

@@ -232,9 +232,11 @@ class _Canonicalization:
         label = group.permutation
         if group.factors or label in self.sorted:
             return True
-        parts = {(part.param.name, part.axis, part.places): part for part in reversed(self.by_order.get(label, []))}.values()
-        ordered = [part for part in reversed(parts) if self.in_order(part)]
-        others = [part for part in reversed(parts) if not self.in_order(part)]
+        parts: dict[tuple[str, int, tuple[int, ...]], _Part] = {}  # ties of one axis are in one order
+        for part in self.by_order.get(label, []):
+            parts.setdefault((part.param.name, part.axis, part.places), part)
+        ordered = [part for part in parts.values() if self.in_order(part)]
+        others = [part for part in parts.values() if not self.in_order(part)]
         if not ordered and not forced:
             return False
         if parts:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from wsgraph.convert.tracing.texts import OPERATOR_TEXTS, UnsupportedError, number, square
+from wsgraph.convert.tracing.texts import UnsupportedError, number, operator_text, square
 from wsgraph.convert.tracing.tracer import bind, module_of, operator_name
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.space.weight_space import stored_dtype
@@ -147,9 +147,9 @@ class _Builder:
         if name == "mean" and sorted(d % len(stream.shape) for d in arguments.get("dim") or [0]) == list(range(2, len(stream.shape))):
             return "global_avg_pool"
         dimensions = [int(digit) for digit in name if digit.isdigit()] if "pool" in name else []
-        if name not in OPERATOR_TEXTS or any(len(stream.shape) != 2 + d for d in dimensions):  # fewer are read as without a batch
+        if any(len(stream.shape) != 2 + d for d in dimensions):  # fewer are read as without a batch
             raise UnsupportedError
-        text = OPERATOR_TEXTS[name]({key: value for key, value in arguments.items() if value is not None})
+        text = operator_text(name, arguments)
         if "softmax" in text and len(shape) != 2:
             raise UnsupportedError
         return text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,22 @@ class _Place:
     copy: int  # row or column that cannot move, in products of which the other half can
 
 
+class _Names:
+    """Names that are given once: the first of a base is the base itself, others are numbered."""
+
+    def __init__(self) -> None:
+        self.given: set[str] = set()
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, base: str) -> str:
+        name = base
+        while name in self.given:
+            self.counts[base] = self.counts.get(base, 0) + 1
+            name = f"{base}[{self.counts[base]}]"
+        self.given.add(name)
+        return name
+
+
 class Lowering:
     """Groups and parameters, found parameter by parameter."""
 
@@ -37,7 +54,7 @@ class Lowering:
         self.bound, self.limits = solve(scope.neurons, scope.factors)
         self.groups: dict[str, NeuronGroup] = {}
         self.scaled: dict[tuple[str, _Place], str] = {}
-        self.taken: dict[str, int] = {}
+        self.free_name = _Names()
         self.sizes: dict[tuple[str, int, int], int] = {}
         self.anchors: dict[_Place, str] = {}
         self.labels: dict[tuple[str, int, int], str] = {}
@@ -137,14 +154,6 @@ class Lowering:
             self.scaled.setdefault((scale, place), name)
         return self.add(group)
 
-    def free_name(self, base: str) -> str:
-        """A name that no group has yet."""
-        name = base
-        while name in self.groups:
-            self.taken[base] = self.taken.get(base, 0) + 1
-            name = f"{base}[{self.taken[base]}]"
-        return name
-
     def fixed_group(self, name: str, ids: Tensor, operators: Sequence[str] = (), role: str = "fixed") -> str:
         """The group of neurons that cannot move."""
         families = self.neurons.family(ids).unique().tolist()
@@ -242,7 +251,6 @@ class Graph:
 
     def __init__(self, scope: Scope, lowering: Lowering, values: Mapping[str, Value]) -> None:
         self.nodes, self.lowering = scope.nodes, lowering
-        self.dims = {name: value.ndim for name, value in values.items()}
         self.movable = {
             name: {label.dims[0] for label in value.labels if not bool(scope.neurons.is_fixed(label.ids).all())}
             for name, value in values.items()
@@ -252,14 +260,13 @@ class Graph:
         self.is_output = torch.zeros(count, dtype=torch.bool)
         self.is_output[scope.outputs.clamp(min=0)] = True
         self.groups: list[str] = []
-        self.named: set[str] = set()
-        self.taken: dict[str, int] = {}
-        # The outputs first say which sets matter, then groups follow in the order in which the network computes them.
+        self.free_name = _Names()
         names: dict[int, str] = {}  # layers that are function calls are called like their weights
         for reading in self.nodes.readings:
             if reading.kind in ("weight", "scale") and (parameter := self.parameter(reading)) is not None and "." in parameter:
                 made = self.nodes.set_of(int(reading.targets[0]))
                 names.setdefault(made.start, parameter.rsplit(".", 1)[0] if made.name in TRACED_OPERATORS else made.name)
+        # The outputs say which sets matter; groups follow in the order in which the network computes them.
         for made, alive in zip(self.nodes.sets, self.nodes.alive(scope.outputs), strict=True):
             if alive:
                 self.add(made, names.get(made.start, made.name))
@@ -310,8 +317,7 @@ class Graph:
         kind = reading.kind
         if parameter is not None:
             options, sources = self.view(reading, parameter, list(state[parameter].shape), sources)
-            if kind == "bias":
-                kind = {"running_mean": "mean", "running_var": "variance"}.get(parameter.rsplit(".", 1)[-1], kind)
+            kind = _ROLES.get(parameter.rsplit(".", 1)[-1], kind) if kind == "bias" else kind
         targets, target_order = self.end(reading.targets)
         source_groups, source_order = self.end(sources) if len(sources) else ((), ())
         made = Connection(
@@ -325,58 +331,43 @@ class Graph:
             parameter,
             **options,
         )
-        if not source_groups and made.num_positions > 1:  # an edge from a neuron that is always one holds as many entries
-            made = replace(made, kind="weight", sources=(self.constant(),))
-        if made.sources:  # positions that move are edges of their own
-            parallel = self.parallel(reading, parameter, len(made.shape))
-            made = replace(made, parallel_axes=tuple(axis for axis in parallel if axis not in (made.source_axis, made.target_axis)))
+        # An edge from a neuron that is always one holds as many entries as there are.
+        if not source_groups and made.num_positions * made.num_parallel > 1:
+            made = replace(made, kind="weight", sources=(self.constant,))
         return made
-
-    def parallel(self, reading: Reading, parameter: str | None, dims: int) -> list[int]:
-        """Axes of a parameter as it is viewed that move; the source's may have been seen as several."""
-        movable = sorted(self.movable.get(parameter or "", set()))
-        source = None if reading.source_pins is None else self.nodes.pinned(reading.source_pins)[1]
-        more = dims - self.dims.get(parameter or "", dims)
-        return [dim + more * (source is not None and dim > source) for dim in movable if dim != source]
 
     def view(self, reading: Reading, parameter: str, shape: list[int], sources: Tensor) -> tuple[dict[str, Any], Tensor]:
         """How a parameter is seen by a reading, and the sources without the positions that flattening repeats them over."""
-        axes: dict[str, tuple[int | None, Tensor | None]] = {}
-        for end, own in (("target", reading.target_pins), ("source", reading.source_pins)):
-            _, dim, entries = (parameter, None, None) if own is None else self.nodes.pinned(own)
-            axes[end] = (dim, entries if dim is not None else None)
-        dim, entries = axes["source"]
-        size = 0 if dim is None else shape[dim]
-        if dim is not None and reading.groups == 1 and torch.equal(cast(Tensor, entries), torch.arange(size)):
+        ends: dict[str, tuple[int, Tensor]] = {}
+        for end, pins in (("source", reading.source_pins), ("target", reading.target_pins)):
+            if pins is not None:
+                _, dim, entries = self.nodes.pinned(pins)
+                ends |= {} if dim is None else {end: (dim, entries)}
+        axis_of = list(range(len(shape)))
+        if "source" in ends and reading.groups == 1:
+            dim, entries = ends["source"]
             before, middle, after = _runs(sources)
-            if middle < size:
+            if middle < len(sources) and torch.equal(entries, torch.arange(shape[dim])):
                 sizes = [*([before] if before > 1 else []), middle, *([after] if after > 1 else [])]
                 shape[dim : dim + 1] = sizes
                 sources = sources.view(before, middle, after)[0, :, 0]
-                target, own = axes["target"]
-                moved = None if target is None else target + (len(sizes) - 1) * (target > dim)
-                axes = {"source": (dim + (before > 1), None), "target": (moved, own)}
+                axis_of[dim + 1 :] = [axis + len(sizes) - 1 for axis in axis_of[dim + 1 :]]
+                axis_of[dim] += before > 1
+                ends["source"] = dim, torch.arange(middle)
         options: dict[str, Any] = {"shape": tuple(shape)}
-        for end, (axis, own) in axes.items():
-            options[f"{end}_axis"] = axis
-            if axis is not None and own is not None and not torch.equal(own, torch.arange(shape[axis])):
-                options[f"{end}_index"] = tuple(own.tolist())
+        for end, (dim, entries) in ends.items():
+            options[f"{end}_axis"] = axis_of[dim]
+            if not torch.equal(entries, torch.arange(shape[axis_of[dim]])):
+                options[f"{end}_index"] = tuple(entries.tolist())
+        # Positions that move are edges of their own.
+        own = {dim for dim, _ in ends.values()}
+        options["parallel_axes"] = tuple(axis_of[dim] for dim in sorted(self.movable.get(parameter, set()) - own))
         return options, sources
 
+    @cached_property
     def constant(self) -> str:
         """The group of one neuron that is always one."""
-        if "constant" not in self.lowering.groups:
-            self.lowering.add(NeuronGroup("constant", 1, "fixed", reason="a constant"))
-        return "constant"
-
-    def free_name(self, base: str) -> str:
-        """A name that no connection has yet."""
-        name = base
-        while name in self.named:
-            self.taken[base] = self.taken.get(base, 0) + 1
-            name = f"{base}[{self.taken[base]}]"
-        self.named.add(name)
-        return name
+        return self.lowering.add(NeuronGroup(self.lowering.free_name("constant"), 1, "fixed", reason="a constant"))
 
 
 def lower(

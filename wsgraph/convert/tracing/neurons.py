@@ -272,8 +272,7 @@ class Factors:
     r"""What neurons are multiplied with when the network is moved: powers of unknowns, and the equations that hold between them.
 
     An unknown takes one value per neuron of a layer. An expression is a number that stands for a power of one unknown; 0 stands for 1.
-    ``values`` numbers the unknowns of values that flow through the network in their order; 0 are those of parameters alone. ``products``
-    are unknowns that no parameter has, and whose factors they are.
+    ``values`` numbers the unknowns of values that flow through the network in their order; 0 are those of parameters alone.
     """
 
     def __init__(self) -> None:
@@ -282,7 +281,6 @@ class Factors:
         self.expressions: list[tuple[int, int]] = [(-1, 0)]
         self._index: dict[tuple[int, int], int] = {}
         self.equations: list[Equation] = []
-        self.products: list[tuple[int, Tensor]] = []
 
     def new(self, name: str, *, value: bool) -> int:
         """A new unknown: the factor of values that flow through the network, or of a parameter alone."""

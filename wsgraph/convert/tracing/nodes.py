@@ -131,7 +131,7 @@ class Nodes:
 
     def _twin(self, pin: int, parameter: str) -> int:
         """The pin of a parameter at the place of another one's, 0 where there is none."""
-        return next((twin for twin in self._twins.get(pin, ()) if self._axes[int(self.axes(torch.tensor([twin])))][0] == parameter), 0)
+        return next((twin for twin in self._twins.get(pin, ()) if self.pinned(torch.tensor([twin]))[0] == parameter), 0)
 
     def read(self, kind: str, sources: Tensor, targets: Tensor, **options: object) -> None:
         """Let nodes read others."""
@@ -235,7 +235,7 @@ class Nodes:
         if not bool((marks > 0).any()):
             return marks
         given = marks[marks > 0].unique()
-        sets = [self.set_of(int(number)) for number in self._leading(given)]
+        sets = [self.sets[owner] for owner in self._owner(given).unique().tolist()]
         if self.shared or sum(len(made.codes) for made in sets) > len(given) or any(made.is_input for made in sets):
             chosen = marks > 0
             marks = marks.clone()
@@ -244,11 +244,6 @@ class Nodes:
         for made in sets:
             made.operators.append(text)
         return marks
-
-    def _leading(self, numbers: Tensor) -> Tensor:
-        """One of the given nodes per set."""
-        owner = self._owner(numbers)
-        return numbers[torch.cat([torch.ones(1, dtype=torch.bool), owner[1:] != owner[:-1]])]
 
     def _owner(self, numbers: Tensor) -> Tensor:
         starts = torch.tensor([made.start for made in self.sets])

@@ -6,13 +6,11 @@ with :func:`register_traced_operator`: most are one of the families below.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from wsgraph.convert.tracing.values import ZERO, Label, Scope, Value, coded, compressed, squeezed
 
@@ -212,33 +210,26 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
         return (Label((1,), codes, scope.nodes.join(inputs.marks, outputs.marks, codes, product=True)),)
     if transposed or inputs is None or outputs is None:
         scope.fix(*value.labels, *weight.labels)
-        if outputs is None or (inputs is None and value.whole <= 0):
-            return ()
-        read = scope.nodes.ports(value.whole, torch.zeros(channels, dtype=torch.long)) if inputs is None else inputs.marks
-        return fixed_channels(scope, read, outputs, inner, groups, transposed)
-    scope.require([inputs, *([inner] if inner else [])])
-    rows, columns = scope.neurons.factor(inputs.ids.view(groups, -1), scope.reason)
-    out_rows, _ = scope.neurons.factor(outputs.ids.view(groups, -1), scope.reason)
-    scope.neurons.unify(rows, out_rows, scope.reason)
-    if inner is not None:
-        scope.neurons.unify(columns, inner.ids, scope.reason)
-    nodes = scope.nodes.make(outputs.codes)
+    else:
+        scope.require([inputs, *([inner] if inner else [])])
+        rows, columns = scope.neurons.factor(inputs.ids.view(groups, -1), scope.reason)
+        out_rows, _ = scope.neurons.factor(outputs.ids.view(groups, -1), scope.reason)
+        scope.neurons.unify(rows, out_rows, scope.reason)
+        if inner is not None:
+            scope.neurons.unify(columns, inner.ids, scope.reason)
+    if outputs is None or (inputs is None and value.whole <= 0):
+        return ()
+    read = scope.nodes.ports(value.whole, torch.zeros(channels, dtype=torch.long)) if inputs is None else inputs.marks
     pins = None if inner is None else inner.marks
-    scope.nodes.read("weight", inputs.marks, nodes, target_pins=outputs.marks, source_pins=pins, groups=groups)
-    return (replace(outputs, dims=(1,), nodes=nodes),)
-
-
-def fixed_channels(scope: Scope, inputs: Tensor, rows: Label, columns: Label | None, groups: int, transposed: bool) -> tuple[Label, ...]:
-    """Labels of the channels of a grouped convolution that are all fixed; the weight of a transposed one is [inputs, outputs per group]."""
-    pins = None if columns is None else columns.marks
     if not transposed:
-        nodes = scope.nodes.make(rows.codes)
-        scope.nodes.read("weight", inputs, nodes, target_pins=rows.marks, source_pins=pins, groups=groups)
-        return (replace(rows, dims=(1,), nodes=nodes),)
-    ids = scope.neurons.new(groups * (1 if columns is None else len(columns.codes)))
+        nodes = scope.nodes.make(outputs.codes)
+        scope.nodes.read("weight", read, nodes, target_pins=outputs.marks, source_pins=pins, groups=groups)
+        return (replace(outputs, dims=(1,), nodes=nodes),)
+    # The weight is [inputs, outputs per group], so that the outputs have no neurons among its own.
+    ids = scope.neurons.new(groups * weight.shape[1])
     scope.neurons.fix(ids, scope.reason)
     nodes = scope.nodes.make(coded(ids))
-    for sources, own, targets in zip(inputs.chunk(groups), rows.marks.chunk(groups), nodes.chunk(groups), strict=True):
+    for sources, own, targets in zip(read.chunk(groups), outputs.marks.chunk(groups), nodes.chunk(groups), strict=True):
         scope.nodes.read("weight", sources, targets, target_pins=pins, source_pins=own)
     return (Label((1,), coded(ids), nodes),)
 
@@ -267,7 +258,7 @@ def addmm(scope: Scope, call: Call) -> Value:
 def einsum(scope: Scope, call: Call) -> Value:
     """Two tensors, with letters summed over that both have; others are left to the default."""
     equation = call["equation"].replace(" ", "")
-    tensors = list(call["tensors"])
+    tensors = call["tensors"]
     if len(tensors) != 2 or "->" not in equation or "." in equation:
         return unknown(scope, call)[0]
     sources, out = equation.split("->")
@@ -276,17 +267,18 @@ def einsum(scope: Scope, call: Call) -> Value:
     if not summed or not summed <= set(names) & set(other) or any(len(set(text)) < len(text) for text in (names, other, out)):
         return unknown(scope, call)[0]
     letters = sorted(summed)
-    for i, text in enumerate((names, other)) if len(summed) > 1 else ():  # several letters are one of all their pairs
-        order = [text.index(letter) for letter in [*(letter for letter in text if letter not in summed), *letters]]
-        tensors[i] = scope.move(tensors[i], functools.partial(_paired_last, order=order, count=len(letters)))[0]
-    names, other = ("".join(letter for letter in text if letter not in letters[1:]) for text in (names, other))
-    if len(summed) > 1:
-        names, other = (text.replace(letters[0], "") + letters[0] for text in (names, other))
-    return scope.contract(tensors[0], names, tensors[1], other, out, call.shapes[0], over=letters[0])
+    pairs = [(tensors[0], names), (tensors[1], other)]
+    if len(letters) > 1:
+        pairs = [_merged(scope, value, text, letters) for value, text in pairs]
+    (first, names), (second, other) = pairs
+    return scope.contract(first, names, second, other, out, call.shapes[0], over=letters[0])
 
 
-def _paired_last(codes: Tensor, order: Sequence[int], count: int) -> Tensor:
-    return codes.permute(list(order)).flatten(-count)
+def _merged(scope: Scope, value: Value, text: str, letters: Sequence[str]) -> tuple[Value, str]:
+    """A tensor with several dimensions laid into one, its last, that is called like the first of them."""
+    rest = [letter for letter in text if letter not in letters]
+    order = [text.index(letter) for letter in (*rest, *letters)]
+    return scope.move(value, lambda codes: codes.permute(order).flatten(-len(letters)))[0], "".join(rest) + letters[0]
 
 
 def attention(scope: Scope, call: Call) -> Value:

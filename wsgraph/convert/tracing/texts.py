@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["OPERATOR_TEXTS", "UnsupportedError", "number", "operator_text", "square"]
+__all__ = ["UnsupportedError", "number", "operator_text", "square"]
 
 
 class UnsupportedError(Exception):
@@ -58,7 +58,7 @@ def _if_default(name: str, **defaults: Any) -> Callable[[dict[str, Any]], str]:
 
 
 # What an operator of the program is called among the operators of a group.
-OPERATOR_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
+_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     **{
         name: _if_default(name)
         for name in ("relu", "tanh", "erf", "softsign", "relu6", "silu", "selu", "sigmoid", "hardswish", "hardsigmoid", "mish")
@@ -78,9 +78,11 @@ OPERATOR_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def operator_text(name: str, arguments: Mapping[str, Any]) -> str:
-    """The operator as a weight space writes it; empty where it has no name there, or options that it cannot write."""
-    try:
-        given = {key: value for key, value in arguments.items() if value is not None}
-        return OPERATOR_TEXTS[name](given) if name in OPERATOR_TEXTS else ""
-    except UnsupportedError:
-        return ""
+    """The operator as a weight space writes it.
+
+    Raises:
+        UnsupportedError: If it has no name there, or options that cannot be written.
+    """
+    if name not in _TEXTS:
+        raise UnsupportedError
+    return _TEXTS[name]({key: value for key, value in arguments.items() if value is not None})

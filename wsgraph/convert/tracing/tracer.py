@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, unknown
-from wsgraph.convert.tracing.texts import operator_text
+from wsgraph.convert.tracing.texts import UnsupportedError, operator_text
 from wsgraph.convert.tracing.values import Label, Scope, Value, coded
 
-__all__ = ["TraceError", "bind", "check_module", "export", "interpret", "module_of", "operator_name"]
+__all__ = ["TraceError", "bind", "check_module", "export", "first_line", "interpret", "module_of", "operator_name"]
 
 
 class TraceError(ValueError):
@@ -60,7 +61,7 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     except Exception as error:
         shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
         raise TraceError(
-            f"The module does not run on the example inputs ({shapes}): {type(error).__name__}: {_first_line(error)} Pass inputs as you "
+            f"The module does not run on the example inputs ({shapes}): {type(error).__name__}: {first_line(error)} Pass inputs as you "
             "would call the module."
         ) from error
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -71,7 +72,7 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
             return torch.export.export(module, inputs, strict=False)
     except Exception as error:
         raise TraceError(
-            f"The module runs, but torch.export cannot record it: {_first_line(error)}{_place(error)} Control flow that depends on the "
+            f"The module runs, but torch.export cannot record it: {first_line(error)}{_place(error)} Control flow that depends on the "
             "values of tensors, or Python code outside tensors, is the usual cause: write it with torch.where, or without it. The weights "
             "of a plain chain of layers can be read without running the module, with wsgraph.from_state_dict."
         ) from error
@@ -79,7 +80,8 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
     text = str(error).strip().splitlines()
     return (text[0].strip() if text else type(error).__name__).rstrip(".") + "."
 
@@ -253,12 +255,14 @@ def bind(node: Any) -> dict[str, Any]:
 
 def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     name, operation = operator_name(node.target)
-    named = {key: _mapped(argument, environment) for key, argument in bind(node).items()}
+    arguments = bind(node)
+    named = {key: _mapped(argument, environment) for key, argument in arguments.items()}
     module = module_of(node)
     call = Call(name, module, named, _shapes(node), operation)
     scope.name = call.name
     values = call.tensors
-    scope.nodes.begin(call.name, shared=any(value.shared for value in values) or any(_is_read_twice(x) for x in node.all_input_nodes))
+    read_twice = any(len(source.users) > 1 for source in node.all_input_nodes)
+    scope.nodes.begin(call.name, shared=read_twice or any(value.shared for value in values))
     scope.reason = f"{name} in {module or 'the module itself'}"
     rule = TRACED_OPERATORS.get(name)
     if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
@@ -276,14 +280,10 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     integers = [isinstance(item, Tensor) and not item.is_floating_point() for item in _results(node)]  # which no factor multiplies
     results = [scope.without_factors(result) if integer else result for result, integer in zip(results, integers, strict=True)]
     if any(value.has_nodes for value in values):
-        results = [_with_nodes(result, values, name, bind(node), scope) for result in results]
+        results = [_with_nodes(result, values, name, arguments, scope) for result in results]
     for result, shape in zip(results, call.shapes, strict=True):
         assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"
     return results if several else results[0]
-
-
-def _is_read_twice(node: Any) -> bool:
-    return len(node.users) > 1
 
 
 def _with_nodes(result: Value, values: list[Value], name: str, arguments: Mapping[str, Any], scope: Scope) -> Value:
@@ -296,8 +296,8 @@ def _with_nodes(result: Value, values: list[Value], name: str, arguments: Mappin
             nodes = scope.nodes.make(labels[0].codes)
             scope.nodes.read("operator", torch.tensor([whole]), nodes)
             labels, whole = (replace(labels[0], nodes=nodes), *labels[1:]), 0
-    text = operator_text(name, arguments)
-    if text:
+    with suppress(UnsupportedError):  # which the graph does not show
+        text = operator_text(name, arguments)
         labels = tuple(
             replace(label, nodes=scope.nodes.operate(label.marks.flatten(), label.codes.flatten(), text).view(label.codes.shape))
             for label in labels

@@ -288,7 +288,6 @@ class Scope:
         result = torch.where(one.expressions > 0, one.codes, other.codes)
         if both.any():
             unknown = torch.full_like(one.ids[both], self.factors.new(self.name, value=True))
-            self.factors.products.append((int(unknown[0]), one.ids[both]))
             self.factors.require(
                 (one.expressions[both], one.ids[both], 1), (other.expressions[both], other.ids[both], 1), (unknown, one.ids[both], -1)
             )
@@ -414,12 +413,10 @@ class Scope:
             # Entries that the weight does not tell apart are read as one.
             columns = self.nodes.rows(marks, codes) if marks.shape[1] > 1 else marks[:, 0]
             sources = torch.zeros_like(codes) if columns is None else columns
-        elif size == 1:
-            sources = torch.tensor([value.whole if value.whole > 0 else self.nodes.gather(value.marks)])
         else:
-            alike = value.is_uniform(names.index(over))  # entries that are all equal may be exchanged, in every weight on its own
             whole = value.whole if value.whole > 0 else self.nodes.gather(value.marks)
-            sources = self.nodes.ports(whole, codes, alike=alike)
+            alike = value.is_uniform(names.index(over))  # entries that are all equal may be exchanged, in every weight on its own
+            sources = torch.tensor([whole]) if size == 1 else self.nodes.ports(whole, codes, alike=alike)
         written = [label for label, letters in kept if letters is other_names and bool((label.marks < 0).any())]
         made = {id(label): self.nodes.make(label.codes) for label in written}
         ends: list[tuple[Tensor, Tensor | None]] = [(made[id(label)], label.marks.flatten()) for label in written]
