@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,6 +12,7 @@ from tests.tasks.test_generalization import make_store
 from wsgraph import WeightSpace, __version__
 from wsgraph.cli import app
 from wsgraph.data import ZooStore
+from wsgraph.space import Signal
 
 
 def call(*arguments: str, code: int = 0) -> str:
@@ -58,8 +60,9 @@ def test_interrupts_say_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_unfinished_zoos_are_named(tmp_path: Path) -> None:
-    (tmp_path / "zoo.partial").mkdir()
-    assert "is not finished. Repeat the command" in call("zoo", "info", str(tmp_path / "zoo"), code=1)
+    ZooStore.begin(tmp_path / "zoo")
+    assert "0 networks, 0 weight spaces, 0 columns, 0 shards, not finished" in call("zoo", "info", str(tmp_path / "zoo"))
+    assert "is not finished. Repeat the command" in call("zoo", "verify", str(tmp_path / "zoo"), code=1)
 
 
 def test_info_explains_what_it_cannot_read(tmp_path: Path) -> None:
@@ -88,6 +91,9 @@ def test_train_generalization(tmp_path: Path) -> None:
         (["train", "generalization", "--zoo", "ZOO", "--output", "FILE/run"], "Cannot write to"),
         (["zoo", "info", "missing"], "missing"),
         (["zoo", "make-cnn", "FILE/zoo", "--networks", "2"], "Cannot write"),
+        (["zoo", "make-mlp", "new", "--hidden", "3,x"], "widths joined by commas"),
+        (["zoo", "make-mlp", "new", "--config", "missing.toml"], "There is no configuration file 'missing.toml'"),
+        (["zoo", "make-inr", "new", "--images", "missing"], "There are no images at 'missing'"),
         (["zoo", "make-mlp", "new", "--networks", "2", "--activation", "swishy"], "Unknown activation or operator 'swishy'"),
     ],
 )
@@ -98,6 +104,25 @@ def test_errors_are_one_line_and_exit_1(arguments: list[str], message: str, tmp_
     text = call(*arguments, code=1)
     assert message in text
     assert "Traceback" not in text
+
+
+def test_zoos_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "zoo.toml").write_text("networks = 50\npopulation = 4\nranges.steps = [3, 5]\n")
+    options = ["--config", str(tmp_path / "zoo.toml"), "--networks", "8"]
+    zoos = [str(tmp_path / name) for name in ("cnn", "mlp", "inr")]
+    text = call("zoo", "make-cnn", zoos[0], *options, "--channels", "3", "--channels", "4,4", "--checkpoint", "0")
+    assert "16 networks, 2 weight spaces" in text
+    assert "8 networks" in call("zoo", "make-mlp", zoos[1], *options, "--hidden", "5", "--activation", "tanh")
+    np.savez(tmp_path / "images.npz", images=np.zeros((20, 6, 5), np.uint8), labels=np.arange(20))
+    images = ["--images", str(tmp_path / "images.npz")]
+    text = call("zoo", "make-inr", zoos[2], *images, "--steps", "3", "--hidden", "4", "--convention", "zhou")
+    assert "20 networks, WeightSpace(2-4-1" in text
+    assert ZooStore(zoos[2]).space.signal == Signal((6, 5), "row", 0.0, (-1.0, 1.0))
+    text = call("zoo", "merge", str(tmp_path / "all"), *zoos)
+    assert "44 networks, 4 weight spaces" in text
+    assert "nothing is wrong" in call("zoo", "verify", str(tmp_path / "all"))
+    ZooStore(tmp_path / "all").shards[1].file.write_bytes(b"")
+    assert "is damaged or truncated" in call("zoo", "verify", str(tmp_path / "all"), code=1)
 
 
 def test_zoo_make_and_info(tmp_path: Path) -> None:
@@ -118,7 +143,7 @@ def test_quickstart(tmp_path: Path) -> None:
     assert all("tau_scale_10000" in result["metrics"] for result in document["results"])
     assert (tmp_path / "out" / "robustness.png").read_bytes().startswith(b"\x89PNG")
     assert "monomial_gnn" in text
-    zoo = tmp_path / "out" / "zoo-relu" / "thetas.safetensors"
+    zoo = tmp_path / "out" / "zoo-relu" / "zoo.json"
     written = zoo.stat().st_mtime_ns
     call(*arguments)
     assert zoo.stat().st_mtime_ns == written

@@ -30,9 +30,10 @@ app.add_typer(zoo_app, name="zoo")
 
 _Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 _NewFolder = Annotated[Path, typer.Argument(help="Folder to create.")]
-_Networks = Annotated[int, typer.Option(min=1, help="Number of networks to train.")]
-_Activation = Annotated[str, typer.Option(help="Activation of all networks.")]
+_SomeNetworks = Annotated[int | None, typer.Option(min=1, help="Number of networks to train.")]
+_OneSeed = Annotated[int | None, typer.Option(help="Seed of everything random [default: 0].")]
 
+_SHOWN_SPACES = 4
 _QUICKSTART_MODELS = ("statnn", "neural_graph", "monomial", "monomial_gnn")
 
 
@@ -312,38 +313,182 @@ def train(
     typer.echo(f"Checkpoints, logs and result.json: {result.folder}")
 
 
+_Images = Annotated[
+    Path | None,
+    typer.Option(help="Pictures with labels: a folder of IDX files (MNIST's format) or an .npz file [default: scikit-learn's digits]."),
+]
+_Widths = Annotated[
+    list[str] | None, typer.Option(help="Widths of the hidden layers, such as 16,16,16; repeat it for several architectures.")
+]
+_Checkpoints = Annotated[
+    list[int] | None, typer.Option("--checkpoint", help="Keep the weights after this many steps too (0: initial ones); repeat it.")
+]
+_Config = Annotated[
+    Path | None, typer.Option(help="TOML or JSON file with further options, such as a table 'ranges'; options given here win.")
+]
+_Population = Annotated[int | None, typer.Option(min=1, help="Networks trained side by side.")]
+_Device = Annotated[str | None, typer.Option(help="Device of the training [default: a GPU where there is one].")]
+_Workers = Annotated[int | None, typer.Option(min=1, help="Populations trained at a time on the CPU.")]
+_Ray = Annotated[str | None, typer.Option(help="Train on a Ray cluster: its address, 'auto', or 'local' for one of this machine.")]
+_SomeActivations = Annotated[
+    list[str] | None, typer.Option("--activation", help="Activation, such as relu or tanh; repeat it for several.")
+]
+
+_COMMON = ("networks", "seed", "population", "device", "workers", "ray")
+_TRAINING = ("activation", "ranges", "checkpoints", "batch_size", *_COMMON)
+
+
 @zoo_app.command("make-cnn")
 def make_cnn(
     path: _NewFolder,
-    networks: _Networks = 1000,
-    activation: _Activation = "relu",
-    seed: _Seed = 0,
+    networks: _SomeNetworks = None,
+    activation: _SomeActivations = None,
+    seed: _OneSeed = None,
+    images: _Images = None,
+    channels: _Widths = None,
+    checkpoint: _Checkpoints = None,
+    config: _Config = None,
+    population: _Population = None,
+    device: _Device = None,
+    workers: _Workers = None,
+    ray: _Ray = None,
 ) -> None:
-    """Train small CNNs on scikit-learn's digits with varied hyperparameters; an interrupted run resumes.
+    """Train small CNNs with varied hyperparameters: 1000, of 16-16-16 channels, with ReLU, if nothing else is said.
 
-    Example: wsgraph zoo make-cnn digits-tanh --networks 2000 --activation tanh
+    Every finished population is kept: an interrupted run continues when the command is repeated, and the zoo opens meanwhile.
+
+    Examples: wsgraph zoo make-cnn digits-tanh --networks 2000 --activation tanh
+
+    wsgraph zoo make-cnn mnist --images mnist-folder --channels 16,16,16 --channels 8,8 --checkpoint 0
     """
     from wsgraph.data import make_cnn_zoo
 
-    _make_zoo(make_cnn_zoo, path, networks, activation, seed)
+    options = _zoo_options(config, ("channels", "stride", *_TRAINING), networks, seed, population, device, workers, ray)
+    options |= _given(activation=activation, channels=_widths(channels), checkpoints=checkpoint)
+    _make_zoo(make_cnn_zoo, path, images, options)
 
 
 @zoo_app.command("make-mlp")
 def make_mlp(
     path: _NewFolder,
-    networks: _Networks = 1000,
-    activation: _Activation = "relu",
-    seed: _Seed = 0,
+    networks: _SomeNetworks = None,
+    activation: _SomeActivations = None,
+    seed: _OneSeed = None,
+    images: _Images = None,
+    hidden: _Widths = None,
+    checkpoint: _Checkpoints = None,
+    config: _Config = None,
+    population: _Population = None,
+    device: _Device = None,
+    workers: _Workers = None,
+    ray: _Ray = None,
 ) -> None:
-    """Train small MLPs on scikit-learn's digits with varied hyperparameters; an interrupted run resumes."""
+    """Train small MLPs with varied hyperparameters: 1000, with two hidden layers of 32 ReLU neurons, if nothing else is said.
+
+    Example: wsgraph zoo make-mlp digits-mlp --networks 500 --hidden 32,32 --hidden 64
+    """
     from wsgraph.data import make_mlp_zoo
 
-    _make_zoo(make_mlp_zoo, path, networks, activation, seed)
+    options = _zoo_options(config, ("hidden", *_TRAINING), networks, seed, population, device, workers, ray)
+    options |= _given(activation=activation, hidden=_widths(hidden), checkpoints=checkpoint)
+    _make_zoo(make_mlp_zoo, path, images, options)
 
 
-def _make_zoo(make: Any, path: Path, networks: int, activation: str, seed: int) -> None:
+@zoo_app.command("make-inr")
+def make_inr(
+    path: _NewFolder,
+    networks: _SomeNetworks = None,
+    seed: _OneSeed = None,
+    images: _Images = None,
+    convention: Annotated[
+        str | None, typer.Option(help="navon (values 0 to 1, column first) or zhou (-1 to 1, row first) [default: navon].")
+    ] = None,
+    hidden: _Widths = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of Adam for every network [default: 500].")] = None,
+    config: _Config = None,
+    population: _Population = None,
+    device: _Device = None,
+    workers: _Workers = None,
+    ray: _Ray = None,
+) -> None:
+    """Fit sinusoidal networks (SIRENs) to pictures: one of 2-32-32-1 to each, if nothing else is said.
+
+    Example: wsgraph zoo make-inr mnist-sirens --images mnist-folder --networks 10000
+    """
+    from wsgraph.data import make_inr_zoo
+
+    allowed = ("hidden", "omega", "steps", "learning_rate", "pixels", "convention", *_COMMON)
+    options = _zoo_options(config, allowed, networks, seed, population, device, workers, ray)
+    options |= _given(convention=convention, hidden=_widths(hidden), steps=steps)
+    _make_zoo(make_inr_zoo, path, images, options)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _widths(texts: list[str] | None) -> list[list[int]] | list[int] | None:
+    if not texts:
+        return None
     with _explained():
-        store = make(path, networks, activation, seed=seed)
+        try:
+            found = [[int(width) for width in text.split(",")] for text in texts]
+        except ValueError:
+            raise ValueError(f"Expected widths joined by commas, such as 16,16,16 (got {', '.join(texts)}).") from None
+    return found if len(found) > 1 else found[0]
+
+
+def _zoo_options(
+    config: Path | None,
+    allowed: tuple[str, ...],
+    networks: int | None,
+    seed: int | None,
+    population: int | None,
+    device: str | None,
+    workers: int | None,
+    ray: str | None,
+) -> dict[str, Any]:
+    from wsgraph.data.generate import read_zoo_configuration
+
+    with _explained():
+        options = {} if config is None else read_zoo_configuration(config, allowed)
+    return options | _given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
+
+
+def _make_zoo(make: Any, path: Path, images: Path | None, options: dict[str, Any]) -> None:
+    from wsgraph.data import load_images
+
+    with _explained():
+        data = None if images is None else load_images(images)
+        store = make(path, data=data, **options)
+    typer.echo(repr(store))
+
+
+@zoo_app.command("verify")
+def zoo_verify(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
+    """Read all of a zoo and report what is wrong: checksums, shapes, NaN, rows of the table; exit status 1 if anything is."""
+    from wsgraph.data import ZooStore
+
+    with _explained():
+        store = ZooStore(path)
+        problems = store.verify()
+    for problem in problems:
+        typer.secho(problem, fg=typer.colors.RED, err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{store!r}: nothing is wrong.")
+
+
+@zoo_app.command("merge")
+def zoo_merge(path: _NewFolder, zoos: Annotated[list[Path], typer.Argument(help="Folders of the zoos to join.")]) -> None:
+    """Write the networks of several zoos as one, with the columns that all have and the name of the zoo each comes from.
+
+    Example: wsgraph zoo merge both digits-relu digits-tanh
+    """
+    from wsgraph.data import ZooStore
+
+    with _explained():
+        store = ZooStore.merge(path, [ZooStore(each) for each in zoos])
     typer.echo(repr(store))
 
 
@@ -359,7 +504,10 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -
     with _explained():
         store = ZooStore(path)
     typer.echo(repr(store))
-    typer.echo(store.space.summary())
+    for space in store.spaces[:_SHOWN_SPACES]:
+        typer.echo(space.summary())
+    if len(store.spaces) > _SHOWN_SPACES:
+        typer.echo(f"... and {len(store.spaces) - _SHOWN_SPACES} further weight spaces")
     table = Table("column", "values")
     for name, column in store.table.items():
         if column.dtype.kind in "fiu":

@@ -30,11 +30,15 @@ def explained_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if hasattr(error, "explained"):
+            raise
         kind = type(error) if isinstance(error, OSError) else OSError
         reason = getattr(error, "strerror", None) or str(error)
-        raise kind(
+        explained = kind(
             f"Cannot write to {str(path)!r} ({reason}). Choose a path in a folder that you may write to, on a disk with space."
-        ) from error
+        )
+        explained.explained = True  # type: ignore[attr-defined]
+        raise explained from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,11 +1,6 @@
-"""Zoos made here: the vectorised trainer against a plain torch loop, resuming, and what is recorded."""
+"""Populations: the vectorised trainers against plain torch loops."""
 
-import itertools
-import json
-import threading
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,52 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.data.blobs import BLOBS
 from tests.spaces import residual_space
 from wsgraph import WeightSpace
-from wsgraph.data import (
-    ClassificationData,
-    CounterRandom,
-    HyperparameterRanges,
-    ZooStore,
-    digits,
-    make_cnn_zoo,
-    make_mlp_zoo,
-    make_zoo,
-    populations,
-)
-from wsgraph.data.populations import evaluate_population, initial_thetas, train_population, training_examples
+from wsgraph.data import ClassificationData, Classifiers, CounterRandom, HyperparameterRanges, ImageFits
+from wsgraph.data.populations import evaluate_population, initial_sirens, initial_thetas, train_population, training_examples
+from wsgraph.space import Signal
 
 FAST = HyperparameterRanges(steps=(4, 9))
-SMALL: dict[str, Any] = {"channels": (3, 4), "stride": (2, 1), "ranges": FAST, "progress": False}
-
-
-def _blobs(count: int = 60, side: int = 5) -> ClassificationData:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(3, (count,), generator=generator)
-    images = torch.randn(count, 1, side, side, generator=generator) + labels[:, None, None, None]
-    return ClassificationData(images[:40], labels[:40], images[40:], labels[40:])
-
-
-BLOBS = _blobs()
 
 
 def _double(data: ClassificationData, flat: bool = False) -> ClassificationData:
     images, test_images = (part.double().flatten(1) if flat else part.double() for part in (data.images, data.test_images))
     return data._replace(images=images, test_images=test_images)
-
-
-# == Digits ==
-
-
-def test_digits() -> None:
-    data = digits()
-    assert [len(part) for part in data] == [1297, 1297, 500, 500]
-    assert (data.images.min(), data.images.max()) == (-1, 1)
-    assert data.labels.unique().tolist() == list(range(10))
-    every = torch.cat([data.images, data.test_images]).flatten(1)
-    assert torch.equal(every.sum(1).sort().values, torch.cat([digits(1).images, digits(1).test_images]).flatten(1).sum(1).sort().values)
-    assert torch.equal(digits().test_images, data.test_images)
-    assert not torch.equal(digits(1).test_labels, data.test_labels)
 
 
 # == Hyperparameters ==
@@ -223,216 +185,6 @@ def test_progress_is_reported_per_network_step() -> None:
     assert len(done) == int(hyper["steps"].max())
 
 
-# == Zoos ==
-
-
-def _contents(store: ZooStore) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in store.path.iterdir() if file.name != "table.npz"} | {
-        name: column.tobytes() for name, column in store.table.items()
-    }
-
-
-def test_what_is_recorded_is_true(tmp_path: Path) -> None:
-    store = make_cnn_zoo(tmp_path / "zoo", 30, "tanh", seed=3, data=BLOBS, population=8, **SMALL)
-    space = store.space
-    assert space == WeightSpace.cnn([1, 3, 4], [3], "tanh", stride=(2, 1), padding=1)
-    assert len(store) == 30
-    assert store.table["network"].tolist() == list(range(30))
-    assert set(store.table["seed"]) == {3}
-    hyper = FAST.sample(CounterRandom(3), torch.arange(30))
-    assert all(store.table[name].tolist() == values.tolist() for name, values in hyper.items())
-    logits = space.evaluate(store.thetas, BLOBS.test_images)
-    assert store.table["test_accuracy"].tolist() == (logits.argmax(2) == BLOBS.test_labels).double().mean(1).tolist()
-    losses = torch.stack([F.cross_entropy(row, BLOBS.test_labels) for row in logits])
-    torch.testing.assert_close(torch.from_numpy(store.table["test_loss"]).float(), losses, rtol=1e-5, atol=1e-6)
-    order, count = training_examples(CounterRandom(3), torch.arange(30), hyper["training_fraction"], 40)
-    assert len(count.unique()) > 2
-    for i in range(30):
-        seen = order[i, : count[i]]
-        logits = space.evaluate(store.thetas[i : i + 1], BLOBS.images[seen])[0]
-        assert store.table["train_accuracy"][i] == pytest.approx(float((logits.argmax(1) == BLOBS.labels[seen]).double().mean()))
-        assert store.table["train_loss"][i] == pytest.approx(float(F.cross_entropy(logits, BLOBS.labels[seen])), rel=1e-5)
-    assert store.info["made_by"] == "wsgraph.data.make_zoo"
-    assert store.info["configuration"]["steps"] == [4, 9]
-    assert [file.name for file in tmp_path.iterdir()] == ["zoo"]
-
-
-def test_splits_have_fixed_shares_and_do_not_depend_on_the_size() -> None:
-    random = CounterRandom(0)
-    splits = populations._splits(random, torch.arange(1000))
-    for block in range(100):
-        part = splits[10 * block : 10 * block + 10]
-        assert [part.count(name) for name in ("train", "val", "test")] == [6, 1, 3]
-    assert populations._splits(random, torch.tensor([537, 12])) == [splits[537], splits[12]]
-    first = [splits[i] for i in range(0, 1000, 10)]
-    assert 45 <= first.count("train") <= 75
-
-
-def test_the_same_seed_gives_the_same_zoo_whatever_the_population(tmp_path: Path) -> None:
-    options = {"data": _double(BLOBS), "dtype": torch.float64, **SMALL}
-    eights = make_cnn_zoo(tmp_path / "eights", 20, population=8, **options)
-    ones = make_cnn_zoo(tmp_path / "ones", 20, population=1, **options)
-    longer = make_cnn_zoo(tmp_path / "longer", 23, population=8, **options)
-    other = make_cnn_zoo(tmp_path / "other", 20, population=8, seed=1, **options)
-    assert eights.thetas.dtype == torch.float64
-    torch.testing.assert_close(eights.thetas, ones.thetas, rtol=0, atol=1e-8)
-    torch.testing.assert_close(eights.thetas, longer.thetas[:20], rtol=0, atol=1e-8)
-    assert eights.table["split"].tolist() == ones.table["split"].tolist() == longer.table["split"].tolist()[:20]
-    assert not torch.allclose(eights.thetas, other.thetas)
-
-
-def test_an_interrupted_run_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"data": BLOBS, "population": 4, "workers": 1, **SMALL}
-    whole = make_cnn_zoo(tmp_path / "whole" / "zoo", 18, **options)
-    original = populations.train_population
-    calls: list[Tensor] = []
-
-    def stop_after_three(*arguments: Any, **keywords: Any) -> Tensor:
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(arguments[2])
-        return original(*arguments, **keywords)
-
-    path = tmp_path / "stopped" / "zoo"
-    monkeypatch.setattr(populations, "train_population", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        make_cnn_zoo(path, 18, **options)
-    assert not path.exists()
-    kept = sorted(file.name for file in (tmp_path / "stopped" / "zoo.partial").iterdir())
-    assert kept == ["configuration.json", *(f"population-0000{i}.safetensors" for i in range(3))]
-
-    calls.clear()
-
-    def count(*arguments: Any, **keywords: Any) -> Tensor:
-        calls.append(arguments[2])
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(populations, "train_population", count)
-    resumed = make_cnn_zoo(path, 18, **options)
-    assert [len(members) for members in calls] == [4, 2]
-    assert _contents(resumed) == _contents(whole)
-    assert [file.name for file in path.parent.iterdir()] == ["zoo"]
-
-
-def test_workers_do_not_change_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = make_cnn_zoo(tmp_path / "one", 20, data=BLOBS, population=3, workers=1, **SMALL)
-    original = populations.train_population
-    meeting = threading.Barrier(3, timeout=30)
-    threads: list[int] = []
-
-    def meet(*arguments: Any, **keywords: Any) -> Tensor:
-        if len(threads) < 3:
-            threads.append(torch.get_num_threads())
-            meeting.wait()  # passes only if three populations are trained at a time
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(populations, "train_population", meet)
-    before = torch.get_num_threads()
-    three = make_cnn_zoo(tmp_path / "three", 20, data=BLOBS, population=3, workers=3, **SMALL)
-    assert _contents(one) == _contents(three)
-    assert threads == [1, 1, 1]
-    assert torch.get_num_threads() == before
-
-
-def test_an_error_stops_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = populations.train_population
-    calls, started, steps = itertools.count(), threading.Event(), []
-
-    def fail_second(space: WeightSpace, data: Any, networks: Tensor, *arguments: Any, advance: Any, **keywords: Any) -> Tensor:
-        if next(calls):
-            started.wait(30)
-            raise RuntimeError("the second population fails")
-
-        def wait(done: int) -> None:
-            started.set()
-            steps.append(done)
-            time.sleep(0.01)
-            advance(done)
-
-        return original(space, data, networks, *arguments, advance=wait, **keywords)
-
-    monkeypatch.setattr(populations, "train_population", fail_second)
-    ranges = HyperparameterRanges(steps=(2000, 2000))
-    with pytest.raises(RuntimeError, match="the second population fails"):
-        make_cnn_zoo(tmp_path / "zoo", 9, data=BLOBS, population=3, workers=2, **{**SMALL, "ranges": ranges})
-    assert 0 < len(steps) < 1000
-    assert [file.name for file in (tmp_path / "zoo.partial").iterdir()] == ["configuration.json"]
-
-
-def test_a_write_that_fails_leaves_no_half_population(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tensors: Any, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(populations, "save_file", fail)
-    with pytest.raises(OSError, match=r"No space left on device.*on a disk with space"):
-        make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
-    assert [file.name for file in (tmp_path / "zoo.partial").iterdir()] == ["configuration.json"]
-
-
-def test_another_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any, **__: Any) -> Tensor:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(populations, "train_population", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
-    message = r"unfinished zoo in .*zoo\.partial' was begun with another configuration \(seed: 0 there, 1 now\)"
-    with pytest.raises(ValueError, match=message):
-        make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, seed=1, **SMALL)
-    with pytest.raises(
-        ValueError, match=r"networks: 4 there, 5 now; steps: \[4, 9\] there, \[4, 8\] now.*delete that folder to start over"
-    ):
-        make_cnn_zoo(tmp_path / "zoo", 5, data=BLOBS, **{**SMALL, "ranges": HyperparameterRanges(steps=(4, 8))})
-    make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
-    with pytest.raises(ValueError, match=r"was made with another configuration \(space: .*relu.* there, .*tanh.* now\)"):
-        make_cnn_zoo(tmp_path / "zoo", 4, "tanh", data=BLOBS, **SMALL)
-    with pytest.raises(ValueError, match=r"another configuration \(data: 40 \+ 20 examples \w+ there, 40 \+ 20 examples \w+ now\)"):
-        make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS._replace(images=BLOBS.images + 1), **SMALL)
-
-
-def test_a_finished_zoo_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
-    monkeypatch.setattr(populations, "train_population", lambda *_, **__: pytest.fail("trained again"))
-    assert _contents(make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)) == _contents(first)
-
-
-def test_other_things_at_the_path(tmp_path: Path) -> None:
-    space = WeightSpace.mlp([25, 6, 3])
-    ZooStore.create(tmp_path / "foreign", space, space.sample(2), {})
-    with pytest.raises(ValueError, match="was not made by make_zoo"):
-        make_cnn_zoo(tmp_path / "foreign", 4, data=BLOBS, **SMALL)
-    (tmp_path / "file").touch()
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
-        make_cnn_zoo(tmp_path / "file", 4, data=BLOBS, **SMALL)
-    with pytest.raises(OSError, match=r"Cannot write to .*Choose a path"):
-        make_cnn_zoo(tmp_path / "file" / "zoo", 4, data=BLOBS, **SMALL)
-    (tmp_path / "zoo.partial").mkdir()
-    (tmp_path / "zoo.partial" / "configuration.json").write_text("{")
-    with pytest.raises(ValueError, match=r"configuration\.json' is damaged .* Delete the folder"):
-        make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
-
-
-def test_diverged_networks_are_kept_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = populations.train_population
-
-    def diverge(space: WeightSpace, data: ClassificationData, networks: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        thetas = original(space, data, networks, *arguments, **keywords)
-        thetas[networks == 2, 7] = torch.nan
-        thetas[networks == 5] = 1e38  # finite weights whose outputs overflow
-        return thetas
-
-    monkeypatch.setattr(populations, "train_population", diverge)
-    store = make_cnn_zoo(tmp_path / "zoo", 8, data=BLOBS, population=3, **SMALL)
-    assert store.table["network"].tolist() == [0, 1, 3, 4, 6, 7]
-    assert store.info["dropped_non_finite"] == 2
-    assert all(np.isfinite(store.table[name]).all() for name in ("train_loss", "test_loss"))
-    monkeypatch.setattr(populations, "train_population", lambda space, data, networks, *_, **__: space.sample(len(networks)) * torch.nan)
-    with pytest.raises(ValueError, match=r"All 4 networks diverged. Lower 'learning_rate'.*delete the folder '.*none.partial'"):
-        make_cnn_zoo(tmp_path / "none", 4, data=BLOBS, **SMALL)
-
-
 def test_divergence_stays_with_its_network() -> None:
     space, data, networks = WeightSpace.mlp([25, 6, 3]), _double(BLOBS, flat=True), torch.arange(3)
     hyper = FAST.sample(CounterRandom(0), networks)
@@ -442,46 +194,122 @@ def test_divergence_stays_with_its_network() -> None:
     assert torch.equal(wild[[0, 2]], calm[[0, 2]])
 
 
-def test_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_cnn_zoo(tmp_path / "zoo", 6, data=BLOBS, **{**SMALL, "progress": True})
-    printed = capsys.readouterr().out
-    assert "6/6 networks" in printed
-    assert "left" in printed
+def test_checkpoints_are_what_the_network_was_at_that_step() -> None:
+    space, networks = WeightSpace.mlp([25, 6, 3]), torch.arange(12)
+    problem = Classifiers(space, _double(BLOBS, flat=True), FAST, seed=2, checkpoints=(0, 5), dtype=torch.float64)
+    thetas, table = problem.train(networks, device="cpu", advance=lambda _: None)
+    steps = problem.hyperparameters(networks)["steps"]
+    assert table["network"].tolist() == [n for n in range(12) for _ in range(3 if steps[n] > 5 else 2)]
+    assert table["step"].tolist() == [step for n in range(12) for step in ([0, 5] if steps[n] > 5 else [0]) + [int(steps[n])]]
+    assert torch.equal(table["final"], table["step"] == table["steps"])
+    first = table["step"] == 0
+    assert torch.equal(thetas[first], initial_thetas(space, CounterRandom(2), networks, table["initial_scale"][first]))
+    shorter = {**problem.hyperparameters(networks), "steps": torch.full((12,), 5)}
+    five = train_population(space, problem.data, networks, shorter, seed=2)
+    assert torch.equal(thetas[table["step"] == 5], five[steps >= 5])
+    scores = evaluate_population(space, problem.data, thetas[first], networks, table["training_fraction"][first], seed=2)
+    assert torch.equal(table["test_loss"][first], scores["test_loss"])
+    assert len(set(zip(table["network"].tolist(), table["split"], strict=True))) == 12
 
 
-def test_mlp_zoo_on_digits_learns(tmp_path: Path) -> None:
-    ranges = HyperparameterRanges(steps=(150, 150), learning_rate=(1e-2, 1e-2), training_fraction=(1.0,), dropout=(0, 0))
-    store = make_mlp_zoo(tmp_path / "zoo", 10, ranges=ranges, progress=False)
-    assert store.space == WeightSpace.mlp([64, 32, 32, 10])
-    assert store.table["test_accuracy"].min() > 0.8
-    data = digits()
-    accuracy = (store.space.evaluate(store.thetas, data.images.flatten(1)).argmax(2) == data.labels).double().mean(1)
-    assert store.table["train_accuracy"].tolist() == pytest.approx(accuracy.tolist())
-    assert [len(store.split(name)) for name in ("train", "val", "test")] == [6, 1, 3]
+# == Implicit neural representations ==
+
+_PICTURES = ClassificationData(
+    torch.rand(7, 2, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1,
+    torch.arange(7) % 3,
+    torch.rand(3, 2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1,
+    torch.arange(3),
+)
+
+
+def _fits(**options: Any) -> ImageFits:
+    signal = options.pop("signal", Signal((4, 6), offset=0.5))
+    return ImageFits(WeightSpace.siren([2, 5, 4, 2], 20, signal=signal), _PICTURES, **{"steps": 9, "dtype": torch.float64, **options})
+
+
+def test_initial_sirens_are_those_of_the_paper() -> None:
+    tensors = WeightSpace.siren().unflatten(initial_sirens(WeightSpace.siren(), CounterRandom(0), torch.arange(500)))
+    bounds = {"layers.0.weight": 1 / 2, "layers.1.weight": (6 / 32) ** 0.5 / 30, "layers.2.weight": (6 / 32) ** 0.5 / 30}
+    bounds |= {"layers.0.bias": 2**-0.5, "layers.1.bias": 32**-0.5, "layers.2.bias": 32**-0.5}
+    for name, bound in bounds.items():
+        assert float(tensors[name].abs().max()) == pytest.approx(bound, rel=0.01), name
+        assert float(tensors[name].std()) == pytest.approx(bound / 3**0.5, rel=0.05), name
+
+
+class _Siren(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, 5), nn.Linear(5, 4), nn.Linear(4, 2)])
+
+    def forward(self, points: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            points = torch.sin(20 * layer(points))
+        result: Tensor = self.layers[-1](points)
+        return result
+
+
+@pytest.mark.parametrize("signal", [Signal((4, 6), "column", 0.5, (0, 1)), Signal((4, 6), "row", 0.0, (-1, 1))])
+def test_fits_equal_networks_fitted_one_by_one(signal: Signal) -> None:
+    """Against a torch module, torch.optim.Adam and torch's own cosine schedule, with the same random numbers."""
+    problem, networks = _fits(signal=signal, seed=4), torch.tensor([3, 12, 8])
+    thetas, table = problem.train(networks, device="cpu", advance=lambda _: None)
+    random = CounterRandom(4)
+    pictures = torch.cat([_PICTURES.images, _PICTURES.test_images])
+    lin = [torch.linspace(-1, 1, side, dtype=torch.float64) for side in (4, 6)]
+    grid = [[(lin[1][j], lin[0][i]) if signal.first_axis == "column" else (lin[0][i], lin[1][j]) for j in range(6)] for i in range(4)]
+    points = torch.tensor(grid, dtype=torch.float64).view(24, 2)
+    for i, number in enumerate(networks[:, None]):
+        model = _Siren().double()
+        model.load_state_dict(problem.space.unflatten(initial_sirens(problem.space, random, number)[0]))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+        picture = pictures[table["image"][i]]
+        truth = (picture if signal.value_range == (-1, 1) else (picture + 1) / 2).flatten(1).T
+        for step in range(9):
+            order = random.uniform(number, "pixels", (24,), step=step // 4)[0].argsort()
+            chosen = order[6 * (step % 4) : 6 * (step % 4) + 6]
+            optimizer.zero_grad()
+            F.mse_loss(model(points[chosen]) + signal.offset, truth[chosen]).backward()
+            optimizer.step()
+            schedule.step()
+        torch.testing.assert_close(thetas[i], problem.space.flatten(model.state_dict()), rtol=0, atol=1e-10)
+        loss = F.mse_loss(problem.space.render(thetas[i : i + 1])[0].flatten(1).T, truth)
+        assert float(table["loss"][i]) == pytest.approx(float(loss))
+        low, high = signal.value_range
+        assert float(table["psnr"][i]) == pytest.approx(float(10 * torch.log10((high - low) ** 2 / loss)))
+
+
+def test_every_picture_is_fitted_before_any_is_again() -> None:
+    _, table = _fits(validation=0.3).train(torch.arange(30), device="cpu", advance=lambda _: None)
+    assert sorted(table["image"][:10].tolist()) == sorted(table["image"][10:20].tolist()) == list(range(10))
+    assert table["fit"].tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    labels = torch.cat([_PICTURES.labels, _PICTURES.test_labels])
+    assert torch.equal(table["label"], labels[table["image"]])
+    splits = dict(zip(table["image"].tolist(), table["split"], strict=True))
+    assert all(splits[image] == split for image, split in zip(table["image"].tolist(), table["split"], strict=True))
+    assert [list(splits.values()).count(name) for name in ("train", "val", "test")] == [5, 2, 3]
+    assert all((splits[image] == "test") == (image >= 7) for image in splits)
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "options, message",
     [
-        ({"networks": 0}, r"'networks' to be a positive integer \(got 0\)"),
-        ({"population": 2.5}, r"'population' to be a positive integer \(got 2.5\)"),
-        ({"batch_size": -1}, "'batch_size' to be a positive integer"),
-        ({"workers": 0}, "'workers' to be a positive integer"),
-        ({"images": BLOBS.images.long()}, r"'images' to be a floating tensor \[n, 1, ...\]"),
-        ({"test_images": BLOBS.test_images.repeat(1, 2, 1, 1)}, r"'test_images' .* \(got shape \[20, 2, 5, 5\]"),
-        ({"labels": BLOBS.labels + 1}, "one integer label from 0 to 2 for each of the 40 'images'"),
-        ({"test_labels": BLOBS.test_labels[:5]}, "each of the 20 'test_images'"),
+        ({"signal": Signal((4, 5))}, r"size of the signal of the space, .* \(got shape \[7, 2, 4, 6\]\)"),
+        ({"learning_rate": 0}, "positive 'learning_rate'"),
+        ({"validation": 1}, "'validation' of at least 0 and below 1"),
+        ({"steps": 0}, "'steps' to be a positive integer"),
+        ({"pixels": -1}, "'pixels' to be a positive integer"),
     ],
 )
-def test_bad_arguments(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    space = WeightSpace.cnn([1, 3, 4], [3], padding=1)
+def test_fits_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_zoo(tmp_path / "zoo", space, **{**BLOBS._asdict(), "networks": 4, "progress": False, **changes})
-    assert list(tmp_path.iterdir()) == []
+        _fits(**options)
 
 
-def test_configuration_is_plain_json(tmp_path: Path) -> None:
-    store = make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
-    configuration = json.loads((store.path / "zoo.json").read_text())["info"]["configuration"]
-    assert configuration["networks"] == 4
-    assert configuration["dtype"] == "float32"
+def test_fits_need_sines_and_pictures_in_range() -> None:
+    with pytest.raises(ValueError, match="sinusoidal activations of one frequency"):
+        ImageFits(WeightSpace.mlp([2, 5, 2]), _PICTURES)
+    with pytest.raises(ValueError, match=r"'images' with values in \[-1, 1\]"):
+        ImageFits(WeightSpace.siren([2, 5, 2], signal=Signal((4, 6))), _PICTURES._replace(images=_PICTURES.images * 3))
+    with pytest.raises(ValueError, match=r"'images' to be a floating tensor \[n, 1, ...\]"):
+        ImageFits(WeightSpace.siren([2, 5, 1], signal=Signal((4, 6))), _PICTURES)

@@ -1,9 +1,7 @@
 """Zoos on disk: round trip, lazy reading, atomic writing, and every way in which a folder can be wrong."""
 
-import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch_geometric.loader import DataLoader as PyGDataLoader
 
-from wsgraph import WeightSpace
-from wsgraph.data import ZooStore
+from wsgraph import WeightSpace, files
+from wsgraph.data import ArrayRows, ZooStore, group_split, shards
+from wsgraph.data import dataset as dataset_module
 from wsgraph.data import store as store_module
 from wsgraph.files import flush
 from wsgraph.space import SpaceMismatchError
@@ -51,8 +52,11 @@ def test_everything_comes_back(store: ZooStore) -> None:
     assert [opened.table[name].dtype.kind for name in opened.table] == ["f", "i", "U", "b"]
     assert opened.info == {"made_by": "a test", "dropped_non_finite": 0}
     assert len(opened) == 6
-    assert sorted(file.name for file in opened.path.iterdir()) == ["space.json", "table.npz", "thetas.safetensors", "zoo.json"]
+    assert sorted(file.name for file in opened.path.iterdir()) == ["shards", "spaces", "zoo.json"]
+    assert [file.name for file in (opened.path / "shards").iterdir()] == ["000000.safetensors"]
     assert [file.name for file in opened.path.parent.iterdir()] == ["zoo"]
+    assert opened.finished
+    assert opened.verify() == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -67,8 +71,6 @@ def test_dtypes_are_kept(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_columns_may_have_any_name(tmp_path: Path, name: str) -> None:
     store = ZooStore.create(tmp_path / "zoo", SPACE, _thetas(), {name: range(6)})
     assert store.table[name].tolist() == list(range(6))
-    with np.load(store.path / "table.npz", allow_pickle=False) as archive:
-        assert archive.files == [name]
 
 
 def test_non_finite_networks_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_bad_targets(store: ZooStore) -> None:
     "thetas, table, message",
     [
         (_thetas(0), {}, "at least one network"),
-        (_thetas() * torch.nan, _table(), "all 6 in 'thetas' have NaN or infinite weights"),
+        (_thetas() * torch.nan, _table(), r"at least one network with finite weights \(dropped: 6\)"),
         (_thetas(), _table(short=[1, 2], long=range(7)), r"one entry per network, 6 \('short' has 2, 'long' has 7\)"),
         (_thetas(), _table(objects=[None] * 6), r"column 'objects' of 'table' to be a flat list of numbers, bools or strings"),
         (_thetas(), _table(matrix=torch.zeros(6, 2)), r"column 'matrix' .* \(got shape \[6, 2\]"),
@@ -292,31 +294,49 @@ def test_unwritable_folder(tmp_path: Path) -> None:
         ZooStore.create(tmp_path / "file" / "zoo", SPACE, _thetas(), _table())
 
 
-@pytest.mark.parametrize("failing", ["save_file", "_write_table", "flush"])
+@pytest.mark.parametrize("module, failing", [(shards, "save_file"), (shards, "flush"), (shards, "publish"), (files, "flush")])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_nothing_is_left_behind_by_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException) -> None:
+def test_nothing_is_left_behind_by_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, failing: str, error: BaseException
+) -> None:
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(store_module, failing, fail)
+    monkeypatch.setattr(module, failing, fail)
     with pytest.raises(type(error), match="No space left on device.*disk with space" if isinstance(error, OSError) else None):
         ZooStore.create(tmp_path / "zoo", SPACE, _thetas(), _table())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_are_flushed_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[str] = []
-    original = flush
+def test_a_shard_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
 
     def record(path: Path) -> None:
-        assert (tmp_path / "zoo").exists() == (path == tmp_path)
-        flushed.append(path.name)
-        original(path)
+        events.append("flushed" if path.is_file() else "folder flushed")
+        flush(path)
 
-    monkeypatch.setattr(store_module, "flush", record)
-    ZooStore.create(tmp_path / "zoo", SPACE, _thetas(), _table())
-    assert sorted(flushed[:4]) == ["space.json", "table.npz", "thetas.safetensors", "zoo.json"]
-    assert flushed[5:] == [tmp_path.name]
+    def link(source: Path, target: Path) -> None:
+        events.append(target.name)
+        os_link(source, target)
+
+    os_link = os.link
+    store = ZooStore.begin(tmp_path / "zoo")
+    monkeypatch.setattr(shards, "flush", record)
+    monkeypatch.setattr(os, "link", link)
+    store.append(SPACE, _thetas(), _table())
+    assert events == ["flushed", "000000.safetensors", "folder flushed"]
+
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    store = ZooStore.begin(tmp_path / "zoo")
+    monkeypatch.setattr(os, "link", fail)
+    store.append(SPACE, _thetas(), _table(), name="a")
+    with pytest.raises(FileExistsError, match="exists already"):
+        store.append(SPACE, _thetas(), _table(), name="a")
+    assert torch.equal(ZooStore(store.path).thetas, _thetas())
 
 
 # == Errors of reading ==
@@ -329,11 +349,11 @@ def test_not_a_zoo(tmp_path: Path) -> None:
         ZooStore(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["zoo.json", "space.json", "thetas.safetensors", "table.npz"])
-def test_missing_file(store: ZooStore, name: str) -> None:
-    (store.path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks {name}"):
-        ZooStore(store.path)
+def test_missing_space(store: ZooStore) -> None:
+    (file,) = (store.path / "spaces").iterdir()
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"lacks {file.name}\. Make the zoo again"):
+        ZooStore(store.path).space  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -342,8 +362,9 @@ def test_missing_file(store: ZooStore, name: str) -> None:
         ("{", "zoo.json' is damaged: it is not JSON"),
         ("[]", "does not describe a zoo"),
         ('{"format": "other"}', "does not describe a zoo"),
-        ('{"format": "wsgraph.ZooStore", "version": 2}', r"format version 2, this wsgraph reads up to 1; update wsgraph"),
-        ('{"format": "wsgraph.ZooStore", "version": 1}', "lacks 'count' or 'info'"),
+        ('{"format": "wsgraph.ZooStore", "version": 3}', r"format version 3, this wsgraph reads 2; update wsgraph"),
+        ('{"format": "wsgraph.ZooStore", "version": 1}', r"format version 1, this wsgraph reads 2; make the zoo again"),
+        ('{"format": "wsgraph.ZooStore", "version": 2}', "lacks 'finished' or 'info'"),
     ],
 )
 def test_bad_zoo_json(store: ZooStore, text: str, message: str) -> None:
@@ -353,32 +374,380 @@ def test_bad_zoo_json(store: ZooStore, text: str, message: str) -> None:
 
 
 def test_bad_space_json(store: ZooStore) -> None:
-    (store.path / "space.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"space\.json' is damaged\. Expected the JSON text of a weight space"):
-        ZooStore(store.path)
+    (file,) = (store.path / "spaces").iterdir()
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=r"\.json' is damaged\. Expected the JSON text of a weight space"):
+        ZooStore(store.path).space  # noqa: B018
+    file.write_text(WeightSpace.mlp([2, 3]).to_json())
+    with pytest.raises(ValueError, match=r"shards/000000.safetensors' to hold networks of .* the folder mixes two zoos"):
+        ZooStore(store.path).space  # noqa: B018
+
+
+def _shard(store: ZooStore) -> Path:
+    return store.shards[0].file
 
 
 @pytest.mark.parametrize("kept", [0, 5, 60, -1])
-def test_truncated_thetas(store: ZooStore, kept: int) -> None:
-    file = store.path / "thetas.safetensors"
+def test_truncated_shard(store: ZooStore, kept: int) -> None:
+    file = _shard(store)
     os.truncate(file, kept if kept >= 0 else file.stat().st_size + kept)
-    with pytest.raises(ValueError, match=r"thetas.safetensors' is damaged or truncated"):
+    with pytest.raises(ValueError, match=r"000000.safetensors' is damaged or truncated .* the rest of the zoo opens"):
+        ZooStore(store.path)
+    file.unlink()
+    assert len(ZooStore(store.path)) == 0
+
+
+def test_foreign_and_newer_shards(store: ZooStore) -> None:
+    tensors, metadata = load_file(_shard(store)), safe_open(_shard(store), "pt").metadata()
+    save_file(tensors, _shard(store))
+    with pytest.raises(ValueError, match="is not a shard of a zoo"):
+        ZooStore(store.path)
+    save_file(tensors, _shard(store), {"wsgraph.shard": metadata["wsgraph.shard"].replace('"version": 1', '"version": 7')})
+    with pytest.raises(ValueError, match="format version 7, this wsgraph reads 1; update wsgraph"):
+        ZooStore(store.path)
+    save_file({**tensors, "table/epochs": torch.arange(5)}, _shard(store), metadata)
+    with pytest.raises(ValueError, match="is damaged: 6 networks, but other numbers of rows in 'epochs'"):
         ZooStore(store.path)
 
 
-def test_truncated_table(store: ZooStore) -> None:
-    file = store.path / "table.npz"
-    os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"table.npz' is damaged"):
-        ZooStore(store.path).table  # noqa: B018
+# == Integrity ==
 
 
-def test_files_of_two_zoos(store: ZooStore, tmp_path: Path) -> None:
-    other = ZooStore.create(tmp_path / "other", SPACE, _thetas(5), {"test_accuracy": range(5)})
-    shutil.copy(other.path / "thetas.safetensors", store.path)
-    with pytest.raises(ValueError, match=r"to hold 6 networks .* the folder mixes two zoos"):
-        ZooStore(store.path)
-    document = json.loads((store.path / "zoo.json").read_text())
-    (store.path / "zoo.json").write_text(json.dumps({**document, "count": 5}))
-    with pytest.raises(ValueError, match=r"one entry per network, 5 \('test_accuracy' has 6"):
-        ZooStore(store.path).table  # noqa: B018
+def test_verify_finds_what_changed(store: ZooStore) -> None:
+    bytes_ = bytearray(_shard(store).read_bytes())
+    bytes_[-3] ^= 1
+    _shard(store).write_bytes(bytes_)
+    (problem,) = ZooStore(store.path).verify()
+    assert "000000.safetensors' is damaged: its contents do not have the checksum" in problem
+
+
+def test_verify_finds_networks_that_are_not_finite(store: ZooStore) -> None:
+    thetas = _thetas()
+    thetas[2, 1] = torch.nan
+    table = store.table
+    _shard(store).unlink()
+    shards.write_shard(_shard(store), store.shards[0].space, thetas, table)
+    (problem,) = ZooStore(store.path).verify()
+    assert problem.endswith("holds 1 networks with NaN or infinite weights.")
+
+
+def test_verify_tells_of_an_unfinished_zoo(tmp_path: Path) -> None:
+    store = ZooStore.begin(tmp_path / "zoo")
+    store.append(SPACE, _thetas(), _table())
+    assert "not finished" in store.verify()[0]
+    assert "not finished" in repr(store)
+    store.finish(note="done")
+    assert store.verify() == []
+    assert ZooStore(store.path).info["note"] == "done"
+
+
+# == Shards ==
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> ZooStore:
+    """20 networks in 4 shards, appended out of order."""
+    store = ZooStore.begin(tmp_path / "many")
+    thetas = SPACE.sample(20, generator=torch.Generator().manual_seed(3))
+    for i in (2, 0, 3, 1):
+        rows = slice(5 * i, 5 * i + 5)
+        table = {"number": np.arange(20)[rows], "run": [f"run {n // 4}" for n in range(20)][rows]}
+        store.append(SPACE, thetas[rows], table, name=f"{i:03d}")
+    return store
+
+
+def test_networks_lie_in_the_order_of_the_names_of_shards(many: ZooStore) -> None:
+    thetas = SPACE.sample(20, generator=torch.Generator().manual_seed(3))
+    for store in (many, ZooStore(many.path)):
+        assert store.column("number").tolist() == list(range(20))
+        assert torch.equal(store.thetas, thetas)
+        chosen = torch.tensor([19, 0, 7, 7, 4, 5])
+        assert torch.equal(store.read(chosen), thetas[chosen])
+        assert torch.equal(store.dataset(target="number").batch(chosen).thetas(), thetas[chosen])
+        assert store.dataset(target="number").batch(chosen).y.tolist() == chosen.tolist()
+
+
+def test_large_zoos_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_SHARD_BYTES", 4 * 2 * SPACE.num_params)
+    store = ZooStore.create(tmp_path / "zoo", SPACE, _thetas(), _table())
+    assert [shard.count for shard in store.shards] == [2, 2, 2]
+    assert torch.equal(store.thetas, _thetas())
+    assert store.column("epochs").tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_appended_tables_must_fit(many: ZooStore) -> None:
+    for table, message in (
+        ({"number": [1]}, r"Expected the columns of the zoo .*, number, run \(got number\)"),
+        ({"number": [1], "run": ["a"], "more": [1]}, r"\(got number, run, more\)"),
+        ({"number": [1], "run": [2]}, r"strings .* but 'run' differs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            many.append(SPACE, _thetas(1), table)
+    with pytest.raises(FileExistsError, match=r"002.safetensors' exists already"):
+        many.append(SPACE, _thetas(1), {"number": [1], "run": ["a"]}, name="002")
+    assert len(ZooStore(many.path)) == 20
+
+
+def test_names_of_shards_are_chosen_free(many: ZooStore) -> None:
+    other = ZooStore(many.path)
+    for store in (many, other, many):
+        store.append(SPACE, _thetas(1), {"number": [1], "run": ["a"]})
+    assert [shard.name for shard in ZooStore(many.path).shards] == ["000", "000004", "000005", "000006", "001", "002", "003"]
+
+
+def test_many_processes_may_append(tmp_path: Path) -> None:
+    store = ZooStore.begin(tmp_path / "zoo")
+    script = f"""
+import torch
+from wsgraph import WeightSpace
+from wsgraph.data import ZooStore
+space = WeightSpace.from_json({SPACE.to_json()!r})
+store = ZooStore({str(store.path)!r})
+for i in range(10):
+    store.append(space, torch.full((1, space.num_params), float(i)), {{"i": [i]}})
+"""
+    root = Path(store_module.__file__).parents[2]
+    writers = [subprocess.Popen([sys.executable, "-c", script], cwd=root) for _ in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    store.reload()
+    assert sorted(store.column("i").tolist()) == sorted([*range(10)] * 2)
+    assert store.thetas[:, 0].tolist() == store.column("i").tolist()
+
+
+def test_a_writer_that_is_killed_leaves_every_finished_shard(tmp_path: Path) -> None:
+    store = ZooStore.begin(tmp_path / "zoo")
+    script = f"""
+import torch
+from wsgraph import WeightSpace
+from wsgraph.data import ZooStore
+space = WeightSpace.from_json({SPACE.to_json()!r})
+store = ZooStore({str(store.path)!r})
+for i in range(100_000):
+    store.append(space, torch.full((300, space.num_params), float(i)), {{"i": [i] * 300}})
+    print(i, flush=True)
+"""
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(store_module.__file__).parents[2])
+    assert writer.stdout is not None
+    told = [int(writer.stdout.readline()) for _ in range(5)]
+    writer.kill()
+    told += [int(line) for line in writer.stdout]
+    writer.wait()
+    writer.stdout.close()
+    store.reload()
+    numbers = store.column("i")
+    assert sorted(set(numbers)) == list(range(len(numbers) // 300))
+    assert len(numbers) // 300 in (len(told), len(told) + 1)
+    assert torch.equal(store.thetas[:, 0], torch.from_numpy(numbers).float())
+    assert len(store.verify()) == 1
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    store = ZooStore.begin(tmp_path / "zoo")
+    store.append(SPACE, _thetas(), {"i": range(6)})
+    script = f"""
+import resource, torch
+from wsgraph import WeightSpace
+from wsgraph.data import ZooStore
+space = WeightSpace.from_json({SPACE.to_json()!r})
+store = ZooStore({str(store.path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+store.append(space, torch.zeros(10_000, space.num_params), {{"i": range(10_000)}})
+"""
+    root = Path(store_module.__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    assert "OSError: Cannot write to" in result.stderr
+    assert "on a disk with space" in result.stderr
+    assert [file.name for file in (store.path / "shards").iterdir()] == ["000000.safetensors"]
+    assert torch.equal(ZooStore(store.path).thetas, _thetas())
+
+
+def test_one_holds_the_lock(store: ZooStore) -> None:
+    with store.lock(), pytest.raises(BlockingIOError, match=r"Another process is writing to the zoo .* Wait until it is done"):
+        ZooStore(store.path).set_column("new", range(6))
+    store.set_column("new", range(6))
+
+
+# == Columns that come later ==
+
+
+def test_columns_set_later(many: ZooStore) -> None:
+    many.set_column("split", group_split(many.column("run"), {"train": 0.6, "test": 0.4}))
+    many.set_column("number", np.arange(20.0) / 2)
+    for store in (many, ZooStore(many.path)):
+        assert store.splits == {name: int((many.column("split") == name).sum()) for name in store.splits}
+        assert store.column("number").tolist() == [i / 2 for i in range(20)]
+        assert len({(run, split) for run, split in zip(store.column("run"), store.column("split"), strict=True)}) == 5
+    assert many.verify() == [many.verify()[0]]
+    many.append(SPACE, _thetas(1), {"number": [7], "run": ["a"]})
+    with pytest.raises(
+        ValueError, match=r"no column 'split'\. Its columns: number, run. It was set before some of the networks were added"
+    ):
+        many.split("train")
+    assert many.column("number")[3:7].tolist() == [1.5, 2.0, 7.0, 2.5]
+    with pytest.raises(ValueError, match=r"one entry per network, 21 \('split' has 20"):
+        many.set_column("split", ["a"] * 20)
+
+
+def test_a_damaged_file_of_columns(many: ZooStore) -> None:
+    many.set_column("split", ["a"] * 20)
+    os.truncate(many.path / "columns.safetensors", 100)
+    with pytest.raises(ValueError, match=r"columns.safetensors' is damaged .* Delete it and set its columns again"):
+        ZooStore(many.path).table  # noqa: B018
+    assert any("is damaged" in problem for problem in many.verify())
+
+
+def test_group_split_keeps_groups_together_and_fills_shares() -> None:
+    groups = np.arange(1000) // 7
+    split = group_split(groups, {"train": 0.7, "val": 0.1, "test": 0.2}, seed=1)
+    assert len(set(zip(groups, split, strict=True))) == len(set(groups))
+    assert [round(float((split == name).mean()), 1) for name in ("train", "val", "test")] == [0.7, 0.1, 0.2]
+    assert (group_split(groups, {"train": 0.7, "val": 0.1, "test": 0.2}, seed=2) != split).any()
+    with pytest.raises(ValueError, match="add up to 1"):
+        group_split(groups, {"train": 0.7})
+
+
+def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
+    many.set_column("test_accuracy", np.arange(20) / 20)
+    merged = ZooStore.merge(tmp_path / "both", [store, many])
+    assert len(merged) == 26
+    assert list(merged.table) == ["test_accuracy", "zoo"]
+    assert merged.column("zoo").tolist() == ["zoo"] * 6 + ["many"] * 20
+    assert torch.equal(merged.thetas, torch.cat([store.thetas, many.thetas]))
+    assert merged.verify() == []
+    with pytest.raises(ValueError, match="at least one zoo"):
+        ZooStore.merge(tmp_path / "none", [])
+
+
+# == Several architectures ==
+
+
+def test_zoos_of_several_architectures(tmp_path: Path) -> None:
+    other = WeightSpace.mlp([3, 4, 2])
+    thetas = {space: space.sample(4, generator=torch.Generator().manual_seed(0)) for space in (SPACE, other)}
+    with ZooStore.writing(tmp_path / "zoo") as store:
+        for space in (SPACE, other, SPACE):
+            store.append(space, thetas[space], {"y": torch.rand(4)})
+    assert store.spaces == [SPACE, other]
+    assert "12 networks, 2 weight spaces" in repr(store)
+    with pytest.raises(SpaceMismatchError, match="holds 2 architectures"):
+        store.space  # noqa: B018
+    batch = store.dataset(target="y").batch([9, 4, 0, 5])
+    assert batch.num_networks == 4
+    assert batch.spaces == [SPACE, other]
+    assert torch.equal(batch.y, torch.from_numpy(store.column("y"))[[9, 0, 4, 5]])
+    dataset = store.dataset(target="y").of_space(other)
+    assert dataset.space == other
+    assert torch.equal(dataset.thetas, thetas[other])
+    assert dataset[1].spaces == [other]
+    with pytest.raises(SpaceMismatchError, match="of 2 architectures"):
+        store.dataset(target="y").space  # noqa: B018
+    with pytest.raises(SpaceMismatchError, match="one architecture"):
+        store.read(torch.tensor([0, 4]))
+
+
+# == Networks that stay where they are ==
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Path:
+    np.save(tmp_path / "weights.npy", np.random.default_rng(0).normal(size=(50, SPACE.num_params + 3)).astype(np.float32))
+    return tmp_path / "weights.npy"
+
+
+def test_rows_of_a_matrix_are_not_copied(matrix: Path, tmp_path: Path) -> None:
+    order = torch.randperm(SPACE.num_params + 3, generator=torch.Generator().manual_seed(1))[: SPACE.num_params]
+    rows = torch.arange(40, 0, -1)
+    store = ZooStore.create(tmp_path / "zoo", SPACE, ArrayRows(matrix, rows, order), {"row": rows})
+    assert store.shards[0].is_linked
+    assert store.shards[0].file.stat().st_size < matrix.stat().st_size / 4
+    expected = torch.from_numpy(np.load(matrix))[rows][:, order]
+    assert torch.equal(store.thetas, expected)
+    assert torch.equal(store.dataset(target="row").batch([3, 39]).thetas(), expected[[3, 39]])
+    assert store.verify() == []
+    merged = ZooStore.merge(tmp_path / "merged", [store, store])
+    assert torch.equal(merged.thetas, torch.cat([expected, expected]))
+    os.truncate(matrix, matrix.stat().st_size - 10)
+    assert "weights.npy' is truncated" in store.verify()[0]
+    with pytest.raises(ValueError, match=r"weights.npy' is truncated: [\d,]+ bytes of [\d,]+\. Fetch it again"):
+        ZooStore(store.path).read(torch.tensor([0]))
+
+
+def test_rows_that_are_not_finite_are_left_out(matrix: Path, tmp_path: Path) -> None:
+    values = np.load(matrix)
+    values[7, 2] = np.nan
+    np.save(matrix, values)
+    store = ZooStore.create(tmp_path / "zoo", SPACE, ArrayRows(matrix, torch.arange(50), torch.arange(SPACE.num_params)), {"i": range(50)})
+    assert store.info["dropped_non_finite"] == 1
+    assert store.column("i").tolist() == [i for i in range(50) if i != 7]
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros(5, np.float32), r"matrix of floats in C order \(got shape \[5\]"),
+        (np.zeros((5, 80), np.int64), "matrix of floats in C order"),
+        (np.asfortranarray(np.zeros((5, 80))), "Fortran order"),
+        (np.zeros((3, 80)), "'rows' to hold positions below 3"),
+        (np.zeros((5, 60)), "'columns' to hold positions below 60"),
+    ],
+)
+def test_matrices_that_do_not_fit(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "weights.npy", array)
+    with pytest.raises(ValueError, match=message):
+        ArrayRows(tmp_path / "weights.npy", torch.arange(5), torch.arange(80))
+
+
+def test_a_file_that_is_no_matrix(tmp_path: Path) -> None:
+    (tmp_path / "weights.npy").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"is not a \.npy file, or is damaged"):
+        ArrayRows(tmp_path / "weights.npy", torch.arange(5), torch.arange(80))
+
+
+# == Choosing ==
+
+
+def test_select(many: ZooStore) -> None:
+    dataset = many.dataset(target="number")
+    assert dataset.select({"run": ["run 1", "run 3"]}).y.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+    chosen = dataset.select({"run": "run 1"}).select({"number": lambda number: number > 5})
+    assert chosen.y.tolist() == [6, 7]
+    assert torch.equal(chosen.thetas, many.thetas[6:8])
+    with pytest.raises(ValueError, match="no column 'epoch'"):
+        dataset.select({"epoch": 3})
+
+
+def test_statistics_are_those_of_each_parameter(many: ZooStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_module, "_BLOCK_BYTES", 8 * SPACE.num_params * 3)
+    many.dataset(target=None)
+    dataset = many.dataset(target=None)[3:18]
+    statistics = dataset.statistics()
+    assert list(statistics) == [param.name for param in SPACE.params]
+    for name, values in SPACE.unflatten(dataset.thetas.double()).items():
+        expected = [values.mean(), values.std(correction=0), values.min(), values.max()]
+        assert torch.allclose(torch.tensor(statistics[name], dtype=torch.float64), torch.stack(expected), rtol=1e-12)
+
+
+def test_memory_stays_bounded_while_all_is_read(tmp_path: Path) -> None:
+    space = WeightSpace.mlp([62, 62, 2])
+    rows = 100_000_000 // space.num_params
+    store = ZooStore.create(tmp_path / "zoo", space, torch.zeros(rows, space.num_params), {"test_accuracy": np.zeros(rows)})
+    script = f"""
+import re, torch, wsgraph.data
+from wsgraph.data import store as store_module
+store_module._RESIDENT = 60 * 2**20
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) / 1024
+store = wsgraph.data.ZooStore({str(store.path)!r})
+dataset = store.dataset()
+dataset.batch([0])
+before, most = resident(), 0
+for positions in torch.randperm(len(store)).split(256):
+    dataset.batch(positions)
+    most = max(most, resident())
+print(most - before)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc to measure resident memory")
+    root = Path(store_module.__file__).parents[2]
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=root).stdout
+    assert float(output) < 150  # of 400 MB

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.space.handmade import branching, in_axis, linear, out_axis, residual, run_branching, run_residual, space_of
 from wsgraph import WeightSpace
-from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, SpaceMismatchError, Symmetry, Tie
+from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Signal, SpaceMismatchError, Symmetry, Tie
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -49,12 +49,48 @@ def test_json_round_trip(space: WeightSpace) -> None:
     assert repr(back) == repr(space)
 
 
+def test_what_an_inr_represents_is_kept() -> None:
+    space = WeightSpace.siren(signal=Signal((3, 5), "row", 0.0, (-1, 1)))
+    back = WeightSpace.from_json(space.to_json())
+    assert back == space
+    assert back.signal == Signal((3, 5), "row", 0.0, (-1.0, 1.0))
+    assert back != WeightSpace.siren()
+    assert back.matches(WeightSpace.siren())  # of one architecture all the same
+    assert WeightSpace.from_json(WeightSpace.mlp([2, 3]).to_json()).signal is None
+
+
+@pytest.mark.parametrize("signal, first", [(Signal((3, 5), "column", 0.5), (0, 1)), (Signal((3, 5), "row"), (1, 0))])
+def test_render(signal: Signal, first: tuple[int, int]) -> None:
+    """The network that returns one coordinate draws a ramp along one side."""
+    space = dataclasses.replace(WeightSpace.mlp([2, 2]), signal=signal)
+    theta = space.flatten({"layers.0.weight": torch.eye(2), "layers.0.bias": torch.zeros(2)})[None]
+    picture = space.render(theta)[0] - signal.offset
+    assert torch.equal(picture[first[0]], torch.linspace(-1, 1, 5).expand(3, 5))
+    assert torch.equal(picture[first[1]], torch.linspace(-1, 1, 3)[:, None].expand(3, 5))
+    assert space.render(theta, (7, 2)).shape == (1, 2, 7, 2)
+    with pytest.raises(SpaceMismatchError, match="does not say what picture its networks represent"):
+        WeightSpace.mlp([2, 2]).render(theta)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"shape": (0, 3)}, "'shape'"),
+        ({"first_axis": "x"}, "'first_axis' to be 'column' or 'row'"),
+        ({"value_range": (1, 1)}, "'value_range'"),
+    ],
+)
+def test_signals_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Signal(**{"shape": (3, 3), **options})
+
+
 @every_space
 def test_pickle_round_trip_drops_caches(space: WeightSpace) -> None:
     _ = hash(space), space.topology
     back = pickle.loads(pickle.dumps(space))
     assert back == space
-    assert set(back.__dict__) <= {"groups", "layers", "params", "connections", "_groups_by_name", "_params_by_name"}
+    assert set(back.__dict__) <= {"groups", "layers", "params", "connections", "signal", "_groups_by_name", "_params_by_name"}
     assert hash(back) == hash(space)
 
 

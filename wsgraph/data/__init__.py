@@ -1,19 +1,34 @@
 """Zoos of trained networks: on disk, as datasets and batches, and made from scratch."""
 
+from wsgraph.data import transforms
+from wsgraph.data.dataset import ParameterStatistics, ZooDataset, group_split
+from wsgraph.data.generate import generate_zoo, make_cnn_zoo, make_inr_zoo, make_mlp_zoo, make_zoo
+from wsgraph.data.images import ClassificationData, digits, load_images
 from wsgraph.data.loader import DataLoader
-from wsgraph.data.populations import ClassificationData, HyperparameterRanges, digits, make_cnn_zoo, make_mlp_zoo, make_zoo
+from wsgraph.data.populations import Classifiers, HyperparameterRanges, ImageFits, Problem
 from wsgraph.data.random import CounterRandom
-from wsgraph.data.store import ZooDataset, ZooStore
+from wsgraph.data.shards import ArrayRows
+from wsgraph.data.store import ZooStore
 
 __all__ = [
+    "ArrayRows",
     "ClassificationData",
+    "Classifiers",
     "CounterRandom",
     "DataLoader",
     "HyperparameterRanges",
+    "ImageFits",
+    "ParameterStatistics",
+    "Problem",
     "ZooDataset",
     "ZooStore",
     "digits",
+    "generate_zoo",
+    "group_split",
+    "load_images",
     "make_cnn_zoo",
+    "make_inr_zoo",
     "make_mlp_zoo",
     "make_zoo",
+    "transforms",
 ]

@@ -1,81 +1,85 @@
-"""Zoos made here: populations of small networks, trained all at once."""
+"""Populations of small networks, trained all at once: classifiers of pictures, and implicit neural representations of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import itertools
-import json
 import math
-import os
-import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from wsgraph.data.images import ClassificationData
 from wsgraph.data.random import CounterRandom
-from wsgraph.data.store import PathLike, ZooStore
-from wsgraph.files import explained_errors, write_atomically, write_json
 from wsgraph.space import NeuronGroup, WeightSpace
 from wsgraph.space.evaluate import run_network
+from wsgraph.space.operators import parse_operator
 
 __all__ = [
-    "ClassificationData",
+    "Advance",
+    "Classifiers",
     "HyperparameterRanges",
-    "digits",
+    "ImageFits",
+    "Problem",
     "evaluate_population",
+    "initial_sirens",
     "initial_thetas",
-    "make_cnn_zoo",
-    "make_mlp_zoo",
-    "make_zoo",
     "train_population",
     "training_examples",
 ]
 
-# Raised whenever the same arguments would give other networks, so that unfinished and finished zoos of both kinds never mix.
-_ALGORITHM = 1
 _METRICS = ("train_accuracy", "test_accuracy", "train_loss", "test_loss")
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _IMAGES = 64
 
-
-class ClassificationData(NamedTuple):
-    """Labelled examples: inputs ``[n, n_0, *positions]`` and labels ``[n]``, for training and for testing."""
-
-    images: Tensor
-    labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+Advance = Callable[[int], None]
+Columns = dict[str, Any]
 
 
-def digits(seed: int = 0) -> ClassificationData:
-    """The 8x8 digits that come with scikit-learn: 1,297 training and 500 test images ``[n, 1, 8, 8]`` with values in [-1, 1].
+def _nothing(_: int) -> None:
+    pass
 
-    Args:
-        seed: Seed of the division into training and test images.
 
-    Example:
-        >>> [list(part.shape) for part in digits()]
-        [[1297, 1, 8, 8], [1297], [500, 1, 8, 8], [500]]
+class Problem(ABC):
+    """What the networks of one architecture are trained on.
+
+    Everything random belongs to a network's number, so that up to rounding a network does not depend on those beside it.
+
+    Attributes:
+        space: The weight space of the networks.
+        seed: Seed of everything random.
     """
-    from sklearn.datasets import load_digits
 
-    source = load_digits()
-    images = torch.from_numpy(source.images).float()[:, None] / 8 - 1
-    labels = torch.from_numpy(source.target).long()
-    order = CounterRandom(seed).uniform(torch.zeros(1, dtype=torch.long), "digits", (len(labels),))[0].argsort(stable=True)
-    train, test = order[:-500], order[-500:]
-    return ClassificationData(images[train], labels[train], images[test], labels[test])
+    space: WeightSpace
+    seed: int
+
+    @abstractmethod
+    def configuration(self) -> dict[str, Any]:
+        """Everything that results depend on but the numbers of the networks, as JSON can hold it."""
+
+    @abstractmethod
+    def hyperparameters(self, networks: Tensor) -> dict[str, Tensor]:
+        """Hyperparameters by name of the networks with these numbers, each ``[B]``, among them ``steps``."""
+
+    @abstractmethod
+    def train(self, networks: Tensor, *, device: torch.device | str, advance: Advance) -> tuple[Tensor, Columns]:
+        """Train networks side by side.
+
+        Args:
+            networks: Their numbers ``[B]``.
+            device: Device of the training.
+            advance: Called after every step with the number of networks that took it.
+
+        Returns:
+            Flat checkpoints ``[n, P]``, NaN or infinite where a network diverged, and their rows of the zoo's table.
+        """
 
 
 # == Hyperparameters ==
@@ -150,10 +154,10 @@ class HyperparameterRanges:
         }
 
 
-def _splits(random: CounterRandom, networks: Tensor) -> list[str]:
-    """6 of every 10 networks in a row train, 1 validates, 3 test: near-exact shares that do not depend on the size of the zoo."""
-    ranks = random.uniform(networks // 10, "split", (10,)).argsort(dim=1, stable=True).argsort(1)
-    rank = ranks.gather(1, (networks % 10)[:, None]).flatten()
+def splits_of(random: CounterRandom, numbers: Tensor) -> list[str]:
+    """6 of every 10 in a row train, 1 validates, 3 test: near-exact shares that do not depend on how many there are."""
+    ranks = random.uniform(numbers // 10, "split", (10,)).argsort(dim=1, stable=True).argsort(1)
+    rank = ranks.gather(1, (numbers % 10)[:, None]).flatten()
     return ["train" if r < 6 else "val" if r < 7 else "test" for r in rank.tolist()]
 
 
@@ -196,6 +200,56 @@ def training_examples(random: CounterRandom, networks: Tensor, fraction: Tensor,
     return order, (fraction.to(order.device) * count).round().long().clamp(1, count)
 
 
+Gradient = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
+Checkpoint = Callable[[int, Tensor], None]
+
+
+def _optimize(
+    space: WeightSpace,
+    thetas: Tensor,
+    gradient: Gradient,
+    steps: Tensor,
+    rate: Callable[[int], Tensor],
+    weight_decay: Tensor,
+    advance: Advance,
+    checkpoints: Collection[int] = (),
+    keep: Checkpoint = lambda step, thetas: None,
+) -> None:
+    """AdamW over a population, as :class:`torch.optim.AdamW` but with steps, learning rates and weight decays per network, in place.
+
+    Args:
+        space: The weight space.
+        thetas: Flat checkpoints ``[B, P]``, trained in place.
+        gradient: Gradients by parameter name at a step.
+        steps: Steps of every network ``[B]``, on the CPU.
+        rate: Learning rates ``[B]`` at a step.
+        weight_decay: Decoupled weight decays ``[B]``.
+        advance: Called after every step with the number of networks that took it.
+        checkpoints: Steps before which ``keep`` is called with the step and a copy of all weights.
+        keep: What to do with them.
+    """
+    first, second = torch.zeros_like(thetas), torch.zeros_like(thetas)
+    for step in range(int(steps.max())):
+        if step in checkpoints:
+            keep(step, thetas.clone())
+        running = steps > step
+        before = None if running.all() else thetas.clone()
+        # By parameter, not by flat vector: the gradient of a slice would be padded to the whole vector once per parameter.
+        gradients = space.flatten(gradient(step, space.unflatten(thetas)))
+        first.lerp_(gradients, 1 - _BETAS[0])
+        second.mul_(_BETAS[1]).addcmul_(gradients, gradients, value=1 - _BETAS[1])
+        towards_one = [1 - beta ** (step + 1) for beta in _BETAS]
+        divisor = second.sqrt().div_(math.sqrt(towards_one[1])).add_(_EPSILON)
+        now = rate(step)
+        thetas.mul_((1 - now * weight_decay)[:, None]).sub_(first.div(divisor).mul_(now[:, None] / towards_one[0]))
+        if before is not None:
+            thetas.copy_(torch.where(running[:, None].to(thetas.device), thetas, before))
+        advance(int(running.sum()))
+
+
+# == Classifiers ==
+
+
 def _loss(space: WeightSpace, hidden: Mapping[str, slice]) -> Callable[[dict[str, Tensor], Tensor, Tensor, Tensor | None], Tensor]:
     """Cross entropy of one network on ``images`` and ``labels``, its hidden neurons multiplied by ``masks [m, H]``."""
 
@@ -210,24 +264,6 @@ def _loss(space: WeightSpace, hidden: Mapping[str, slice]) -> Callable[[dict[str
     return loss
 
 
-class _AdamW:
-    """AdamW over a population, as :class:`torch.optim.AdamW` but with a learning rate and a weight decay per network, in place."""
-
-    def __init__(self, thetas: Tensor, learning_rate: Tensor, weight_decay: Tensor) -> None:
-        self.thetas = thetas
-        self.rate, self.kept = learning_rate[:, None], (1 - learning_rate * weight_decay)[:, None]
-        self.first, self.second = torch.zeros_like(thetas), torch.zeros_like(thetas)
-        self.steps = 0
-
-    def step(self, gradients: Tensor) -> None:
-        self.steps += 1
-        first, second = (1 - beta**self.steps for beta in _BETAS)
-        self.first.lerp_(gradients, 1 - _BETAS[0])
-        self.second.mul_(_BETAS[1]).addcmul_(gradients, gradients, value=1 - _BETAS[1])
-        divisor = self.second.sqrt().div_(math.sqrt(second)).add_(_EPSILON)
-        self.thetas.mul_(self.kept).sub_(self.first.div(divisor).mul_(self.rate / first))
-
-
 def train_population(
     space: WeightSpace,
     data: ClassificationData,
@@ -236,9 +272,11 @@ def train_population(
     *,
     seed: int = 0,
     batch_size: int = 16,
-    advance: Callable[[int], None] = lambda steps: None,
+    advance: Advance = _nothing,
+    checkpoints: Collection[int] = (),
+    keep: Checkpoint = lambda step, thetas: None,
 ) -> Tensor:
-    """Train networks side by side with AdamW and cross entropy, without a loop over networks.
+    """Train classifiers side by side with AdamW and cross entropy, without a loop over networks.
 
     Everything random is drawn by the network's number, so that up to rounding a network does not depend on its population. Examples are
     drawn with replacement. Dropout removes neurons after their operators; of a convolution it removes whole channels.
@@ -251,35 +289,36 @@ def train_population(
         seed: Seed of the zoo.
         batch_size: Examples per step.
         advance: Called after every step with the number of networks that took it.
+        checkpoints: Steps before which ``keep`` is called.
+        keep: Called with the step and a copy of all weights ``[B, P]``.
 
     Returns:
         Flat checkpoints ``[B, P]``; networks that diverged hold NaN or infinite weights.
     """
     random, device, dtype = CounterRandom(seed), data.images.device, data.images.dtype
     thetas = initial_thetas(space, random, networks.cpu(), hyperparameters["initial_scale"].cpu()).to(device, dtype)
-    steps, networks = hyperparameters["steps"].cpu(), networks.to(device)
+    networks = networks.to(device)
     order, count = training_examples(random, networks, hyperparameters["training_fraction"], len(data.images))
-    optimizer = _AdamW(thetas, *(hyperparameters[name].to(device, dtype) for name in ("learning_rate", "weight_decay")))
+    learning_rate, weight_decay = (hyperparameters[name].to(device, dtype) for name in ("learning_rate", "weight_decay"))
     groups = [group for group in space.groups if group.role == "hidden"]
     stops = list(itertools.accumulate(group.size for group in groups))
     hidden = {group.name: slice(stop - group.size, stop) for group, stop in zip(groups, stops, strict=True)}
     dropout = hyperparameters["dropout"].to(device)[:, None, None]
     kept = (1 / (1 - dropout)).to(dtype)
     has_dropout = bool(groups) and bool((dropout > 0).any())
-    gradient = torch.func.vmap(torch.func.grad(_loss(space, hidden)), in_dims=(0, 0, 0, 0 if has_dropout else None), randomness="error")
-    for step in range(int(steps.max())):
+    slope = torch.func.vmap(torch.func.grad(_loss(space, hidden)), in_dims=(0, 0, 0, 0 if has_dropout else None), randomness="error")
+
+    def gradient(step: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         positions = (random.uniform(networks, "minibatch", (batch_size,), step=step) * count[:, None]).long()
         chosen = order.gather(1, positions)
         masks = None
         if has_dropout:
             masks = (random.uniform(networks, "dropout", (batch_size, stops[-1]), step=step) >= dropout) * kept
-        running = steps > step
-        before = None if running.all() else thetas.clone()
-        # By parameter, not by flat vector: the gradient of a slice would be padded to the whole vector once per parameter.
-        optimizer.step(space.flatten(gradient(space.unflatten(thetas), data.images[chosen], data.labels[chosen], masks)))
-        if before is not None:
-            thetas.copy_(torch.where(running[:, None].to(device), thetas, before))
-        advance(int(running.sum()))
+        found: dict[str, Tensor] = slope(tensors, data.images[chosen], data.labels[chosen], masks)
+        return found
+
+    steps = hyperparameters["steps"].cpu()
+    _optimize(space, thetas, gradient, steps, lambda step: learning_rate, weight_decay, advance, checkpoints, keep)
     return thetas
 
 
@@ -319,9 +358,6 @@ def evaluate_population(
     return {"train_accuracy": on_train[0], "test_accuracy": on_test[0], "train_loss": on_train[1], "test_loss": on_test[1]}
 
 
-# == Zoos ==
-
-
 def _digest(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -330,308 +366,280 @@ def _digest(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _checked_data(space: WeightSpace, data: ClassificationData, dtype: torch.dtype, device: torch.device | str) -> ClassificationData:
-    inputs, outputs = (next(group for group in space.groups if group.role == role) for role in ("input", "output"))
-    for name, images, labels in (("images", data.images, data.labels), ("test_images", data.test_images, data.test_labels)):
-        if not images.is_floating_point() or images.ndim < 2 or images.shape[1] != inputs.size or not len(images):
-            raise ValueError(
-                f"Expected '{name}' to be a floating tensor [n, {inputs.size}, ...] for {space!r} "
-                f"(got shape {list(images.shape)}, {images.dtype})."
-            )
-        if labels.shape != images.shape[:1] or labels.is_floating_point() or not 0 <= int(labels.min()) <= int(labels.max()) < outputs.size:
-            raise ValueError(
-                f"Expected one integer label from 0 to {outputs.size - 1} for each of the {len(images)} '{name}' "
-                f"(got shape {list(labels.shape)}, {labels.dtype}, from {labels.min()} to {labels.max()})."
-            )
-    return ClassificationData(
-        data.images.to(device, dtype), data.labels.to(device).long(), data.test_images.to(device, dtype), data.test_labels.to(device).long()
-    )
+def _described(space: WeightSpace) -> str:
+    return f"{space!r} {hashlib.sha256(space.to_json().encode()).hexdigest()[:16]}"
 
 
-def _differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    names = [name for name in {**recorded, **wanted} if recorded.get(name) != wanted.get(name)]
-    return "; ".join(f"{name}: {recorded.get(name)} there, {wanted.get(name)} now" for name in names)
-
-
-def _open_working_folder(folder: Path, configuration: Mapping[str, Any]) -> None:
-    """Begin or continue an unfinished zoo."""
-    with explained_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "configuration.json"
-    if not file.exists():
-        write_json(file, configuration)
-        return
-    try:
-        recorded = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(file)!r} is damaged ({error}). Delete the folder {str(folder)!r} to start over.") from None
-    if recorded != configuration:
-        raise ValueError(
-            f"The unfinished zoo in {str(folder)!r} was begun with another configuration ({_differences(recorded, configuration)}). "
-            "Continue it with the same arguments, choose another path, or delete that folder to start over."
-        )
-
-
-def _open_finished(path: Path, configuration: Mapping[str, Any]) -> ZooStore:
-    store = ZooStore(path)
-    recorded = store.info.get("configuration")
-    if recorded is None:
-        raise ValueError(f"The zoo {str(path)!r} was not made by make_zoo. Open it with ZooStore(path), or choose another path.")
-    if recorded != configuration:
-        raise ValueError(
-            f"The zoo {str(path)!r} was made with another configuration ({_differences(recorded, configuration)}). "
-            "Open it with ZooStore(path), choose another path, or delete that folder to make it anew."
-        )
-    return store
-
-
-@contextmanager
-def _progress(shown: bool, networks: int, steps: int) -> Iterator[Callable[[int], None]]:
-    """A bar over the training steps of all networks, most of the work; it counts networks, in proportion."""
-    if not shown:
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            done = networks * task.completed / steps
-            rate = f", {networks * task.speed / steps:.1f}/s" if task.speed else ""
-            return Text(f"{done:,.0f}/{networks:,} networks{rate}")
-
-    columns = (TextColumn("training"), BarColumn(), Rate(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, speed_estimate_period=10) as bar:
-        task = bar.add_task("training", total=steps)
-        yield lambda done: bar.advance(task, done)
-
-
-class _Stopped(Exception):  # noqa: N818  (a signal to a worker, never seen by a caller)
-    pass
-
-
-def _work_through(
-    files: Sequence[Path], train: Callable[[Path, Callable[[int], None]], None], advance: Callable[[int], None], workers: int
-) -> None:
-    """Train the populations of ``files``, several at a time, each by one thread; after an error or an interrupt all stop at once.
-
-    The operations of one step are too small to be worth dividing among threads: that gains little on an idle machine and, where the threads
-    wait for each other on a busy one, makes training many times slower.
-    """
-    stop = threading.Event()
-
-    def advance_or_stop(steps: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        advance(steps)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for future in as_completed([pool.submit(train, file, advance_or_stop) for file in files]):
-                    future.result()
-            except BaseException:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        torch.set_num_threads(threads)
-
-
-def make_zoo(
-    path: PathLike,
-    space: WeightSpace,
-    *,
-    images: Tensor,
-    labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
-    networks: int,
-    seed: int = 0,
-    population: int = 64,
-    batch_size: int = 16,
-    ranges: HyperparameterRanges | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    workers: int | None = None,
-    progress: bool = True,
-) -> ZooStore:
-    """Train a zoo of classifiers of one architecture with varied hyperparameters.
-
-    Networks are trained in populations, all of one side by side. Each finished population is kept in the folder ``PATH.partial``: a run
-    that was interrupted continues there when it is started again with the same arguments, and gives the same zoo. A zoo that is finished
-    is opened instead of made again.
-
-    The table has the columns ``network`` (its number), ``seed``, the hyperparameters, ``train_accuracy`` and ``train_loss`` on the
-    examples that the network was trained on, ``test_accuracy``, ``test_loss`` and ``split`` (60 % train, 10 % val, 30 % test). Networks
-    that diverged are left out and counted in ``info["dropped_non_finite"]``.
-
-    Args:
-        path: Folder of the zoo.
-        space: The weight space of the networks, which return logits.
-        images: Training inputs ``[n, n_0, *positions]``.
-        labels: Training labels ``[n]``.
-        test_images: Test inputs.
-        test_labels: Test labels.
-        networks: Number of networks to train.
-        seed: Seed of everything random.
-        population: Networks trained side by side; changes results by rounding only.
-        batch_size: Examples per step.
-        ranges: Where hyperparameters are drawn from (default: :class:`HyperparameterRanges`).
-        dtype: Dtype of training and of the stored weights.
-        device: Device of the training.
-        workers: Populations trained at a time, each by one thread; no influence on results (default: on the CPU as many as torch uses
-            threads, elsewhere one).
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The zoo.
-
-    Raises:
-        OSError: If the folder cannot be written.
-        ValueError: If an argument is out of range, examples do not fit the space, a zoo of another configuration lies or was begun at the
-            path, or all networks diverged.
-    """
-    if workers is None:
-        workers = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
-    for name, value in (("networks", networks), ("population", population), ("batch_size", batch_size), ("workers", workers)):
+def _check_positive(**values: Any) -> None:
+    for name, value in values.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected '{name}' to be a positive integer (got {value!r}).")
-    path, ranges = Path(path).resolve(), ranges or HyperparameterRanges()
-    data = _checked_data(space, ClassificationData(images, labels, test_images, test_labels), dtype, device)
-    configuration: dict[str, Any] = {
-        "algorithm": _ALGORITHM,
-        "space": f"{space!r} {hashlib.sha256(space.to_json().encode()).hexdigest()[:16]}",
-        "data": f"{len(images)} + {len(test_images)} examples {_digest(*(tensor.cpu() for tensor in data))}",
-        "networks": networks,
-        "seed": seed,
-        "population": population,
-        "batch_size": batch_size,
-        "dtype": str(dtype).removeprefix("torch."),
-        **{name: list(values) for name, values in dataclasses.asdict(ranges).items()},
-    }
-    if os.path.lexists(path):
-        return _open_finished(path, configuration)
-    folder = path.with_name(f"{path.name}.partial")
-    _open_working_folder(folder, configuration)
 
-    random, numbers = CounterRandom(seed), torch.arange(networks)
-    hyperparameters = ranges.sample(random, numbers)
-    # Networks that take about equally many steps are trained together, so that few of them wait for the others; the longest first, so
-    # that all workers have something to do until the end.
-    order = hyperparameters["steps"].argsort(descending=True, stable=True)
-    members = {folder / f"population-{i:05d}.safetensors": part for i, part in enumerate(order.split(population))}
 
-    def train(file: Path, advance: Callable[[int], None]) -> None:
-        chosen = {name: values[members[file]] for name, values in hyperparameters.items()}
-        thetas = train_population(space, data, members[file], chosen, seed=seed, batch_size=batch_size, advance=advance)
-        metrics = evaluate_population(space, data, thetas, members[file], chosen["training_fraction"], seed=seed)
-        tensors = {"thetas": thetas.cpu(), **{name: metrics[name].cpu() for name in _METRICS}}
-        write_atomically(file, lambda temporary: save_file(tensors, temporary))
-
-    with _progress(progress, networks, int(hyperparameters["steps"].sum())) as advance:
-        finished = [file for file in members if file.exists()]
-        advance(sum(int(hyperparameters["steps"][members[file]].sum()) for file in finished))
-        _work_through([file for file in members if file not in finished], train, advance, workers)
-
-    parts = [load_file(file) for file in members]
-    back = order.argsort()
-    trained = {name: torch.cat([part[name] for part in parts])[back] for name in ("thetas", *_METRICS)}
-    finite = torch.stack([trained["thetas"].isfinite().all(1), *(trained[name].isfinite() for name in _METRICS)]).all(0)
-    if not finite.any():
+def _check_images(name: str, images: Tensor, channels: int, space: WeightSpace) -> None:
+    if not images.is_floating_point() or images.ndim < 2 or images.shape[1] != channels or not len(images):
         raise ValueError(
-            f"All {networks} networks diverged. Lower 'learning_rate' or 'initial_scale' of 'ranges', "
-            f"and delete the folder {str(folder)!r} to start over."
+            f"Expected '{name}' to be a floating tensor [n, {channels}, ...] for {space!r} "
+            f"(got shape {list(images.shape)}, {images.dtype})."
         )
-    table: dict[str, Any] = {"network": numbers, "seed": torch.full_like(numbers, seed), **hyperparameters}
-    table |= {name: trained[name] for name in _METRICS}
-    splits = _splits(random, numbers)
-    store = ZooStore.create(
-        path,
-        space,
-        trained["thetas"][finite],
-        {**{name: values[finite] for name, values in table.items()}, "split": [splits[i] for i in numbers[finite].tolist()]},
-        info={"made_by": "wsgraph.data.make_zoo", "configuration": configuration, "dropped_non_finite": int((~finite).sum())},
-    )
-    shutil.rmtree(folder)
-    return store
 
 
-def make_cnn_zoo(
-    path: PathLike,
-    networks: int = 1000,
-    activation: str = "relu",
-    *,
-    seed: int = 0,
-    data: ClassificationData | None = None,
-    channels: Sequence[int] = (16, 16, 16),
-    stride: int | Sequence[int] = (2, 1, 1),
-    **options: Any,
-) -> ZooStore:
-    """Train a zoo of small CNNs, by default 1-16-16-16-10 on scikit-learn's 8x8 digits; see :func:`make_zoo`.
+@dataclass(frozen=True, eq=False)
+class Classifiers(Problem):
+    """Networks that classify pictures, trained by AdamW with varied hyperparameters; see :func:`train_population`.
 
     Args:
-        path: Folder of the zoo.
-        networks: Number of networks to train.
-        activation: Activation of all networks, which decides their symmetry.
-        seed: Seed of everything random but the division into training and test images.
-        data: Examples with images ``[n, C, H, W]`` (default: :func:`digits`).
-        channels: Output channels of the 3x3 convolutions, padded by 1; global average pooling and a linear layer follow.
-        stride: Stride of all or of each convolution.
-        **options: Further options of :func:`make_zoo`, such as ``ranges``, ``population`` or ``workers``.
+        space: The weight space of the networks, which return logits.
+        data: The examples.
+        ranges: Where hyperparameters are drawn from.
+        seed: Seed of everything random.
+        batch_size: Examples per step.
+        checkpoints: Steps after which weights are kept too, besides those at the end.
+        dtype: Dtype of training and of the weights.
 
-    Returns:
-        The zoo.
-
-    Example:
-        >>> import tempfile
-        >>> ranges = HyperparameterRanges(steps=(5, 10))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = make_cnn_zoo(f"{folder}/zoo", 10, "tanh", ranges=ranges, progress=False)
-        ...     print(store.dataset("train"))
-        ZooDataset(6 of 10 networks, WeightSpace(1-16-16-16-10, conv 3x3 | ...), target='test_accuracy')
+    Raises:
+        ValueError: If examples do not fit the space, or an argument is out of range.
     """
-    data = digits() if data is None else data
-    classes = int(torch.cat([data.labels, data.test_labels]).max()) + 1
-    space = WeightSpace.cnn([data.images.shape[1], *channels], [classes], activation, stride=stride, padding=1)
-    return make_zoo(path, space, **data._asdict(), networks=networks, seed=seed, **options)
+
+    space: WeightSpace
+    data: ClassificationData
+    ranges: HyperparameterRanges = dataclasses.field(default_factory=HyperparameterRanges)
+    seed: int = 0
+    batch_size: int = 16
+    checkpoints: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        _check_positive(batch_size=self.batch_size)
+        if any(not isinstance(step, int) or step < 0 for step in self.checkpoints):
+            raise ValueError(f"Expected 'checkpoints' to be numbers of steps, at least 0 (got {list(self.checkpoints)}).")
+        inputs, outputs = (next(group for group in self.space.groups if group.role == role) for role in ("input", "output"))
+        images, labels, test_images, test_labels = self.data
+        for name, examples, truth in (("images", images, labels), ("test_images", test_images, test_labels)):
+            _check_images(name, examples, inputs.size, self.space)
+            if (
+                truth.shape != examples.shape[:1]
+                or truth.is_floating_point()
+                or not 0 <= int(truth.min()) <= int(truth.max()) < outputs.size
+            ):
+                raise ValueError(
+                    f"Expected one integer label from 0 to {outputs.size - 1} for each of the {len(examples)} '{name}' "
+                    f"(got shape {list(truth.shape)}, {truth.dtype}, from {truth.min()} to {truth.max()})."
+                )
+
+    def configuration(self) -> dict[str, Any]:
+        """Space, data, ranges and options."""
+        return {
+            "problem": "classification",
+            "space": _described(self.space),
+            "data": f"{len(self.data.images)} + {len(self.data.test_images)} examples {_digest(*self._data('cpu'))}",
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "checkpoints": list(self.checkpoints),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **{name: list(values) for name, values in dataclasses.asdict(self.ranges).items()},
+        }
+
+    def _data(self, device: torch.device | str) -> ClassificationData:
+        images, labels, test_images, test_labels = (part.to(device) for part in self.data)
+        return ClassificationData(images.to(self.dtype), labels.long(), test_images.to(self.dtype), test_labels.long())
+
+    def hyperparameters(self, networks: Tensor) -> dict[str, Tensor]:
+        return self.ranges.sample(CounterRandom(self.seed), networks)
+
+    def train(self, networks: Tensor, *, device: torch.device | str, advance: Advance) -> tuple[Tensor, Columns]:
+        data, hyperparameters = self._data(device), self.hyperparameters(networks)
+        kept: list[tuple[Tensor, Tensor]] = []
+        thetas = train_population(
+            self.space,
+            data,
+            networks,
+            hyperparameters,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            advance=advance,
+            checkpoints=self.checkpoints,
+            keep=lambda step, copy: kept.append((torch.full_like(networks, step), copy)),
+        )
+        kept.append((hyperparameters["steps"], thetas))
+        step, every = torch.stack([step for step, _ in kept], 1), torch.stack([copy for _, copy in kept], 1)
+        # A network's checkpoints side by side; what was copied after its last step is left out.
+        last = torch.arange(len(kept)) == len(kept) - 1
+        owner, column = ((step < hyperparameters["steps"][:, None]) | last).nonzero(as_tuple=True)
+        thetas, numbers = every[owner.to(every.device), column.to(every.device)], networks[owner]
+        hyperparameters = {name: values[owner] for name, values in hyperparameters.items()}
+        metrics = evaluate_population(self.space, data, thetas, numbers, hyperparameters["training_fraction"], seed=self.seed)
+        finite = torch.stack([values.isfinite() for values in metrics.values()]).all(0)
+        thetas[~finite] = torch.nan  # finite weights whose outputs overflow are no network either
+        table = {"network": numbers, "seed": torch.full_like(numbers, self.seed), **hyperparameters}
+        table |= {"step": step[owner, column], "final": last[column], **{name: values.cpu() for name, values in metrics.items()}}
+        return thetas.cpu(), {**table, "split": splits_of(CounterRandom(self.seed), numbers)}
 
 
-def make_mlp_zoo(
-    path: PathLike,
-    networks: int = 1000,
-    activation: str = "relu",
-    *,
-    seed: int = 0,
-    data: ClassificationData | None = None,
-    hidden: Sequence[int] = (32, 32),
-    **options: Any,
-) -> ZooStore:
-    """Train a zoo of small MLPs, by default 64-32-32-10 on scikit-learn's 8x8 digits; see :func:`make_zoo`.
+# == Implicit neural representations ==
+
+
+def initial_sirens(space: WeightSpace, random: CounterRandom, networks: Tensor) -> Tensor:
+    r"""Sinusoidal networks as `Sitzmann et al. (2020) <https://arxiv.org/abs/2006.09661>`_ initialise them.
+
+    .. math:: W_1 \sim U[-1/n_0, 1/n_0], \quad W_l \sim U[-\sqrt{6/n_{l-1}}/\omega, \sqrt{6/n_{l-1}}/\omega], \quad
+        b_l \sim U[-1/\sqrt{n_{l-1}}, 1/\sqrt{n_{l-1}}]
 
     Args:
-        path: Folder of the zoo.
-        networks: Number of networks to train.
-        activation: Activation of all networks, which decides their symmetry.
-        seed: Seed of everything random but the division into training and test images.
-        data: Examples, whose images are flattened (default: :func:`digits`).
-        hidden: Widths of the hidden layers.
-        **options: Further options of :func:`make_zoo`, such as ``ranges``, ``population`` or ``workers``.
+        space: The weight space, a chain with activation ``sin(omega)``.
+        random: Source of randomness.
+        networks: Numbers of the networks ``[B]``.
 
     Returns:
-        The zoo.
-
-    Example:
-        >>> import tempfile
-        >>> ranges = HyperparameterRanges(steps=(5, 10))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     make_mlp_zoo(f"{folder}/zoo", 10, ranges=ranges, progress=False).space
-        WeightSpace(64-32-32-10, linear | linear | linear, relu, 3,466 parameters)
+        Float64 tensor ``[B, P]``.
     """
-    data = digits() if data is None else data
-    data = data._replace(images=data.images.flatten(1), test_images=data.test_images.flatten(1))
-    classes = int(torch.cat([data.labels, data.test_labels]).max()) + 1
-    space = WeightSpace.mlp([data.images.shape[1], *hidden, classes], activation)
-    return make_zoo(path, space, **data._asdict(), networks=networks, seed=seed, **options)
+    thetas = 2 * random.uniform(networks, "initial_weights", (space.num_params,)) - 1
+    for i, layer in enumerate(space.layers):
+        assert layer.weight is not None
+        weight = space.param(layer.weight)
+        bound = 1 / weight.fan_in if i == 0 else math.sqrt(6 / weight.fan_in) / _omega(space)
+        thetas[:, space.slices[layer.weight]] *= bound
+        if layer.bias is not None:
+            thetas[:, space.slices[layer.bias]] /= math.sqrt(weight.fan_in)
+    return thetas
+
+
+def _omega(space: WeightSpace) -> float:
+    (name, numbers), *others = {parse_operator(group.activation) for group in space.groups if group.role == "hidden"} or {("", ())}
+    if name != "sin" or others:
+        raise ValueError(f"Expected a network with sinusoidal activations of one frequency, such as WeightSpace.siren (got {space!r}).")
+    return numbers[0] if numbers else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFits(Problem):
+    r"""Implicit neural representations, each fitted to one picture by Adam with a learning rate that falls along a cosine.
+
+    .. math:: \min_\theta \sum_{ij} (f_\theta(p_{ij}) + c - \text{picture}_{ij})^2
+
+    Every step sees a share of the pixels, each pixel once in an epoch. Network number :math:`i` fits picture :math:`i \bmod n` of a random
+    order of all pictures, training and test: further rounds fit every picture again from another initialisation.
+
+    Args:
+        space: The weight space, :meth:`~wsgraph.WeightSpace.siren` with a signal of the pictures' size.
+        data: Pictures ``[n, channels, H, W]`` with values in [-1, 1], and labels.
+        seed: Seed of everything random.
+        learning_rate: Learning rate at the beginning.
+        steps: Number of steps.
+        pixels: Pixels per step (default: a quarter of them).
+        validation: Share of the training pictures whose networks validate.
+        dtype: Dtype of training and of the weights.
+
+    Raises:
+        ValueError: If pictures do not fit the space, or an argument is out of range.
+    """
+
+    space: WeightSpace
+    data: ClassificationData
+    seed: int = 0
+    learning_rate: float = 1e-3
+    steps: int = 500
+    pixels: int | None = None
+    validation: float = 0.1
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        _check_positive(steps=self.steps, **({} if self.pixels is None else {"pixels": self.pixels}))
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.validation < 1:
+            raise ValueError(
+                "Expected a positive 'learning_rate' and 'validation' of at least 0 and below 1 "
+                f"(got {self.learning_rate!r} and {self.validation!r})."
+            )
+        _omega(self.space)
+        signal, channels = self.space.signal, self.space.groups[-1].size
+        for name, images in (("images", self.data.images), ("test_images", self.data.test_images)):
+            _check_images(name, images, channels, self.space)
+            if signal is None or tuple(images.shape[2:]) != signal.shape:
+                raise ValueError(f"Expected '{name}' of the size of the signal of the space, {signal} (got shape {list(images.shape)}).")
+            if not (float(images.min()) >= -1 and float(images.max()) <= 1):
+                raise ValueError(f"Expected '{name}' with values in [-1, 1] (got {images.min():g} to {images.max():g}).")
+
+    def configuration(self) -> dict[str, Any]:
+        """Space, data and options."""
+        return {
+            "problem": "image fitting",
+            "space": _described(self.space),
+            "data": f"{len(self.data.images)} + {len(self.data.test_images)} images {_digest(*self.data)}",
+            "seed": self.seed,
+            "learning_rate": self.learning_rate,
+            "steps": self.steps,
+            "pixels": self.pixels,
+            "validation": self.validation,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def hyperparameters(self, networks: Tensor) -> dict[str, Tensor]:
+        return {"steps": torch.full_like(networks, self.steps)}
+
+    def _drawn(self, purpose: str, count: int) -> Tensor:
+        return CounterRandom(self.seed).uniform(torch.zeros(1, dtype=torch.long), purpose, (count,))[0]
+
+    def train(self, networks: Tensor, *, device: torch.device | str, advance: Advance) -> tuple[Tensor, Columns]:
+        space, signal = self.space, self.space.signal
+        assert signal is not None
+        training, total = len(self.data.images), len(self.data.images) + len(self.data.test_images)
+        image = self._drawn("picture_order", total).argsort(stable=True)[networks % total]
+        pictures = torch.cat([self.data.images[image[image < training]], self.data.test_images[image[image >= training] - training]])
+        pictures = pictures[(image >= training).long().argsort(stable=True).argsort()]
+        low, high = signal.value_range
+        pictures = low + (high - low) * (pictures + 1) / 2
+        targets = pictures.flatten(2).movedim(1, 2).to(device, self.dtype)
+        thetas = self._fit(targets, networks, device, advance)
+
+        error = torch.cat(
+            [
+                (space.render(part).flatten(2).movedim(1, 2) - truth).double().square().mean((1, 2))
+                for part, truth in zip(thetas.split(_IMAGES), targets.split(_IMAGES), strict=True)
+            ]
+        ).cpu()
+        labels = torch.cat([self.data.labels, self.data.test_labels])[image]
+        # The order of validation is that of training pictures, so that all fits of a picture lie in one split.
+        held_out = self._drawn("validation", training).argsort().argsort() < round(self.validation * training)
+        split = ["test" if i >= training else "val" if held_out[i] else "train" for i in image.tolist()]
+        table = {
+            "network": networks,
+            "seed": torch.full_like(networks, self.seed),
+            "image": image,
+            "fit": networks // total,
+            "label": labels,
+        }
+        return thetas.cpu(), {**table, "loss": error, "psnr": 10 * torch.log10((high - low) ** 2 / error), "split": split}
+
+    def _fit(self, targets: Tensor, networks: Tensor, device: torch.device | str, advance: Advance) -> Tensor:
+        """Networks fitted to targets ``[B, pixels, channels]``."""
+        space, signal, random = self.space, self.space.signal, CounterRandom(self.seed)
+        assert signal is not None
+        thetas = initial_sirens(space, random, networks).to(device, self.dtype)
+        networks, coordinates, offset = networks.to(device), signal.coordinates().to(device, self.dtype), signal.offset
+        total = len(coordinates)
+        pixels = min(total, self.pixels or -(-total // 4))
+        rounds = total // pixels
+        order = torch.empty(0)
+
+        def loss(tensors: dict[str, Tensor], points: Tensor, truth: Tensor) -> Tensor:
+            return (run_network(space, tensors, points) + offset - truth).square().mean()
+
+        slope = torch.func.vmap(torch.func.grad(loss))
+
+        def gradient(step: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            nonlocal order
+            epoch, part = divmod(step, rounds)
+            if part == 0:
+                order = random.uniform(networks, "pixels", (total,), step=epoch).argsort(1)
+            chosen = order[:, part * pixels : (part + 1) * pixels]
+            found: dict[str, Tensor] = slope(
+                tensors, coordinates[chosen], targets.gather(1, chosen[:, :, None].expand(-1, -1, targets.shape[2]))
+            )
+            return found
+
+        rate = torch.full((len(networks),), self.learning_rate, dtype=self.dtype, device=device)
+        steps = torch.full((len(networks),), self.steps)
+        _optimize(
+            space, thetas, gradient, steps, lambda step: rate * (0.5 + 0.5 * math.cos(math.pi * step / self.steps)), 0 * rate, advance
+        )
+        return thetas

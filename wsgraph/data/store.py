@@ -1,125 +1,91 @@
-"""Zoos of networks on disk: weights mapped into memory, a table of what is known about each network, and the space they live in."""
+"""Zoos of networks on disk: shards that are mapped into memory, and a table of what is known about each network."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import uuid
-import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+import filelock
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from wsgraph.files import explained_errors, flush
+from wsgraph.data.dataset import Indices, ZooDataset
+from wsgraph.data.shards import ArrayRows, MappedRows, Shard, checked_columns, decode_column, encode_column, open_shard, write_shard
+from wsgraph.files import explained_errors, flush, write_atomically
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space.weight_space import SpaceMismatchError
 
-__all__ = ["ZooDataset", "ZooStore"]
+__all__ = ["PathLike", "ZooStore"]
 
 _FORMAT = "wsgraph.ZooStore"
-_VERSION = 1
-_FILES = ("zoo.json", "space.json", "thetas.safetensors", "table.npz")
-_ROWS = 4096
+_VERSION = 2
+_SHARD_BYTES = 2**28
+_OPEN_FILES = 128
+# What is read of a mapped file counts as memory of the process until it is handed back: the rows, and around each of them what a page fault
+# maps too, up to a huge page.
+_RESIDENT = 2**28
+_AROUND = 2**21
 
-Indices = slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray
 PathLike = str | os.PathLike[str]
 
 
-# == Writing ==
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes ``path`` when the block ends, and is removed when it fails."""
-    with explained_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        temporary.mkdir()
-        try:
-            yield temporary
-            for file in temporary.iterdir():
-                flush(file)
-            flush(temporary)
-            os.rename(temporary, path)
-            flush(path.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-
-def _column(name: str, values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    column = np.asarray(values)
-    if column.ndim != 1 or column.dtype.kind not in "biufU":
-        raise ValueError(
-            f"Expected column {name!r} of 'table' to be a flat list of numbers, bools or strings "
-            f"(got shape {list(column.shape)}, dtype {column.dtype})."
-        )
-    return column
-
-
-def _checked_table(table: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
-    columns = {name: _column(name, values) for name, values in table.items()}
-    if wrong := {name: len(column) for name, column in columns.items() if len(column) != count}:
-        listed = ", ".join(f"{name!r} has {length}" for name, length in wrong.items())
-        raise ValueError(f"Expected every column of 'table' to have one entry per network, {count} ({listed}).")
-    return columns
-
-
-def _write_table(path: Path, table: Mapping[str, np.ndarray]) -> None:
-    # numpy.savez takes columns as keyword arguments, which rules out some names; the archive is the same.
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, column in table.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, column, allow_pickle=False)
-
-
-# == Reading ==
-
-
-def _read_document(path: Path) -> dict[str, Any]:
+def _read_document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is damaged: it is not JSON ({error}). Make the zoo again or restore the file.") from None
+        raise ValueError(f"{str(file)!r} is damaged: it is not JSON ({error}). Make the zoo again or restore the file.") from None
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise ValueError(f'{str(path)!r} does not describe a zoo: expected "format": "{_FORMAT}".')
+        raise ValueError(f'{str(file)!r} does not describe a zoo: expected "format": "{_FORMAT}".')
     version = document.get("version")
-    if not isinstance(version, int) or version > _VERSION:
-        raise ValueError(f"{str(path)!r} has format version {version!r}, this wsgraph reads up to {_VERSION}; update wsgraph to read it.")
-    if not isinstance(document.get("count"), int) or not isinstance(document.get("info"), dict):
-        raise ValueError(f"{str(path)!r} is damaged: it lacks 'count' or 'info'. Make the zoo again or restore the file.")
+    if version != _VERSION:
+        advice = "update wsgraph to read it" if isinstance(version, int) and version > _VERSION else "make the zoo again"
+        raise ValueError(f"{str(file)!r} has format version {version!r}, this wsgraph reads {_VERSION}; {advice}.")
+    if not isinstance(document.get("finished"), bool) or not isinstance(document.get("info"), dict):
+        raise ValueError(f"{str(file)!r} is damaged: it lacks 'finished' or 'info'. Make the zoo again or restore the file.")
     return document
 
 
-class ZooStore:
-    """A zoo of networks of one architecture, in a folder.
+def _finite(thetas: Tensor) -> Tensor:
+    # By rows, so that a zoo mapped from disk is never held in memory at once.
+    return torch.cat([rows.isfinite().all(1) for rows in thetas.detach().split(4096)]).cpu()
 
-    The folder holds ``thetas.safetensors`` (one tensor ``thetas``), ``space.json``, ``table.npz`` and ``zoo.json``. Opening reads headers
-    alone: weights are mapped into memory and read from disk where they are used.
+
+class ZooStore:
+    """A zoo of networks in a folder, in shards that are written once.
+
+    ``shards/NAME.safetensors`` holds the weights of networks of one architecture with their rows of the table, ``spaces/KEY.json`` the
+    architectures, ``zoo.json`` how the zoo was made, ``columns.safetensors`` columns that were set later. A shard is there in full or not
+    at all, whatever happens to the process that writes it. Opening reads headers alone: weights are mapped into memory and read from disk
+    where they are used, and handed back after use, so that a zoo may be larger than memory.
 
     Args:
-        path: Folder written by :meth:`create`.
+        path: Folder written by :meth:`create`, :meth:`begin` or :meth:`writing`.
 
     Attributes:
         path: The folder.
-        space: The :class:`~wsgraph.WeightSpace` of all networks.
+        shards: Its shards, in the order of their names, which is that of the networks.
         info: How the zoo was made, with counts such as ``dropped_non_finite``.
+        finished: Whether everything that should be in the zoo is there.
 
     Raises:
-        FileNotFoundError: If the folder or one of its files is missing.
-        ValueError: If a file is damaged, or was written by a newer version.
+        FileNotFoundError: If the folder or ``zoo.json`` is missing.
+        ValueError: If a file is damaged, or was written by another version.
 
     Example:
         >>> import tempfile, torch
@@ -134,56 +100,134 @@ class ZooStore:
         tensor([0.5000, 0.9000])
     """
 
+    path: Path
+    shards: tuple[Shard, ...]
+    info: dict[str, Any]
+    finished: bool
+
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path).resolve()
-        if missing := [name for name in _FILES if not (self.path / name).is_file()]:
-            if len(missing) == len(_FILES):
-                what = "is not a folder" if not self.path.is_dir() else "is not a zoo: it has no zoo.json"
-                if self.path.with_name(f"{self.path.name}.partial").is_dir():
-                    raise FileNotFoundError(f"{str(path)!r} is not finished. Repeat the command or call that makes it: it will continue.")
-                raise FileNotFoundError(
-                    f"{str(path)!r} {what}. Make a zoo there with `wsgraph zoo make-cnn`, wsgraph.data.make_cnn_zoo or ZooStore.create."
-                )
-            raise FileNotFoundError(f"The zoo {str(path)!r} lacks {', '.join(missing)}. Make the zoo again or restore the file.")
-        document = _read_document(self.path / "zoo.json")
-        self.info: dict[str, Any] = document["info"]
-        self._count: int = document["count"]
-        try:
-            self.space = WeightSpace.from_json((self.path / "space.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{str(self.path / 'space.json')!r} is damaged. {error}") from None
-        self._check_header()
-
-    def _check_header(self) -> None:
-        file = self.path / "thetas.safetensors"
-        try:
-            with safe_open(file, "pt") as tensors:
-                shape = list(tensors.get_slice("thetas").get_shape())
-        except SafetensorError as error:
-            raise ValueError(f"{str(file)!r} is damaged or truncated ({error}). Make the zoo again or restore the file.") from None
-        if shape != [self._count, self.space.num_params]:
-            raise ValueError(
-                f"Expected {str(file)!r} to hold {self._count} networks of {self.space!r} (got shape {shape}); the folder mixes two zoos."
+        if not (self.path / "zoo.json").is_file():
+            what = "is not a zoo: it has no zoo.json" if self.path.is_dir() else "is not a folder"
+            raise FileNotFoundError(
+                f"{str(path)!r} {what}. Make a zoo there with `wsgraph zoo make-cnn`, wsgraph.data.make_cnn_zoo or ZooStore.create."
             )
+        self.reload()
+
+    def reload(self) -> None:
+        """Read again what the folder holds, after another process added to it."""
+        document = _read_document(self.path / "zoo.json")
+        self.finished, self._info = document["finished"], document["info"]
+        files = (file for file in (self.path / "shards").glob("*.safetensors") if not file.name.startswith("."))
+        self._index([open_shard(file) for file in files])
+
+    def _index(self, shards: Sequence[Shard]) -> None:
+        """Take note of the shards there are."""
+        self.shards = tuple(sorted(shards, key=lambda shard: shard.name))
+        dropped = self._info.get("dropped_non_finite", 0) + sum(shard.dropped for shard in self.shards)
+        self.info = {**self._info, "dropped_non_finite": dropped}
+        self._starts = torch.tensor([0, *(shard.count for shard in self.shards)]).cumsum(0)
+        self._mapped: OrderedDict[int, MappedRows] = OrderedDict()
+        self._resident = 0
+        self._spaces: dict[str, WeightSpace] = getattr(self, "_spaces", {})
+        for name in ("thetas", "table"):
+            self.__dict__.pop(name, None)
+
+    # == Writing ==
+
+    @classmethod
+    def begin(cls, path: PathLike, *, info: Mapping[str, Any] | None = None) -> ZooStore:
+        """Make an empty zoo, to be filled with :meth:`append` and closed with :meth:`finish`.
+
+        Args:
+            path: Folder to make, which must not exist.
+            info: How the zoo is made, anything that JSON can hold.
+
+        Raises:
+            FileExistsError: If the path exists.
+            OSError: If it cannot be written, with what to do about it.
+            ValueError: If ``info`` is not JSON.
+        """
+        with cls._new_folder(path, info):
+            pass
+        return cls(path)
+
+    @classmethod
+    @contextmanager
+    def _new_folder(cls, path: PathLike, info: Mapping[str, Any] | None) -> Iterator[ZooStore]:
+        """An empty zoo under a temporary name, which becomes ``path`` when the block ends, and is removed when it fails."""
+        path = Path(path).resolve()
+        try:
+            recorded = json.loads(json.dumps(dict(info or {})))
+        except TypeError as error:
+            raise ValueError(f"Expected 'info' to hold what JSON can hold: text, numbers, lists and dicts ({error}).") from None
+        if os.path.lexists(path):
+            raise FileExistsError(f"{str(path)!r} exists already. Open it with ZooStore(path), choose another path, or delete it.")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with explained_errors(path):
+                for folder in (temporary / "shards", temporary / "spaces"):
+                    folder.mkdir(parents=True)
+                _write_document(temporary, recorded, finished=False)
+            store = cls(temporary)
+            yield store
+            with explained_errors(path):
+                os.rename(temporary, path)
+                flush(path.parent)
+            store.path = path
+            store.reload()
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    @classmethod
+    @contextmanager
+    def writing(cls, path: PathLike, *, info: Mapping[str, Any] | None = None) -> Iterator[ZooStore]:
+        """A new zoo, to be filled within the block; the folder appears complete when the block ends, or not at all.
+
+        Args:
+            path: Folder to make, which must not exist.
+            info: How the zoo is made, anything that JSON can hold.
+
+        Raises:
+            FileExistsError: If the path exists.
+            OSError: If it cannot be written, with what to do about it.
+            ValueError: If ``info`` is not JSON, or the zoo is still empty at the end.
+
+        Example:
+            >>> import tempfile
+            >>> space = WeightSpace.mlp([2, 8, 1])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     with ZooStore.writing(f"{folder}/zoo") as store:
+            ...         for epoch in range(3):
+            ...             store.append(space, space.sample(4), {"epoch": [epoch] * 4})
+            ...     len(ZooStore(f"{folder}/zoo"))
+            12
+        """
+        with cls._new_folder(path, info) as store:
+            yield store
+            if not len(store):
+                raise ValueError(f"A zoo needs at least one network with finite weights (dropped: {store.info['dropped_non_finite']}).")
+            store.finish()
 
     @classmethod
     def create(
         cls,
         path: PathLike,
         space: WeightSpace,
-        thetas: Tensor,
+        thetas: Tensor | ArrayRows,
         table: Mapping[str, Any],
         *,
         info: Mapping[str, Any] | None = None,
     ) -> ZooStore:
-        """Write a zoo and open it. The folder appears complete or not at all.
+        """Write a zoo of one architecture and open it. The folder appears complete or not at all.
 
         Networks with NaN or infinite weights are left out, with their rows of the table, and counted in ``info["dropped_non_finite"]``.
 
         Args:
             path: Folder to write, which must not exist.
             space: The weight space.
-            thetas: Flat checkpoints of shape ``[N, P]``.
+            thetas: Flat checkpoints of shape ``[N, P]``, or where they lie.
             table: Columns by name, each one entry per network: numbers, bools or strings. ``split`` and ``test_accuracy`` have a meaning to
                 :meth:`split` and :meth:`dataset`.
             info: How the zoo was made, anything that JSON can hold.
@@ -194,50 +238,336 @@ class ZooStore:
             SpaceMismatchError: If ``thetas`` has another width.
             ValueError: If no network is left, columns differ in length or hold something else, or ``info`` is not JSON.
         """
-        path = Path(path).resolve()
-        space.check_thetas(thetas)
-        columns = _checked_table(table, len(thetas))
-        if os.path.lexists(path):
-            raise FileExistsError(f"{str(path)!r} exists already. Open it with ZooStore(path), choose another path, or delete it.")
-        if not len(thetas):
-            raise ValueError("A zoo needs at least one network (got an empty 'thetas').")
-        # By rows, so that a zoo mapped from disk is never held in memory at once.
-        finite = torch.cat([rows.isfinite().all(1) for rows in thetas.detach().split(_ROWS)]).cpu()
-        if not finite.any():
-            raise ValueError(f"A zoo needs at least one network, but all {len(thetas)} in 'thetas' have NaN or infinite weights.")
-        if not finite.all():
-            thetas, columns = thetas[finite.to(thetas.device)], {name: column[finite.numpy()] for name, column in columns.items()}
-        recorded = dict(info or {})
-        recorded["dropped_non_finite"] = recorded.get("dropped_non_finite", 0) + int((~finite).sum())
-        document = {"format": _FORMAT, "version": _VERSION, "count": len(thetas), "info": recorded}
-        try:
-            text = json.dumps(document, indent=2)
-        except TypeError as error:
-            raise ValueError(f"Expected 'info' to hold what JSON can hold: text, numbers, lists and dicts ({error}).") from None
-        with _new_folder(path) as folder:
-            save_file({"thetas": thetas.detach().cpu().contiguous()}, folder / "thetas.safetensors")
-            _write_table(folder / "table.npz", columns)
-            (folder / "space.json").write_text(space.to_json(), encoding="utf-8")
-            (folder / "zoo.json").write_text(text, encoding="utf-8")
+        with cls.writing(path, info=info) as store:
+            store.append(space, thetas, table)
         return cls(path)
+
+    def append(self, space: WeightSpace, thetas: Tensor | ArrayRows, table: Mapping[str, Any], *, name: str | None = None) -> None:
+        """Add networks of one architecture, in shards of at most 256 MiB, each of which is there in full or not at all.
+
+        Several processes may append to one zoo at a time. Networks with NaN or infinite weights are left out and counted.
+
+        Args:
+            space: The weight space.
+            thetas: Flat checkpoints of shape ``[n, P]``, or rows of a ``.npy`` file, which are not copied.
+            table: Columns by name, the same in all shards of a zoo.
+            name: Name of the shard, which then must not exist and is not divided (default: the next number).
+
+        Raises:
+            FileExistsError: If there is a shard of that name.
+            OSError: If the shard cannot be written, with what to do about it.
+            SpaceMismatchError: If ``thetas`` has another width.
+            ValueError: If columns differ in length, from those of the zoo, or hold something else.
+        """
+        if isinstance(thetas, ArrayRows):
+            if thetas.shape[1] != space.num_params:
+                raise SpaceMismatchError(f"Expected {space.num_params} columns for {space!r} (got {thetas.shape[1]}).")
+            source = thetas.open()
+            finite = torch.ones(thetas.shape[0], dtype=torch.bool)
+            for positions in torch.arange(thetas.shape[0]).split(4096):
+                finite[positions] = source.take(positions).isfinite().all(1)
+                source.release()
+        else:
+            space.check_thetas(thetas)
+            finite = _finite(thetas) if len(thetas) else torch.ones(0, dtype=torch.bool)
+        columns = checked_columns(table, len(finite))
+        self._check_columns(columns)
+        kept = finite.nonzero().flatten()
+        row_bytes = 16 if isinstance(thetas, ArrayRows) else space.num_params * thetas.element_size()
+        parts = kept.split(max(1, _SHARD_BYTES // row_bytes)) if name is None and len(kept) else [kept]
+        key = self._write_space(space)
+        dropped = len(finite) - len(kept)
+        for part in parts:
+            if not len(part) and dropped == 0:
+                continue
+            rows = {column: values[part.numpy()] for column, values in columns.items()}
+            if isinstance(thetas, ArrayRows):
+                taken: Tensor | ArrayRows = ArrayRows(thetas.file, thetas.rows[part], thetas.columns)
+            else:
+                taken = thetas if len(part) == len(thetas) else thetas[part.to(thetas.device)]
+            self._write_shard(name, key, taken, rows, dropped)
+            dropped = 0
+
+    def _write_shard(self, name: str | None, key: str, thetas: Tensor | ArrayRows, columns: Mapping[str, np.ndarray], dropped: int) -> None:
+        folder, number = self.path / "shards", len(self.shards)
+        while True:
+            file = folder / f"{f'{number:06d}' if name is None else name}.safetensors"
+            if not file.exists() or name is not None:
+                try:
+                    write_shard(file, key, thetas, columns, dropped=dropped)
+                    return self._index([*self.shards, open_shard(file)])
+                except FileExistsError:
+                    if name is not None:
+                        raise
+            number += 1  # somebody else took that number
+
+    def _write_space(self, space: WeightSpace) -> str:
+        text = space.to_json()
+        file = self.path / "spaces" / f"{_key(text)}.json"
+        if not file.exists():
+            write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return file.stem
+
+    def _check_columns(self, columns: Mapping[str, np.ndarray]) -> None:
+        if not self.shards:
+            return
+        expected = self.shards[-1].columns
+        if set(columns) != set(expected):
+            raise ValueError(
+                f"Expected the columns of the zoo {str(self.path)!r}, {', '.join(expected) or 'none'} (got {', '.join(columns) or 'none'})."
+            )
+        there = self.shards[-1].table()
+        if wrong := [name for name in columns if (columns[name].dtype.kind == "U") != (there[name].dtype.kind == "U")]:
+            raise ValueError(
+                f"Expected strings in a column where the zoo {str(self.path)!r} has strings, and numbers where it has numbers, "
+                f"but {', '.join(map(repr, wrong))} {'differs' if len(wrong) == 1 else 'differ'}."
+            )
+
+    def finish(self, **info: Any) -> None:
+        """Record that nothing is missing, and more about how the zoo was made."""
+        document = _read_document(self.path / "zoo.json")
+        _write_document(self.path, {**document["info"], **info}, finished=True)
+        self.reload()
+
+    def set_column(self, name: str, values: Any) -> None:
+        """Set a column of the table for all networks, or add one.
+
+        Args:
+            name: Name of the column.
+            values: One entry per network: numbers, bools or strings.
+
+        Raises:
+            OSError: If it cannot be written, with what to do about it.
+            ValueError: If the length differs, or it holds something else.
+
+        Example:
+            >>> import tempfile
+            >>> from wsgraph.data import group_split
+            >>> space = WeightSpace.mlp([2, 8, 1])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     store = ZooStore.create(f"{folder}/zoo", space, space.sample(10), {"run": [i // 2 for i in range(10)]})
+            ...     store.set_column("split", group_split(store.column("run"), {"train": 0.6, "test": 0.4}, seed=0))
+            ...     store.dataset("train", target=None)
+            ZooDataset(6 of 10 networks, WeightSpace(2-8-1, linear | linear, relu, 33 parameters), target=None)
+        """
+        column = checked_columns({name: values}, len(self))[name]
+        with self.lock():
+            later = {**self._later_columns(), name: dict(zip(self._names, np.split(column, self._starts[1:-1]), strict=True))}
+            parts = [(each, shard, part) for each, shards in later.items() for shard, part in shards.items()]
+            metadata = {"parts": json.dumps([part[:2] for part in parts])}
+            tensors = {str(i): encode_column(part) for i, (_, _, part) in enumerate(parts)}
+            write_atomically(self.path / "columns.safetensors", lambda temporary: save_file(tensors, temporary, metadata))
+        self.__dict__.pop("table", None)
+
+    def _later_columns(self) -> dict[str, dict[str, np.ndarray]]:
+        """Columns that were set after their shards were written, by name and shard."""
+        file = self.path / "columns.safetensors"
+        if not file.exists():
+            return {}
+        columns: dict[str, dict[str, np.ndarray]] = {}
+        try:
+            with safe_open(file, "pt") as tensors:
+                for i, (name, shard) in enumerate(json.loads(tensors.metadata()["parts"])):
+                    columns.setdefault(name, {})[shard] = decode_column(tensors.get_tensor(str(i)))
+        except SafetensorError as error:
+            raise ValueError(f"{str(file)!r} is damaged ({error}). Delete it and set its columns again.") from None
+        return columns
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from changing the zoo in ways that exclude each other; a process that dies lets go.
+
+        Raises:
+            BlockingIOError: If another process holds the zoo.
+        """
+        try:
+            with filelock.FileLock(self.path / ".lock", timeout=0):
+                yield
+        except filelock.Timeout:
+            raise BlockingIOError(
+                f"Another process is writing to the zoo {str(self.path)!r}. Wait until it is done, or choose another path."
+            ) from None
+
+    @classmethod
+    def merge(cls, path: PathLike, stores: Sequence[ZooStore]) -> ZooStore:
+        """Write the networks of several zoos, in their order, as one.
+
+        The new zoo has the columns that all zoos have, and ``zoo``, the folder name of the zoo that each network comes from.
+
+        Args:
+            path: Folder to write, which must not exist.
+            stores: The zoos.
+
+        Raises:
+            FileExistsError: If the path exists.
+            OSError: If it cannot be written, with what to do about it.
+            ValueError: If no zoo is given, or a column holds strings in one and numbers in another.
+        """
+        if not stores:
+            raise ValueError("Expected at least one zoo in 'stores' (got none).")
+        names = [name for name in stores[0].table if all(name in store.table for store in stores) and name != "zoo"]
+        with cls.writing(path, info={"merged": [{"zoo": store.path.name, "info": store.info} for store in stores]}) as merged:
+            shards = [(store, position) for store in stores for position in range(len(store.shards))]
+            for number, (store, position) in enumerate(shards):
+                rows = slice(*store._starts[position : position + 2].tolist())
+                key = merged._write_space(store.load_space(store.shards[position].space))
+                columns = {name: store.table[name][rows] for name in names}
+                columns["zoo"] = np.full(rows.stop - rows.start, store.path.name)
+                merged._check_columns(columns)
+                taken = store._rows(position, torch.arange(rows.stop - rows.start))
+                merged._write_shard(f"{number:06d}", key, taken, columns, store.shards[position].dropped)
+        return cls(path)
+
+    # == Reading ==
+
+    @property
+    def _names(self) -> list[str]:
+        return [shard.name for shard in self.shards]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights; of several, the one that holds all."""
+        dtypes = {shard.dtype for shard in self.shards} or {torch.float32}
+        common = dtypes.pop()
+        for dtype in dtypes:
+            common = torch.promote_types(common, dtype)
+        return common
+
+    def load_space(self, key: str) -> WeightSpace:
+        """The weight space of the shards with a key."""
+        if key not in self._spaces:
+            file = self.path / "spaces" / f"{key}.json"
+            if not file.is_file():
+                raise FileNotFoundError(f"The zoo {str(self.path)!r} lacks {file.name}. Make the zoo again or restore the file.")
+            try:
+                space = WeightSpace.from_json(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{str(file)!r} is damaged. {error}") from None
+            if wrong := [shard for shard in self.shards if shard.space == key and shard.shape[1] != space.num_params]:
+                raise ValueError(
+                    f"Expected {str(wrong[0].file)!r} to hold networks of {space!r} (got shape {list(wrong[0].shape)}); "
+                    "the folder mixes two zoos."
+                )
+            self._spaces[key] = space
+        return self._spaces[key]
+
+    @property
+    def spaces(self) -> list[WeightSpace]:
+        """The distinct weight spaces, in order of appearance."""
+        return [self.load_space(key) for key in dict.fromkeys(shard.space for shard in self.shards)]
+
+    @property
+    def space(self) -> WeightSpace:
+        """The weight space of all networks.
+
+        Raises:
+            SpaceMismatchError: If the zoo is empty or holds several architectures.
+        """
+        keys = list(dict.fromkeys(shard.space for shard in self.shards))
+        if len(keys) != 1:
+            what = "is empty" if not keys else f"holds {len(keys)} architectures (the first two: {', '.join(map(repr, self.spaces[:2]))})"
+            raise SpaceMismatchError(
+                f"The zoo {str(self.path)!r} {what}, but one is needed here. "
+                "Choose networks of one with store.of_space(store.spaces[0]), or use a model that reads mixed batches."
+            )
+        return self.load_space(keys[0])
+
+    def _rows(self, shard: int, positions: Tensor) -> Tensor:
+        """Some rows of a shard, copied."""
+        mapped = self._mapped.pop(shard, None) or self.shards[shard].open()
+        self._mapped[shard] = mapped
+        if len(self._mapped) > _OPEN_FILES:
+            self._mapped.popitem(last=False)
+        count, (_, width), dtype = len(positions), self.shards[shard].shape, self.shards[shard].dtype
+        step = max(1, _RESIDENT // (width * dtype.itemsize + _AROUND))
+        parts = []
+        for part in positions.split(step) if count else (positions,):
+            self._resident += len(part)
+            if self._resident > step:
+                for each in self._mapped.values():
+                    each.release()
+                self._resident = len(part)
+            parts.append(mapped.take(part))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def owners(self, positions: Tensor) -> Tensor:
+        """Position in :attr:`shards` of the shard that holds each network."""
+        return torch.bucketize(positions, self._starts[1:], right=True)
+
+    def read(self, positions: Tensor) -> Tensor:
+        """Flat checkpoints ``[n, P]`` of some networks of one architecture, copied from disk.
+
+        Args:
+            positions: Positions of the networks ``[n]``.
+
+        Raises:
+            SpaceMismatchError: If the networks have several architectures.
+        """
+        owners = self.owners(positions)
+        found = owners.unique().tolist()
+        if len(found) == 1:
+            return self._rows(found[0], positions - self._starts[found[0]])
+        if not found:
+            return torch.empty(0, self.space.num_params, dtype=self.dtype)
+        widths = {self.shards[shard].shape[1] for shard in found}
+        if len(widths) != 1:
+            raise SpaceMismatchError(f"Expected networks of one architecture (got {len(widths)} of the zoo {str(self.path)!r}).")
+        thetas = torch.empty(len(positions), widths.pop(), dtype=self.dtype)
+        for shard in found:
+            mine = (owners == shard).nonzero().flatten()
+            thetas[mine] = self._rows(shard, positions[mine] - self._starts[shard]).to(thetas.dtype)
+        return thetas
+
+    def batch(
+        self, positions: Tensor, transform: Callable[[WeightSpace, Tensor], Tensor] | None = None, y: Tensor | None = None
+    ) -> ParameterGraph:
+        """The batch of some networks, built without a loop over them.
+
+        Networks of one architecture lie side by side, architectures in the order of their shards.
+
+        Args:
+            positions: Positions of the networks ``[n]``.
+            transform: Applied to each weight space and its flat checkpoints ``[b, P]`` before the graphs are built.
+            y: Targets ``[n]``.
+        """
+        keys = list(dict.fromkeys(shard.space for shard in self.shards))
+        which = torch.zeros_like(positions)
+        if len(keys) > 1:
+            which = torch.tensor([keys.index(shard.space) for shard in self.shards])[self.owners(positions)]
+        parts = []
+        for i in which.unique().tolist():
+            mine = slice(None) if len(keys) == 1 else (which == i).nonzero().flatten()
+            space, thetas = self.load_space(keys[i]), self.read(positions[mine])
+            parts.append(space.batch(thetas if transform is None else transform(space, thetas), None if y is None else y[mine]))
+        return parts[0] if len(parts) == 1 else ParameterGraph.join(parts)
 
     @cached_property
     def thetas(self) -> Tensor:
-        """Flat checkpoints ``[N, P]``, mapped from disk: reading a row reads that row. Writing to it does not change the file."""
-        with safe_open(self.path / "thetas.safetensors", "pt") as tensors:
-            thetas: Tensor = tensors.get_tensor("thetas")
-        return thetas
+        """Flat checkpoints ``[N, P]`` of a zoo of one architecture. Writing to it does not change the files.
+
+        Of a zoo of one shard mapped from disk: reading a row reads that row, and what was read stays in memory. Of several shards all in
+        memory: for zoos that are larger, :meth:`read` and :meth:`dataset` take what they need.
+
+        Raises:
+            SpaceMismatchError: If the zoo holds several architectures.
+        """
+        thetas = torch.empty(0, self.space.num_params) if not self.shards else None
+        if len(self.shards) == 1 and not self.shards[0].is_linked:
+            thetas = self.shards[0].open().matrix
+        return self.read(torch.arange(len(self))) if thetas is None else thetas
 
     @cached_property
     def table(self) -> dict[str, np.ndarray]:
         """Columns by name, each with one entry per network."""
-        file = self.path / "table.npz"
-        try:
-            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-                table = {name: archive[name] for name in archive.files}
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise ValueError(f"{str(file)!r} is damaged ({error}). Make the zoo again or restore the file.") from None
-        return _checked_table(table, self._count)
+        tables = {shard.name: shard.table() for shard in self.shards}
+        later = self._later_columns()
+        names = dict.fromkeys([*(self.shards[0].columns if self.shards else ()), *later])
+        table = {}
+        for name in names:
+            parts = [part for shard, own in tables.items() if (part := later.get(name, {}).get(shard, own.get(name))) is not None]
+            if len(parts) == len(self.shards):
+                table[name] = np.concatenate(parts)
+        return checked_columns(table, len(self))
 
     def column(self, name: str) -> np.ndarray:
         """A column of the table.
@@ -246,7 +576,8 @@ class ZooStore:
             ValueError: If there is none of that name; the message lists those there are.
         """
         if name not in self.table:
-            raise ValueError(f"The zoo {str(self.path)!r} has no column {name!r}. Its columns: {', '.join(self.table) or 'none'}.")
+            also = " It was set before some of the networks were added: set it again." if name in self._later_columns() else ""
+            raise ValueError(f"The zoo {str(self.path)!r} has no column {name!r}. Its columns: {', '.join(self.table) or 'none'}.{also}")
         return self.table[name]
 
     def split(self, name: str) -> Tensor:
@@ -258,29 +589,64 @@ class ZooStore:
         column = self.column("split")
         indices = np.flatnonzero(column == name)
         if not len(indices):
-            raise ValueError(f"The zoo {str(self.path)!r} has no split {name!r}. Its splits: {', '.join(map(str, self._splits))}.")
+            raise ValueError(f"The zoo {str(self.path)!r} has no split {name!r}. Its splits: {', '.join(map(str, self.splits))}.")
         return torch.from_numpy(indices)
 
     @property
-    def _splits(self) -> dict[str, int]:
-        """Splits by name with their sizes, in order of appearance."""
+    def splits(self) -> dict[str, int]:
+        """Splits by name with their sizes, in order of appearance; empty without a column ``split``."""
+        if "split" not in self.table:
+            return {}
         names, first, counts = np.unique(self.table["split"], return_index=True, return_counts=True)
         return {str(names[i]): int(counts[i]) for i in np.argsort(first)}
 
-    def dataset(self, split: str | None = None, target: str | None = "test_accuracy") -> ZooDataset:
+    def dataset(self, split: str | None = None, target: str | None = "test_accuracy", **options: Any) -> ZooDataset:
         """The networks of a split as a dataset of parameter graphs.
 
         Args:
             split: Name of the split (default: all networks).
             target: Column that becomes ``y``; ``None`` for graphs without one.
+            **options: Further options of :class:`ZooDataset`, such as ``transform``.
 
         Raises:
             ValueError: If there is no such split or column, or the column holds strings.
         """
-        return ZooDataset(self, None if split is None else self.split(split), target)
+        return ZooDataset(self, None if split is None else self.split(split), target, **options)
+
+    def of_space(self, space: WeightSpace, target: str | None = None) -> ZooDataset:
+        """The networks of one weight space."""
+        keys = [shard.space for shard in self.shards]
+        mine = torch.tensor([self.load_space(key) == space for key in keys])
+        return ZooDataset(self, mine[self.owners(torch.arange(len(self)))].nonzero().flatten(), target)
+
+    def verify(self) -> list[str]:
+        """Read everything, and say what is wrong, one sentence each: checksums, shapes, NaN, rows of the table, weight spaces.
+
+        Returns:
+            The problems; an empty list for a zoo that is whole.
+        """
+        problems: list[str] = []
+        for shard in self.shards:
+            problems.extend(shard.problems())
+        for key in dict.fromkeys(shard.space for shard in self.shards):
+            try:
+                if _key(self.load_space(key).to_json()) != key:
+                    problems.append(f"{str(self.path / 'spaces' / key)!r}.json was changed after it was written.")
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+        try:
+            for name, parts in self._later_columns().items():
+                lengths = {shard.name: shard.count for shard in self.shards}
+                if wrong := [shard for shard, part in parts.items() if lengths.get(shard, len(part)) != len(part)]:
+                    problems.append(f"The column {name!r} has another number of rows than shard {wrong[0]}: set it again.")
+        except ValueError as error:
+            problems.append(str(error))
+        if not self.finished:
+            problems.append("The zoo is not finished. Repeat the command or call that makes it: it will continue.")
+        return problems
 
     def __len__(self) -> int:
-        return self._count
+        return int(self._starts[-1])
 
     @overload
     def __getitem__(self, index: int) -> ParameterGraph: ...
@@ -290,112 +656,19 @@ class ZooStore:
         """The graph of one network, or the dataset of several (a slice, positions or a boolean mask); without targets."""
         return self.dataset(target=None)[index]
 
-    # Workers of a data loader open the file themselves instead of receiving the weights.
+    # Workers of a data loader open the files themselves instead of receiving the weights.
     def __reduce__(self) -> tuple[type[ZooStore], tuple[Path]]:
         return type(self), (self.path,)
 
     def __repr__(self) -> str:
-        splits = "".join(f", {name} {count:,}" for name, count in self._splits.items()) if "split" in self.table else ""
-        return f"ZooStore({str(self.path)!r}, {len(self):,} networks, {self.space!r}, {len(self.table)} columns{splits})"
+        spaces = len({shard.space for shard in self.shards})
+        what = repr(self.spaces[0]) if spaces == 1 else f"{spaces} weight spaces"
+        splits = "".join(f", {name} {count:,}" for name, count in self.splits.items())
+        shards = f", {len(self.shards)} shards" if len(self.shards) != 1 else ""
+        unfinished = "" if self.finished else ", not finished"
+        return f"ZooStore({str(self.path)!r}, {len(self):,} networks, {what}, {len(self.table)} columns{splits}{shards}{unfinished})"
 
 
-class ZooDataset(Dataset[ParameterGraph]):
-    """Networks of a zoo as parameter graphs with targets, for PyG's data loader or :class:`wsgraph.data.DataLoader`.
-
-    Args:
-        store: The zoo.
-        indices: Positions of the networks in it (default: all).
-        target: Column that becomes ``y``; ``None`` for graphs without one.
-
-    Attributes:
-        store: The zoo.
-        space: The weight space.
-        indices: Positions of the networks in the zoo, or ``None`` for all.
-        target: The column, or ``None``.
-
-    Raises:
-        ValueError: If there is no such column, or it holds strings.
-    """
-
-    def __init__(self, store: ZooStore, indices: Tensor | None = None, target: str | None = "test_accuracy") -> None:
-        self.store, self.indices, self.target = store, indices, target
-        self.space = store.space
-        self._y = None if target is None else self._targets(target)
-
-    def _targets(self, target: str) -> Tensor:
-        column = self.store.column(target)
-        if column.dtype.kind == "U":
-            raise ValueError(f"Expected a column of numbers as 'target', but {target!r} holds strings.")
-        y = torch.from_numpy(column)
-        if y.is_floating_point():
-            y = y.to(torch.promote_types(self.store.thetas.dtype, torch.float32))
-        return y if self.indices is None else y[self.indices]
-
-    @property
-    def y(self) -> Tensor:
-        """Targets ``[n]``.
-
-        Raises:
-            ValueError: If the dataset was made without a target.
-        """
-        if self._y is None:
-            raise ValueError(f"{self!r} has no targets. Name a column: store.dataset(target='test_accuracy').")
-        return self._y
-
-    @property
-    def thetas(self) -> Tensor:
-        """Flat checkpoints ``[n, P]``; for a part of the zoo a copy made at every access, else mapped from disk."""
-        return self.store.thetas if self.indices is None else self.store.thetas[self.indices]
-
-    def batch(self, indices: Indices, transform: Callable[[Tensor], Tensor] | None = None) -> ParameterGraph:
-        """The batch of several networks, built without a loop over them.
-
-        Args:
-            indices: Positions in this dataset: a slice, integers or a boolean mask.
-            transform: Applied to the flat checkpoints ``[B, P]`` before the graphs are built.
-
-        Returns:
-            A batch of parameter graphs, equal to what PyG collates from the single ones.
-        """
-        positions = _positions(indices, len(self))
-        thetas = self.store.thetas[positions if self.indices is None else self.indices[positions]]
-        return self.space.batch(thetas if transform is None else transform(thetas), None if self._y is None else self._y[positions])
-
-    def __len__(self) -> int:
-        return len(self.store) if self.indices is None else len(self.indices)
-
-    @overload
-    def __getitem__(self, index: int) -> ParameterGraph: ...
-    @overload
-    def __getitem__(self, index: Indices) -> ZooDataset: ...
-    def __getitem__(self, index: int | Indices) -> ParameterGraph | ZooDataset:
-        """The graph of one network with ``y`` of shape ``[1]``, or the dataset of several."""
-        if not isinstance(index, (int, np.integer)) and not (isinstance(index, Tensor) and index.ndim == 0):
-            positions = _positions(index, len(self))
-            return ZooDataset(self.store, positions if self.indices is None else self.indices[positions], self.target)
-        position = int(index)
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"Network {position} is out of range: the dataset has {len(self)}.")
-        row = position % len(self) if self.indices is None else int(self.indices[position])
-        return self.space.graph(self.store.thetas[row], None if self._y is None else self._y[position])
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self):,} of {len(self.store):,} networks, {self.space!r}, target={self.target!r})"
-
-
-def _positions(indices: Indices, count: int) -> Tensor:
-    """Positions as an index tensor, counted from the front."""
-    if isinstance(indices, slice):
-        return torch.arange(count)[indices]
-    chosen = torch.as_tensor(np.asarray(indices) if isinstance(indices, Sequence) else indices).cpu()
-    if chosen.numel() == 0 and chosen.dtype != torch.bool:
-        chosen = chosen.long()
-    if chosen.ndim != 1 or chosen.is_floating_point():
-        raise IndexError(f"Expected positions or a boolean mask, one-dimensional (got shape {list(chosen.shape)}, {chosen.dtype}).")
-    if chosen.dtype == torch.bool:
-        if len(chosen) != count:
-            raise IndexError(f"Expected a mask with one entry per network, {count} (got {len(chosen)}).")
-        return chosen.nonzero().flatten()
-    if len(chosen) and not (-count <= int(chosen.min()) and int(chosen.max()) < count):
-        raise IndexError(f"A position is out of range: the dataset has {count} networks (got {int(chosen.min())} to {int(chosen.max())}).")
-    return chosen.long().remainder(count) if count else chosen.long()
+def _write_document(folder: Path, info: Mapping[str, Any], *, finished: bool) -> None:
+    text = json.dumps({"format": _FORMAT, "version": _VERSION, "finished": finished, "info": info}, indent=2)
+    write_atomically(folder / "zoo.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))

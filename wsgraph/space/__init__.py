@@ -3,7 +3,7 @@
 from wsgraph.space.blocks import Blocks
 from wsgraph.space.graph import ParameterGraph
 from wsgraph.space.operators import OPERATORS, Operator, register_operator
-from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Symmetry, Tie
+from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Signal, Symmetry, Tie
 from wsgraph.space.topology import Topology
 from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
 
@@ -17,6 +17,7 @@ __all__ = [
     "Operator",
     "Parameter",
     "ParameterGraph",
+    "Signal",
     "SpaceMismatchError",
     "Symmetry",
     "Tie",

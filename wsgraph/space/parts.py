@@ -15,7 +15,7 @@ from wsgraph.space.operators import OPERATORS, operator_symmetry, parse_operator
 
 _ROLES = ("input", "hidden", "output", "fixed", "factor")
 
-__all__ = ["Axis", "Connection", "Layer", "NeuronGroup", "Parameter", "Symmetry", "Tie"]
+__all__ = ["Axis", "Connection", "Layer", "NeuronGroup", "Parameter", "Signal", "Symmetry", "Tie"]
 
 
 class Symmetry(NamedTuple):
@@ -227,6 +227,52 @@ class Layer:
             )
         if (self.weight is None) != (self.operator == "identity"):
             raise ValueError(f"Layer {self.name!r}: a {self.operator} layer needs {'no' if self.weight else 'a'} weight.")
+
+
+@dataclass(frozen=True)
+class Signal:
+    r"""What an implicit neural representation stands for: a picture, and how its values are read.
+
+    .. math:: \text{picture}[i, j] = f(p_{ij}) + c, \quad p_{ij} = (x_j, y_i) \text{ or } (y_i, x_j), \quad x, y \in [-1, 1]
+
+    Args:
+        shape: Height and width in pixels.
+        first_axis: What the first coordinate counts: ``"column"`` (Navon et al.) or ``"row"`` (Zhou et al.).
+        offset: The constant :math:`c` added to the network's output.
+        value_range: Values of black and white.
+
+    Raises:
+        ValueError: If the shape is not positive, the axis is unknown or the range is empty.
+
+    Example:
+        >>> Signal((2, 3)).coordinates().tolist()
+        [[-1.0, -1.0], [0.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]
+    """
+
+    shape: tuple[int, int]
+    first_axis: Literal["column", "row"] = "column"
+    offset: float = 0.0
+    value_range: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "value_range", tuple(self.value_range))
+        if len(self.shape) != 2 or min(self.shape) < 1:
+            raise ValueError(f"Expected 'shape' to be a positive height and width (got {self.shape}).")
+        if self.first_axis not in ("column", "row"):
+            raise ValueError(f"Expected 'first_axis' to be 'column' or 'row' (got {self.first_axis!r}).")
+        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"Expected 'value_range' to be a lower and a higher value (got {self.value_range}).")
+
+    def coordinates(self, shape: tuple[int, int] | None = None) -> Tensor:
+        """Coordinates of all pixels, row by row, float64 ``[H * W, 2]``.
+
+        Args:
+            shape: Height and width (default: those of the signal).
+        """
+        rows, columns = (torch.linspace(-1, 1, size, dtype=torch.float64) for size in shape or self.shape)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        return torch.stack([x, y] if self.first_axis == "column" else [y, x], dim=-1).flatten(0, 1)
 
 
 @dataclass(frozen=True)

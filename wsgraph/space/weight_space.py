@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from wsgraph.space.operators import OPERATORS, parse_operator
-from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Symmetry, Tie
+from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Signal, Symmetry, Tie
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -52,6 +52,7 @@ class WeightSpace:
         layers: Layers between them, in any order without cycles.
         params: Parameters, in the order in which they lie in :math:`\theta`.
         connections: Of a network that layers cannot express, which neurons read which: its parameter graph.
+        signal: Of an implicit neural representation, what it represents; it says nothing about symmetry.
 
     Raises:
         ValueError: If names repeat, a layer names an unknown part, sizes disagree, or the layers form a cycle.
@@ -71,6 +72,7 @@ class WeightSpace:
     layers: tuple[Layer, ...]
     params: tuple[Parameter, ...]
     connections: tuple[Connection, ...] = ()
+    signal: Signal | None = None
 
     def __post_init__(self) -> None:
         for field in ("groups", "layers", "params", "connections"):
@@ -88,7 +90,7 @@ class WeightSpace:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.groups, self.layers, self.params, self.connections))
+        return hash((self.groups, self.layers, self.params, self.connections, self.signal))
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -497,6 +499,28 @@ class WeightSpace:
         return chain_space([_Link((), size) for size in sizes[1:]], sizes[0] if len(sizes) else 0, activation, bias=bias)
 
     @classmethod
+    def siren(cls, sizes: Sequence[int] = (2, 32, 32, 1), omega: float = 30.0, *, signal: Signal | None = None) -> WeightSpace:
+        r"""The weight space of sinusoidal implicit neural representations (`Sitzmann et al., 2020 <https://arxiv.org/abs/2006.09661>`_).
+
+        .. math:: h_l = \sin(\omega (W_l h_{l-1} + b_l)), \quad f = W_L h_{L-1} + b_L
+
+        Args:
+            sizes: Widths from the two coordinates to the channels of the picture.
+            omega: Frequency factor of every hidden layer.
+            signal: What the networks represent (default: pictures of 28x28 pixels in the convention of `Navon et al.
+                <https://arxiv.org/abs/2301.12780>`_: first coordinate along columns, 0.5 added, values from 0 to 1).
+
+        Raises:
+            ValueError: As for :meth:`mlp`.
+
+        Example:
+            >>> WeightSpace.siren().signal
+            Signal(shape=(28, 28), first_axis='column', offset=0.5, value_range=(0.0, 1.0))
+        """
+        space = cls.mlp(sizes, f"sin({omega:g})")
+        return dataclasses.replace(space, signal=signal or Signal((28, 28), offset=0.5))
+
+    @classmethod
     def cnn(
         cls,
         channels: Sequence[int],
@@ -782,6 +806,34 @@ class WeightSpace:
             inputs = inputs.flatten(1)
         return torch.func.vmap(lambda theta: run_network(self, self._views(theta), inputs), randomness="error")(thetas)
 
+    def render(self, thetas: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """The pictures that implicit neural representations stand for.
+
+        Args:
+            thetas: Flat checkpoints of shape ``[B, P]``.
+            shape: Height and width in pixels (default: those of :attr:`signal`).
+
+        Returns:
+            Pictures of shape ``[B, channels, H, W]``, in the value range of :attr:`signal`, not clipped to it.
+
+        Raises:
+            SpaceMismatchError: If the space does not say what its networks represent.
+
+        Example:
+            >>> space = WeightSpace.siren()
+            >>> space.render(space.sample(4)).shape
+            torch.Size([4, 1, 28, 28])
+        """
+        if self.signal is None:
+            raise SpaceMismatchError(
+                f"{self!r} does not say what picture its networks represent. "
+                "Build it with WeightSpace.siren, or give it a signal: dataclasses.replace(space, signal=Signal((28, 28)))."
+            )
+        height, width = shape or self.signal.shape
+        inputs = self.signal.coordinates((height, width)).to(thetas)
+        outputs = self.evaluate(thetas, inputs) + self.signal.offset
+        return outputs.movedim(2, 1).unflatten(2, (height, width))
+
     def example_inputs(self, count: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random normal inputs of the smallest (square) size that the networks accept, of shape ``[count, n_0, *positions]``.
 
@@ -816,8 +868,9 @@ class WeightSpace:
 
     def to_json(self) -> str:
         """The space as JSON text, read back by :meth:`from_json`."""
-        parts = {field.name: [dataclasses.asdict(part) for part in getattr(self, field.name)] for field in dataclasses.fields(self)}
-        return json.dumps({"format": _FORMAT, "version": _VERSION, **parts})
+        parts = {name: [dataclasses.asdict(part) for part in getattr(self, name)] for name in ("groups", "layers", "params", "connections")}
+        signal = {} if self.signal is None else {"signal": dataclasses.asdict(self.signal)}
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal})
 
     @classmethod
     def from_json(cls, text: str) -> WeightSpace:
@@ -840,6 +893,7 @@ class WeightSpace:
                 layers=tuple(Layer(**layer) for layer in document["layers"]),
                 params=tuple(Parameter(**{**param, "axes": tuple(map(_axis, param["axes"]))}) for param in document["params"]),
                 connections=tuple(Connection(**connection) for connection in document.get("connections", ())),
+                signal=Signal(**document["signal"]) if "signal" in document else None,
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"The JSON text of the weight space is incomplete or has unknown fields ({error}).") from None

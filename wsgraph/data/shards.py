@@ -1,0 +1,350 @@
+"""One shard of a zoo: networks of one weight space and what is known about them, in a single file that is complete or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wsgraph.files import explained_errors, flush
+
+__all__ = ["ArrayRows", "MappedRows", "Shard", "checked_columns", "decode_column", "encode_column", "open_shard", "write_shard"]
+
+_FORMAT = "wsgraph.shard"
+_VERSION = 1
+_COLUMN = "table/"
+_HASHED = 2**24
+
+
+# == Columns ==
+
+
+def _column(name: str, values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    column = np.asarray(values)
+    if column.ndim != 1 or column.dtype.kind not in "biufU" or (column.dtype.itemsize > 8 and column.dtype.kind != "U"):
+        raise ValueError(
+            f"Expected column {name!r} of 'table' to be a flat list of numbers, bools or strings "
+            f"(got shape {list(column.shape)}, dtype {column.dtype})."
+        )
+    return column
+
+
+def checked_columns(table: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
+    """The columns of a table as arrays.
+
+    Raises:
+        ValueError: If a column is not flat, holds something else than numbers, bools and strings, or has another length than ``count``.
+    """
+    columns = {name: _column(name, values) for name, values in table.items()}
+    if wrong := {name: len(column) for name, column in columns.items() if len(column) != count}:
+        listed = ", ".join(f"{name!r} has {length}" for name, length in wrong.items())
+        raise ValueError(f"Expected every column of 'table' to have one entry per network, {count} ({listed}).")
+    return columns
+
+
+def encode_column(column: np.ndarray) -> Tensor:
+    """A column as a tensor; strings as rows of UTF-8 bytes, padded with zeros."""
+    if column.dtype.kind != "U":
+        return torch.from_numpy(np.ascontiguousarray(column.astype(column.dtype.newbyteorder("="))))
+    encoded = np.strings.encode(column, "utf-8")
+    width = max(encoded.dtype.itemsize, 1)
+    return torch.from_numpy(np.frombuffer(encoded.astype(f"S{width}").tobytes(), np.uint8).reshape(len(column), width).copy())
+
+
+def decode_column(values: Tensor) -> np.ndarray:
+    """The inverse of :func:`encode_column`."""
+    array: np.ndarray = values.numpy()
+    if array.ndim == 1:
+        return array
+    return np.strings.decode(np.ascontiguousarray(array).view(f"S{array.shape[1]}")[:, 0], "utf-8")
+
+
+# == Weights in files ==
+
+
+class MappedRows:
+    """Rows of a matrix in a file: mapped, not read, until they are used.
+
+    Args:
+        file: The file.
+        offset: Where the matrix begins, in bytes.
+        shape: Its shape ``[n, P]``.
+        dtype: Its dtype.
+        rows: Rows of the matrix that make up this array (default: all, in order).
+        columns: Columns of the matrix that make up a row (default: all, in order).
+    """
+
+    def __init__(
+        self, file: Path, offset: int, shape: Sequence[int], dtype: torch.dtype, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> None:
+        with file.open("rb") as opened:
+            # Private, so that nothing written to the tensor reaches the file; a read-only mapping would end the process instead.
+            self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        count = shape[0] * shape[1]
+        self.matrix = torch.frombuffer(self._map, dtype=dtype, offset=offset, count=count) if count else torch.empty(0, dtype=dtype)
+        self.matrix = self.matrix.view(*shape)
+        self.rows, self.columns = rows, columns
+
+    def take(self, positions: Tensor) -> Tensor:
+        """A copy of some rows ``[n, P]``."""
+        taken = self.matrix[positions if self.rows is None else self.rows[positions]]
+        return taken if self.columns is None else taken[:, self.columns]
+
+    def release(self) -> None:
+        """Hand the pages that were read back to the system, which keeps them cached as long as it likes."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Networks that stay where they are: rows of a matrix in a ``.npy`` file, with its columns in the order of the weight space.
+
+    Args:
+        file: A ``.npy`` file with a matrix of floats in C order.
+        rows: Row of every network ``[n]``.
+        columns: Column of every entry of a flat checkpoint ``[P]``.
+
+    Raises:
+        ValueError: If the file is damaged, truncated or holds something else, or a row or column is out of range.
+    """
+
+    file: Path
+    rows: Tensor
+    columns: Tensor
+
+    def __post_init__(self) -> None:
+        _, shape, _ = _npy_header(self.file)
+        for name, positions, size in (("rows", self.rows, shape[0]), ("columns", self.columns, shape[1])):
+            if positions.ndim != 1 or (len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < size):
+                raise ValueError(f"Expected '{name}' to hold positions below {size}, the size of {str(self.file)!r} (got {positions}).")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, P)``."""
+        return len(self.rows), len(self.columns)
+
+    def open(self) -> MappedRows:
+        """The rows, mapped."""
+        offset, shape, dtype = _npy_header(self.file)
+        return MappedRows(self.file, offset, shape, dtype, self.rows, self.columns)
+
+
+def _npy_header(file: Path) -> tuple[int, tuple[int, int], torch.dtype]:
+    """Offset, shape and dtype of the matrix in a ``.npy`` file that is there in full."""
+    try:
+        with file.open("rb") as opened:
+            version = np.lib.format.read_magic(opened)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(opened)
+            offset = opened.tell()
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{str(file)!r} is not a .npy file, or is damaged ({error}). Fetch it again.") from None
+    if len(shape) != 2 or fortran or dtype.kind != "f" or not dtype.isnative or dtype.itemsize > 8:
+        order = "Fortran" if fortran else "C"
+        raise ValueError(f"Expected {str(file)!r} to hold a matrix of floats in C order (got shape {list(shape)}, {dtype}, {order} order).")
+    wanted, found = offset + shape[0] * shape[1] * dtype.itemsize, file.stat().st_size
+    if found < wanted:
+        raise ValueError(f"{str(file)!r} is truncated: {found:,} bytes of {wanted:,}. Fetch it again.")
+    return offset, (shape[0], shape[1]), torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+# == Shards ==
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the header of a shard's file says.
+
+    Attributes:
+        file: The file.
+        space: Key of the weight space of all its networks.
+        shape: Number of networks and of parameters.
+        dtype: Dtype of the weights.
+        dropped: Networks left out because their weights were not finite.
+        columns: Names of the table's columns.
+        checksum: SHA-256 of weights and columns.
+    """
+
+    file: Path
+    space: str
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    dropped: int
+    columns: tuple[str, ...]
+    checksum: str
+
+    @property
+    def name(self) -> str:
+        """Name of the shard within its zoo."""
+        return self.file.stem
+
+    @property
+    def count(self) -> int:
+        """Number of networks."""
+        return self.shape[0]
+
+    def open(self) -> MappedRows:
+        """The weights, mapped."""
+        with safe_open(self.file, "pt") as tensors:
+            source = _header(tensors).get("source")
+            if source is not None:
+                return ArrayRows((self.file.parent / source).resolve(), *(tensors.get_tensor(name) for name in ("rows", "columns"))).open()
+        with self.file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        return MappedRows(self.file, 8 + length + header["thetas"]["data_offsets"][0], self.shape, self.dtype)
+
+    def table(self) -> dict[str, np.ndarray]:
+        """The columns of the table by name."""
+        with safe_open(self.file, "pt") as tensors:
+            return {name: decode_column(tensors.get_tensor(_COLUMN + name)) for name in self.columns}
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the weights lie in a file of somebody else."""
+        with safe_open(self.file, "pt") as tensors:
+            return "source" in _header(tensors)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the contents, one sentence each; reads everything."""
+        try:
+            with safe_open(self.file, "pt") as tensors:
+                held = {name: tensors.get_tensor(name) for name in tensors.keys() if name != "thetas"}  # noqa: SIM118  (no dict)
+            weights = self.open()
+        except (OSError, ValueError, SafetensorError) as error:
+            yield str(error)
+            return
+        digest, bad = hashlib.sha256(), 0
+        step = max(1, _HASHED // max(1, self.shape[1] * self.dtype.itemsize))
+        for positions in torch.arange(self.count).split(step):
+            rows = weights.take(positions)
+            weights.release()
+            bad += int((~rows.isfinite().all(1)).sum())
+            digest.update(_bytes(rows))
+        for name in self.columns:
+            digest.update(_bytes(held[_COLUMN + name]))
+        if digest.hexdigest() != self.checksum:
+            yield f"{str(self.file)!r} is damaged: its contents do not have the checksum that was recorded when it was written."
+        if bad:
+            yield f"{str(self.file)!r} holds {bad} networks with NaN or infinite weights."
+        if wrong := [name for name in self.columns if len(held[_COLUMN + name]) != self.count]:
+            yield f"{str(self.file)!r} holds {self.count} networks, but not as many rows in {', '.join(map(repr, wrong))}."
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b""
+
+
+def _header(tensors: Any) -> dict[str, Any]:
+    # One text rather than an entry for each field, whose order in the file would differ from write to write.
+    header: dict[str, Any] = json.loads((tensors.metadata() or {}).get(_FORMAT, "{}"))
+    return header
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def open_shard(file: Path) -> Shard:
+    """Read the header of a shard.
+
+    Raises:
+        ValueError: If the file is damaged, truncated or no shard, or was written by a newer version.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            header = _header(tensors)
+            if not header:
+                raise ValueError(f"{str(file)!r} is not a shard of a zoo.")
+            if header["version"] != _VERSION:
+                raise ValueError(
+                    f"{str(file)!r} has format version {header['version']}, this wsgraph reads {_VERSION}; update wsgraph to read it."
+                )
+            if "source" in header:
+                shape = [tensors.get_slice(name).get_shape()[0] for name in ("rows", "columns")]
+                kind = header["dtype"]
+            else:
+                weights = tensors.get_slice("thetas")
+                shape, kind = weights.get_shape(), weights.get_dtype()
+            columns = tuple(header["columns"])
+            held = {name: tensors.get_slice(_COLUMN + name).get_shape()[0] for name in columns}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{str(file)!r} is damaged or truncated ({error}). Restore the file; without it, the rest of the zoo opens."
+        ) from None
+    if wrong := [name for name, length in held.items() if length != shape[0]]:
+        raise ValueError(f"{str(file)!r} is damaged: {shape[0]} networks, but other numbers of rows in {', '.join(map(repr, wrong))}.")
+    return Shard(file, header["space"], (shape[0], shape[1]), _DTYPES[kind], header["dropped"], columns, header["checksum"])
+
+
+def write_shard(file: Path, space: str, thetas: Tensor | ArrayRows, columns: Mapping[str, np.ndarray], *, dropped: int = 0) -> None:
+    """Write a shard: under a temporary name, until it is on disk, then under its own, which nobody else may have taken meanwhile.
+
+    Args:
+        file: File to write.
+        space: Key of the weight space.
+        thetas: Finite flat checkpoints ``[n, P]``, or where they lie.
+        columns: The table.
+        dropped: Number of networks that were left out.
+
+    Raises:
+        FileExistsError: If there is such a file.
+        OSError: If it cannot be written, with what to do.
+    """
+    tensors = {_COLUMN + name: encode_column(column) for name, column in columns.items()}
+    header: dict[str, Any] = {"version": _VERSION, "space": space, "dropped": dropped, "columns": [*columns]}
+    digest = hashlib.sha256()
+    if isinstance(thetas, ArrayRows):
+        source = thetas.open()
+        for positions in torch.arange(thetas.shape[0]).split(max(1, _HASHED // (4 * thetas.shape[1]))):
+            digest.update(_bytes(source.take(positions)))
+            source.release()
+        header["source"] = os.path.relpath(thetas.file.resolve(), file.parent.resolve())
+        header["dtype"] = next(name for name, dtype in _DTYPES.items() if dtype == source.matrix.dtype)
+        tensors |= {"rows": thetas.rows.long().contiguous(), "columns": thetas.columns.long().contiguous()}
+    else:
+        tensors["thetas"] = thetas.detach().cpu().contiguous()
+        digest.update(_bytes(tensors["thetas"]))
+    for name in columns:
+        digest.update(_bytes(tensors[_COLUMN + name]))
+    header["checksum"] = digest.hexdigest()
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    with explained_errors(file):
+        try:
+            save_file(tensors, temporary, {_FORMAT: json.dumps(header)})
+            flush(temporary)
+            publish(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, file: Path) -> None:
+    """Give a finished file its name, unless somebody has taken that name.
+
+    Raises:
+        FileExistsError: If there is such a file.
+    """
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        raise FileExistsError(f"{str(file)!r} exists already.") from None
+    except OSError:  # a file system without links
+        if file.exists():
+            raise FileExistsError(f"{str(file)!r} exists already.") from None
+        os.replace(temporary, file)
+    flush(file.parent)
