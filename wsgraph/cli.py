@@ -288,13 +288,17 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Largest learning rate of the one-cycle schedule.")] = 3e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Networks per step.")] = 64,
     output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and logs [default: runs/TASK/ZOO-MODEL-seedSEED].")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Processes that train together, each with its share of every batch.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint.")] = False,
 ) -> None:
     """Train a model on a task and print its scores.
 
-    Example: wsgraph train generalization --zoo my-zoo --model monomial_gnn --epochs 30
+    Examples: wsgraph train generalization --zoo my-zoo --model monomial_gnn --epochs 30
+
+    torchrun --nproc-per-node 4 -m wsgraph train generalization --zoo my-zoo
     """
     from wsgraph.tasks import run
+    from wsgraph.tasks.training import is_first_process
 
     with _explained():
         result = run(
@@ -307,10 +311,12 @@ def train(
             learning_rate=learning_rate,
             batch_size=batch_size,
             output=output,
+            devices=devices,
             resume=resume,
         )
-    _print_results([result], f"{task} on {zoo}")
-    typer.echo(f"Checkpoints, logs and result.json: {result.folder}")
+    if is_first_process():
+        _print_results([result], f"{task} on {zoo}")
+        typer.echo(f"Checkpoints, logs and result.json: {result.folder}")
 
 
 _Images = Annotated[

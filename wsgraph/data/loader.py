@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -23,13 +23,36 @@ class BatchedDataset(Protocol):
 
 
 class _Batches(data.Dataset[ParameterGraph]):
-    """Indexed by lists of positions; a class, so that workers can receive it."""
+    """Indexed by shares of batches; a class, so that workers can receive it."""
 
     def __init__(self, dataset: BatchedDataset, transform: Callable[[Tensor], Tensor] | None) -> None:
         self.dataset, self.transform = dataset, transform
 
-    def __getitem__(self, indices: list[int]) -> ParameterGraph:
-        return self.dataset.batch(indices, self.transform)
+    def __getitem__(self, share: tuple[list[int], int | None]) -> ParameterGraph:
+        indices, counted = share
+        batch = self.dataset.batch(indices, self.transform)
+        if counted is not None:
+            batch.num_counted = counted
+        return batch
+
+
+class _Shares(data.BatchSampler):
+    """What this process takes of every batch: of several processes, such as those of a distributed training, each its own part.
+
+    All processes draw the same order. Where there are fewer networks left than processes, those that go without take one that does not
+    count, because all must take as many steps.
+    """
+
+    def __iter__(self) -> Iterator[tuple[list[int], int | None]]:  # type: ignore[override]
+        rank, processes = _place()
+        for batch in super().__iter__():
+            mine = batch[rank::processes]
+            yield mine or batch[:1], len(mine) if processes > 1 else None
+
+
+def _place() -> tuple[int, int]:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -38,6 +61,9 @@ def _unchanged(batch: Any) -> Any:
 
 class DataLoader(data.DataLoader[ParameterGraph]):
     """Batches of parameter graphs, equal to those of PyG's loader in the same order but built without a loop over networks.
+
+    In a distributed run every process gets its share of every batch, ``batch_size`` being that of all together; ``batch.num_counted`` says
+    how many of its networks count (0 where a process takes one only to keep in step). The store is mapped, not copied, by every process.
 
     Args:
         dataset: Dataset with ``batch(indices, transform)``, such as :meth:`wsgraph.data.ZooStore.dataset` returns.
@@ -82,7 +108,7 @@ class DataLoader(data.DataLoader[ParameterGraph]):
         super().__init__(
             _Batches(dataset, transform),
             batch_size=None,
-            sampler=data.BatchSampler(sampler, batch_size, drop_last),
+            sampler=_Shares(sampler, batch_size, drop_last),
             generator=generator,
             collate_fn=_unchanged,
             **kwargs,

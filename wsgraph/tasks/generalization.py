@@ -20,7 +20,7 @@ from wsgraph.space import WeightSpace
 from wsgraph.symmetry import sample_symmetry
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
-from wsgraph.tasks.training import Objective, fit, load_best, prepare_folder, start_run
+from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run
 
 __all__ = ["kendall_tau", "predict", "run_generalization"]
 
@@ -97,6 +97,7 @@ def run_generalization(
     progress: bool = True,
     resume: bool = False,
     accelerator: str = "auto",
+    devices: int = 1,
     model_options: dict[str, Any] | None = None,
 ) -> Result:
     r"""Train a model to predict test accuracies from weights, and score it on clean and on moved test networks.
@@ -119,6 +120,8 @@ def run_generalization(
         progress: Whether to show progress.
         resume: Continue an interrupted run from its last checkpoint.
         accelerator: As in Lightning: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        devices: Processes that train together on this machine (data-parallel), each with its share of every batch; under ``torchrun`` its
+            own number counts.
         model_options: Options of the model, such as ``{"channels": 32}``.
 
     Returns:
@@ -134,6 +137,8 @@ def run_generalization(
     model_entry(model)
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"Expected 'epochs' to be an integer of at least 1 (got {epochs!r}).")
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"Expected 'devices' to be an integer of at least 1 (got {devices!r}).")
     scales = [float(scale) for scale in (scales if isinstance(scales, Sequence) else [scales])]
     if bad := [scale for scale in scales if not 1 <= scale < float("inf")]:
         raise ValueError(f"Expected 'scales', upper bounds of U[1, s], to be finite and at least 1 (got {bad[0]:g}).")
@@ -186,6 +191,7 @@ def run_generalization(
             progress=progress,
             resume=resume,
             accelerator=accelerator,
+            devices=devices,
         )
     module.to(device).eval()
     test = splits["test"]
@@ -198,5 +204,6 @@ def run_generalization(
     metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
     metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}
     result = Result("generalization", metrics, module, config, folder)
-    result.save(folder / "result.json")
+    if is_first_process():
+        result.save(folder / "result.json")
     return result

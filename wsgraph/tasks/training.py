@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wsgraph.files import explained_errors, write_json
 from wsgraph.space import ParameterGraph
 
-__all__ = ["Objective", "fit", "load_best", "prepare_folder", "start_run"]
+__all__ = ["Objective", "fit", "is_first_process", "load_best", "prepare_folder", "start_run"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], float]
@@ -64,17 +64,29 @@ class Objective(L.LightningModule):
         loss = self.loss(self.model(batch), batch.y)
         if not torch.isfinite(loss):
             raise ValueError(f"Training diverged in epoch {self.current_epoch + 1}: the loss is not finite. Lower 'learning_rate'.")
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=batch.num_networks)
+        total = batch.num_networks
+        if self.trainer.world_size > 1:
+            # Gradients are averaged over processes: weighting by what each holds makes that the mean over the networks of all.
+            counted = torch.tensor(float(batch.num_counted), device=loss.device)
+            every = counted.clone()
+            torch.distributed.all_reduce(every)
+            loss, total = loss * counted * self.trainer.world_size / every, int(every)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=total, sync_dist=self.trainer.world_size > 1)
         return loss
 
     def validation_step(self, batch: ParameterGraph, _: int) -> None:
         """Collects outputs: rank scores need the whole split at once."""
-        self.outputs.append((self.model(batch), batch.y))
+        counted = batch.num_counted if self.trainer.world_size > 1 else batch.num_networks
+        self.outputs.append((self.model(batch)[:counted], batch.y[:counted]))
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss and score of the validation split."""
         outputs, targets = (torch.cat(parts) for parts in zip(*self.outputs, strict=True))
         self.outputs.clear()
+        if self.trainer.world_size > 1:
+            held: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(held, (outputs.cpu(), targets.cpu()))
+            outputs, targets = (torch.cat(parts).to(outputs.device) for parts in zip(*held, strict=True))
         self.log("val_loss", self.loss(outputs, targets), batch_size=len(targets))
         self.log(f"val_{self.score_name}", self.score(outputs, targets), batch_size=len(targets))
 
@@ -144,6 +156,8 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
             warnings.filterwarnings("ignore", ".*The number of training batches .* is smaller than the logging interval.*")
             warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+            # Scores of the whole validation split are computed by every process, from the outputs of all.
+            warnings.filterwarnings("ignore", ".*sync_dist=True.*")
             warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists.*")
             yield
     finally:
@@ -180,8 +194,15 @@ def load_best(objective: Objective, folder: Path) -> float:
     return float(checkpoint["epoch"])
 
 
+def is_first_process() -> bool:
+    """Whether this process writes and reports: the only one, or the first of a distributed run."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+
+
 def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
     """Record what a run is, and refuse to continue another one.
+
+    In a distributed run the first process records; the others only compare.
 
     Args:
         folder: Folder of the run.
@@ -202,6 +223,8 @@ def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
                 "Give the same options again, or leave out 'resume' to start over, which removes what is there."
             )
         return
+    if not is_first_process():
+        return
     for name in ("last.ckpt", "best.ckpt", "result.json", *(path.name for path in folder.glob("metrics*.csv"))):
         (folder / name).unlink(missing_ok=True)
     write_json(record, config)
@@ -218,6 +241,7 @@ def fit(
     progress: bool,
     resume: bool,
     accelerator: str,
+    devices: int = 1,
 ) -> dict[str, float]:
     """Train, load the weights of the epoch with the lowest validation loss, and report the cost.
 
@@ -231,23 +255,30 @@ def fit(
         progress: Whether to show progress.
         resume: Continue from ``last.ckpt`` in the folder if there is one.
         accelerator: As in Lightning: ``"auto"``, ``"cpu"``, ``"gpu"``.
+        devices: Processes that train together on this machine, each with its share of every batch.
 
     Returns:
         ``seconds_per_epoch`` (median over epochs, training steps only) and ``best_epoch``.
     """
-    shown = _EpochProgress(title, objective.score_name, progress)
+    shown = _EpochProgress(title, objective.score_name, progress and is_first_process())
     best = ModelCheckpoint(
         folder, filename="best", monitor="val_loss", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False
     )
     # The loader also draws a seed for workers whenever it is iterated, which must not shift the order of networks.
     objective.order, train.generator = train.generator, torch.Generator()
     last = folder / "last.ckpt"
-    if resume and last.exists():
+    if resume and last.exists() and is_first_process():
         _keep_log(folder)
+    # torchrun says itself how many processes there are.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    nodes = int(os.environ.get("WORLD_SIZE", processes)) // processes if "LOCAL_WORLD_SIZE" in os.environ else 1
     with _quiet_lightning():
         trainer = L.Trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=processes,
+            num_nodes=nodes,
+            strategy="ddp" if processes * nodes > 1 else "auto",
+            use_distributed_sampler=False,
             max_epochs=epochs,
             gradient_clip_val=10.0,
             logger=CSVLogger(folder, name=None, version=""),
