@@ -330,7 +330,7 @@ def test_function_is_preserved(name: str) -> None:
 
 def test_heads_of_attention_move_as_blocks_with_inverse_factors_of_queries_and_keys() -> None:
     module, inputs, _ = CASES["attention"]
-    space = trace(module, inputs)
+    space = trace(module.eval(), inputs)
     (rows,) = (axis for axis in space.param("qkv.weight").axes if axis.size == 48)
     (tie,) = rows.ties
     assert [space.group(name).size for name in tie.groups] == [16, 16, 16]
@@ -642,7 +642,7 @@ def test_unused_parameters_and_buffers_are_kept_and_fixed() -> None:
 
 def test_spaces_without_layers_say_what_they_cannot_do() -> None:
     module, inputs, _ = CASES["batch norm"]
-    space = trace(module, inputs)
+    space = trace(module.eval(), inputs)
     thetas = space.sample(2)
     calls = (space.blocks, lambda t: space.evaluate(t, inputs), lambda t: build_model("np", space, 1))
     for call in calls:

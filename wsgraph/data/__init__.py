@@ -1,27 +1,37 @@
 """Zoos of trained networks: on disk, as datasets and batches, and made from scratch."""
 
 from wsgraph.data import transforms
+from wsgraph.data.augment import augment_zoo
 from wsgraph.data.dataset import ParameterStatistics, ZooDataset, group_split
 from wsgraph.data.generate import generate_zoo, make_cnn_zoo, make_inr_zoo, make_mlp_zoo, make_zoo
 from wsgraph.data.images import ClassificationData, digits, load_images
 from wsgraph.data.loader import DataLoader
 from wsgraph.data.populations import Classifiers, HyperparameterRanges, ImageFits, Problem
+from wsgraph.data.public import CNNWildPark, ModelZoo, NavonINRs, PublicZoo, SmallCNNZoo, WildParkCNN, ZhouSIRENs
 from wsgraph.data.random import CounterRandom
 from wsgraph.data.shards import ArrayRows
 from wsgraph.data.store import ZooStore
 
 __all__ = [
     "ArrayRows",
+    "CNNWildPark",
     "ClassificationData",
     "Classifiers",
     "CounterRandom",
     "DataLoader",
     "HyperparameterRanges",
     "ImageFits",
+    "ModelZoo",
+    "NavonINRs",
     "ParameterStatistics",
     "Problem",
+    "PublicZoo",
+    "SmallCNNZoo",
+    "WildParkCNN",
+    "ZhouSIRENs",
     "ZooDataset",
     "ZooStore",
+    "augment_zoo",
     "digits",
     "generate_zoo",
     "group_split",

@@ -144,7 +144,9 @@ class RandomSymmetry(WeightTransform):
     ) -> None:
         self.scale, self.distribution, self.symmetries, self.seed = scale, distribution, tuple(symmetries), _Random(seed)
         # What the sampler finds wrong should be told here, not in the first batch.
-        WeightSpace.mlp([1, 1, 1]).sample_symmetry(1, scale, distribution=distribution, symmetries=self.symmetries)
+        WeightSpace.mlp([1, 1, 1]).sample_symmetry(
+            1, scale, distribution=distribution, symmetries=self.symmetries, generator=torch.Generator()
+        )
 
     def weights(self, space: WeightSpace, thetas: Tensor) -> Tensor:
         g = space.sample_symmetry(
@@ -153,7 +155,6 @@ class RandomSymmetry(WeightTransform):
             distribution=self.distribution,
             symmetries=self.symmetries,
             generator=self.seed.generator,
-            dtype=torch.promote_types(thetas.dtype, torch.float32),
             device=thetas.device,
         )
         return space.act(g, thetas)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from wsgraph.data import DataLoader, ZooStore
+from wsgraph.data.transforms import RandomSymmetry
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, model_entry
-from wsgraph.space import WeightSpace
-from wsgraph.symmetry import sample_symmetry
+from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run
@@ -54,10 +54,10 @@ def _score(outputs: Tensor, targets: Tensor) -> float:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, space: WeightSpace, thetas: Tensor, batch_size: int = 256) -> Tensor:
+def _outputs(model: nn.Module, batches: Iterable[ParameterGraph]) -> Tensor:
     device = next(model.parameters()).device
     model.eval()
-    return torch.cat([model(space.batch(_float32(part.to(device)))).cpu() for part in thetas.split(batch_size)])
+    return torch.cat([model(batch.to(device)).cpu() for batch in batches])
 
 
 def predict(model: nn.Module, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:
@@ -72,13 +72,7 @@ def predict(model: nn.Module, space: WeightSpace, thetas: Tensor, *, batch_size:
     Returns:
         Tensor of shape ``[N]`` with values in (0, 1), on the CPU.
     """
-    return _accuracy(_outputs(model, space, thetas, batch_size))
-
-
-def _moved(space: WeightSpace, thetas: Tensor, scale: float, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    g = sample_symmetry(space, thetas.shape[0], (1.0, scale), distribution="uniform", generator=generator)
-    return space.act(g, thetas)
+    return _accuracy(_outputs(model, (space.batch(_float32(part)) for part in thetas.split(batch_size))))
 
 
 @register_task("generalization")
@@ -194,10 +188,12 @@ def run_generalization(
             devices=devices,
         )
     module.to(device).eval()
-    test = splits["test"]
-    metrics = {}
-    for suffix, thetas in [("", test.thetas), *((f"_scale_{scale:g}", _moved(store.space, test.thetas, scale, seed)) for scale in scales)]:
-        outputs = _outputs(module, store.space, thetas)
+    test, metrics = splits["test"], {}
+    moves = {f"_scale_{scale:g}": RandomSymmetry((1.0, scale), distribution="uniform", seed=seed) for scale in scales}
+    for suffix, move in {"": None, **moves}.items():
+        moved = test.with_transform(move)
+        # Batch by batch, so that a test split larger than memory can be scored; not by a loader, which would give each process a share.
+        outputs = _outputs(module, (moved.batch(slice(start, start + 256), _float32) for start in range(0, len(test), 256)))
         # Ranks are those of the predicted accuracies, taken before the sigmoid, which rounds far outputs to ties.
         metrics[f"tau{suffix}"] = kendall_tau(outputs[:, 0], test.y)
         metrics[f"r2{suffix}"] = float(r2_score(test.y.numpy(), _accuracy(outputs).numpy()))

@@ -1,0 +1,64 @@
+"""Zoos with transformed copies of their networks, drawn once and kept."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+from wsgraph.data.dataset import ZooDataset
+from wsgraph.data.store import ZooStore
+from wsgraph.data.transforms import WeightTransform
+
+__all__ = ["augment_zoo"]
+
+_BLOCK_BYTES = 2**26
+
+
+def augment_zoo(path: str | os.PathLike[str], zoo: ZooStore | ZooDataset, transform: WeightTransform, *, factor: int = 2) -> ZooStore:
+    """Write a zoo in which every network is followed by transformed copies of itself, with its row of the table.
+
+    With ``RandomSymmetry((1, 10**i), distribution="uniform")`` and a factor of 2 these are the augmented zoos of Monomial-NFN and MAGEP:
+    one moved copy of each network in every split. The published draws are unseeded; these come from the transform's seed. To draw new
+    copies at every access instead, give the transform to the dataset.
+
+    Args:
+        path: Folder to write, which must not exist.
+        zoo: The zoo, or a part of it.
+        transform: Called once for every copy.
+        factor: Number of networks that each becomes, itself included.
+
+    Returns:
+        The new zoo, with the further columns ``original`` (position in the old one) and ``copy`` (0 for the network itself).
+
+    Raises:
+        FileExistsError: If the path exists.
+        OSError: If it cannot be written, with what to do about it.
+        ValueError: If ``factor`` is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> from wsgraph import WeightSpace
+        >>> from wsgraph.data.transforms import RandomSymmetry
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = ZooStore.create(f"{folder}/zoo", space, space.sample(3), {"test_accuracy": [0.1, 0.2, 0.3]})
+        ...     double = augment_zoo(f"{folder}/double", store, RandomSymmetry((1, 10), distribution="uniform"))
+        ...     double.column("test_accuracy").tolist(), double.column("copy").tolist()
+        ([0.1, 0.1, 0.2, 0.2, 0.3, 0.3], [0, 1, 0, 1, 0, 1])
+    """
+    if not isinstance(factor, int) or factor < 1:
+        raise ValueError(f"Expected 'factor' to be a positive integer (got {factor!r}).")
+    dataset = zoo if isinstance(zoo, ZooDataset) else zoo.dataset(target=None)
+    info = {"augmented": {"zoo": dataset.store.path.name, "transform": repr(transform), "factor": factor, "info": dataset.store.info}}
+    with ZooStore.writing(path, info=info) as store:
+        for space in dataset.spaces:
+            positions = dataset.of_space(space).positions
+            for part in positions.split(max(1, _BLOCK_BYTES // (8 * factor * space.num_params))):
+                thetas = dataset.store.read(part)
+                copies = torch.stack([thetas, *(transform.weights(space, thetas) for _ in range(factor - 1))], dim=1)
+                rows = part.numpy().repeat(factor)
+                table = {name: column[rows] for name, column in dataset.store.table.items()}
+                store.append(space, copies.flatten(0, 1), {**table, "original": rows, "copy": np.tile(np.arange(factor), len(part))})
+    return ZooStore(path)

@@ -1,0 +1,326 @@
+"""Reading what ``torch.save`` wrote without trusting it: no name in the file is ever looked up, so none of its code can run."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsgraph.convert import CheckpointError
+
+__all__ = ["Stub", "read_inert", "to_plain"]
+
+_DTYPES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+# What a file of the format before PyTorch 1.6 begins with.
+_MAGIC = 0x1950A86A20F9469CFC6C
+_OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+# == What the file holds ==
+
+
+class Stub:
+    """What is left of an object of a class, or the result of a function, that the file names: everything it was given, nothing else.
+
+    Attributes:
+        name: What the file calls the class or function, such as ``"omegaconf.dictconfig.DictConfig"``.
+        args: What it was called with.
+        keywords: What it was called with by name.
+        state: Its attributes, or whatever else it was restored from.
+        entries: Pairs that were set, as of a dict.
+        elements: What was added, as to a list or set.
+    """
+
+    __slots__ = ("args", "elements", "entries", "keywords", "state")
+    name: ClassVar[str] = ""
+
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+    state: Any
+    entries: list[tuple[Any, Any]]
+    elements: list[Any]
+
+    # The unpickler may skip __init__, so that everything is set here.
+    def __new__(cls, *args: Any, **keywords: Any) -> Stub:
+        stub = super().__new__(cls)
+        stub.args, stub.keywords, stub.state, stub.entries, stub.elements = args, keywords, None, [], []
+        return stub
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.entries.append((key, value))
+
+    def append(self, element: Any) -> None:
+        self.elements.append(element)
+
+    def extend(self, elements: Any) -> None:
+        self.elements.extend(elements)
+
+    add = append
+
+    def __call__(self, *args: Any, **keywords: Any) -> Stub:
+        return _stub_class(f"{self.name}()")(*args, **keywords)
+
+    def __repr__(self) -> str:
+        return f"Stub({self.name})"
+
+
+class _Storage(NamedTuple):
+    """Where the numbers of a tensor lie in the file."""
+
+    kind: str
+    key: str
+    length: int
+
+
+def _stub_class(name: str) -> type[Stub]:
+    return type("Stub", (Stub,), {"__slots__": (), "name": name})
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._classes: dict[str, type[Stub]] = {}
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str, /) -> type[Stub]:
+        full = f"{_OLD_NAMES.get(module, module)}.{name}"
+        if full not in self._classes:
+            self._classes[full] = _stub_class(full)
+        return self._classes[full]
+
+    def persistent_load(self, pid: Any, /) -> _Storage:
+        match pid:
+            case ("storage", type() as kind, str(key), _, int(length), *_) if issubclass(kind, Stub) and length >= 0:
+                return self.storages.setdefault(key, _Storage(kind.name, key, length))
+        raise pickle.UnpicklingError(f"it refers to {pid!r}, which is not a storage")
+
+
+# == What becomes of it ==
+
+
+class _Resolver:
+    """Turns the few stubs that stand for plain data into that data, and leaves all others.
+
+    Args:
+        read: Reads the numbers of a storage as a flat tensor.
+    """
+
+    def __init__(self, read: Callable[[_Storage], Tensor]) -> None:
+        self._read = read
+        self._storages: dict[_Storage, Tensor] = {}
+        # With every result what it was made of, lest that is freed and another object gets its id.
+        self._done: dict[int, tuple[Any, Any]] = {}
+        self._known: dict[str, Callable[[Stub], Any]] = {
+            "collections.OrderedDict": lambda stub: self._pairs([*(stub.args[0] if stub.args else ()), *stub.entries]),
+            "collections.defaultdict": lambda stub: self._pairs(stub.entries),
+            "torch._utils._rebuild_tensor": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_parameter": lambda stub: self(stub.args[0]),
+            "builtins.set": lambda stub: set(*stub.args),
+            "builtins.frozenset": lambda stub: frozenset(*stub.args),
+            "_codecs.encode": self._bytes,
+            **dict.fromkeys(["numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"], self._scalar),
+            **dict.fromkeys(["numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"], self._array),
+        }
+
+    def __call__(self, value: Any) -> Any:
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        resolved = value
+        if isinstance(value, (dict, list)):
+            # Containers are changed in place, so that those that hold themselves need no care.
+            self._done[id(value)] = value, value
+            if isinstance(value, dict):
+                value.update([(key, self(entry)) for key, entry in value.items()])
+            else:
+                value[:] = [self(entry) for entry in value]
+        elif type(value) is tuple:
+            resolved = tuple(self(entry) for entry in value)
+        elif isinstance(value, Stub) and value.name in self._known:
+            resolved = self._known[value.name](value)
+        self._done[id(value)] = value, resolved
+        return resolved
+
+    def _pairs(self, pairs: Any) -> dict[Any, Any]:
+        return {key: self(entry) for key, entry in pairs}
+
+    def _tensor(self, stub: Stub) -> Tensor:
+        storage, offset, size, stride = stub.args[:4]
+        if not isinstance(storage, _Storage):
+            raise ValueError(f"a tensor lies in {storage!r}, which is not a storage")
+        if storage not in self._storages:
+            self._storages[storage] = self._read(storage)
+        if math.prod(size) > storage.length:
+            raise ValueError(f"a tensor of shape {list(size)} is larger than its storage of {storage.length} numbers")
+        # This, unlike the function that the file names, never reaches beyond the storage.
+        return self._storages[storage].as_strided(size, stride, offset)
+
+    def _bytes(self, stub: Stub) -> Any:
+        match stub.args:
+            case (str(text), "latin1"):
+                return text.encode("latin1")
+        return stub
+
+    def _dtype(self, stub: Any) -> np.dtype[Any] | None:
+        """A dtype of numbers, or none: bytes of a dtype of objects would be taken for their addresses."""
+        if not isinstance(stub, Stub) or stub.name != "numpy.dtype":
+            return None
+        match stub.args, stub.state:
+            case (str(text), *_), (_, "<" | ">" | "=" | "|" as order, *_) if re.fullmatch("[biufc][0-9]+", text):
+                return np.dtype(text).newbyteorder(order)
+        return None
+
+    def _scalar(self, stub: Stub) -> Any:
+        dtype = self._dtype(stub.args[0])
+        return stub if dtype is None else np.frombuffer(self(stub.args[1]), dtype)[0].item()
+
+    def _array(self, stub: Stub) -> Any:
+        dtype = self._dtype(stub.state[2]) if isinstance(stub.state, tuple) else None
+        if dtype is None:
+            return stub
+        _, shape, _, is_fortran, data = stub.state
+        return np.frombuffer(self(data), dtype).reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+# == Files ==
+
+
+def _flat(data: bytes, storage: _Storage) -> Tensor:
+    dtype = _DTYPES[storage.kind]
+    if len(data) != storage.length * dtype.itemsize:
+        raise ValueError(f"a storage has {len(data)} bytes, not {storage.length} numbers of {dtype}")
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def _check_kind(storage: _Storage) -> None:
+    if storage.kind not in _DTYPES:
+        raise ValueError(f"it holds a {storage.kind}, which is not read here")
+
+
+def _check_order(is_little: bool) -> None:
+    if not is_little:
+        raise ValueError("it was written on a big-endian machine")
+
+
+def _open_archive(data: bytes) -> tuple[Any, Callable[[_Storage], Tensor]]:
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    names = archive.namelist()
+    folder = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), "")
+
+    def read(name: str) -> bytes:
+        entry = archive.getinfo(folder + name)
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("its parts are compressed, which those of torch.save never are, and may unpack to any size")
+        return archive.read(entry)
+
+    def storage(where: _Storage) -> Tensor:
+        _check_kind(where)
+        return _flat(read(f"data/{where.key}"), where)
+
+    _check_order(folder + "byteorder" not in names or read("byteorder") == b"little")
+    return _Unpickler(io.BytesIO(read("data.pkl"))).load(), storage
+
+
+def _open_legacy(data: bytes) -> tuple[Any, Callable[[_Storage], Tensor]]:
+    file = io.BytesIO(data)
+    # A damaged file is recognised by its first value, before the others are read.
+    if _Unpickler(file).load() != _MAGIC:
+        raise ValueError("it does not begin as files of PyTorch do")
+    _, machine = (_Unpickler(file).load() for _ in range(2))
+    _check_order(machine["little_endian"])
+    unpickler = _Unpickler(file)
+    content = unpickler.load()
+    # Storages lie one behind the other without their types, which stand where the storages are referred to.
+    places: dict[str, slice] = {}
+    keys, start = _Unpickler(file).load(), file.tell()
+    for key in keys:
+        _check_kind(unpickler.storages[key])
+        count = int.from_bytes(data[start : start + 8], "little")
+        places[key] = slice(start + 8, start + 8 + count * _DTYPES[unpickler.storages[key].kind].itemsize)
+        start = places[key].stop
+    return content, lambda where: _flat(data[places[where.key]], where)
+
+
+def read_inert(data: bytes, name: str, keys: Collection[str] | None = None) -> Any:
+    """What ``torch.save`` wrote, without running any code: tensors, containers and plain values, and a :class:`Stub` for everything else.
+
+    Nothing that the file names is imported or called, not even functions of PyTorch: tensors, dicts in order, sets and numbers of NumPy are
+    recognised by their names and made here. Both formats of ``torch.save`` are read, with ``nn.Parameter`` as a tensor, all on the CPU.
+
+    Args:
+        data: The bytes of the file.
+        name: What to call the file in errors.
+        keys: Entries of the outermost dict to read (default: all); other entries, such as the state of an optimiser, cost no time then.
+
+    Raises:
+        CheckpointError: If the file is damaged, compressed, or holds tensors of a kind that is not read.
+
+    Example:
+        >>> import datetime, io
+        >>> file = io.BytesIO()
+        >>> torch.save({"weight": torch.ones(2), "date": datetime.date(2024, 1, 1)}, file)
+        >>> read_inert(file.getvalue(), "model.pt")
+        {'weight': tensor([1., 1.]), 'date': Stub(datetime.date)}
+    """
+    try:
+        content, read = (_open_archive if data[:2] == b"PK" else _open_legacy)(data)
+        resolve = _Resolver(read)
+        if keys is None:
+            return resolve(content)
+        if isinstance(content, dict):
+            return {key: resolve(content[key]) for key in keys if key in content}
+        return content
+    except Exception as error:  # what an unpickler raises on damaged bytes ranges from EOFError to KeyError
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{name!r} is damaged or was not written by torch.save ({type(error).__name__}: {reason}).") from None
+
+
+def to_plain(value: Any) -> Any:
+    """A configuration of OmegaConf, of which :func:`read_inert` left stubs, as dicts, lists and values; plain ones stay as they are.
+
+    Interpolations such as ``"${seed}"`` are not resolved. Objects of other classes, such as dataclasses, become a dict of their attributes.
+
+    Raises:
+        ValueError: If it holds itself.
+
+    Example:
+        >>> to_plain({"sizes": (1, 2)})
+        {'sizes': [1, 2]}
+    """
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise ValueError("The configuration holds itself, or is nested too deeply.") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Stub) and isinstance(value.state, dict):
+        # A dict or list keeps its nodes in one attribute and a node its value in the other.
+        return _plain(next((value.state[key] for key in ("_content", "_val") if key in value.state), value.state))
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value
