@@ -51,7 +51,7 @@ def test_readme_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     module = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     save_file(module.state_dict(), "model.safetensors")
     blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     # The same code on less data: only the size of the zoo and the length of training change.
     code = "\n".join(blocks).replace("networks=1000", "networks=20").replace("epochs=30", "epochs=1")
     exec(compile(code, "README.md", "exec"), {})

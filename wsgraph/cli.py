@@ -277,23 +277,28 @@ def _make_module(text: str) -> nn.Module:
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="Task to train, such as generalization.")],
+    task: Annotated[str, typer.Argument(help="Task to train: generalization or inr_classification.")],
     zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
     model: Annotated[str, typer.Option(help="Model to train; `wsgraph models` lists them.")] = "monomial_gnn",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training networks.")] = 30,
     seed: _Seed = 0,
     scale: Annotated[
-        list[float] | None, typer.Option(help="Upper bound of the scales of moved test networks; repeat it [default: 1 10 100 10000].")
+        list[float] | None, typer.Option(help="Upper bound of the scales of moved test networks; repeat it [default: as the task].")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Largest learning rate of the one-cycle schedule.")] = 3e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Networks per step.")] = 64,
     output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and logs [default: runs/TASK/ZOO-MODEL-seedSEED].")] = None,
+    canonicalize: Annotated[
+        list[str] | None, typer.Option(help="Settle scale, phase, sign or order in all networks before they are read; repeat it.")
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that train together, each with its share of every batch.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint.")] = False,
 ) -> None:
     """Train a model on a task and print its scores.
 
     Examples: wsgraph train generalization --zoo my-zoo --model monomial_gnn --epochs 30
+
+    wsgraph train inr_classification --zoo mnist-sirens --canonicalize phase
 
     torchrun --nproc-per-node 4 -m wsgraph train generalization --zoo my-zoo
     """
@@ -307,7 +312,8 @@ def train(
             model=model,
             epochs=epochs,
             seed=seed,
-            scales=tuple(scale or (1, 10, 100, 10000)),
+            **({"scales": tuple(scale)} if scale else {}),
+            canonicalize=tuple(canonicalize or ()),
             learning_rate=learning_rate,
             batch_size=batch_size,
             output=output,
@@ -582,11 +588,12 @@ def _print_results(results: list[Result], title: str) -> None:
     from rich.measure import Measurement
     from rich.table import Table
 
-    scales = results[0].config["scales"]
+    scales, first = results[0].config["scales"], results[0].metrics
+    scores = [name for name in first if f"{name}_scale_{scales[0]:g}" in first]
     # Narrow enough for a terminal of 80 columns, where a table that wraps cannot be read.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("model", no_wrap=True)
-    for head in ("params", "s/epoch", "peak MB", "tau", "R2", *(f"s={scale:g}" for scale in scales)):
+    for head in ("params", "s/epoch", "peak MB", *scores, *(f"s={scale:g}" for scale in scales)):
         table.add_column(head, justify="right", no_wrap=True)
     for result in results:
         m = result.metrics
@@ -594,11 +601,11 @@ def _print_results(results: list[Result], title: str) -> None:
             f"{m['parameters']:,.0f}",
             f"{m['seconds_per_epoch']:.2f}",
             f"{m['peak_memory_mb']:.1f}",
-            f"{m['tau']:.3f}",
-            f"{m['r2']:.3f}",
+            *(f"{m[name]:.3f}" for name in scores),
         ]
-        table.add_row(str(result.config["model"]), *row, *(f"{m[f'tau_scale_{scale:g}']:.3f}" for scale in scales))
+        table.add_row(str(result.config["model"]), *row, *(f"{m[f'{scores[0]}_scale_{scale:g}']:.3f}" for scale in scales))
     console = Console()
     console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
     console.print(table)
-    typer.echo("tau: Kendall's tau on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped.")
+    meaning = {"tau": "tau: Kendall's tau", "accuracy": "accuracy: share of classes found"}.get(scores[0], scores[0])
+    typer.echo(f"{meaning} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped.")

@@ -541,6 +541,21 @@ for i in range(100_000):
     assert len(store.verify()) == 1
 
 
+def test_an_append_that_fails_midway_leaves_nothing(many: ZooStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = save_file, iter(range(10))
+
+    def fail_third(*arguments: Any) -> None:
+        if next(calls) == 2:
+            raise OSError(28, "No space left on device")
+        original(*arguments)
+
+    monkeypatch.setattr(store_module, "_SHARD_BYTES", 4 * SPACE.num_params)
+    monkeypatch.setattr(shards, "save_file", fail_third)
+    with pytest.raises(OSError, match="No space left on device"):
+        many.append(SPACE, _thetas(5), {"number": range(5), "run": ["a"] * 5})
+    assert len(many) == len(ZooStore(many.path)) == 20
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     store = ZooStore.begin(tmp_path / "zoo")
     store.append(SPACE, _thetas(), {"i": range(6)})

@@ -167,6 +167,7 @@ def test_random_symmetry_keeps_the_function_and_draws_as_told() -> None:
         (lambda: RandomSymmetry(distribution="normal"), "'distribution'"),
         (lambda: WeightNoise(-1), "'amount' to be at least 0"),
         (lambda: WeightDropout(1), "'rate' to be at least 0 and below 1"),
+        (lambda: Canonicalize(["signs"]), "'fix' to name some of scale, phase, sign, order"),
         (lambda: INRTransform(scale=0), "'scale' to be positive"),
         (lambda: RandomINRTransform(angle=-1), "'angle' and 'translation' of at least 0"),
         (lambda: Normalize({"a": (0, 0)}), r"positive, finite standard deviations \(got {'a': 0.0}\)"),

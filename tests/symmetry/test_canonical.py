@@ -136,6 +136,37 @@ def test_phase_on_the_boundary_is_idempotent() -> None:
             torch.testing.assert_close(space.canonicalize(canonical), canonical, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("fix", [(), ("phase",), ("sign",), ("phase", "sign"), ("scale",), ("scale", "sign", "phase"), ("order",)])
+def test_parts_of_the_canonical_form_keep_the_function(name: str, fix: tuple[str, ...]) -> None:
+    space = SPACES[name]
+    thetas, _, inputs = draw(space)
+    canonical = space.canonicalize(thetas, fix=fix)
+    assert relative(space.evaluate(canonical, inputs), space.evaluate(thetas, inputs)) < 1e-11
+    torch.testing.assert_close(space.canonicalize(canonical, fix=fix), canonical, rtol=1e-9, atol=1e-11)
+    if not fix:
+        assert torch.equal(canonical, thetas)
+    if "order" not in fix:
+        g = space.sample_symmetry(len(thetas), symmetries=["permutation"])
+        moved = space.canonicalize(space.act(g, thetas), fix=fix)
+        torch.testing.assert_close(moved, space.act(g, canonical), rtol=1e-9, atol=1e-11)
+
+
+def test_each_part_settles_what_it_says() -> None:
+    space = WeightSpace.siren()
+    thetas = space.sample(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g = space.sample_symmetry(5, symmetries=["sign"], generator=torch.Generator().manual_seed(1))
+    signed = space.canonicalize(thetas, fix=["sign"])
+    assert torch.equal(space.canonicalize(space.act(g, thetas), fix=["sign"]), signed)
+    assert not torch.equal(space.canonicalize(space.act(g, thetas), fix=["order"]), space.canonicalize(thetas, fix=["order"]))
+    for name in ("layers.0.bias", "layers.1.bias"):
+        assert float(30 * space.unflatten(signed)[name].abs().max()) > math.pi / 2
+        for fix in (["phase"], ["phase", "sign"]):
+            assert float(30 * space.unflatten(space.canonicalize(thetas, fix=fix))[name].abs().max()) <= math.pi / 2 + 1e-12
+    with pytest.raises(ValueError, match=r"'fix' to name some of scale, phase, sign, order \(got 'signs'\)"):
+        space.canonicalize(thetas, fix=["signs"])
+
+
 def test_nan_weights_are_refused() -> None:
     space = SPACES["cnn_relu"]
     thetas = space.sample(3)

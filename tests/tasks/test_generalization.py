@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
+from wsgraph.data.transforms import RandomSymmetry
 from wsgraph.nn import list_models
 from wsgraph.tasks import Result, list_tasks, register_task, run, training
 from wsgraph.tasks.generalization import kendall_tau, predict
@@ -196,6 +197,47 @@ def test_result_json_has_no_nan() -> None:
     assert repr(result) == "Result(generalization, x, tau=nan)"
 
 
+def test_networks_are_selected_and_counted(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "a", select={"test_accuracy": lambda accuracy: accuracy > 0.5}, train_size=20)
+    kept = store.column("test_accuracy") > 0.5
+    expected = {name: int((kept & (store.column("split") == name)).sum()) for name in ("val", "test")}
+    assert result.config["networks"] == {"train": 20, **expected}
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["config"]["select"]["test_accuracy"].startswith("<function")
+    other = train(store, tmp_path / "b", train_size=20, seed=1)
+    assert not same(result, other)
+    for size in (1, 101, 2.5):
+        with pytest.raises(ValueError, match="'train_size' to be an integer from 2 to 100"):
+            train(store, tmp_path / "c", train_size=size)
+
+
+def test_canonical_weights_make_any_model_flat(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "a", scales=[1, 1e4], canonicalize=["scale", "order"], epochs=10, learning_rate=1e-2)
+    assert abs(result.metrics["tau_scale_10000"] - result.metrics["tau"]) < 0.02
+    assert result.metrics["tau"] > 0.3
+    assert result.config["canonicalize"] == ["scale", "order"]
+
+
+def test_augmented_training_is_recorded_and_acts(store: ZooStore, tmp_path: Path) -> None:
+    plain = train(store, tmp_path / "a")
+    augmented = train(store, tmp_path / "b", augment=RandomSymmetry((1, 100), distribution="uniform"))
+    assert not same(plain, augmented)
+    assert augmented.config["augment"].startswith("RandomSymmetry(scale=(1, 100), distribution='uniform'")
+
+
+def test_batches_of_several_architectures(tmp_path: Path) -> None:
+    """Outputs are compared with the targets of their own networks, though batches lie architecture by architecture."""
+    spaces = [WeightSpace.mlp([2, 6, 1]), WeightSpace.mlp([2, 5, 1])]
+    with ZooStore.writing(tmp_path / "zoo") as zoo:
+        for i in range(8):
+            space = spaces[i % 2]
+            thetas = space.sample(40, generator=torch.Generator().manual_seed(i))
+            target = torch.sigmoid(5 * space.unflatten(thetas)["layers.1.bias"][:, 0])
+            zoo.append(space, thetas, {"test_accuracy": target, "split": (["train"] * 2 + ["val", "test"]) * 10})
+    result = train(zoo, tmp_path / "run", "neural_graph", epochs=40, scales=[1], learning_rate=1e-2)
+    assert result.metrics["tau"] > 0.4
+    assert result.metrics["tau_scale_1"] == pytest.approx(result.metrics["tau"], abs=1e-3)
+
+
 def test_errors(store: ZooStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Unknown task 'classification'\. Available tasks: generalization"):
         run("classification", zoo=store)
@@ -227,7 +269,7 @@ def test_unwritable_folder(tmp_path: Path) -> None:
 
 
 def test_task_registry() -> None:
-    assert list_tasks() == ["generalization"]
+    assert list_tasks() == ["generalization", "inr_classification"]
     with pytest.raises(ValueError, match="named 'generalization' is registered already"):
         register_task("generalization")(run)
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from wsgraph.data.images import ClassificationData, digits
 from wsgraph.data.populations import Advance, Classifiers, HyperparameterRanges, ImageFits, Problem
 from wsgraph.data.store import PathLike, ZooStore
-from wsgraph.files import explained_errors
 from wsgraph.space import Signal, WeightSpace
 
 __all__ = ["generate_zoo", "make_cnn_zoo", "make_inr_zoo", "make_mlp_zoo", "make_zoo", "read_zoo_configuration"]
@@ -70,7 +69,10 @@ def _differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any], path: s
 def _open(path: Path, configuration: dict[str, Any]) -> ZooStore:
     """Begin a zoo, or open one that was begun with the same configuration."""
     if not os.path.lexists(path):
-        return ZooStore.begin(path, info={"made_by": "wsgraph.data.generate_zoo", "configuration": configuration})
+        try:
+            return ZooStore.begin(path, info={"made_by": "wsgraph.data.generate_zoo", "configuration": configuration})
+        except FileExistsError:  # begun by another process a moment ago
+            pass
     store = ZooStore(path)
     recorded = store.info.get("configuration")
     if not isinstance(recorded, dict) or store.info.get("made_by") != "wsgraph.data.generate_zoo":
@@ -269,11 +271,10 @@ def generate_zoo(
         with _progress(progress, networks, sum(each.steps for each in every)) as advance:
             advance(sum(each.steps for each in every if each.shard in kept))
             missing = [each for each in every if each.shard not in kept]
-            with explained_errors(path):
-                if ray is None:
-                    _train_here(problems, missing, keep, advance, device=device, workers=workers)
-                elif missing:
-                    _train_with_ray(problems, missing, keep, advance, device=device, address=ray)
+            if ray is None:
+                _train_here(problems, missing, keep, advance, device=device, workers=workers)
+            elif missing:
+                _train_with_ray(problems, missing, keep, advance, device=device, address=ray)
         if not len(store):
             raise ValueError(
                 f"All {networks} networks diverged. Lower the learning rate or the initial scale, and delete {str(path)!r} to start over."

@@ -38,6 +38,8 @@ _OPEN_FILES = 128
 _RESIDENT = 2**28
 _AROUND = 2**21
 
+_EXISTS = "{!r} exists already. Open it with ZooStore(path), choose another path, or delete it."
+
 PathLike = str | os.PathLike[str]
 
 
@@ -162,7 +164,7 @@ class ZooStore:
         except TypeError as error:
             raise ValueError(f"Expected 'info' to hold what JSON can hold: text, numbers, lists and dicts ({error}).") from None
         if os.path.lexists(path):
-            raise FileExistsError(f"{str(path)!r} exists already. Open it with ZooStore(path), choose another path, or delete it.")
+            raise FileExistsError(_EXISTS.format(str(path)))
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             with explained_errors(path):
@@ -171,6 +173,8 @@ class ZooStore:
                 _write_document(temporary, recorded, finished=False)
             store = cls(temporary)
             yield store
+            if os.path.lexists(path):  # made by somebody else in the meantime
+                raise FileExistsError(_EXISTS.format(str(path)))
             with explained_errors(path):
                 os.rename(temporary, path)
                 flush(path.parent)
@@ -276,17 +280,24 @@ class ZooStore:
         row_bytes = 16 if isinstance(thetas, ArrayRows) else space.num_params * thetas.element_size()
         parts = kept.split(max(1, _SHARD_BYTES // row_bytes)) if name is None and len(kept) else [kept]
         key = self._write_space(space)
-        dropped = len(finite) - len(kept)
-        for part in parts:
-            if not len(part) and dropped == 0:
-                continue
-            rows = {column: values[part.numpy()] for column, values in columns.items()}
-            if isinstance(thetas, ArrayRows):
-                taken: Tensor | ArrayRows = ArrayRows(thetas.file, thetas.rows[part], thetas.columns)
-            else:
-                taken = thetas if len(part) == len(thetas) else thetas[part.to(thetas.device)]
-            self._write_shard(name, key, taken, rows, dropped)
-            dropped = 0
+        dropped, before = len(finite) - len(kept), self.shards
+        try:
+            for part in parts:
+                if not len(part) and dropped == 0 and name is None:
+                    continue
+                rows = {column: values[part.numpy()] for column, values in columns.items()}
+                if isinstance(thetas, ArrayRows):
+                    taken: Tensor | ArrayRows = ArrayRows(thetas.file, thetas.rows[part], thetas.columns)
+                else:
+                    taken = thetas if len(part) == len(thetas) else thetas[part.to(thetas.device)]
+                self._write_shard(name, key, taken, rows, dropped)
+                dropped = 0
+        except BaseException:
+            # All or nothing: what is repeated after a disk was full should not be there twice.
+            for shard in set(self.shards) - set(before):
+                shard.file.unlink(missing_ok=True)
+            self._index(before)
+            raise
 
     def _write_shard(self, name: str | None, key: str, thetas: Tensor | ArrayRows, columns: Mapping[str, np.ndarray], dropped: int) -> None:
         folder, number = self.path / "shards", len(self.shards)
@@ -406,16 +417,16 @@ class ZooStore:
         if not stores:
             raise ValueError("Expected at least one zoo in 'stores' (got none).")
         names = [name for name in stores[0].table if all(name in store.table for store in stores) and name != "zoo"]
-        with cls.writing(path, info={"merged": [{"zoo": store.path.name, "info": store.info} for store in stores]}) as merged:
-            shards = [(store, position) for store in stores for position in range(len(store.shards))]
-            for number, (store, position) in enumerate(shards):
-                rows = slice(*store._starts[position : position + 2].tolist())
-                key = merged._write_space(store.load_space(store.shards[position].space))
-                columns = {name: store.table[name][rows] for name in names}
-                columns["zoo"] = np.full(rows.stop - rows.start, store.path.name)
-                merged._check_columns(columns)
-                taken = store._rows(position, torch.arange(rows.stop - rows.start))
-                merged._write_shard(f"{number:06d}", key, taken, columns, store.shards[position].dropped)
+        dropped = sum(store.info["dropped_non_finite"] for store in stores)
+        info = {"merged": [{"zoo": store.path.name, "info": store.info} for store in stores], "dropped_non_finite": dropped}
+        with cls.writing(path, info=info) as merged:
+            for store in stores:
+                for shard, positions in zip(store.shards, torch.arange(len(store)).tensor_split(store._starts[1:-1]), strict=True):
+                    # Shards that link to a matrix may be larger than memory.
+                    for part in positions.split(max(1, _SHARD_BYTES // (shard.shape[1] * shard.dtype.itemsize))):
+                        columns = {name: store.table[name][part.numpy()] for name in names}
+                        columns["zoo"] = np.full(len(part), store.path.name)
+                        merged.append(store.load_space(shard.space), store.read(part), columns)
         return cls(path)
 
     # == Reading ==

@@ -13,7 +13,7 @@ from torch_geometric.transforms import BaseTransform
 from torch_geometric.transforms import Compose as PyGCompose
 
 from wsgraph.space import ParameterGraph, WeightSpace
-from wsgraph.symmetry import SYMMETRIES
+from wsgraph.symmetry import FORMS, SYMMETRIES
 
 __all__ = [
     "Canonicalize",
@@ -165,6 +165,12 @@ class Canonicalize(WeightTransform):
 
     See :func:`wsgraph.symmetry.canonicalize`.
 
+    Args:
+        fix: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle.
+
+    Raises:
+        ValueError: If ``fix`` names something else.
+
     Example:
         >>> space = WeightSpace.mlp([2, 8, 1], "tanh")
         >>> thetas = space.sample(3)
@@ -174,8 +180,13 @@ class Canonicalize(WeightTransform):
         True
     """
 
+    def __init__(self, fix: Collection[str] = FORMS) -> None:
+        self.fix = tuple(fix)
+        if unknown := sorted(set(fix) - set(FORMS)):
+            raise ValueError(f"Expected 'fix' to name some of {', '.join(FORMS)} (got {', '.join(map(repr, unknown))}).")
+
     def weights(self, space: WeightSpace, thetas: Tensor) -> Tensor:
-        return space.canonicalize(thetas)
+        return space.canonicalize(thetas, fix=self.fix)
 
 
 class Normalize(WeightTransform):

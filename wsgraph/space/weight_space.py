@@ -604,7 +604,8 @@ class WeightSpace:
             if thetas.shape[-1:] == (self.num_params,) and thetas.ndim < 3:
                 hint = "Of a single network pass theta[None]." if batched else "Of several networks make a batch with space.batch."
             raise SpaceMismatchError(f"Expected '{name}' of shape {expected} for {self!r} (got {list(thetas.shape)}). {hint}")
-        if finite and not torch.isfinite(thetas).all():
+        # A sum is finite only if all its terms are, and takes one pass where comparing them takes several; large ones may overflow it.
+        if finite and not torch.isfinite(thetas.sum()) and not torch.isfinite(thetas).all():
             where = torch.nonzero(~torch.isfinite(thetas))[0].tolist()
             param = next(key for key, part in self.slices.items() if part.start <= where[-1] < part.stop)
             network = f"network {where[0]}, " if batched else ""
@@ -858,11 +859,11 @@ class WeightSpace:
 
         return act(self, g, thetas)
 
-    def canonicalize(self, thetas: Tensor) -> Tensor:
+    def canonicalize(self, thetas: Tensor, **options: Any) -> Tensor:
         """A fixed representative of each checkpoint's orbit; see :func:`wsgraph.symmetry.canonicalize`."""
         from wsgraph.symmetry import canonicalize
 
-        return canonicalize(self, thetas)
+        return canonicalize(self, thetas, **options)
 
     # == Text ==
 

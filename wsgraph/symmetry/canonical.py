@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,10 @@ from wsgraph.symmetry.group import flatten_logical, logical_tensors, move_parame
 __all__ = ["canonicalize"]
 
 
-def canonicalize(space: WeightSpace, thetas: Tensor) -> Tensor:
+FORMS = ("scale", "phase", "sign", "order")
+
+
+def canonicalize(space: WeightSpace, thetas: Tensor, fix: Collection[str] = FORMS) -> Tensor:
     r"""Replace each checkpoint by a fixed representative of its orbit; the network's function is kept.
 
     1. Scale: the incoming vector (weights of all kernel positions, biases, norm parameters) of every neuron that allows positive factors
@@ -36,13 +39,15 @@ def canonicalize(space: WeightSpace, thetas: Tensor) -> Tensor:
     Args:
         space: The weight space.
         thetas: Checkpoints ``[B, P]``.
+        fix: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle; what is left out stays as it is. Models that do not
+            see the order of neurons need no order, for instance.
 
     Returns:
         Tensor ``[B, P]``, differentiable in ``thetas`` (the order of the neurons is piecewise constant).
 
     Raises:
         SpaceMismatchError: If the shape is wrong.
-        ValueError: If a weight is NaN or infinite.
+        ValueError: If a weight is NaN or infinite, or ``fix`` names something else.
 
     Example:
         >>> import torch
@@ -54,9 +59,11 @@ def canonicalize(space: WeightSpace, thetas: Tensor) -> Tensor:
         True
     """
     space.check_thetas(thetas, finite=True)
+    if unknown := sorted(set(fix) - set(FORMS)):
+        raise ValueError(f"Expected 'fix' to name some of {', '.join(FORMS)} (got {', '.join(map(repr, unknown))}).")
     if not space.params:
         return thetas
-    form = _Canonicalization(space, thetas)
+    form = _Canonicalization(space, thetas, fix)
     # Norms do not depend on signs or on the order of neurons, so all scales can be settled before any neuron is compared with another.
     form.settle(form.fix_scale)
     form.settle(form.fix_sign_and_order)
@@ -102,7 +109,7 @@ def _followed(space: WeightSpace, axis: Axis) -> Iterator[tuple[NeuronGroup, int
 class _Canonicalization:
     """The parameters on their way to the canonical form, and the classes already settled."""
 
-    def __init__(self, space: WeightSpace, thetas: Tensor) -> None:
+    def __init__(self, space: WeightSpace, thetas: Tensor, fix: Collection[str]) -> None:
         self.space = space
         self.tensors = logical_tensors(space, thetas)
         symmetries = {label: space.class_symmetry(label) for label in space.scale_classes}
@@ -110,6 +117,12 @@ class _Canonicalization:
         self.signed = {label for label, symmetry in symmetries.items() if not symmetry.sign}
         self.sorted = {label for label in space.permutation_classes if not space.is_permutable(label)}
         self.phased: set[str] = set()
+        # What is not to be settled counts as settled.
+        self.scaled |= set() if "scale" in fix else symmetries.keys()
+        self.signed |= set() if "sign" in fix else symmetries.keys()
+        self.sorted |= set() if "order" in fix else space.permutation_classes.keys()
+        self.phased |= set() if "phase" in fix else {group.name for group in space.groups}
+        self.phases = "phase" in fix
         self.by_scale: dict[str, list[_Part]] = {}
         self.by_order: dict[str, list[_Part]] = {}
         self.users: dict[str, set[str]] = {}
@@ -202,8 +215,8 @@ class _Canonicalization:
         first = (magnitude >= tolerance * magnitude.amax(dim=2, keepdim=True)).to(torch.uint8).argmax(dim=2, keepdim=True)
         sign = torch.where(values.gather(2, first)[..., 0] < 0, -1.0, 1.0).to(values.dtype)
         self.move({}, {label: sign})
-        # A flip takes a phase of exactly -pi/2 out of the half-open interval.
-        self.reduce_phase(group, half_turns=allowed)
+        if self.phases:  # a flip takes a phase of exactly -pi/2 out of the half-open interval
+            self.reduce_phase(group, half_turns=allowed)
         return True
 
     def beside_sorted(self, part: _Part) -> bool:

@@ -1,7 +1,8 @@
 """Tasks: what is trained, on which networks, and how it is scored."""
 
 from wsgraph.tasks.generalization import run_generalization
+from wsgraph.tasks.inr_classification import run_inr_classification
 from wsgraph.tasks.registry import list_tasks, register_task, run
 from wsgraph.tasks.result import Result
 
-__all__ = ["Result", "list_tasks", "register_task", "run", "run_generalization"]
+__all__ = ["Result", "list_tasks", "register_task", "run", "run_generalization", "run_inr_classification"]

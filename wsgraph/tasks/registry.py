@@ -33,7 +33,7 @@ def list_tasks() -> list[str]:
 
     Example:
         >>> list_tasks()
-        ['generalization']
+        ['generalization', 'inr_classification']
     """
     return sorted(_TASKS)
 

@@ -1,0 +1,195 @@
+"""Tasks that predict something about every network: what they share, from the zoo to the scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsgraph.data import DataLoader, ZooDataset, ZooStore
+from wsgraph.data.transforms import Canonicalize, Compose, RandomSymmetry, WeightTransform
+from wsgraph.measure import peak_memory
+from wsgraph.nn import build_model, model_entry
+from wsgraph.space import ParameterGraph
+from wsgraph.tasks.result import Result
+from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run
+
+__all__ = ["Prediction", "model_outputs", "run_prediction"]
+
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What tasks that predict something about every network differ in.
+
+    Args:
+        name: Name of the task.
+        target: Column of the zoo's table to predict, unless another is named.
+        score_name: What models are chosen by on the validation split, beside the loss.
+        loss: Of outputs and targets.
+        score: Of outputs and targets.
+        scores: All scores of outputs and targets, by name.
+        width: Number of outputs of the model, from the datasets of all splits; raises ``ValueError`` where targets make no sense.
+    """
+
+    name: str
+    target: str
+    score_name: str
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], float]
+    scores: Callable[[Tensor, Tensor], dict[str, float]]
+    width: Callable[[Mapping[str, ZooDataset]], int]
+
+
+def _float32(thetas: Tensor) -> Tensor:
+    return thetas.float()  # models train in single precision, whatever the zoo stores
+
+
+@torch.no_grad()
+def model_outputs(model: nn.Module, batches: Iterable[ParameterGraph]) -> tuple[Tensor, Tensor | None]:
+    """Outputs ``[N, out_channels]`` of a model for all networks of some batches, and their targets ``[N]``, on the CPU."""
+    device = next(model.parameters()).device
+    model.eval()
+    pairs = [(model(batch.to(device)).cpu(), batch.y) for batch in batches]
+    targets = [y.cpu() for _, y in pairs if y is not None]
+    return torch.cat([outputs for outputs, _ in pairs]), torch.cat(targets) if targets else None
+
+
+def _checked(scales: Sequence[float] | float, epochs: int, devices: int) -> list[float]:
+    for name, value in (("epochs", epochs), ("devices", devices)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"Expected '{name}' to be an integer of at least 1 (got {value!r}).")
+    bounds = [float(scale) for scale in (scales if isinstance(scales, Sequence) else [scales])]
+    if bad := [scale for scale in bounds if not 1 <= scale < float("inf")]:
+        raise ValueError(f"Expected 'scales', upper bounds of U[1, s], to be finite and at least 1 (got {bad[0]:g}).")
+    return bounds
+
+
+def _composed(*transforms: WeightTransform | None) -> WeightTransform | None:
+    given = [transform for transform in transforms if transform is not None]
+    return given[0] if len(given) == 1 else Compose(given) if given else None
+
+
+def run_prediction(
+    task: Prediction,
+    *,
+    zoo: ZooStore | str | os.PathLike[str],
+    model: str,
+    epochs: int,
+    seed: int,
+    scales: Sequence[float] | float,
+    target: str | None,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    output: str | os.PathLike[str] | None,
+    progress: bool,
+    resume: bool,
+    accelerator: str,
+    devices: int,
+    model_options: dict[str, Any] | None,
+    select: Mapping[str, Any] | None,
+    canonicalize: Collection[str],
+    augment: WeightTransform | None,
+    train_size: int | None,
+) -> Result:
+    """Train a model on the training split, choose an epoch by the validation loss, and score it on the test split once.
+
+    Arguments are those of the tasks, such as :func:`wsgraph.tasks.run_generalization`, which document them.
+    """
+    store = zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
+    model_entry(model)
+    bounds = _checked(scales, epochs, devices)
+    target = task.target if target is None else target
+    splits = {name: store.dataset(name, target=target) for name in _SPLITS}
+    if select:
+        splits = {name: split.select(select) for name, split in splits.items()}
+    if train_size is not None:
+        if not isinstance(train_size, int) or not 2 <= train_size <= len(splits["train"]):
+            raise ValueError(f"Expected 'train_size' to be an integer from 2 to {len(splits['train'])} (got {train_size!r}).")
+        chosen = torch.randperm(len(splits["train"]), generator=torch.Generator().manual_seed(seed))[:train_size]
+        splits["train"] = splits["train"][chosen.sort().values]
+    for name, split in splits.items():
+        if len(split) < 2:
+            raise ValueError(f"Expected at least 2 networks in the split {name!r} of {store!r} (got {len(split)}).")
+    width = task.width(splits)
+    fixed = Canonicalize(canonicalize) if canonicalize else None
+    folder = prepare_folder(output or Path("runs", task.name, f"{Path(store.path).name}-{model}-seed{seed}"))
+
+    config = {
+        "model": model,
+        "zoo": Path(store.path).name,
+        "epochs": epochs,
+        "seed": seed,
+        "scales": bounds,
+        "target": target,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "model_options": model_options or {},
+        "networks": {name: len(split) for name, split in splits.items()},
+        "select": None if select is None else {name: value if _is_plain(value) else repr(value) for name, value in select.items()},
+        "canonicalize": list(canonicalize),
+        "augment": None if augment is None else repr(augment),
+    }
+    start_run(folder, config, resume=resume)
+
+    train_set = splits["train"].with_transform(_composed(augment, fixed))
+    spaces = splits["train"].spaces
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = build_model(model, spaces[0] if len(spaces) == 1 else spaces, width, **(model_options or {}))
+        objective = Objective(
+            module, task.loss, task.score, task.score_name, learning_rate=learning_rate, weight_decay=weight_decay, seed=seed
+        )
+        if resume and (folder / "result.json").exists():
+            load_best(objective, folder)
+            stored = json.loads((folder / "result.json").read_text())
+            metrics = {name: float("nan") if value is None else value for name, value in stored["metrics"].items()}
+            return Result(task.name, metrics, module.eval(), config, folder, stored["machine"])
+        train = DataLoader(train_set, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed), transform=_float32)
+        device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        module.to(device)
+        first = splits["train"].batch(slice(0, batch_size), _float32).to(device)
+        bytes_used = peak_memory(lambda: task.loss(module(first), first.y).backward())
+        module.zero_grad(set_to_none=True)
+        torch.manual_seed(seed)
+        costs = fit(
+            objective,
+            train,
+            DataLoader(splits["val"].with_transform(fixed), 4 * batch_size, transform=_float32),
+            folder,
+            epochs=epochs,
+            title=model,
+            progress=progress,
+            resume=resume,
+            accelerator=accelerator,
+            devices=devices,
+        )
+    module.to(device).eval()
+    test, metrics = splits["test"], {}
+    moves = {f"_scale_{scale:g}": RandomSymmetry((1.0, scale), distribution="uniform", seed=seed) for scale in bounds}
+    for suffix, move in {"": None, **moves}.items():
+        moved = test.with_transform(_composed(move, fixed))
+        # Batch by batch, so that a test split larger than memory can be scored; not by a loader, which would give each process a share.
+        batches = (moved.batch(slice(start, start + 256), _float32) for start in range(0, len(test), 256))
+        outputs, targets = model_outputs(module, batches)
+        assert targets is not None
+        metrics |= {f"{name}{suffix}": value for name, value in task.scores(outputs, targets).items()}
+    metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
+    metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}
+    result = Result(task.name, metrics, module, config, folder)
+    if is_first_process():
+        result.save(folder / "result.json")
+    return result
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float, bool, list, tuple))
