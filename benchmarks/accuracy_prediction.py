@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -33,7 +34,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from wsgraph import ParameterGraph, WeightSpace
-from wsgraph.data import ZooStore, make_cnn_zoo
+from wsgraph.data import make_cnn_zoo
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
 from wsgraph.nn import MonomialConv, MonomialGNN, Probes, list_models, register_model
@@ -142,17 +143,16 @@ def ablations() -> list[Case]:
 def make_zoo(folder: Path, activation: str, networks: int) -> Path:
     """A zoo with its networks divided at random into 1,024 of 1,500 for training, 120 for validation and the rest for testing."""
     path = folder / f"zoo-{activation}"
-    if (path / "zoo.json").exists():
+    if (path / "columns.safetensors").exists():  # divided already
         return path
-    made = make_cnn_zoo(folder / f"made-{activation}", networks, activation, seed=0)
-    count = len(made.thetas)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    train, validation = count * 1024 // 1500, count * 120 // 1500
-    split = [""] * count
-    for rank, index in enumerate(order):
-        split[index] = "train" if rank < train else "val" if rank < train + validation else "test"
-    table = {**{name: column for name, column in made.table.items() if name != "split"}, "split": split}
-    ZooStore.create(path, made.space, torch.as_tensor(made.thetas[:]).clone(), table)
+    zoo = make_cnn_zoo(path, networks, activation, seed=0)
+    numbers = zoo.column("network").argsort(kind="stable")
+    order = torch.randperm(len(zoo), generator=torch.Generator().manual_seed(0)).numpy()
+    train, validation = len(zoo) * 1024 // 1500, len(zoo) * 120 // 1500
+    split = np.full(len(zoo), "test", dtype="U5")
+    split[numbers[order[:train]]] = "train"
+    split[numbers[order[train : train + validation]]] = "val"
+    zoo.set_column("split", split)
     return path
 
 

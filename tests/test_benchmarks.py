@@ -127,7 +127,8 @@ def test_accuracy_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         space = WeightSpace.cnn([1, 4, 4], [3], activation)
         thetas = space.sample(48, generator=torch.Generator().manual_seed(0))
         table = {"test_accuracy": thetas[:, -1].sigmoid(), "split": ["train"] * 24 + ["val"] * 12 + ["test"] * 12}
-        ZooStore.create(tmp_path / "work" / f"zoo-{activation}", space, thetas, table)
+        split = table.pop("split")
+        ZooStore.create(tmp_path / "work" / f"zoo-{activation}", space, thetas, table).set_column("split", split)
     case = script.Case("probes", "probes alone", {"probes": 4})
     monkeypatch.setattr(script, "models", lambda: [script.Case(name, name, {}) for name in ("magep", "monomial_gnn")])
     monkeypatch.setattr(script, "ablations", lambda: [script.Case("default", "monomial_gnn", {}), case])
@@ -163,14 +164,16 @@ def test_accuracy_prediction_divides_a_zoo(tmp_path: Path, monkeypatch: pytest.M
     def made(path: Path, networks: int, activation: str, seed: int) -> ZooStore:
         space = WeightSpace.mlp([2, 3, 1], activation)
         thetas = space.sample(networks, generator=torch.Generator().manual_seed(seed))
-        return ZooStore.create(path, space, thetas, {"test_accuracy": torch.rand(networks), "split": ["test"] * networks})
+        table = {"test_accuracy": torch.rand(networks), "network": torch.arange(networks).flip(0), "split": ["test"] * networks}
+        return ZooStore.create(path, space, thetas, table)
 
     monkeypatch.setattr(script, "make_cnn_zoo", made)
     store = ZooStore(script.make_zoo(tmp_path, "tanh", 1500))
     split = list(store.table["split"])
     assert [split.count(part) for part in ("train", "val", "test")] == [1024, 120, 356]
-    assert torch.equal(torch.as_tensor(store.thetas[:]), torch.as_tensor(ZooStore(tmp_path / "made-tanh").thetas[:]))
     assert len(set(split[:50])) == 3  # divided at random, not in blocks
+    monkeypatch.setattr(script, "make_cnn_zoo", lambda *_, **__: pytest.fail("made again"))
+    assert script.make_zoo(tmp_path, "tanh", 1500) == store.path
 
 
 def test_message_speed_keeps_limits(capsys: pytest.CaptureFixture[str]) -> None:

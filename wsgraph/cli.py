@@ -277,7 +277,7 @@ def _make_module(text: str) -> nn.Module:
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="Task to train: generalization or inr_classification.")],
+    task: Annotated[str, typer.Argument(help="Task to train: generalization, inr_classification or inr_editing.")],
     zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
     model: Annotated[str, typer.Option(help="Model to train; `wsgraph models` lists them.")] = "monomial_gnn",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training networks.")] = 30,
@@ -290,6 +290,9 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and logs [default: runs/TASK/ZOO-MODEL-seedSEED].")] = None,
     canonicalize: Annotated[
         list[str] | None, typer.Option(help="Settle scale, phase, sign or order in all networks before they are read; repeat it.")
+    ] = None,
+    operation: Annotated[
+        str | None, typer.Option(help="Of inr_editing: dilate, erode, gradient, sharpen or contrast [default: dilate].")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that train together, each with its share of every batch.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint.")] = False,
@@ -306,13 +309,15 @@ def train(
     from wsgraph.tasks.training import is_first_process
 
     with _explained():
+        if operation is not None and task != "inr_editing":
+            raise ValueError(f"--operation is for inr_editing, not for {task}.")
         result = run(
             task,
             zoo=zoo,
             model=model,
             epochs=epochs,
             seed=seed,
-            **({"scales": tuple(scale)} if scale else {}),
+            **_given(scales=tuple(scale) if scale else None, operation=operation),
             canonicalize=tuple(canonicalize or ()),
             learning_rate=learning_rate,
             batch_size=batch_size,
@@ -607,5 +612,7 @@ def _print_results(results: list[Result], title: str) -> None:
     console = Console()
     console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
     console.print(table)
-    meaning = {"tau": "tau: Kendall's tau", "accuracy": "accuracy: share of classes found"}.get(scores[0], scores[0])
-    typer.echo(f"{meaning} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped.")
+    meaning = {"tau": "tau: Kendall's tau", "accuracy": "accuracy: share of classes found", "mse": "mse: mean squared error of pixels"}
+    typer.echo(
+        f"{meaning.get(scores[0], scores[0])} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped."
+    )

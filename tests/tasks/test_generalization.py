@@ -12,7 +12,7 @@ from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.data.transforms import RandomSymmetry
 from wsgraph.nn import list_models
-from wsgraph.tasks import Result, list_tasks, register_task, run, training
+from wsgraph.tasks import Result, list_tasks, register_task, run, run_seeds, training
 from wsgraph.tasks.generalization import kendall_tau, predict
 from wsgraph.tasks.training import prepare_folder
 
@@ -197,6 +197,26 @@ def test_result_json_has_no_nan() -> None:
     assert repr(result) == "Result(generalization, x, tau=nan)"
 
 
+def test_several_seeds_are_summarised(store: ZooStore, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"zoo": store, "model": "statnn", "epochs": 2, "progress": False, "scales": [1], "resume": True}
+    summary = run_seeds("generalization", seeds=[3, 5, 8], output=tmp_path / "runs", **options)
+    taus = [result.metrics["tau"] for result in summary.results]
+    assert [result.config["seed"] for result in summary.results] == [3, 5, 8]
+    assert len(set(taus)) == 3
+    assert summary.mean["tau"] == pytest.approx(sum(taus) / 3)
+    assert summary.standard_error["tau"] == pytest.approx(torch.tensor(taus, dtype=torch.float64).std().item() / math.sqrt(3))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["seed3", "seed5", "seed8"]
+    assert "3 seeds" in repr(summary)
+    written = (tmp_path / "runs" / "seed5" / "best.ckpt").stat().st_mtime_ns
+    again = run_seeds("generalization", seeds=[5], output=tmp_path / "runs", **options)
+    assert again.mean["tau"] == taus[1]
+    assert math.isnan(again.standard_error["tau"])
+    assert (tmp_path / "runs" / "seed5" / "best.ckpt").stat().st_mtime_ns == written
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ValueError, match="'seeds' to be different seeds, at least one"):
+            run_seeds("generalization", seeds=seeds, **options)
+
+
 def test_networks_are_selected_and_counted(store: ZooStore, tmp_path: Path) -> None:
     result = train(store, tmp_path / "a", select={"test_accuracy": lambda accuracy: accuracy > 0.5}, train_size=20)
     kept = store.column("test_accuracy") > 0.5
@@ -269,7 +289,7 @@ def test_unwritable_folder(tmp_path: Path) -> None:
 
 
 def test_task_registry() -> None:
-    assert list_tasks() == ["generalization", "inr_classification"]
+    assert list_tasks() == ["generalization", "inr_classification", "inr_editing"]
     with pytest.raises(ValueError, match="named 'generalization' is registered already"):
         register_task("generalization")(run)
 

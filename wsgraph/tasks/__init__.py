@@ -2,7 +2,18 @@
 
 from wsgraph.tasks.generalization import run_generalization
 from wsgraph.tasks.inr_classification import run_inr_classification
-from wsgraph.tasks.registry import list_tasks, register_task, run
-from wsgraph.tasks.result import Result
+from wsgraph.tasks.inr_editing import run_inr_editing
+from wsgraph.tasks.registry import list_tasks, register_task, run, run_seeds
+from wsgraph.tasks.result import Result, Summary
 
-__all__ = ["Result", "list_tasks", "register_task", "run", "run_generalization", "run_inr_classification"]
+__all__ = [
+    "Result",
+    "Summary",
+    "list_tasks",
+    "register_task",
+    "run",
+    "run_generalization",
+    "run_inr_classification",
+    "run_inr_editing",
+    "run_seeds",
+]

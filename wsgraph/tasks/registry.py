@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from wsgraph.tasks.result import Result
+from wsgraph.tasks.result import Result, Summary
 
-__all__ = ["list_tasks", "register_task", "run"]
+__all__ = ["list_tasks", "register_task", "run", "run_seeds"]
 
 _TASKS: dict[str, Callable[..., Result]] = {}
 
@@ -33,7 +35,7 @@ def list_tasks() -> list[str]:
 
     Example:
         >>> list_tasks()
-        ['generalization', 'inr_classification']
+        ['generalization', 'inr_classification', 'inr_editing']
     """
     return sorted(_TASKS)
 
@@ -54,3 +56,23 @@ def run(task: str, **options: Any) -> Result:
     if task not in _TASKS:
         raise ValueError(f"Unknown task {task!r}. Available tasks: {', '.join(list_tasks())}.")
     return _TASKS[task](**options)
+
+
+def run_seeds(task: str, *, seeds: Sequence[int], output: str | os.PathLike[str] | None = None, **options: Any) -> Summary:
+    """Train a model on a task with several seeds, and summarise the scores.
+
+    Args:
+        task: One of :func:`list_tasks`.
+        seeds: The seeds, one run for each.
+        output: Folder of the runs, ``OUTPUT/seedSEED`` for each (default: the task's own).
+        **options: The task's own, without ``seed``; with ``resume=True`` finished runs are read, not repeated.
+
+    Returns:
+        A :class:`Summary` with mean and standard error of every score.
+
+    Raises:
+        ValueError: If there is no seed, one is repeated, or as the task says.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"Expected 'seeds' to be different seeds, at least one (got {list(seeds)}).")
+    return Summary([run(task, seed=seed, output=None if output is None else Path(output) / f"seed{seed}", **options) for seed in seeds])

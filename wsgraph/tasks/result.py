@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import nn
 from wsgraph.files import write_json
 from wsgraph.measure import machine
 
-__all__ = ["Result"]
+__all__ = ["Result", "Summary"]
 
 
 @dataclass
@@ -52,3 +54,37 @@ class Result:
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
         return f"Result({self.task}, {self.config.get('model')}, {metrics})"
+
+
+class Summary:
+    r"""Scores of runs that differ in their seeds.
+
+    .. math:: \bar m = \frac{1}{n} \sum_i m_i, \quad \text{standard error} = \sqrt{\frac{1}{n (n-1)} \sum_i (m_i - \bar m)^2}
+
+    Args:
+        results: The runs.
+
+    Attributes:
+        results: The runs.
+        mean: Mean of every score and cost.
+        standard_error: Standard error of every mean; NaN of a single run.
+
+    Example:
+        >>> runs = [Result("generalization", {"tau": tau}, nn.Identity(), {"model": "np"}, Path(".")) for tau in (0.7, 0.8, 0.9)]
+        >>> Summary(runs)
+        Summary(generalization, np, 3 seeds, tau=0.8 ± 0.058)
+    """
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = list(results)
+        values = {name: [result.metrics[name] for result in self.results] for name in self.results[0].metrics}
+        count = len(self.results)
+        self.mean = {name: statistics.fmean(numbers) for name, numbers in values.items()}
+        self.standard_error = {
+            name: statistics.stdev(numbers) / math.sqrt(count) if count > 1 else float("nan") for name, numbers in values.items()
+        }
+
+    def __repr__(self) -> str:
+        first = self.results[0]
+        scores = ", ".join(f"{name}={value:.4g} ± {self.standard_error[name]:.2g}" for name, value in self.mean.items())
+        return f"Summary({first.task}, {first.config.get('model')}, {len(self.results)} seeds, {scores})"

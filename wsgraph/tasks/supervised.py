@@ -1,4 +1,4 @@
-"""Tasks that predict something about every network: what they share, from the zoo to the scores."""
+"""Tasks that read networks and are trained by examples: what they share, from the zoo to the scores."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from wsgraph.data import DataLoader, ZooDataset, ZooStore
 from wsgraph.data.transforms import Canonicalize, Compose, RandomSymmetry, WeightTransform
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, model_entry
-from wsgraph.space import ParameterGraph
+from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.tasks.result import Result
-from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run
+from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run, targets_of
 
 __all__ = ["Prediction", "model_outputs", "run_prediction"]
 
@@ -27,25 +27,27 @@ _SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What tasks that predict something about every network differ in.
+    """What tasks that are trained by examples differ in.
 
     Args:
         name: Name of the task.
-        target: Column of the zoo's table to predict, unless another is named.
+        target: Column of the zoo's table to predict, unless another is named; ``None`` where targets are made from the networks.
         score_name: What models are chosen by on the validation split, beside the loss.
         loss: Of outputs and targets.
         score: Of outputs and targets.
         scores: All scores of outputs and targets, by name.
         width: Number of outputs of the model, from the datasets of all splits; raises ``ValueError`` where targets make no sense.
+        wrap: Of tasks whose models return weights, what makes predictions of them, from the model and the weight space.
     """
 
     name: str
-    target: str
+    target: str | None
     score_name: str
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor], float]
     scores: Callable[[Tensor, Tensor], dict[str, float]]
     width: Callable[[Mapping[str, ZooDataset]], int]
+    wrap: Callable[[nn.Module, WeightSpace], nn.Module] | None = None
 
 
 def _float32(thetas: Tensor) -> Tensor:
@@ -53,13 +55,13 @@ def _float32(thetas: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def model_outputs(model: nn.Module, batches: Iterable[ParameterGraph]) -> tuple[Tensor, Tensor | None]:
-    """Outputs ``[N, out_channels]`` of a model for all networks of some batches, and their targets ``[N]``, on the CPU."""
+def model_outputs(model: nn.Module, batches: Iterable[ParameterGraph]) -> tuple[Tensor, Tensor]:
+    """Outputs ``[N, ...]`` of a model for all networks of some batches, and their targets ``[N]``, on the CPU; NaN where there are none."""
     device = next(model.parameters()).device
     model.eval()
-    pairs = [(model(batch.to(device)).cpu(), batch.y) for batch in batches]
-    targets = [y.cpu() for _, y in pairs if y is not None]
-    return torch.cat([outputs for outputs, _ in pairs]), torch.cat(targets) if targets else None
+    pairs = [(model(batch.to(device)).cpu(), targets_of(batch).cpu()) for batch in batches]
+    outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return outputs, targets
 
 
 def _checked(scales: Sequence[float] | float, epochs: int, devices: int) -> list[float]:
@@ -99,6 +101,7 @@ def run_prediction(
     canonicalize: Collection[str],
     augment: WeightTransform | None,
     train_size: int | None,
+    record: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train a model on the training split, choose an epoch by the validation loss, and score it on the test split once.
 
@@ -138,6 +141,7 @@ def run_prediction(
         "select": None if select is None else {name: value if _is_plain(value) else repr(value) for name, value in select.items()},
         "canonicalize": list(canonicalize),
         "augment": None if augment is None else repr(augment),
+        **(record or {}),
     }
     start_run(folder, config, resume=resume)
 
@@ -145,7 +149,10 @@ def run_prediction(
     spaces = splits["train"].spaces
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = build_model(model, spaces[0] if len(spaces) == 1 else spaces, width, **(model_options or {}))
+        kind = {} if task.wrap is None else {"task": "equivariant"}
+        module = build_model(model, spaces[0] if len(spaces) == 1 else spaces, width, **kind, **(model_options or {}))
+        if task.wrap is not None:
+            module = task.wrap(module, splits["train"].space)
         objective = Objective(
             module, task.loss, task.score, task.score_name, learning_rate=learning_rate, weight_decay=weight_decay, seed=seed
         )
@@ -158,7 +165,7 @@ def run_prediction(
         device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
         module.to(device)
         first = splits["train"].batch(slice(0, batch_size), _float32).to(device)
-        bytes_used = peak_memory(lambda: task.loss(module(first), first.y).backward())
+        bytes_used = peak_memory(lambda: task.loss(module(first), targets_of(first)).backward())
         module.zero_grad(set_to_none=True)
         torch.manual_seed(seed)
         costs = fit(
@@ -181,7 +188,6 @@ def run_prediction(
         # Batch by batch, so that a test split larger than memory can be scored; not by a loader, which would give each process a share.
         batches = (moved.batch(slice(start, start + 256), _float32) for start in range(0, len(test), 256))
         outputs, targets = model_outputs(module, batches)
-        assert targets is not None
         metrics |= {f"{name}{suffix}": value for name, value in task.scores(outputs, targets).items()}
     metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
     metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}

@@ -25,10 +25,18 @@ from torch import Tensor, nn
 from wsgraph.files import explained_errors, write_json
 from wsgraph.space import ParameterGraph
 
-__all__ = ["Objective", "fit", "is_first_process", "load_best", "prepare_folder", "start_run"]
+__all__ = ["Objective", "fit", "is_first_process", "load_best", "prepare_folder", "start_run", "targets_of"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], float]
+
+
+def targets_of(batch: ParameterGraph) -> Tensor:
+    """Targets ``[B]`` of a batch; NaN where it has none, because they are made from the networks."""
+    if isinstance(batch.y, Tensor):
+        return batch.y
+    device = None if batch.x is None else batch.x.device
+    return torch.full((batch.num_networks,), float("nan"), device=device)
 
 
 class Objective(L.LightningModule):
@@ -61,7 +69,7 @@ class Objective(L.LightningModule):
 
     def training_step(self, batch: ParameterGraph, _: int) -> Tensor:
         """Loss of one batch."""
-        loss = self.loss(self.model(batch), batch.y)
+        loss = self.loss(self.model(batch), targets_of(batch))
         if not torch.isfinite(loss):
             raise ValueError(f"Training diverged in epoch {self.current_epoch + 1}: the loss is not finite. Lower 'learning_rate'.")
         total = batch.num_networks
@@ -77,7 +85,7 @@ class Objective(L.LightningModule):
     def validation_step(self, batch: ParameterGraph, _: int) -> None:
         """Collects outputs: rank scores need the whole split at once."""
         counted = batch.num_counted if self.trainer.world_size > 1 else batch.num_networks
-        self.outputs.append((self.model(batch)[:counted], batch.y[:counted]))
+        self.outputs.append((self.model(batch)[:counted], targets_of(batch)[:counted]))
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss and score of the validation split."""

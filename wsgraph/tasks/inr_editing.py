@@ -1,0 +1,224 @@
+"""Editing implicit neural representations: new weights, such that the picture changes as an image operation would change it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data.transforms import WeightTransform
+from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.tasks.registry import register_task
+from wsgraph.tasks.result import Result
+from wsgraph.tasks.supervised import Prediction, run_prediction
+
+__all__ = ["OPERATIONS", "Editor", "edit_pictures", "run_inr_editing"]
+
+_SHARPEN = np.array([[-0.25, -0.25, -0.25], [-0.25, 3.0, -0.25], [-0.25, -0.25, -0.25]])[None, None]
+
+
+def _gradient(pictures: np.ndarray) -> np.ndarray:
+    size = (1, 1, 2, 2)
+    return ndimage.grey_dilation(pictures, size) - ndimage.grey_erosion(pictures, size)
+
+
+def _contrast(pictures: np.ndarray) -> np.ndarray:
+    mean = pictures.mean((1, 2, 3), keepdims=True)
+    return mean + 1.5 * (pictures - mean)
+
+
+OPERATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "dilate": lambda pictures: ndimage.grey_dilation(pictures, (1, 1, 3, 3)),
+    "erode": lambda pictures: ndimage.grey_erosion(pictures, (1, 1, 2, 2)),
+    "gradient": _gradient,
+    "sharpen": lambda pictures: ndimage.convolve(pictures, _SHARPEN),
+    "contrast": _contrast,
+}
+"""Image operations of pictures ``[B, channels, H, W]`` with values from 0 to 1, by name."""
+
+
+def edit_pictures(pictures: Tensor, operation: str) -> Tensor:
+    """Apply an image operation.
+
+    ``dilate`` and ``erode`` take the largest of 3x3 and the smallest of 2x2 pixels, ``gradient`` the difference of the largest and the
+    smallest of 2x2, ``sharpen`` weighs a pixel 3 and its neighbours -0.25, ``contrast`` moves values away from the picture's mean by half.
+
+    Args:
+        pictures: Pictures ``[B, channels, H, W]`` with values from 0 to 1; others are clipped.
+        operation: One of :data:`OPERATIONS`.
+
+    Returns:
+        Pictures of the same shape with values from 0 to 1.
+
+    Raises:
+        ValueError: If the operation is unknown.
+
+    Example:
+        >>> picture = torch.zeros(1, 1, 5, 5)
+        >>> picture[0, 0, 2, 2] = 1
+        >>> edit_pictures(picture, "dilate").sum()
+        tensor(9.)
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"Expected 'operation' to be one of {', '.join(OPERATIONS)} (got {operation!r}).")
+    edited = OPERATIONS[operation](pictures.detach().clamp(0, 1).cpu().numpy())
+    return torch.from_numpy(np.clip(edited, 0, 1)).to(pictures)
+
+
+class Editor(nn.Module):
+    r"""A model of weights as an editor of pictures: rendered edited networks beside their targets.
+
+    .. math:: \theta' = \theta + s \odot \delta(\theta)
+
+    with one learned factor :math:`s` for every parameter, 0.01 in the beginning.
+
+    Args:
+        model: Equivariant model with one output channel, ``[B, P, 1]``.
+        space: Weight space of the networks, with a signal.
+        operation: One of :data:`OPERATIONS`.
+
+    Shapes:
+        Input: a batch of parameter graphs. Output: ``[B, 3, channels, H, W]``, the edited network's picture, what it should be, and that of
+        the network as it was, with values from 0 to 1.
+    """
+
+    sizes: Tensor
+
+    def __init__(self, model: nn.Module, space: WeightSpace, operation: str) -> None:
+        super().__init__()
+        self.model, self.space, self.operation = model, space, operation
+        self.scales = nn.Parameter(torch.full((len(space.params),), 0.01))
+        self.register_buffer("sizes", torch.tensor([param.size for param in space.params]), persistent=False)
+
+    def edit(self, batch: ParameterGraph) -> Tensor:
+        """Edited flat checkpoints ``[B, P]``."""
+        change: Tensor = self.model(batch)[:, :, 0]
+        return batch.thetas() + self.scales.repeat_interleave(self.sizes) * change
+
+    def pictures(self, thetas: Tensor) -> Tensor:
+        """Pictures ``[B, channels, H, W]`` of networks, the range of the signal brought to 0 to 1."""
+        assert self.space.signal is not None
+        low, high = self.space.signal.value_range
+        return (self.space.render(thetas) - low) / (high - low)
+
+    def forward(self, batch: ParameterGraph) -> Tensor:
+        """Edited pictures, their targets and the pictures before, ``[B, 3, channels, H, W]``."""
+        with torch.no_grad():
+            before = self.pictures(batch.thetas())
+        return torch.stack([self.pictures(self.edit(batch)), edit_pictures(before, self.operation), before], dim=1)
+
+
+def _error(outputs: Tensor, _: Tensor) -> Tensor:
+    return nn.functional.mse_loss(outputs[:, 0], outputs[:, 1])
+
+
+def _score(outputs: Tensor, targets: Tensor) -> float:
+    return float(_error(outputs, targets))
+
+
+def _scores(outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    return {"mse": _score(outputs, targets), "mse_unedited": float(nn.functional.mse_loss(outputs[:, 2], outputs[:, 1]))}
+
+
+def _width(splits: Mapping[str, ZooDataset]) -> int:
+    space = splits["train"].space
+    if space.signal is None:
+        raise ValueError(f"Expected networks that represent pictures, of a weight space with a signal (got {space!r}).")
+    return 1
+
+
+@register_task("inr_editing")
+def run_inr_editing(
+    *,
+    zoo: ZooStore | str | os.PathLike[str],
+    operation: str = "dilate",
+    model: str = "monomial_gnn",
+    epochs: int = 30,
+    seed: int = 0,
+    scales: Sequence[float] = (1,),
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-2,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    resume: bool = False,
+    accelerator: str = "auto",
+    devices: int = 1,
+    model_options: dict[str, Any] | None = None,
+    select: Mapping[str, Any] | None = None,
+    canonicalize: Collection[str] = (),
+    augment: WeightTransform | None = None,
+    train_size: int | None = None,
+) -> Result:
+    r"""Train a model to edit implicit neural representations by their weights, such that their pictures change as by an image operation.
+
+    .. math:: \min \frac{1}{n} \sum \| \text{render}(\theta + s \odot \delta(\theta)) - \text{operation}(\text{render}(\theta)) \|^2
+
+    Pictures are those that the networks render, with values from 0 to 1. The epoch with the lowest validation error is tested once: on the
+    test networks as they are, and moved by random symmetries of their own. `Zhou et al., 2023 <https://arxiv.org/abs/2302.14040>`_ edit
+    the pictures that networks were fitted to, and report errors in the value range of the signal.
+
+    Args:
+        zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test`` and a weight space with a signal.
+        operation: One of :data:`OPERATIONS`; see :func:`edit_pictures`.
+        model: One of :func:`wsgraph.nn.list_models` that returns weights.
+        epochs: Passes over the training split.
+        seed: Seed of initialisation, batches, dropout and group elements.
+        scales: Upper bounds of the positive factors of moved test networks, where their activation allows any.
+        batch_size: Networks per step.
+        learning_rate: Largest learning rate of the one-cycle schedule.
+        weight_decay: Weight decay of AdamW.
+        output: Folder for checkpoints and logs (default: ``runs/inr_editing/ZOO-MODEL-seedSEED``).
+        progress: Whether to show progress.
+        resume: Continue an interrupted run from its last checkpoint.
+        accelerator: As in Lightning: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        devices: Processes that train together on this machine; see :func:`wsgraph.tasks.run_generalization`.
+        model_options: Options of the model, such as ``{"channels": 32}``.
+        select: Conditions on columns of the table that networks of all splits must meet; see :meth:`wsgraph.data.ZooDataset.select`.
+        canonicalize: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle in all networks before they are edited.
+        augment: Random transform of the training networks, drawn anew in every epoch.
+        train_size: Number of training networks, chosen by the seed (default: all).
+
+    Returns:
+        A :class:`~wsgraph.tasks.Result` whose metrics are ``mse`` on test networks, ``mse_unedited`` (of leaving them as they are),
+        ``mse_scale_S`` and ``mse_unedited_scale_S`` on moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of
+        one training step) and ``best_epoch``, and whose model is an :class:`Editor`.
+
+    Raises:
+        ValueError: If the model or the operation is unknown, an option is out of range, the zoo lacks a split or its networks represent no
+            pictures, training diverges, or ``resume`` meets a run of another configuration.
+        OSError: If the output folder cannot be written.
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"Expected 'operation' to be one of {', '.join(OPERATIONS)} (got {operation!r}).")
+    task = Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, partial(Editor, operation=operation))
+    return run_prediction(
+        task,
+        zoo=zoo,
+        model=model,
+        epochs=epochs,
+        seed=seed,
+        scales=scales,
+        target=None,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        output=output,
+        progress=progress,
+        resume=resume,
+        accelerator=accelerator,
+        devices=devices,
+        model_options=model_options,
+        select=select,
+        canonicalize=canonicalize,
+        augment=augment,
+        train_size=train_size,
+        record={"operation": operation},
+    )
