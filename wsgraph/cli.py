@@ -330,10 +330,6 @@ def train(
         typer.echo(f"Checkpoints, logs and result.json: {result.folder}")
 
 
-_Images = Annotated[
-    Path | None,
-    typer.Option(help="Pictures with labels: a folder of IDX files (MNIST's format) or an .npz file [default: scikit-learn's digits]."),
-]
 _Widths = Annotated[
     list[str] | None, typer.Option(help="Widths of the hidden layers, such as 16,16,16; repeat it for several architectures.")
 ]
@@ -353,6 +349,49 @@ _SomeActivations = Annotated[
 
 _COMMON = ("networks", "seed", "population", "device", "workers", "ray")
 _TRAINING = ("activation", "ranges", "checkpoints", "batch_size", *_COMMON)
+
+
+_Images = Annotated[
+    Path | None,
+    typer.Option(help="Pictures with labels: a folder of IDX files (MNIST's format) or an .npz file [default: scikit-learn's digits]."),
+]
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="What to measure: generalization, robustness or inr.")],
+    full: Annotated[bool, typer.Option("--full/--quick", help="Hours, for results to report, or minutes, to see that it runs.")] = False,
+    model: Annotated[list[str] | None, typer.Option(help="Model to compare; repeat it [default: all].")] = None,
+    images: _Images = None,
+    folder: Annotated[Path, typer.Option(help="Where zoos and finished cells are kept.")] = Path("wsgraph-bench"),
+    output: Annotated[Path | None, typer.Option(help="Where tables and figures go [default: FOLDER/results].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time [default: one per core].")] = None,
+) -> None:
+    """Compare models on the papers' tasks: a table (terminal, Markdown, JSON) and figures.
+
+    Every model gets the same data, epochs and search of the learning rate. Zoos and finished trainings are kept: a run that was killed
+    continues when the command is repeated.
+
+    Examples: wsgraph bench robustness --quick --model statnn --model monomial_gnn
+
+    wsgraph bench inr --full --images mnist-folder
+    """
+    import os
+
+    from wsgraph.bench import run_suite
+    from wsgraph.tasks.training import prepare_folder
+
+    with _explained():
+        run_suite(
+            suite,
+            size="full" if full else "quick",
+            folder=prepare_folder(folder),
+            output=prepare_folder(output or folder / "results"),
+            models=model,
+            images=images,
+            workers=workers or os.cpu_count() or 1,
+        )
+    typer.echo(f"Tables and figures: {output or folder / 'results'}")
 
 
 @zoo_app.command("make-cnn")

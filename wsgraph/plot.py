@@ -68,6 +68,7 @@ def robustness_curve(
     *,
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
+    errors: Mapping[str, Mapping[float, float]] | None = None,
 ) -> Figure:
     """Kendall's tau of predicted accuracies against the upper bound of the scales by which test networks were moved.
 
@@ -76,6 +77,7 @@ def robustness_curve(
         path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
         title: Title above the axes.
         labels: Names to show instead of the models' keys.
+        errors: Standard errors of the points, drawn as bands.
 
     Returns:
         The matplotlib figure.
@@ -112,6 +114,9 @@ def robustness_curve(
             markeredgewidth=0.6,
             label=(labels or {}).get(name, name),
         )
+        if errors and name in errors:
+            low, high = ([tau + sign * errors[name][scale] for scale, tau in ordered] for sign in (-1, 1))
+            axes.fill_between([scale for scale, _ in ordered], low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(scales))
     axes.xaxis.set_minor_locator(NullLocator())

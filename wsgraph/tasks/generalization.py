@@ -96,6 +96,7 @@ def run_generalization(
     canonicalize: Collection[str] = (),
     augment: WeightTransform | None = None,
     train_size: int | None = None,
+    test: bool = True,
 ) -> Result:
     r"""Train a model to predict test accuracies from weights, and score it on clean and on moved test networks.
 
@@ -125,10 +126,12 @@ def run_generalization(
             test networks were moved.
         augment: Random transform of the training networks, drawn anew in every epoch.
         train_size: Number of training networks, chosen by the seed (default: all).
+        test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
 
     Returns:
         A :class:`~wsgraph.tasks.Result` whose metrics are ``tau`` and ``r2`` on clean test networks, ``tau_scale_S`` and ``r2_scale_S`` on
-        moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step) and ``best_epoch``.
+        moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step), ``best_epoch`` and
+        ``validation_loss``.
 
     Raises:
         ValueError: If the model is unknown, an option is out of range, the zoo lacks a split or the target, the target leaves [0, 1],
@@ -156,4 +159,5 @@ def run_generalization(
         canonicalize=canonicalize,
         augment=augment,
         train_size=train_size,
+        test=test,
     )

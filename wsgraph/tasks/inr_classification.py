@@ -57,6 +57,7 @@ def run_inr_classification(
     canonicalize: Collection[str] = (),
     augment: WeightTransform | None = None,
     train_size: int | None = None,
+    test: bool = True,
 ) -> Result:
     r"""Train a model to classify implicit neural representations by their weights.
 
@@ -88,11 +89,12 @@ def run_inr_classification(
         augment: Random transform of the training networks, drawn anew in every epoch, such as
             :class:`wsgraph.data.transforms.RandomINRTransform`.
         train_size: Number of training networks, chosen by the seed (default: all).
+        test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
 
     Returns:
         A :class:`~wsgraph.tasks.Result` whose metrics are ``accuracy`` and ``cross_entropy`` on test networks, ``accuracy_scale_S`` and
         ``cross_entropy_scale_S`` on moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step)
-        and ``best_epoch``.
+        ``best_epoch`` and ``validation_loss``.
 
     Raises:
         ValueError: If the model is unknown, an option is out of range, the zoo lacks a split or the target, the target holds no classes,
@@ -120,4 +122,5 @@ def run_inr_classification(
         canonicalize=canonicalize,
         augment=augment,
         train_size=train_size,
+        test=test,
     )

@@ -156,6 +156,7 @@ def run_inr_editing(
     canonicalize: Collection[str] = (),
     augment: WeightTransform | None = None,
     train_size: int | None = None,
+    test: bool = True,
 ) -> Result:
     r"""Train a model to edit implicit neural representations by their weights, such that their pictures change as by an image operation.
 
@@ -185,11 +186,12 @@ def run_inr_editing(
         canonicalize: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle in all networks before they are edited.
         augment: Random transform of the training networks, drawn anew in every epoch.
         train_size: Number of training networks, chosen by the seed (default: all).
+        test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
 
     Returns:
         A :class:`~wsgraph.tasks.Result` whose metrics are ``mse`` on test networks, ``mse_unedited`` (of leaving them as they are),
         ``mse_scale_S`` and ``mse_unedited_scale_S`` on moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of
-        one training step) and ``best_epoch``, and whose model is an :class:`Editor`.
+        one training step), ``best_epoch`` and ``validation_loss``, and whose model is an :class:`Editor`.
 
     Raises:
         ValueError: If the model or the operation is unknown, an option is out of range, the zoo lacks a split or its networks represent no
@@ -220,5 +222,6 @@ def run_inr_editing(
         canonicalize=canonicalize,
         augment=augment,
         train_size=train_size,
+        test=test,
         record={"operation": operation},
     )

@@ -101,6 +101,7 @@ def run_prediction(
     canonicalize: Collection[str],
     augment: WeightTransform | None,
     train_size: int | None,
+    test: bool,
     record: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train a model on the training split, choose an epoch by the validation loss, and score it on the test split once.
@@ -141,6 +142,7 @@ def run_prediction(
         "select": None if select is None else {name: value if _is_plain(value) else repr(value) for name, value in select.items()},
         "canonicalize": list(canonicalize),
         "augment": None if augment is None else repr(augment),
+        "test": test,
         **(record or {}),
     }
     start_run(folder, config, resume=resume)
@@ -159,8 +161,8 @@ def run_prediction(
         if resume and (folder / "result.json").exists():
             load_best(objective, folder)
             stored = json.loads((folder / "result.json").read_text())
-            metrics = {name: float("nan") if value is None else value for name, value in stored["metrics"].items()}
-            return Result(task.name, metrics, module.eval(), config, folder, stored["machine"])
+            known = {name: float("nan") if value is None else value for name, value in stored["metrics"].items()}
+            return Result(task.name, known, module.eval(), config, folder, stored["machine"])
         train = DataLoader(train_set, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed), transform=_float32)
         device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
         module.to(device)
@@ -181,12 +183,12 @@ def run_prediction(
             devices=devices,
         )
     module.to(device).eval()
-    test, metrics = splits["test"], {}
+    metrics: dict[str, float] = {}
     moves = {f"_scale_{scale:g}": RandomSymmetry((1.0, scale), distribution="uniform", seed=seed) for scale in bounds}
-    for suffix, move in {"": None, **moves}.items():
-        moved = test.with_transform(_composed(move, fixed))
+    for suffix, move in {"": None, **moves}.items() if test else ():
+        moved = splits["test"].with_transform(_composed(move, fixed))
         # Batch by batch, so that a test split larger than memory can be scored; not by a loader, which would give each process a share.
-        batches = (moved.batch(slice(start, start + 256), _float32) for start in range(0, len(test), 256))
+        batches = (moved.batch(slice(start, start + 256), _float32) for start in range(0, len(moved), 256))
         outputs, targets = model_outputs(module, batches)
         metrics |= {f"{name}{suffix}": value for name, value in task.scores(outputs, targets).items()}
     metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import statistics
 import time
@@ -266,7 +267,10 @@ def fit(
         devices: Processes that train together on this machine, each with its share of every batch.
 
     Returns:
-        ``seconds_per_epoch`` (median over epochs, training steps only) and ``best_epoch``.
+        ``seconds_per_epoch`` (median over epochs, training steps only), ``best_epoch`` and its ``validation_loss``.
+
+    Raises:
+        ValueError: If the loss stops being finite.
     """
     shown = _EpochProgress(title, objective.score_name, progress and is_first_process())
     best = ModelCheckpoint(
@@ -301,5 +305,9 @@ def fit(
             shown.stop()
     if trainer.interrupted:
         raise KeyboardInterrupt(f"Training was interrupted; continue with resume=True from {folder}.")
+    loss = float("nan") if best.best_model_score is None else float(best.best_model_score)
+    if not math.isfinite(loss):
+        raise ValueError("Training diverged: the validation loss is not finite in any epoch. Lower 'learning_rate'.")
     best_epoch = load_best(objective, folder)
-    return {"seconds_per_epoch": statistics.median(shown.seconds) if shown.seconds else float("nan"), "best_epoch": best_epoch}
+    seconds = statistics.median(shown.seconds) if shown.seconds else float("nan")
+    return {"seconds_per_epoch": seconds, "best_epoch": best_epoch, "validation_loss": loss}
