@@ -553,26 +553,28 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -
     """Print what a zoo holds: its weight space, splits and columns."""
     import numpy as np
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from wsgraph.data import ZooStore
 
     with _explained():
         store = ZooStore(path)
-    typer.echo(repr(store))
-    for space in store.spaces[:_SHOWN_SPACES]:
+        spaces, columns, title = store.spaces, store.table, repr(store)
+    typer.echo(title)
+    for space in spaces[:_SHOWN_SPACES]:
         typer.echo(space.summary())
-    if len(store.spaces) > _SHOWN_SPACES:
-        typer.echo(f"... and {len(store.spaces) - _SHOWN_SPACES} further weight spaces")
+    if len(spaces) > _SHOWN_SPACES:
+        typer.echo(f"... and {len(spaces) - _SHOWN_SPACES} further weight spaces")
     table = Table("column", "values")
-    for name, column in store.table.items():
+    for name, column in columns.items():
         if column.dtype.kind in "fiu":
             quartiles = np.nanquantile(column, [0, 0.25, 0.5, 0.75, 1])
-            table.add_row(name, "min {:.4g}, quartiles {:.4g} {:.4g} {:.4g}, max {:.4g}".format(*quartiles))
+            table.add_row(escape(name), "min {:.4g}, quartiles {:.4g} {:.4g} {:.4g}, max {:.4g}".format(*quartiles))
         else:
             values, counts = np.unique(column, return_counts=True)
             listed = ", ".join(f"{value} ({count})" for value, count in list(zip(values, counts, strict=True))[:8])
-            table.add_row(name, listed + (", ..." if len(values) > 8 else ""))
+            table.add_row(escape(name), escape(listed) + (", ..." if len(values) > 8 else ""))
     Console().print(table)
 
 

@@ -31,6 +31,8 @@ def test_every_network_is_followed_by_copies_of_its_function(tmp_path: Path, mon
     assert made.info["augmented"]["factor"] == 3
     part = augment_zoo(tmp_path / "part", store.dataset("test"), RandomSymmetry((1, 100)), factor=1)
     assert torch.equal(part.thetas, thetas[4:])
+    with pytest.raises(ValueError, match="without a transform of its own"):
+        augment_zoo(tmp_path / "none", store.dataset().with_transform(RandomSymmetry()), RandomSymmetry())
     with pytest.raises(ValueError, match="'factor' to be a positive integer"):
         augment_zoo(tmp_path / "none", store, RandomSymmetry(), factor=0)
 

@@ -198,9 +198,18 @@ def test_a_write_that_fails_leaves_no_half_population(tmp_path: Path, monkeypatc
         with pytest.raises(OSError, match=r"No space left on device.*on a disk with space"):
             make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
     assert list((tmp_path / "zoo" / "shards").iterdir()) == []
-    (tmp_path / "zoo" / "shards" / ".000-000000.safetensors.killed.tmp").write_bytes(b"half")
+    for name in (".000-000000.safetensors.killed.tmp", ".tmpAbCdEf"):  # ours, and that of the library that writes
+        (tmp_path / "zoo" / "shards" / name).write_bytes(b"half")
     assert len(make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)) == 4
     assert [file.name for file in (tmp_path / "zoo" / "shards").iterdir()] == ["000-000000.safetensors"]
+
+
+def test_a_finished_zoo_that_lost_a_shard_is_completed(tmp_path: Path) -> None:
+    whole = make_cnn_zoo(tmp_path / "whole", 12, data=BLOBS, population=4, **SMALL)
+    store = make_cnn_zoo(tmp_path / "zoo", 12, data=BLOBS, population=4, **SMALL)
+    store.shards[1].file.unlink()
+    again = make_cnn_zoo(tmp_path / "zoo", 12, data=BLOBS, population=4, **SMALL)
+    assert _contents(again) == _contents(whole)
 
 
 def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +319,15 @@ def test_bad_arguments(tmp_path: Path, changes: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=message):
         make_zoo(tmp_path / "zoo", space, **{**BLOBS._asdict(), "networks": 4, "progress": False, **changes})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta:x", "cuda:99"])
+def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ValueError, match="Cannot train on 'device'"):
+        make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, device=device, **SMALL)
+    with pytest.raises(ValueError, match="'seed' to be an integer of 64 bits"):
+        make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, seed=10**30, **SMALL)
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_configuration_is_plain_json(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch_geometric.loader import DataLoader as PyGDataLoader
 
 from wsgraph import WeightSpace, files
-from wsgraph.data import ArrayRows, ZooStore, group_split, shards
+from wsgraph.data import ArrayRows, ZooDataset, ZooStore, group_split, shards
 from wsgraph.data import dataset as dataset_module
 from wsgraph.data import store as store_module
 from wsgraph.files import flush
@@ -479,7 +479,7 @@ def test_appended_tables_must_fit(many: ZooStore) -> None:
     for table, message in (
         ({"number": [1]}, r"Expected the columns of the zoo .*, number, run \(got number\)"),
         ({"number": [1], "run": ["a"], "more": [1]}, r"\(got number, run, more\)"),
-        ({"number": [1], "run": [2]}, r"strings .* but 'run' differs"),
+        ({"number": [1], "run": [2]}, r"Expected strings where .* \(got 'run', <U5 there and int64 here\)"),
     ):
         with pytest.raises(ValueError, match=message):
             many.append(SPACE, _thetas(1), table)
@@ -623,14 +623,78 @@ def test_group_split_keeps_groups_together_and_fills_shares() -> None:
 
 def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
     many.set_column("test_accuracy", np.arange(20) / 20)
+    with pytest.raises(ValueError, match="Expected zoos that are finished"):
+        ZooStore.merge(tmp_path / "both", [store, many])
+    many.finish()
     merged = ZooStore.merge(tmp_path / "both", [store, many])
     assert len(merged) == 26
     assert list(merged.table) == ["test_accuracy", "zoo"]
     assert merged.column("zoo").tolist() == ["zoo"] * 6 + ["many"] * 20
     assert torch.equal(merged.thetas, torch.cat([store.thetas, many.thetas]))
     assert merged.verify() == []
+    empty = ZooStore.begin(tmp_path / "empty")
+    empty.finish()
+    assert len(ZooStore.merge(tmp_path / "one", [store, empty])) == 6
     with pytest.raises(ValueError, match="at least one zoo"):
         ZooStore.merge(tmp_path / "none", [])
+
+
+def test_a_shard_that_is_gone_is_missed(many: ZooStore) -> None:
+    many.finish()
+    many.shards[1].file.unlink()
+    store = ZooStore(many.path)
+    assert store.missing == ["001"]
+    assert "1 shards missing" in repr(store)
+    assert "The shard '001' of 5 networks is gone" in store.verify()[0]
+
+
+def test_datasets_are_of_the_zoo_as_it_was(many: ZooStore) -> None:
+    dataset = many.dataset(target="number")[[7, 12]]
+    thetas = dataset.thetas
+    other = ZooStore(many.path)
+    other.append(SPACE, _thetas(2), {"number": [100, 101], "run": ["a", "b"]}, name="000a")
+    many.reload()
+    assert len(many) == 22
+    for same in (dataset, pickle.loads(pickle.dumps(dataset))):
+        assert same.y.tolist() == [7, 12]
+        assert torch.equal(same.thetas, thetas)
+        assert torch.equal(same.batch([1]).thetas()[0], thetas[1])
+        assert torch.equal(same[0].thetas()[0], thetas[0])
+    assert many.dataset(target="number")[[7, 12]].y.tolist() == [5, 10]
+
+
+@pytest.mark.parametrize("positions", [torch.tensor([-1]), np.array([19], np.uint64), [19], torch.arange(20) == 19, slice(None, -2, -1)])
+def test_positions_may_be_written_in_any_way(many: ZooStore, positions: Any) -> None:
+    assert ZooDataset(many, positions, "number").y.tolist() == [19]
+    assert torch.equal(ZooDataset(many, positions, "number").thetas, many.thetas[-1:])
+    if isinstance(positions, torch.Tensor) and positions.dtype != torch.bool:
+        assert torch.equal(many.read(positions), many.thetas[-1:])
+    with pytest.raises(IndexError, match="out of range"):
+        many.read(torch.tensor([20]))
+
+
+def test_appending_through_a_handle_that_is_behind(tmp_path: Path) -> None:
+    first = ZooStore.begin(tmp_path / "zoo")
+    second = ZooStore(first.path)
+    first.append(SPACE, _thetas(2), {"u": [1, 2]})
+    with pytest.raises(ValueError, match=r"Expected the columns of the zoo .*, u \(got w\)"):
+        second.append(SPACE, _thetas(2), {"w": [1, 2]})
+    second.append(SPACE, _thetas(2), {"u": [3, 4]})
+    assert second.column("u").tolist() == [1, 2, 3, 4]
+    second.set_column("v", range(4))
+    ZooStore(first.path).column("v")
+    first.reload()
+    assert first.column("v").tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="'u', int64 there and uint64 here"):
+        first.append(SPACE, _thetas(1), {"u": np.array([2**60 + 1], np.uint64)})
+    with pytest.raises(ValueError, match="is empty: append networks before setting columns"):
+        ZooStore.begin(tmp_path / "empty").set_column("a", [])
+
+
+@pytest.mark.parametrize("name", ["../evil", ".hidden", "", "a/b"])
+def test_names_of_shards_stay_in_the_zoo(many: ZooStore, name: str) -> None:
+    with pytest.raises(ValueError, match="Expected 'name' to be letters"):
+        many.append(SPACE, _thetas(1), {"number": [1], "run": ["a"]}, name=name)
 
 
 # == Several architectures ==
@@ -658,6 +722,12 @@ def test_zoos_of_several_architectures(tmp_path: Path) -> None:
         store.dataset(target="y").space  # noqa: B018
     with pytest.raises(SpaceMismatchError, match="one architecture"):
         store.read(torch.tensor([0, 4]))
+    alike = ZooStore.begin(tmp_path / "alike")  # as many parameters, and yet other networks
+    for activation in ("relu", "tanh"):
+        alike.append(WeightSpace.mlp([2, 3, 1], activation), torch.zeros(1, 13), {})
+    for read in (lambda: alike.thetas, lambda: alike.read(torch.tensor([0, 1]))):
+        with pytest.raises(SpaceMismatchError, match="architecture"):
+            read()
 
 
 # == Networks that stay where they are ==
@@ -727,8 +797,13 @@ def test_select(many: ZooStore) -> None:
     chosen = dataset.select({"run": "run 1"}).select({"number": lambda number: number > 5})
     assert chosen.y.tolist() == [6, 7]
     assert torch.equal(chosen.thetas, many.thetas[6:8])
+    assert dataset.select({"number": {3, 5}}).y.tolist() == [3, 5]
+    many.set_column("single", np.array([0.1] * 3 + [0.5] * 17, np.float32))
+    assert len(many.dataset(target=None).select({"single": 0.1})) == 3
     with pytest.raises(ValueError, match="no column 'epoch'"):
         dataset.select({"epoch": 3})
+    with pytest.raises(ValueError, match=r"return a mask with one entry per network, 20 \(got shape \[\], bool\)"):
+        dataset.select({"number": lambda number: True})
 
 
 def test_statistics_are_those_of_each_parameter(many: ZooStore, monkeypatch: pytest.MonkeyPatch) -> None:

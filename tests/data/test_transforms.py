@@ -170,7 +170,9 @@ def test_random_symmetry_keeps_the_function_and_draws_as_told() -> None:
         (lambda: Canonicalize(["signs"]), "'fix' to name some of scale, phase, sign, order"),
         (lambda: INRTransform(scale=0), "'scale' to be positive"),
         (lambda: RandomINRTransform(angle=-1), "'angle' and 'translation' of at least 0"),
-        (lambda: Normalize({"a": (0, 0)}), r"positive, finite standard deviations \(got {'a': 0.0}\)"),
+        (lambda: Normalize({"a": (0, -1)}), r"standard deviations of at least 0 \(got {'a': -1.0}\)"),
+        (lambda: INRTransform(angle=float("nan")), "Expected a finite 'angle'"),
+        (lambda: RandomINRTransform(scale=(1, 2, 3)), "'scale' with 0 < low <= high"),  # type: ignore[arg-type]
         (lambda: Normalize({"a": (0, 1)}).weights(CNN, _thetas(CNN)), r"no statistics for 'layers.0.weight'"),
         (lambda: INRTransform().weights(CNN, _thetas(CNN)), "networks of two coordinates"),
         (lambda: INRTransform().weights(WeightSpace.mlp([2, 3, 1], bias=False), torch.zeros(1, 9)), "linear with a bias"),
@@ -197,6 +199,13 @@ def test_normalize_survives_permutation_and_comes_back(store: ZooStore) -> None:
     scaled = Normalize(store.dataset().statistics(), subtract_mean=False).weights(CNN, thetas)
     for name, values in CNN.unflatten(scaled).items():
         torch.testing.assert_close(values, CNN.unflatten(thetas)[name] / store.dataset().statistics()[name].std)
+
+
+def test_constant_parameters_are_only_shifted() -> None:
+    thetas = torch.ones(4, CNN.num_params)
+    normal = Normalize({param.name: (1.0, 0.0) for param in CNN.params})
+    assert not normal.weights(CNN, thetas).any()
+    assert torch.equal(normal.inverse(CNN, normal.weights(CNN, thetas)), thetas)
 
 
 def test_noise_is_in_proportion_to_each_parameter() -> None:
@@ -231,6 +240,29 @@ def test_inr_transforms_move_the_picture(first_axis: Any) -> None:
     torch.testing.assert_close(down[:, :, 2:], pictures[:, :, :-2])
     doubled = space.render(INRTransform(scale=2).weights(space, thetas), (17, 17))
     torch.testing.assert_close(doubled[..., ::2, ::2], space.render(thetas, (17, 17))[..., 4:13, 4:13])
+
+
+@pytest.mark.parametrize("first_axis", ["column", "row"])
+def test_turns_of_pictures_that_are_not_square(first_axis: Any) -> None:
+    """A quarter turn about the centre takes a pixel 3 to its right to one 3 above it, whatever the sides."""
+    space = WeightSpace.siren([2, 6, 5, 1], 3.0, signal=Signal((11, 21), first_axis=first_axis))
+    thetas = _thetas(space, 3)
+    pictures, turned = space.render(thetas), space.render(INRTransform(angle=90).weights(space, thetas))
+    for k in range(-5, 6):
+        torch.testing.assert_close(turned[:, :, 5 - k, 10], pictures[:, :, 5, 10 + k])
+
+
+def test_transforms_are_reseeded() -> None:
+    thetas = _thetas(CNN)
+    transform = Compose([Canonicalize(), WeightNoise(seed=3)])
+    first = transform.weights(CNN, thetas)
+    transform.reseed(1)
+    second = transform.weights(CNN, thetas)
+    transform.reseed(0)
+    assert torch.equal(transform.weights(CNN, thetas), first)
+    transform.reseed(1)
+    assert torch.equal(pickle.loads(pickle.dumps(transform)).weights(CNN, thetas), second)
+    assert not torch.equal(first, second)
 
 
 def test_random_inr_motions_stay_in_their_bounds() -> None:

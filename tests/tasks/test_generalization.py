@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
-from wsgraph.data.transforms import RandomSymmetry
+from wsgraph.data.transforms import RandomSymmetry, WeightNoise
 from wsgraph.nn import list_models
 from wsgraph.tasks import Result, list_tasks, register_task, run, run_seeds, training
 from wsgraph.tasks.generalization import kendall_tau, predict
@@ -55,7 +55,7 @@ def same(first: Result, second: Result) -> bool:
 def test_every_model_trains_and_is_scored(store: ZooStore, tmp_path: Path, model: str) -> None:
     result = train(store, tmp_path / "run", model, scales=[1, 100])
     expected = {f"{score}{suffix}" for score in ("tau", "r2") for suffix in ("", "_scale_1", "_scale_100")}
-    assert set(result.metrics) == expected | {"parameters", "peak_memory_mb", "seconds_per_epoch", "best_epoch"}
+    assert set(result.metrics) == expected | {"parameters", "peak_memory_mb", "seconds_per_epoch", "best_epoch", "validation_loss"}
     assert all(isinstance(value, float) for value in result.metrics.values())
     assert all(math.isfinite(value) for value in result.metrics.values())
     assert not result.model.training
@@ -242,6 +242,14 @@ def test_augmented_training_is_recorded_and_acts(store: ZooStore, tmp_path: Path
     augmented = train(store, tmp_path / "b", augment=RandomSymmetry((1, 100), distribution="uniform"))
     assert not same(plain, augmented)
     assert augmented.config["augment"].startswith("RandomSymmetry(scale=(1, 100), distribution='uniform'")
+
+
+def test_augmentation_repeats_when_resumed(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    augment = WeightNoise(0.5)
+    options: dict[str, Any] = {"epochs": 5, "learning_rate": 1e-3, "augment": augment}
+    whole = train(store, tmp_path / "whole", **options)
+    interrupt(store, tmp_path / "run", monkeypatch, **options)
+    assert same(whole, train(store, tmp_path / "run", resume=True, **options))
 
 
 def test_batches_of_several_architectures(tmp_path: Path) -> None:

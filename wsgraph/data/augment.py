@@ -35,7 +35,7 @@ def augment_zoo(path: str | os.PathLike[str], zoo: ZooStore | ZooDataset, transf
     Raises:
         FileExistsError: If the path exists.
         OSError: If it cannot be written, with what to do about it.
-        ValueError: If ``factor`` is not positive.
+        ValueError: If ``factor`` is not positive, or the dataset has a transform of its own.
 
     Example:
         >>> import tempfile
@@ -52,6 +52,8 @@ def augment_zoo(path: str | os.PathLike[str], zoo: ZooStore | ZooDataset, transf
         raise ValueError(f"Expected 'factor' to be a positive integer (got {factor!r}).")
     dataset = zoo if isinstance(zoo, ZooDataset) else zoo.dataset(target=None)
     info = {"augmented": {"zoo": dataset.store.path.name, "transform": repr(transform), "factor": factor, "info": dataset.store.info}}
+    if dataset.transform is not None:
+        raise ValueError(f"Expected a dataset without a transform of its own (got {dataset.transform!r}): compose it with 'transform'.")
     with ZooStore.writing(path, info=info) as store:
         for space in dataset.spaces:
             positions = dataset.of_space(space).positions

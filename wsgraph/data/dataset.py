@@ -37,6 +37,9 @@ class ParameterStatistics(NamedTuple):
 class ZooDataset(Dataset[ParameterGraph]):
     """Networks of a zoo as parameter graphs with targets, for PyG's data loader or :class:`wsgraph.data.DataLoader`.
 
+    PyG's loader collates networks of several architectures only where their kernels have one size; wsgraph's pads them. The dataset is that
+    of the zoo as it was when it was made: networks that are added later need a new one.
+
     Args:
         store: The zoo.
         indices: Positions of the networks in it (default: all).
@@ -61,7 +64,10 @@ class ZooDataset(Dataset[ParameterGraph]):
         target: str | None = "test_accuracy",
         transform: Callable[[ParameterGraph], ParameterGraph] | None = None,
     ) -> None:
-        self.store, self.indices, self.target, self.transform = store, indices, target, transform
+        self.indices = None if indices is None else positions_of(indices, len(store))
+        self.target, self.transform = target, transform
+        # The zoo as it is now: networks that are added later may lie between these, and would shift their positions.
+        self.store = store.snapshot()
         self._y = None if target is None else self._targets(target)
 
     def _targets(self, target: str) -> Tensor:
@@ -131,10 +137,10 @@ class ZooDataset(Dataset[ParameterGraph]):
         """The networks that meet all conditions on columns of the table.
 
         Args:
-            conditions: For every column a value, a list of values, or a function of the column that returns a mask.
+            conditions: For every column a value, a list or set of values, or a function of the column that returns a mask.
 
         Raises:
-            ValueError: If there is no such column.
+            ValueError: If there is no such column, or a function returns no mask.
 
         Example:
             >>> import tempfile
@@ -149,7 +155,18 @@ class ZooDataset(Dataset[ParameterGraph]):
         mask = np.ones(len(self), dtype=bool)
         for name, wanted in conditions.items():
             column = self.column(name)
-            mask &= np.asarray(wanted(column)) if callable(wanted) else np.isin(column, wanted)
+            if callable(wanted):
+                chosen = np.asarray(wanted(column))
+                if chosen.shape != mask.shape or chosen.dtype != bool:
+                    raise ValueError(
+                        f"Expected the condition on {name!r} to return a mask with one entry per network, {len(self)} "
+                        f"(got shape {list(chosen.shape)}, {chosen.dtype})."
+                    )
+                mask &= chosen
+                continue
+            values = np.asarray(list(wanted) if isinstance(wanted, (set, frozenset, range, tuple)) else wanted)
+            # Numbers as the column holds them: 0.1 is not among floats of single precision.
+            mask &= np.isin(column, values.astype(column.dtype) if column.dtype.kind == "f" and values.dtype.kind in "fiu" else values)
         return self._chosen(self.positions[torch.from_numpy(mask)])
 
     def of_space(self, space: WeightSpace) -> ZooDataset:
@@ -254,7 +271,9 @@ class ZooDataset(Dataset[ParameterGraph]):
 def positions_of(indices: Indices, count: int) -> Tensor:
     """Positions as an index tensor, counted from the front."""
     if isinstance(indices, slice):
-        return torch.arange(count)[indices]
+        return torch.from_numpy(np.arange(count)[indices].copy())
+    if isinstance(indices, np.ndarray) and indices.dtype.kind == "u":
+        indices = indices.astype(np.int64)
     chosen = torch.as_tensor(np.asarray(indices) if isinstance(indices, Sequence) else indices).cpu()
     if chosen.numel() == 0 and chosen.dtype != torch.bool:
         chosen = chosen.long()

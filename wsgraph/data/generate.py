@@ -244,20 +244,26 @@ def generate_zoo(
         (6, 6)
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"Cannot train on 'device' {device!r}: {str(error).splitlines()[0]}") from None
     if workers is None:
         workers = torch.get_num_threads() if device == "cpu" else 1
     for name, value in (("networks", networks), ("population", population), ("workers", workers)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"Expected '{name}' to be a positive integer (got {value!r}).")
+    if bad := [problem.seed for problem in problems if not isinstance(problem.seed, int) or not -(2**63) <= problem.seed < 2**63]:
+        raise ValueError(f"Expected 'seed' to be an integer of 64 bits (got {bad[0]!r}).")
     path = Path(path).resolve()
     described = [problem.configuration() for problem in problems]
     configuration: dict[str, Any] = {"algorithm": _ALGORITHM, "networks": networks, "population": population}
     configuration |= described[0] if len(described) == 1 else {"problems": {str(i): each for i, each in enumerate(described)}}
     store = _open(path, json.loads(json.dumps(configuration)))
-    if store.finished:
+    if store.finished and not store.missing:
         return store
     with store.lock():
-        for leftover in (store.path / "shards").glob(".*.tmp"):  # of a run that was killed; nobody else writes while we hold the lock
+        for leftover in (store.path / "shards").glob(".*tmp*"):  # of a run that was killed; nobody else writes while we hold the lock
             leftover.unlink()
         store.reload()
         every = _populations(problems, networks, population)

@@ -122,7 +122,7 @@ class HyperparameterRanges:
             ("initial_scale", 0, math.inf),
             ("weight_decay", 0, math.inf),
             ("dropout", None, 1),
-            ("steps", 0, math.inf),
+            ("steps", 0, 2**31),
         ):
             values = getattr(self, name)
             if len(values) != 2 or not values[0] <= values[1] < highest or values[0] < 0 or values[0] == lowest:
@@ -372,12 +372,12 @@ def _described(space: WeightSpace) -> str:
 
 def _check_positive(**values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"Expected '{name}' to be a positive integer (got {value!r}).")
 
 
 def _check_images(name: str, images: Tensor, channels: int, space: WeightSpace) -> None:
-    if not images.is_floating_point() or images.ndim < 2 or images.shape[1] != channels or not len(images):
+    if not images.is_floating_point() or images.ndim < 2 or images.shape[1] != channels or not images.numel():
         raise ValueError(
             f"Expected '{name}' to be a floating tensor [n, {channels}, ...] for {space!r} "
             f"(got shape {list(images.shape)}, {images.dtype})."

@@ -141,6 +141,8 @@ class ArrayRows:
 
     def open(self) -> MappedRows:
         """The rows, mapped."""
+        if not self.file.is_file():
+            raise FileNotFoundError(f"The zoo links to {str(self.file)!r}, which is not there: put it back, or move the two together.")
         offset, shape, dtype = _npy_header(self.file)
         return MappedRows(self.file, offset, shape, dtype, self.rows, self.columns)
 
@@ -333,6 +335,12 @@ def write_shard(file: Path, space: str, thetas: Tensor | ArrayRows, columns: Map
             temporary.unlink(missing_ok=True)
 
 
+def _taken(file: Path) -> FileExistsError:
+    error = FileExistsError(f"{str(file)!r} exists already. Choose another name.")
+    error.explained = True  # type: ignore[attr-defined]  # which is no failure to write
+    return error
+
+
 def publish(temporary: Path, file: Path) -> None:
     """Give a finished file its name, unless somebody has taken that name.
 
@@ -342,9 +350,9 @@ def publish(temporary: Path, file: Path) -> None:
     try:
         os.link(temporary, file)
     except FileExistsError:
-        raise FileExistsError(f"{str(file)!r} exists already.") from None
+        raise _taken(file) from None
     except OSError:  # a file system without links
         if file.exists():
-            raise FileExistsError(f"{str(file)!r} exists already.") from None
+            raise _taken(file) from None
         os.replace(temporary, file)
     flush(file.parent)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wsgraph.data.dataset import Indices, ZooDataset
+from wsgraph.data.dataset import Indices, ZooDataset, positions_of
 from wsgraph.data.shards import ArrayRows, MappedRows, Shard, checked_columns, decode_column, encode_column, open_shard, write_shard
 from wsgraph.files import explained_errors, flush, write_atomically
 from wsgraph.space import ParameterGraph, WeightSpace
@@ -33,6 +34,7 @@ _FORMAT = "wsgraph.ZooStore"
 _VERSION = 2
 _SHARD_BYTES = 2**28
 _OPEN_FILES = 128
+_PATIENCE = 1.0  # seconds to wait for another process that writes to the zoo
 # What is read of a mapped file counts as memory of the process until it is handed back: the rows, and around each of them what a page fault
 # maps too, up to a huge page.
 _RESIDENT = 2**28
@@ -63,6 +65,15 @@ def _read_document(file: Path) -> dict[str, Any]:
     return document
 
 
+def _may_be_joined(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether one array can hold two columns without changing a value."""
+    if (first.dtype.kind == "U") != (second.dtype.kind == "U"):
+        return False
+    if np.result_type(first, second).kind != "f":
+        return True
+    return all(part.dtype.kind == "f" or not len(part) or int(abs(part.astype(float)).max()) <= 2**53 for part in (first, second))
+
+
 def _finite(thetas: Tensor) -> Tensor:
     # By rows, so that a zoo mapped from disk is never held in memory at once.
     return torch.cat([rows.isfinite().all(1) for rows in thetas.detach().split(4096)]).cpu()
@@ -78,6 +89,7 @@ class ZooStore:
 
     Args:
         path: Folder written by :meth:`create`, :meth:`begin` or :meth:`writing`.
+        shards: Names of the shards to open (default: all there are).
 
     Attributes:
         path: The folder.
@@ -107,8 +119,8 @@ class ZooStore:
     info: dict[str, Any]
     finished: bool
 
-    def __init__(self, path: PathLike) -> None:
-        self.path = Path(path).resolve()
+    def __init__(self, path: PathLike, *, shards: Sequence[str] | None = None) -> None:
+        self.path, self._only = Path(path).resolve(), shards
         if not (self.path / "zoo.json").is_file():
             what = "is not a zoo: it has no zoo.json" if self.path.is_dir() else "is not a folder"
             raise FileNotFoundError(
@@ -120,8 +132,24 @@ class ZooStore:
         """Read again what the folder holds, after another process added to it."""
         document = _read_document(self.path / "zoo.json")
         self.finished, self._info = document["finished"], document["info"]
-        files = (file for file in (self.path / "shards").glob("*.safetensors") if not file.name.startswith("."))
+        self._recorded: dict[str, int] = document.get("shards", {})
+        files = self._files() if self._only is None else [self.path / "shards" / f"{name}.safetensors" for name in self._only]
         self._index([open_shard(file) for file in files])
+
+    def _files(self) -> list[Path]:
+        return [file for file in (self.path / "shards").glob("*.safetensors") if not file.name.startswith(".")]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of shards that were there when the zoo was finished, and are not any more."""
+        there = {shard.name for shard in self.shards}
+        return [name for name in self._recorded if name not in there] if self._only is None else []
+
+    def snapshot(self) -> ZooStore:
+        """The zoo as it is now, whatever is added to it later; what is in memory is shared, not copied."""
+        copied = object.__new__(type(self))  # copy.copy would open the folder again, as unpickling does
+        copied.__dict__ |= {**self.__dict__, "_only": self._names}
+        return copied
 
     def _index(self, shards: Sequence[Shard]) -> None:
         """Take note of the shards there are."""
@@ -129,11 +157,11 @@ class ZooStore:
         dropped = self._info.get("dropped_non_finite", 0) + sum(shard.dropped for shard in self.shards)
         self.info = {**self._info, "dropped_non_finite": dropped}
         self._starts = torch.tensor([0, *(shard.count for shard in self.shards)]).cumsum(0)
-        self._mapped: OrderedDict[int, MappedRows] = OrderedDict()
+        self._mapped: OrderedDict[Path, MappedRows] = OrderedDict()
         self._resident = 0
         self._spaces: dict[str, WeightSpace] = getattr(self, "_spaces", {})
-        for name in ("thetas", "table"):
-            self.__dict__.pop(name, None)
+        # Shared with snapshots, and left to them when shards are added.
+        self._read: dict[str, Any] = {}
 
     # == Writing ==
 
@@ -255,7 +283,8 @@ class ZooStore:
             space: The weight space.
             thetas: Flat checkpoints of shape ``[n, P]``, or rows of a ``.npy`` file, which are not copied.
             table: Columns by name, the same in all shards of a zoo.
-            name: Name of the shard, which then must not exist and is not divided (default: the next number).
+            name: Name of the shard, which then must not exist and is not divided (default: the next number): letters, digits, ``-``, ``_``
+                and ``.``, not in front.
 
         Raises:
             FileExistsError: If there is a shard of that name.
@@ -263,6 +292,10 @@ class ZooStore:
             SpaceMismatchError: If ``thetas`` has another width.
             ValueError: If columns differ in length, from those of the zoo, or hold something else.
         """
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*", name):
+            raise ValueError(f"Expected 'name' to be letters, digits, '-', '_' and '.', not in front (got {name!r}).")
+        if self._only is None and len(self._files()) != len(self.shards):
+            self.reload()  # others have added to the zoo
         if isinstance(thetas, ArrayRows):
             if thetas.shape[1] != space.num_params:
                 raise SpaceMismatchError(f"Expected {space.num_params} columns for {space!r} (got {thetas.shape[1]}).")
@@ -328,16 +361,18 @@ class ZooStore:
                 f"Expected the columns of the zoo {str(self.path)!r}, {', '.join(expected) or 'none'} (got {', '.join(columns) or 'none'})."
             )
         there = self.shards[-1].table()
-        if wrong := [name for name in columns if (columns[name].dtype.kind == "U") != (there[name].dtype.kind == "U")]:
+        if wrong := [name for name in columns if not _may_be_joined(there[name], columns[name])]:
+            listed = ", ".join(f"{name!r}, {there[name].dtype} there and {columns[name].dtype} here" for name in wrong)
             raise ValueError(
-                f"Expected strings in a column where the zoo {str(self.path)!r} has strings, and numbers where it has numbers, "
-                f"but {', '.join(map(repr, wrong))} {'differs' if len(wrong) == 1 else 'differ'}."
+                f"Expected strings where the zoo {str(self.path)!r} has strings, numbers of one type where it has numbers (got {listed})."
             )
 
     def finish(self, **info: Any) -> None:
         """Record that nothing is missing, and more about how the zoo was made."""
         document = _read_document(self.path / "zoo.json")
-        _write_document(self.path, {**document["info"], **info}, finished=True)
+        self.reload()
+        shards = {shard.name: shard.count for shard in self.shards}
+        _write_document(self.path, {**document["info"], **info}, finished=True, shards=shards)
         self.reload()
 
     def set_column(self, name: str, values: Any) -> None:
@@ -362,13 +397,15 @@ class ZooStore:
             ZooDataset(6 of 10 networks, WeightSpace(2-8-1, linear | linear, relu, 33 parameters), target=None)
         """
         column = checked_columns({name: values}, len(self))[name]
+        if not self.shards:
+            raise ValueError(f"The zoo {str(self.path)!r} is empty: append networks before setting columns.")
         with self.lock():
             later = {**self._later_columns(), name: dict(zip(self._names, np.split(column, self._starts[1:-1]), strict=True))}
             parts = [(each, shard, part) for each, shards in later.items() for shard, part in shards.items()]
             metadata = {"parts": json.dumps([part[:2] for part in parts])}
             tensors = {str(i): encode_column(part) for i, (_, _, part) in enumerate(parts)}
             write_atomically(self.path / "columns.safetensors", lambda temporary: save_file(tensors, temporary, metadata))
-        self.__dict__.pop("table", None)
+        self._read.pop("table", None)
 
     def _later_columns(self) -> dict[str, dict[str, np.ndarray]]:
         """Columns that were set after their shards were written, by name and shard."""
@@ -392,7 +429,7 @@ class ZooStore:
             BlockingIOError: If another process holds the zoo.
         """
         try:
-            with filelock.FileLock(self.path / ".lock", timeout=0):
+            with filelock.FileLock(self.path / ".lock", timeout=_PATIENCE):
                 yield
         except filelock.Timeout:
             raise BlockingIOError(
@@ -414,8 +451,11 @@ class ZooStore:
             OSError: If it cannot be written, with what to do about it.
             ValueError: If no zoo is given, or a column holds strings in one and numbers in another.
         """
+        stores = [store for store in stores if store.shards or not store.finished]
         if not stores:
-            raise ValueError("Expected at least one zoo in 'stores' (got none).")
+            raise ValueError("Expected at least one zoo with networks in 'stores' (got none).")
+        if unfinished := [str(store.path) for store in stores if not store.finished or store.missing]:
+            raise ValueError(f"Expected zoos that are finished, but {', '.join(map(repr, unfinished))} lacks networks. Finish it first.")
         names = [name for name in stores[0].table if all(name in store.table for store in stores) and name != "zoo"]
         dropped = sum(store.info["dropped_non_finite"] for store in stores)
         info = {"merged": [{"zoo": store.path.name, "info": store.info} for store in stores], "dropped_non_finite": dropped}
@@ -485,8 +525,10 @@ class ZooStore:
 
     def _rows(self, shard: int, positions: Tensor) -> Tensor:
         """Some rows of a shard, copied."""
-        mapped = self._mapped.pop(shard, None) or self.shards[shard].open()
-        self._mapped[shard] = mapped
+        # By file, not by position: snapshots share what is mapped.
+        file = self.shards[shard].file
+        mapped = self._mapped.pop(file, None) or self.shards[shard].open()
+        self._mapped[file] = mapped
         if len(self._mapped) > _OPEN_FILES:
             self._mapped.popitem(last=False)
         count, (_, width), dtype = len(positions), self.shards[shard].shape, self.shards[shard].dtype
@@ -512,18 +554,20 @@ class ZooStore:
             positions: Positions of the networks ``[n]``.
 
         Raises:
+            IndexError: If a position is out of range.
             SpaceMismatchError: If the networks have several architectures.
         """
+        positions = positions_of(positions, len(self))
         owners = self.owners(positions)
         found = owners.unique().tolist()
         if len(found) == 1:
             return self._rows(found[0], positions - self._starts[found[0]])
         if not found:
             return torch.empty(0, self.space.num_params, dtype=self.dtype)
-        widths = {self.shards[shard].shape[1] for shard in found}
-        if len(widths) != 1:
-            raise SpaceMismatchError(f"Expected networks of one architecture (got {len(widths)} of the zoo {str(self.path)!r}).")
-        thetas = torch.empty(len(positions), widths.pop(), dtype=self.dtype)
+        spaces = {self.shards[shard].space for shard in found}
+        if len(spaces) != 1:
+            raise SpaceMismatchError(f"Expected networks of one architecture (got {len(spaces)} of the zoo {str(self.path)!r}).")
+        thetas = torch.empty(len(positions), self.shards[found[0]].shape[1], dtype=self.dtype)
         for shard in found:
             mine = (owners == shard).nonzero().flatten()
             thetas[mine] = self._rows(shard, positions[mine] - self._starts[shard]).to(thetas.dtype)
@@ -541,6 +585,7 @@ class ZooStore:
             transform: Applied to each weight space and its flat checkpoints ``[b, P]`` before the graphs are built.
             y: Targets ``[n]``.
         """
+        positions = positions_of(positions, len(self))
         keys = list(dict.fromkeys(shard.space for shard in self.shards))
         which = torch.zeros_like(positions)
         if len(keys) > 1:
@@ -552,7 +597,7 @@ class ZooStore:
             parts.append(space.batch(thetas if transform is None else transform(space, thetas), None if y is None else y[mine]))
         return parts[0] if len(parts) == 1 else ParameterGraph.join(parts)
 
-    @cached_property
+    @property
     def thetas(self) -> Tensor:
         """Flat checkpoints ``[N, P]`` of a zoo of one architecture. Writing to it does not change the files.
 
@@ -562,14 +607,24 @@ class ZooStore:
         Raises:
             SpaceMismatchError: If the zoo holds several architectures.
         """
-        thetas = torch.empty(0, self.space.num_params) if not self.shards else None
-        if len(self.shards) == 1 and not self.shards[0].is_linked:
-            thetas = self.shards[0].open().matrix
-        return self.read(torch.arange(len(self))) if thetas is None else thetas
+        if "thetas" not in self._read:
+            space = self.space  # which there is only one of, if any
+            if len(self.shards) == 1 and not self.shards[0].is_linked:
+                self._read["thetas"] = self.shards[0].open().matrix
+            else:
+                self._read["thetas"] = self.read(torch.arange(len(self))) if len(self) else torch.empty(0, space.num_params)
+        thetas: Tensor = self._read["thetas"]
+        return thetas
 
-    @cached_property
+    @property
     def table(self) -> dict[str, np.ndarray]:
         """Columns by name, each with one entry per network."""
+        if "table" not in self._read:
+            self._read["table"] = self._whole_table()
+        table: dict[str, np.ndarray] = self._read["table"]
+        return table
+
+    def _whole_table(self) -> dict[str, np.ndarray]:
         tables = {shard.name: shard.table() for shard in self.shards}
         later = self._later_columns()
         names = dict.fromkeys([*(self.shards[0].columns if self.shards else ()), *later])
@@ -586,6 +641,8 @@ class ZooStore:
         Raises:
             ValueError: If there is none of that name; the message lists those there are.
         """
+        if name not in self.table and name in self._later_columns():
+            self._read.pop("table", None)  # it may have been set by another process
         if name not in self.table:
             also = " It was set before some of the networks were added: set it again." if name in self._later_columns() else ""
             raise ValueError(f"The zoo {str(self.path)!r} has no column {name!r}. Its columns: {', '.join(self.table) or 'none'}.{also}")
@@ -639,6 +696,14 @@ class ZooStore:
         problems: list[str] = []
         for shard in self.shards:
             problems.extend(shard.problems())
+        for name in self.missing:
+            problems.append(
+                f"The shard {name!r} of {self._recorded[name]} networks is gone. Restore it, or repeat the call that made the zoo."
+            )
+        tables = [shard.table() for shard in self.shards] if not problems else []
+        for before, after, shard in zip(tables, tables[1:], self.shards[1:], strict=False):
+            if before.keys() != after.keys() or not all(_may_be_joined(before[name], after[name]) for name in before):
+                problems.append(f"{str(shard.file)!r} has other columns than the shard before it, or columns of other types.")
         for key in dict.fromkeys(shard.space for shard in self.shards):
             try:
                 if _key(self.load_space(key).to_json()) != key:
@@ -668,8 +733,8 @@ class ZooStore:
         return self.dataset(target=None)[index]
 
     # Workers of a data loader open the files themselves instead of receiving the weights.
-    def __reduce__(self) -> tuple[type[ZooStore], tuple[Path]]:
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return partial(type(self), shards=self._names), (self.path,)
 
     def __repr__(self) -> str:
         spaces = len({shard.space for shard in self.shards})
@@ -677,9 +742,11 @@ class ZooStore:
         splits = "".join(f", {name} {count:,}" for name, count in self.splits.items())
         shards = f", {len(self.shards)} shards" if len(self.shards) != 1 else ""
         unfinished = "" if self.finished else ", not finished"
+        unfinished += f", {len(self.missing)} shards missing" if self.missing else ""
         return f"ZooStore({str(self.path)!r}, {len(self):,} networks, {what}, {len(self.table)} columns{splits}{shards}{unfinished})"
 
 
-def _write_document(folder: Path, info: Mapping[str, Any], *, finished: bool) -> None:
-    text = json.dumps({"format": _FORMAT, "version": _VERSION, "finished": finished, "info": info}, indent=2)
+def _write_document(folder: Path, info: Mapping[str, Any], *, finished: bool, shards: Mapping[str, int] | None = None) -> None:
+    document = {"format": _FORMAT, "version": _VERSION, "finished": finished, "info": info, "shards": shards or {}}
+    text = json.dumps(document, indent=2)
     write_atomically(folder / "zoo.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -72,6 +72,19 @@ class WeightTransform(BaseTransform):
         graph.x, graph.edge_attr = x, edge_attr
         return graph
 
+    def reseed(self, seed: int) -> None:
+        """Draw the random numbers of another seed from now on, in transforms of transforms too, such as one for every epoch.
+
+        Args:
+            seed: Added to the seed that the transform was made with.
+        """
+        for value in vars(self).values():
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, _Random):
+                    part.restart(seed)
+                elif isinstance(part, WeightTransform):
+                    part.reseed(seed)
+
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({options})"
@@ -82,6 +95,10 @@ class _Random:
 
     def __init__(self, seed: int) -> None:
         self.seed = int(seed)
+        self.restart(0)
+
+    def restart(self, offset: int) -> None:
+        self._offset = offset
         self._place: tuple[int, int] | None = None
         self._generator = torch.Generator()
 
@@ -92,14 +109,17 @@ class _Random:
         place = (0 if worker is None else worker.seed, torch.distributed.get_rank() if distributed else 0)
         if place != self._place:
             self._place = place
-            self._generator = torch.Generator().manual_seed((self.seed * 1_000_003 + place[0] + 7919 * place[1]) % 2**63)
+            self._generator = torch.Generator().manual_seed(
+                (self.seed * 1_000_003 + place[0] + 7919 * place[1] + 104_729 * self._offset) % 2**63
+            )
         return self._generator
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"seed": self.seed}
+        return {"seed": self.seed, "offset": self._offset}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(state["seed"])  # type: ignore[misc]
+        self.seed = state["seed"]
+        self.restart(state["offset"])
 
     def __repr__(self) -> str:
         return str(self.seed)
@@ -194,6 +214,7 @@ class Normalize(WeightTransform):
 
     .. math:: w' = (w - \mu_{\text{parameter}}) / \sigma_{\text{parameter}}
 
+    Where a standard deviation is 0, the parameter is only shifted.
     The bias and weight of a layer are parameters of their own. Statistics per entry, as some published loaders use, would tell positions
     apart and break permutation symmetry. Scale and sign symmetry do not survive any standardisation: canonicalise first where they matter.
 
@@ -202,7 +223,7 @@ class Normalize(WeightTransform):
         subtract_mean: Whether to subtract the mean.
 
     Raises:
-        ValueError: If a standard deviation is not positive and finite, or a parameter has no statistics.
+        ValueError: If a standard deviation is negative or not finite, or a parameter has no statistics.
 
     Example:
         >>> import tempfile
@@ -219,13 +240,15 @@ class Normalize(WeightTransform):
     def __init__(self, statistics: Mapping[str, Sequence[float]], *, subtract_mean: bool = True) -> None:
         self.statistics = {name: (float(values[0]), float(values[1])) for name, values in statistics.items()}
         self.subtract_mean = subtract_mean
-        if wrong := {name: std for name, (_, std) in self.statistics.items() if not 0 < std < math.inf}:
-            raise ValueError(f"Expected positive, finite standard deviations (got {wrong}). Leave such parameters out of the zoo.")
+        if wrong := {name: std for name, (_, std) in self.statistics.items() if not 0 <= std < math.inf}:
+            raise ValueError(f"Expected finite standard deviations of at least 0 (got {wrong}).")
 
     def _vectors(self, space: WeightSpace, like: Tensor) -> tuple[Tensor, Tensor]:
         if missing := [param.name for param in space.params if param.name not in self.statistics]:
             raise ValueError(f"There are no statistics for {', '.join(map(repr, missing))}; they were taken of another architecture.")
-        values = torch.tensor([self.statistics[param.name] for param in space.params], dtype=like.dtype, device=like.device)
+        # What is the same in all networks, such as the biases of untrained ones, has no spread to divide by.
+        known = [(mean, std or 1.0) for mean, std in (self.statistics[param.name] for param in space.params)]
+        values = torch.tensor(known, dtype=like.dtype, device=like.device)
         sizes = torch.tensor([param.size for param in space.params], device=like.device)
         mean, std = values.repeat_interleave(sizes, dim=0).T
         return mean if self.subtract_mean else torch.zeros_like(mean), std
@@ -329,7 +352,10 @@ def _inverse_motion(space: WeightSpace, angle: Tensor, scale: Tensor, translatio
     """``A`` and ``t`` of ``f(A x + t)`` that turns, scales and shifts the picture, angles in degrees, each argument per network."""
     turn = angle.double().deg2rad() * (-1 if space.signal is not None and space.signal.first_axis == "column" else 1)
     cosine, sine = turn.cos() / scale, turn.sin() / scale
-    matrices = torch.stack([torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1)], 1)
+    # A turn of pixels: coordinates run from -1 to 1 along both sides, whatever their lengths.
+    height, width = (1, 1) if space.signal is None else (max(side - 1, 1) for side in space.signal.shape)
+    ratio = height / width if space.signal is not None and space.signal.first_axis == "column" else width / height
+    matrices = torch.stack([torch.stack([cosine, sine * ratio], 1), torch.stack([-sine / ratio, cosine], 1)], 1)
     return matrices, -(matrices @ translation.double()[:, :, None])[:, :, 0]
 
 
@@ -339,6 +365,7 @@ class INRTransform(WeightTransform):
     .. math:: f'(p) = f(R_{\varphi}^{-1} (p - t) / s), \quad W' = W R_{\varphi}^{-1} / s, \quad b' = b - W R_{\varphi}^{-1} t / s
 
     for coordinates :math:`p \in [-1, 1]^2`, a turn by the angle :math:`\varphi` and the first layer's weight :math:`W` and bias :math:`b`.
+    Of pictures that are not square, pixels are turned, not coordinates, whose units then differ.
     Where the picture is moved, what the network says beyond its edge comes into sight.
 
     Args:
@@ -361,6 +388,8 @@ class INRTransform(WeightTransform):
     def __init__(self, angle: float = 0.0, scale: float = 1.0, translation: Sequence[float] = (0.0, 0.0)) -> None:
         if not 0 < scale < math.inf:
             raise ValueError(f"Expected 'scale' to be positive and finite (got {scale!r}).")
+        if len(translation) != 2 or not all(map(math.isfinite, (angle, *translation))):
+            raise ValueError(f"Expected a finite 'angle' and two finite shifts as 'translation' (got {angle!r} and {tuple(translation)}).")
         self.angle, self.scale, self.translation = angle, scale, tuple(translation)
 
     def weights(self, space: WeightSpace, thetas: Tensor) -> Tensor:
@@ -388,7 +417,8 @@ class RandomINRTransform(WeightTransform):
     """
 
     def __init__(self, angle: float = 45.0, scale: tuple[float, float] = (1.0, 1.0), translation: float = 0.25, *, seed: int = 0) -> None:
-        if not 0 <= angle < math.inf or not 0 <= translation < math.inf or not 0 < scale[0] <= scale[1] < math.inf:
+        fits = len(scale) == 2 and 0 < scale[0] <= scale[1] < math.inf
+        if not fits or not 0 <= angle < math.inf or not 0 <= translation < math.inf:
             raise ValueError(
                 f"Expected 'angle' and 'translation' of at least 0 and 'scale' with 0 < low <= high (got {angle}, {translation}, {scale})."
             )

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from wsgraph.data.transforms import WeightTransform
 from wsgraph.files import explained_errors, write_json
 from wsgraph.space import ParameterGraph
 
@@ -60,6 +61,7 @@ class Objective(L.LightningModule):
         self.model, self.loss, self.score, self.score_name = model, loss, score, score_name
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.seed, self.order = seed, torch.Generator()
+        self.augment: WeightTransform | None = None
         self.outputs: list[tuple[Tensor, Tensor]] = []
 
     def on_train_epoch_start(self) -> None:
@@ -67,6 +69,8 @@ class Objective(L.LightningModule):
         seed = self.seed * 1_000_003 + self.current_epoch
         torch.manual_seed(seed)
         self.order.manual_seed(seed)
+        if self.augment is not None:
+            self.augment.reseed(seed)
 
     def training_step(self, batch: ParameterGraph, _: int) -> Tensor:
         """Loss of one batch."""
@@ -223,7 +227,10 @@ def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
     """
     record = folder / "config.json"
     if resume and record.exists():
-        recorded = json.loads(record.read_text())
+        try:
+            recorded = json.loads(record.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{str(record)!r} is damaged ({error}). Leave out 'resume' to start over, which removes the run.") from None
         wanted = json.loads(json.dumps(config))
         if different := [key for key in {**recorded, **wanted} if recorded.get(key) != wanted.get(key)]:
             listed = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in different)
@@ -278,6 +285,8 @@ def fit(
     )
     # The loader also draws a seed for workers whenever it is iterated, which must not shift the order of networks.
     objective.order, train.generator = train.generator, torch.Generator()
+    transform = getattr(train.dataset.dataset, "transform", None)
+    objective.augment = transform if isinstance(transform, WeightTransform) else None
     last = folder / "last.ckpt"
     if resume and last.exists() and is_first_process():
         _keep_log(folder)

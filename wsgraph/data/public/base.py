@@ -33,6 +33,9 @@ __all__ = ["Archive", "PublicZoo", "integers", "read_splits", "sha256", "tracked
 
 _BLOCK = 4096
 _PATIENCE = 2.0
+# Raised whenever a reader would make another zoo of the same files.
+_VERSION = 1
+_UNPACKING = ".unpacking"
 
 Item = TypeVar("Item")
 
@@ -177,22 +180,30 @@ class PublicZoo(ZooDataset):
         if pre_transform is not None and not isinstance(pre_transform, WeightTransform):
             raise TypeError(f"Expected 'pre_transform' to be one of wsgraph.data.transforms (got {type(pre_transform).__name__}).")
         self.root, self.name, self.options, self.pre_transform = Path(root).resolve(), name, dict(options), pre_transform
-        made_of = {"options": self.options, "pre_transform": None if pre_transform is None else repr(pre_transform)}
+        made_of = {"version": _VERSION, "options": self.options, "pre_transform": None if pre_transform is None else repr(pre_transform)}
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
         path = self.processed_dir / key
-        with explained_errors(path):
-            self.processed_dir.mkdir(parents=True, exist_ok=True)
-        # Of several processes, such as those of a distributed training, one reads and the others wait for it.
-        with filelock.FileLock(self.processed_dir / f".{key}.lock"):
-            if force_reload:
-                shutil.rmtree(path, ignore_errors=True)
-            if not path.exists():
-                self._fetch()
-                info = {"read_by": f"wsgraph.data.{type(self).__name__}", "name": name, **made_of}
-                with ZooStore.writing(path, info=info) as store:
-                    self.process(store)
+        if force_reload or not path.exists():
+            self._read_once(path, force_reload, {"read_by": f"wsgraph.data.{type(self).__name__}", "name": name, **made_of})
         store = ZooStore(path)
         super().__init__(store, None if split is None else store.split(split), target, transform)
+
+    def _read_once(self, path: Path, force: bool, info: Mapping[str, Any]) -> None:
+        with explained_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # Of several processes, such as those of a distributed training, one reads and the others wait for it.
+        with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+            if path.exists() and not force:
+                return
+            for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+            self._fetch()
+            # What is there is given up only for what was read in full.
+            new = path.with_name(f".{path.name}.new.tmp")
+            with ZooStore.writing(new, info=info) as store:
+                self.process(store)
+            shutil.rmtree(path, ignore_errors=True)
+            os.rename(new, path)
 
     @property
     def raw_dir(self) -> Path:
@@ -265,7 +276,7 @@ class PublicZoo(ZooDataset):
         return [name for name in self.raw_file_names() if not (self.raw_dir / name).exists()]
 
     def _fetch(self) -> None:
-        if self._missing() and self.name in self.archives:
+        if (self._missing() or (self.raw_dir / _UNPACKING).exists()) and self.name in self.archives:
             self.download()
         if missing := self._missing():
             raise FileNotFoundError(
@@ -301,12 +312,22 @@ class PublicZoo(ZooDataset):
         Raises:
             ValueError: If the archive is damaged.
         """
+        # Beside the others at first: a folder that was unpacked in part would pass for the whole.
+        folder = self.raw_dir / _UNPACKING
+        shutil.rmtree(folder, ignore_errors=True)
         try:
             if file.suffix == ".zip":
-                shutil.unpack_archive(file, self.raw_dir)
+                shutil.unpack_archive(file, folder)
             else:
-                shutil.unpack_archive(file, self.raw_dir, filter="data")
+                shutil.unpack_archive(file, folder, filter="data")
         except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
             advice = "Unless the disk is full, it is damaged: delete it and try again."
+            shutil.rmtree(folder, ignore_errors=True)
             raise ValueError(f"Cannot unpack {str(file)!r} ({error}). {advice}") from None
+        for entry in folder.iterdir():
+            target = self.raw_dir / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(entry, target)
+        folder.rmdir()
         file.unlink()

@@ -17,7 +17,7 @@ from torch import Tensor
 from wsgraph.convert import CheckpointError
 from wsgraph.data.dataset import group_split
 from wsgraph.data.public.base import Archive, PublicZoo, read_splits, sha256, tracked
-from wsgraph.data.public.unpickle import read_inert
+from wsgraph.data.public.unpickle import Stub, read_inert
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import ParameterGraph, Signal, WeightSpace
@@ -70,7 +70,8 @@ def _state_dict(path: Path) -> dict[Any, Any]:
         raise FileNotFoundError(f"There is no file {str(path)!r}, although its folder is there. Unpack the archive again.")
     content = read_inert(path.read_bytes(), str(path))
     if not isinstance(content, dict):
-        raise CheckpointError(f"Expected {str(path)!r} to hold a state dict, that is tensors by key (got {content!r}).")
+        found = repr(content) if isinstance(content, Stub) else type(content).__name__
+        raise CheckpointError(f"Expected {str(path)!r} to hold a state dict, that is tensors by key (got {found}).")
     return content
 
 
