@@ -2,7 +2,7 @@
 
 `wsgraph.data.make_inr_zoo` with its defaults: 2-32-32-1 networks, 500 steps of Adam on a quarter of the pixels, in the convention of Navon
 et al. Prints and writes the time and the quantiles of the PSNR (10 log10 of the squared value range over the mean squared error), and draws
-pictures above what their networks render, from the worst to the best. A kept zoo continues where it stopped. From the repository root:
+pictures above what their networks render, from the worst to the best. From the repository root:
 
     python benchmarks/inr_fitting.py --images PATH --zoo FOLDER
 
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from wsgraph.data import ClassificationData, ZooStore, digits, load_images, make_inr_zoo
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
+from wsgraph.plot import picture_grid
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 SHOWN = 12
@@ -33,19 +33,13 @@ SHOWN = 12
 def draw(store: ZooStore, data: ClassificationData, file: Path) -> None:
     """Pictures above, what their networks render below, sorted by PSNR."""
     order = np.argsort(store.column("psnr"))[np.linspace(0, len(store) - 1, SHOWN).round().astype(int)]
-    pictures = torch.cat([data.images, data.test_images])[store.column("image")[order]]
-    rendered = store.space.render(store.read(torch.from_numpy(order)))
-    figure = Figure(figsize=(SHOWN * 0.8, 2.0), layout="constrained")
-    axes = figure.subplots(2, SHOWN)
-    for column, position in enumerate(order):
-        for row, (picture, low) in enumerate(((pictures[column], -1), (rendered[column], store.space.signal.value_range[0]))):  # type: ignore[union-attr]
-            axis = axes[row, column]
-            axis.imshow(picture.movedim(0, 2).squeeze(2), cmap="gray", vmin=low, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        axes[0, column].set_title(f"{store.column('psnr')[position]:.0f} dB", fontsize=8)
-    axes[0, 0].set_ylabel("picture", fontsize=8)
-    axes[1, 0].set_ylabel("network", fontsize=8)
+    signal = store.space.signal
+    assert signal is not None
+    low, high = signal.value_range
+    pictures = (torch.cat([data.images, data.test_images])[store.column("image")[order]] + 1) / 2
+    rendered = (store.space.render(store.read(torch.from_numpy(order))) - low) / (high - low)
+    titles = [f"{value:.0f} dB" for value in store.column("psnr")[order]]
+    figure = picture_grid({"picture": pictures, "network": rendered}, titles=titles)
     write_atomically(file, lambda temporary: figure.savefig(temporary, format="png", dpi=200))
 
 
@@ -61,6 +55,8 @@ def main() -> None:
     data = digits() if options.images is None else load_images(options.images)
     networks, steps = (24, 50) if options.quick else (options.networks, 500)
     path = options.zoo or Path(tempfile.mkdtemp()) / "zoo"
+    if path.exists():
+        raise SystemExit(f"{path} exists: the time that its networks took is not known. Choose another folder.")
     start = time.perf_counter()
     store = make_inr_zoo(path, networks, data=data, steps=steps)
     seconds = time.perf_counter() - start

@@ -359,7 +359,7 @@ _Images = Annotated[
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="What to measure: generalization, robustness or inr.")],
+    suite: Annotated[str, typer.Argument(help="What to measure: generalization, robustness, inr, editing or invariance.")],
     full: Annotated[bool, typer.Option("--full/--quick", help="Hours, for results to report, or minutes, to see that it runs.")] = False,
     model: Annotated[list[str] | None, typer.Option(help="Model to compare; repeat it [default: all].")] = None,
     images: _Images = None,

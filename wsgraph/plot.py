@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wsgraph.space import Connection, NeuronGroup
     from wsgraph.tasks import Result
 
-__all__ = ["draw_graph", "robustness_curve", "robustness_data"]
+__all__ = ["draw_graph", "picture_grid", "robustness_curve", "robustness_data"]
 
 # Okabe and Ito's colours, ordered so that neighbours also differ in lightness; markers and dashes carry the difference without colour.
 _STYLES = (
@@ -131,6 +131,52 @@ def robustness_curve(
     axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     if title:
         figure.suptitle(title, fontsize=10)
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def picture_grid(
+    rows: Mapping[str, Tensor], path: str | os.PathLike[str] | None = None, *, titles: Sequence[str] = (), title: str | None = None
+) -> Figure:
+    """Pictures in rows that belong together column by column, such as before and after editing.
+
+    Args:
+        rows: By label, pictures ``[n, channels, H, W]`` with values from 0 to 1, as many in every row.
+        path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
+        titles: Text above every column.
+        title: Title above all.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: If there is nothing to draw, or rows differ in length.
+
+    Example:
+        >>> import torch
+        >>> figure = picture_grid({"before": torch.rand(4, 1, 8, 8), "after": torch.rand(4, 1, 8, 8)})
+        >>> len(figure.axes)
+        8
+    """
+    from matplotlib.figure import Figure
+
+    lengths = {len(pictures) for pictures in rows.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"Expected rows of as many pictures each, at least one (got {[len(pictures) for pictures in rows.values()]}).")
+    columns = lengths.pop()
+    figure = Figure(figsize=(0.8 * columns + 0.4, 0.85 * len(rows) + 0.3), dpi=200, layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, (label, pictures) in zip(grid, rows.items(), strict=True):
+        for axis, picture in zip(axes, pictures, strict=True):
+            axis.imshow(picture.movedim(0, 2).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        axes[0].set_ylabel(label, fontsize=8)
+    for axis, text in zip(grid[0], titles, strict=False):
+        axis.set_title(text, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=9)
     if path is not None:
         figure.savefig(path)
     return figure

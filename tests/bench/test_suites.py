@@ -70,6 +70,28 @@ def test_inr_classification(tmp_path: Path, threads: None, monkeypatch: pytest.M
     assert all(0 <= row["metrics"][0]["accuracy"] <= 1 for row in document["results"])
 
 
+def test_editing(tmp_path: Path, threads: None) -> None:
+    size = Size(networks=1, pictures=120, epochs=1, seeds=(0,), learning_rates=(1e-2,), scales=(1,))
+    options: dict[str, Any] = {"size": size, "folder": tmp_path, "output": tmp_path / "results"}
+    run_suite("editing", models=["statnn", "np"], **options)
+    document = json.loads((tmp_path / "results" / "editing.json").read_text())
+    assert [(row["model"], row["variant"]) for row in document["results"]] == [("np", "dilate"), ("np", "contrast")]
+    assert (tmp_path / "results" / "editing.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"Expected models that return weights \(got statnn\)"):
+        run_suite("editing", models=["statnn"], **options)
+
+
+def test_invariance(tmp_path: Path) -> None:
+    run_suite("invariance", folder=tmp_path, output=tmp_path / "results", models=["mlp", "np", "monomial", "monomial_gnn"])
+    changes = {row["model"]: row["changes"] for row in json.loads((tmp_path / "results" / "invariance.json").read_text())["results"]}
+    assert set(changes["np"]) == {
+        *("relu CNN, permutation", "relu CNN, scale", "tanh CNN, permutation", "tanh CNN, sign", "SIREN, permutation", "SIREN, sign")
+    }
+    assert all(change < 1e-9 for model in ("monomial", "monomial_gnn") for change in changes[model].values())
+    assert changes["np"]["relu CNN, permutation"] < 1e-9 < 1e-3 < changes["np"]["relu CNN, scale"]
+    assert changes["mlp"]["SIREN, permutation"] > 1e-3
+
+
 def test_a_cell_that_fails_is_a_finding(tmp_path: Path, threads: None) -> None:
     zoo = make_cnn_zoo(tmp_path / "zoo", 20, ranges=HyperparameterRanges(steps=(2, 3)), progress=False)
     cell = Cell("generalization", zoo.path, {"model": "statnn", "epochs": 1, "learning_rate": 1e30, "seed": 0})
@@ -112,9 +134,9 @@ def test_a_run_that_is_killed_continues(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    assert list_suites() == ["generalization", "inr", "robustness"]
+    assert list_suites() == ["editing", "generalization", "inr", "invariance", "robustness"]
     places: dict[str, Any] = {"folder": tmp_path, "output": tmp_path}
-    with pytest.raises(ValueError, match=r"Unknown suite 'speed'\. Available suites: generalization, inr, robustness"):
+    with pytest.raises(ValueError, match=r"Unknown suite 'speed'\. Available suites: editing, generalization, inr"):
         run_suite("speed", **places)
     with pytest.raises(ValueError, match="'size' to be 'quick' or 'full'"):
         run_suite("inr", size="huge", **places)

@@ -6,14 +6,19 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from wsgraph.bench.cells import Cell, run_cells
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
+
+if TYPE_CHECKING:
+    from wsgraph import WeightSpace
 
 __all__ = ["Size", "list_suites", "register_suite", "run_suite"]
 
@@ -214,7 +219,7 @@ def list_suites() -> list[str]:
 
     Example:
         >>> list_suites()
-        ['generalization', 'inr', 'robustness']
+        ['editing', 'generalization', 'inr', 'invariance', 'robustness']
     """
     return sorted(_SUITES)
 
@@ -270,6 +275,73 @@ def inr(bench: Bench) -> None:
     found = bench.searched("inr_classification", bench.pictures(), variants)
     title = f"Accuracy of classifying {bench.size.pictures} SIRENs, mean and standard error over {len(bench.size.seeds)} seeds"
     _score_table(bench, "inr", title, found, "accuracy")
+
+
+@register_suite("editing")
+def editing(bench: Bench) -> None:
+    """Error of edited SIRENs by operation, and pictures before and after."""
+    from wsgraph.data import ZooStore
+    from wsgraph.nn import model_entry
+    from wsgraph.plot import picture_grid
+    from wsgraph.tasks import run
+
+    able = tuple(model for model in bench.models if "equivariant" in model_entry(model).tasks)
+    if not able:
+        raise ValueError(f"Expected models that return weights (got {', '.join(bench.models)}).")
+    bench = replace(bench, models=able)
+    zoos = bench.pictures()
+    operations: dict[str, dict[str, Any]] = {"dilate": {"operation": "dilate"}, "contrast": {"operation": "contrast"}}
+    found = bench.searched("inr_editing", zoos, operations)
+    title = f"Pixel MSE of edited pictures, {bench.size.pictures} SIRENs, mean and standard error over {len(bench.size.seeds)} seeds"
+    _score_table(bench, "editing", title, found, "mse")
+    best = min((row for row in found if row["variant"] == "dilate" and row["metrics"]), key=lambda row: row["metrics"][0]["mse"])
+    (name, path), first = next(iter(zoos.items())), bench.size.seeds[0]
+    options = {"model": best["model"], "epochs": bench.size.epochs, **operations["dilate"], "seed": first}
+    options |= {"learning_rate": best["learning_rate"], "scales": list(bench.size.scales)}
+    cell = Cell("inr_editing", path, options)
+    editor = run("inr_editing", zoo=path, output=bench.folder / "cells" / cell.name / "run", progress=False, resume=True, **options).model
+    batch = ZooStore(path).dataset("test", target=None).batch(slice(0, 8), lambda thetas: thetas.float())
+    with torch.no_grad():
+        edited, target, before = editor(batch.to(next(editor.parameters()).device)).cpu().clamp(0, 1).unbind(1)
+    figure = picture_grid({"network": before, "dilated": target, best["model"]: edited}, title=f"SIRENs of {name}, edited by their weights")
+    write_atomically(bench.output / "editing.png", partial(_save, figure))
+
+
+@register_suite("invariance")
+def invariance(bench: Bench) -> None:
+    """Largest relative change of a model's outputs when its networks are moved by each symmetry, in double precision."""
+    from wsgraph import WeightSpace
+    from wsgraph.nn import build_model, model_entry
+    from wsgraph.testing import largest_difference
+
+    spaces = {
+        "relu CNN": WeightSpace.cnn([1, 8, 8], [4], "relu"),
+        "tanh CNN": WeightSpace.cnn([1, 8, 8], [4], "tanh"),
+        "SIREN": WeightSpace.siren((2, 16, 16, 1)),
+    }
+    columns = [(name, kind) for name, space in spaces.items() for kind in _moves(space)]
+    rows, results = [], []
+    for model in bench.models:
+        changes = {}
+        for name, kind in columns:
+            space, generator = spaces[name], torch.Generator().manual_seed(0)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                module = build_model(model, space, 3).double().eval()
+            thetas = space.sample(32, generator=generator, dtype=torch.float64)
+            g = space.sample_symmetry(32, (1e-2, 1e2), symmetries=[kind], generator=generator)
+            with torch.no_grad():
+                changes[name, kind] = largest_difference(module(space.batch(space.act(g, thetas))), module(space.batch(thetas)))
+        claimed = ", ".join(model_entry(model).symmetries) or "none"
+        rows.append([model, claimed, *(f"{changes[column]:.0e}" for column in columns)])
+        results.append({"model": model, "changes": {f"{name}, {kind}": change for (name, kind), change in changes.items()}})
+    head = ["model", "claims", *(f"{name}, {kind}" for name, kind in columns)]
+    write_table(bench, "invariance", "Largest relative change of outputs under each symmetry, untrained", head, rows, {"results": results})
+
+
+def _moves(space: WeightSpace) -> list[str]:
+    allowed = [space.class_symmetry(label) for label, groups in space.scale_classes.items() if groups[0].role == "hidden"]
+    return ["permutation", *(["scale"] if allowed[0].positive else []), *(["sign"] if allowed[0].sign else [])]
 
 
 def run_suite(
