@@ -37,7 +37,7 @@ _OPEN_FILES = 128
 _PATIENCE = 1.0  # seconds to wait for another process that writes to the zoo
 # What is read of a mapped file counts as memory of the process until it is handed back: the rows, and around each of them what a page fault
 # maps too, up to a huge page.
-_RESIDENT = 2**28
+_RESIDENT = 2**29
 _AROUND = 2**21
 
 _EXISTS = "{!r} exists already. Open it with ZooStore(path), choose another path, or delete it."
@@ -157,6 +157,8 @@ class ZooStore:
         dropped = self._info.get("dropped_non_finite", 0) + sum(shard.dropped for shard in self.shards)
         self.info = {**self._info, "dropped_non_finite": dropped}
         self._starts = torch.tensor([0, *(shard.count for shard in self.shards)]).cumsum(0)
+        keys = list(dict.fromkeys(shard.space for shard in self.shards))
+        self._keys, self._key_of = keys, torch.tensor([keys.index(shard.space) for shard in self.shards], dtype=torch.long)
         self._mapped: OrderedDict[Path, MappedRows] = OrderedDict()
         self._resident = 0
         self._spaces: dict[str, WeightSpace] = getattr(self, "_spaces", {})
@@ -505,7 +507,7 @@ class ZooStore:
     @property
     def spaces(self) -> list[WeightSpace]:
         """The distinct weight spaces, in order of appearance."""
-        return [self.load_space(key) for key in dict.fromkeys(shard.space for shard in self.shards)]
+        return [self.load_space(key) for key in self._keys]
 
     @property
     def space(self) -> WeightSpace:
@@ -514,7 +516,7 @@ class ZooStore:
         Raises:
             SpaceMismatchError: If the zoo is empty or holds several architectures.
         """
-        keys = list(dict.fromkeys(shard.space for shard in self.shards))
+        keys = self._keys
         if len(keys) != 1:
             what = "is empty" if not keys else f"holds {len(keys)} architectures (the first two: {', '.join(map(repr, self.spaces[:2]))})"
             raise SpaceMismatchError(
@@ -557,8 +559,10 @@ class ZooStore:
             IndexError: If a position is out of range.
             SpaceMismatchError: If the networks have several architectures.
         """
-        positions = positions_of(positions, len(self))
-        owners = self.owners(positions)
+        return self._taken(positions_of(positions, len(self)))
+
+    def _taken(self, positions: Tensor) -> Tensor:
+        owners = self.owners(positions) if len(self.shards) > 1 else torch.zeros_like(positions)
         found = owners.unique().tolist()
         if len(found) == 1:
             return self._rows(found[0], positions - self._starts[found[0]])
@@ -586,16 +590,21 @@ class ZooStore:
             y: Targets ``[n]``.
         """
         positions = positions_of(positions, len(self))
-        keys = list(dict.fromkeys(shard.space for shard in self.shards))
-        which = torch.zeros_like(positions)
-        if len(keys) > 1:
-            which = torch.tensor([keys.index(shard.space) for shard in self.shards])[self.owners(positions)]
+        if len(self._keys) == 1:
+            return self._part(self._keys[0], positions, transform, y)
+        which = self._key_of[self.owners(positions)]
         parts = []
         for i in which.unique().tolist():
-            mine = slice(None) if len(keys) == 1 else (which == i).nonzero().flatten()
-            space, thetas = self.load_space(keys[i]), self.read(positions[mine])
-            parts.append(space.batch(thetas if transform is None else transform(space, thetas), None if y is None else y[mine]))
+            mine = (which == i).nonzero().flatten()
+            parts.append(self._part(self._keys[i], positions[mine], transform, None if y is None else y[mine]))
         return parts[0] if len(parts) == 1 else ParameterGraph.join(parts)
+
+    def _part(
+        self, key: str, positions: Tensor, transform: Callable[[WeightSpace, Tensor], Tensor] | None, y: Tensor | None
+    ) -> ParameterGraph:
+        """The batch of networks of one architecture."""
+        space, thetas = self.load_space(key), self._taken(positions)
+        return space.batch(thetas if transform is None else transform(space, thetas), y)
 
     @property
     def thetas(self) -> Tensor:

@@ -145,6 +145,10 @@ class ParameterGraph(Data):
 
     def fits_layout(self) -> bool:
         """Whether all networks have one architecture and nodes and edges lie where its space put them, as blocks need it."""
+        # What was built here and has not been touched since need not be compared.
+        built = self.__dict__.get("_built")
+        if built is not None and built[0] is self.edge_index and built[0]._version == built[1] and built[2] is self.x:
+            return True
         spaces, networks = self.spaces, self.num_networks
         topology = spaces[0].topology
         edge_index, nodes = cast(Tensor, self.edge_index), cast(Tensor, self.x).shape[0]
@@ -344,6 +348,7 @@ def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGr
     host = torch.arange(size + 1)
     zeros = torch.zeros(size, dtype=torch.long)
     internals = cast(Any, batch)
+    batch.__dict__["_built"] = (edge_index, edge_index._version, x)
     internals._num_graphs = size
     internals._slice_dict = {name: host * step for name, step in steps.items()}
     internals._inc_dict = {name: host[:-1] * topology.num_nodes if name == "edge_index" else zeros for name in steps}
