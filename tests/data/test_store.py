@@ -467,6 +467,16 @@ def test_networks_lie_in_the_order_of_the_names_of_shards(many: ZooStore) -> Non
         assert store.dataset(target="number").batch(chosen).y.tolist() == chosen.tolist()
 
 
+def test_reading_shard_by_shard_gives_the_same(many: ZooStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = torch.tensor([19, 0, 7, 7, 4, 5])
+    held = many.read(chosen)
+    monkeypatch.setattr(store_module, "_HELD_BYTES", 0)
+    apart = ZooStore(many.path)
+    assert torch.equal(apart.read(chosen), held)
+    assert torch.equal(apart.dataset(target="number").batch(chosen).thetas(), held)
+    assert torch.equal(apart.thetas, many.thetas)
+
+
 def test_large_zoos_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_SHARD_BYTES", 4 * 2 * SPACE.num_params)
     store = ZooStore.create(tmp_path / "zoo", SPACE, _thetas(), _table())
@@ -631,6 +641,7 @@ def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
     assert list(merged.table) == ["test_accuracy", "zoo"]
     assert merged.column("zoo").tolist() == ["zoo"] * 6 + ["many"] * 20
     assert torch.equal(merged.thetas, torch.cat([store.thetas, many.thetas]))
+    assert [shard.count for shard in merged.shards] == [6, 20]
     assert merged.verify() == []
     empty = ZooStore.begin(tmp_path / "empty")
     empty.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -33,6 +34,7 @@ __all__ = ["PathLike", "ZooStore"]
 _FORMAT = "wsgraph.ZooStore"
 _VERSION = 2
 _SHARD_BYTES = 2**28
+_HELD_BYTES = 2**28
 _OPEN_FILES = 128
 _PATIENCE = 1.0  # seconds to wait for another process that writes to the zoo
 # What is read of a mapped file counts as memory of the process until it is handed back: the rows, and around each of them what a page fault
@@ -442,7 +444,8 @@ class ZooStore:
     def merge(cls, path: PathLike, stores: Sequence[ZooStore]) -> ZooStore:
         """Write the networks of several zoos, in their order, as one.
 
-        The new zoo has the columns that all zoos have, and ``zoo``, the folder name of the zoo that each network comes from.
+        The new zoo has the columns that all zoos have, and ``zoo``, the folder name of the zoo that each network comes from. Its shards are
+        large, however small those of the zoos are: of a single zoo this makes one that is read faster.
 
         Args:
             path: Folder to write, which must not exist.
@@ -463,12 +466,15 @@ class ZooStore:
         info = {"merged": [{"zoo": store.path.name, "info": store.info} for store in stores], "dropped_non_finite": dropped}
         with cls.writing(path, info=info) as merged:
             for store in stores:
-                for shard, positions in zip(store.shards, torch.arange(len(store)).tensor_split(store._starts[1:-1]), strict=True):
-                    # Shards that link to a matrix may be larger than memory.
-                    for part in positions.split(max(1, _SHARD_BYTES // (shard.shape[1] * shard.dtype.itemsize))):
+                # Small shards side by side become large ones; those that link to a matrix may be larger than memory.
+                for key, run in itertools.groupby(enumerate(store.shards), key=lambda pair: pair[1].space):
+                    first, *others = (number for number, _ in run)
+                    positions = torch.arange(int(store._starts[first]), int(store._starts[[first, *others][-1] + 1]))
+                    space = store.load_space(key)
+                    for part in positions.split(max(1, _SHARD_BYTES // (space.num_params * store.dtype.itemsize))):
                         columns = {name: store.table[name][part.numpy()] for name in names}
                         columns["zoo"] = np.full(len(part), store.path.name)
-                        merged.append(store.load_space(shard.space), store.read(part), columns)
+                        merged.append(space, store.read(part), columns)
         return cls(path)
 
     # == Reading ==
@@ -562,6 +568,12 @@ class ZooStore:
         return self._taken(positions_of(positions, len(self)))
 
     def _taken(self, positions: Tensor) -> Tensor:
+        # Many small files, such as a generator writes, are slow to read from: as long as they are few bytes, they are held in memory.
+        if len(self.shards) > 1 and len(self._keys) == 1 and len(self) * self.shards[0].shape[1] * self.dtype.itemsize <= _HELD_BYTES:
+            return self.thetas[positions]
+        return self._gathered(positions)
+
+    def _gathered(self, positions: Tensor) -> Tensor:
         owners = self.owners(positions) if len(self.shards) > 1 else torch.zeros_like(positions)
         found = owners.unique().tolist()
         if len(found) == 1:
@@ -621,7 +633,7 @@ class ZooStore:
             if len(self.shards) == 1 and not self.shards[0].is_linked:
                 self._read["thetas"] = self.shards[0].open().matrix
             else:
-                self._read["thetas"] = self.read(torch.arange(len(self))) if len(self) else torch.empty(0, space.num_params)
+                self._read["thetas"] = self._gathered(torch.arange(len(self))) if len(self) else torch.empty(0, space.num_params)
         thetas: Tensor = self._read["thetas"]
         return thetas
 
