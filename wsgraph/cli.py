@@ -419,8 +419,9 @@ def make_cnn(
     """
     from wsgraph.data import make_cnn_zoo
 
-    options = _zoo_options(config, ("channels", "stride", *_TRAINING), networks, seed, population, device, workers, ray)
-    options |= _given(activation=activation, channels=_widths(channels), checkpoints=checkpoint)
+    common = _given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
+    own = _given(activation=activation, channels=_widths(channels), checkpoints=checkpoint)
+    options = _configured(config, ("channels", "stride", *_TRAINING)) | common | own
     _make_zoo(make_cnn_zoo, path, images, options)
 
 
@@ -445,8 +446,9 @@ def make_mlp(
     """
     from wsgraph.data import make_mlp_zoo
 
-    options = _zoo_options(config, ("hidden", *_TRAINING), networks, seed, population, device, workers, ray)
-    options |= _given(activation=activation, hidden=_widths(hidden), checkpoints=checkpoint)
+    common = _given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
+    own = _given(activation=activation, hidden=_widths(hidden), checkpoints=checkpoint)
+    options = _configured(config, ("hidden", *_TRAINING)) | common | own
     _make_zoo(make_mlp_zoo, path, images, options)
 
 
@@ -474,8 +476,9 @@ def make_inr(
     from wsgraph.data import make_inr_zoo
 
     allowed = ("hidden", "omega", "steps", "learning_rate", "pixels", "convention", *_COMMON)
-    options = _zoo_options(config, allowed, networks, seed, population, device, workers, ray)
-    options |= _given(convention=convention, hidden=_widths(hidden), steps=steps)
+    common = _given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
+    own = _given(convention=convention, hidden=_widths(hidden), steps=steps)
+    options = _configured(config, allowed) | common | own
     _make_zoo(make_inr_zoo, path, images, options)
 
 
@@ -494,21 +497,11 @@ def _widths(texts: list[str] | None) -> list[list[int]] | list[int] | None:
     return found if len(found) > 1 else found[0]
 
 
-def _zoo_options(
-    config: Path | None,
-    allowed: tuple[str, ...],
-    networks: int | None,
-    seed: int | None,
-    population: int | None,
-    device: str | None,
-    workers: int | None,
-    ray: str | None,
-) -> dict[str, Any]:
+def _configured(config: Path | None, allowed: tuple[str, ...]) -> dict[str, Any]:
     from wsgraph.data.generate import read_zoo_configuration
 
     with _explained():
-        options = {} if config is None else read_zoo_configuration(config, allowed)
-    return options | _given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
+        return {} if config is None else read_zoo_configuration(config, allowed)
 
 
 def _make_zoo(make: Any, path: Path, images: Path | None, options: dict[str, Any]) -> None:

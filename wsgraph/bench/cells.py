@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import multiprocessing
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import torch
 
 from wsgraph.files import write_json
+
+if TYPE_CHECKING:
+    from wsgraph.tasks import Result
 
 __all__ = ["Cell", "run_cells"]
 
@@ -51,11 +53,20 @@ class Cell:
 
         return "-".join([self.task, self.zoo.name, *(f"{key}={text(value)}" for key, value in self.options.items())])
 
+    def train(self, folder: Path) -> Result:
+        """The result of the training, which is read where it is finished, continued where it was begun, and else made.
 
-def _train(cell: Cell, folder: Path, threads: int) -> None:
+        Args:
+            folder: Where results of all cells are kept.
+        """
+        from wsgraph.tasks import run
+
+        return run(self.task, zoo=self.zoo, output=folder / self.name / "run", progress=False, resume=True, **self.options)
+
+
+def _train(cell: Cell, cells: Path, threads: int) -> None:
     """Train one cell, in the process of a worker."""
-    from wsgraph.tasks import run
-
+    folder = cells / cell.name
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning").setLevel(logging.ERROR)
@@ -66,8 +77,7 @@ def _train(cell: Cell, folder: Path, threads: int) -> None:
             return
         record: dict[str, Any] = {"task": cell.task, "zoo": cell.zoo.name, "options": cell.options}
         try:
-            result = run(cell.task, zoo=cell.zoo, output=folder / "run", progress=False, resume=True, **cell.options)
-            record["metrics"] = {name: value if math.isfinite(value) else None for name, value in result.metrics.items()}
+            record["metrics"] = cell.train(cells).document()["metrics"]
         except ValueError as error:  # a model that cannot read these networks, or diverged, is a finding
             record |= {"metrics": {}, "error": str(error)}
         write_json(folder / "cell.json", record)
@@ -100,7 +110,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads:
         ):
             task = bar.add_task(title, total=len(folders), completed=len(folders) - len(missing))
             try:
-                for future in as_completed([pool.submit(_train, cell, folders[name], threads) for name, cell in missing.items()]):
+                for future in as_completed([pool.submit(_train, cell, folder, threads) for cell in missing.values()]):
                     future.result()
                     bar.advance(task)
             except BaseException:

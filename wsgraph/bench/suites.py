@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import torch
 from wsgraph.bench.cells import Cell, run_cells
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
+from wsgraph.tasks.result import mean_and_error
 
 if TYPE_CHECKING:
     from wsgraph import WeightSpace
@@ -61,22 +61,25 @@ class Bench:
     images: Path | None
     workers: int
 
+    def trial(self, task: str, zoo: Path, model: str, variant: Mapping[str, Any], **more: Any) -> Cell:
+        """A training of a model in a variant of a task."""
+        return Cell(task, zoo, {"model": model, "epochs": self.size.epochs, **variant, **more})
+
+    def final(self, task: str, zoo: Path, model: str, variant: Mapping[str, Any], rate: float, seed: int) -> Cell:
+        """A training with the learning rate that was found, to be scored on the test split."""
+        return self.trial(task, zoo, model, variant, seed=seed, learning_rate=rate, scales=list(self.size.scales))
+
     def searched(self, task: str, zoos: Mapping[str, Path], variants: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """Every model on every zoo in every variant: a search of the learning rate, then all seeds with the best.
 
         Returns:
             For every model, zoo and variant ``metrics``, a list with one dict per seed, the ``learning_rate``, or an ``error``.
         """
-        options = {"epochs": self.size.epochs}
         places = [(model, zoo, variant) for model in self.models for zoo in zoos for variant in variants]
-
-        def cell(place: tuple[str, str, str], **more: Any) -> Cell:
-            model, zoo, variant = place
-            return Cell(task, zoos[zoo], {"model": model, **options, **variants[variant], **more})
-
+        made_of = {place: (zoos[place[1]], place[0], variants[place[2]]) for place in places}
         first = self.size.seeds[0]
         trials = [(place, rate) for place in places for rate in self.size.learning_rates]
-        searches = [cell(place, seed=first, learning_rate=rate, test=False) for place, rate in trials]
+        searches = [self.trial(task, *made_of[place], seed=first, learning_rate=rate, test=False) for place, rate in trials]
         losses: dict[tuple[str, str, str], dict[float, float]] = {place: {} for place in places}
         errors: dict[tuple[str, str, str], str] = {}
         for (place, rate), found in zip(trials, self.run(searches, f"{task}: learning rates"), strict=True):
@@ -87,7 +90,7 @@ class Bench:
                 losses[place][rate] = loss
         best = {place: min(rates, key=rates.__getitem__) for place, rates in losses.items() if rates}
         runs = [(place, seed) for place in best for seed in self.size.seeds]
-        finals = [cell(place, seed=seed, learning_rate=best[place], scales=list(self.size.scales)) for place, seed in runs]
+        finals = [self.final(task, *made_of[place], best[place], seed) for place, seed in runs]
         results: dict[tuple[str, str, str], list[dict[str, Any]]] = {place: [] for place in places}
         for (place, _), found in zip(runs, self.run(finals, f"{task}: seeds"), strict=True):
             if found["metrics"]:
@@ -104,9 +107,14 @@ class Bench:
             rows.append(row if results[place] else {**row, "error": errors[place]})
         return rows
 
+    @property
+    def cells(self) -> Path:
+        """Where results of cells are kept."""
+        return self.folder / "cells"
+
     def run(self, cells: Sequence[Cell], title: str) -> list[dict[str, Any]]:
         """Results of cells, trained where they are not finished."""
-        return run_cells(cells, self.folder / "cells", workers=self.workers, title=title)
+        return run_cells(cells, self.cells, workers=self.workers, title=title)
 
     def classifiers(self) -> dict[str, Path]:
         """Zoos of small CNNs, ReLU and Tanh, as they are and with a moved copy of every network."""
@@ -134,18 +142,6 @@ class Bench:
 
 
 # == Tables ==
-
-
-def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean and standard error; NaN where a value is missing or there is only one.
-
-    Example:
-        >>> mean_and_error([1.0, 3.0])
-        (2.0, 1.0)
-    """
-    numbers = [float("nan") if value is None else value for value in values] or [float("nan")]
-    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else float("nan")
-    return statistics.fmean(numbers), error
 
 
 def _cell_text(values: Sequence[float | None]) -> str:
@@ -283,7 +279,6 @@ def editing(bench: Bench) -> None:
     from wsgraph.data import ZooStore
     from wsgraph.nn import model_entry
     from wsgraph.plot import picture_grid
-    from wsgraph.tasks import run
 
     able = tuple(model for model in bench.models if "equivariant" in model_entry(model).tasks)
     if not able:
@@ -295,11 +290,9 @@ def editing(bench: Bench) -> None:
     title = f"Pixel MSE of edited pictures, {bench.size.pictures} SIRENs, mean and standard error over {len(bench.size.seeds)} seeds"
     _score_table(bench, "editing", title, found, "mse")
     best = min((row for row in found if row["variant"] == "dilate" and row["metrics"]), key=lambda row: row["metrics"][0]["mse"])
-    (name, path), first = next(iter(zoos.items())), bench.size.seeds[0]
-    options = {"model": best["model"], "epochs": bench.size.epochs, **operations["dilate"], "seed": first}
-    options |= {"learning_rate": best["learning_rate"], "scales": list(bench.size.scales)}
-    cell = Cell("inr_editing", path, options)
-    editor = run("inr_editing", zoo=path, output=bench.folder / "cells" / cell.name / "run", progress=False, resume=True, **options).model
+    name, path = next(iter(zoos.items()))
+    cell = bench.final("inr_editing", path, best["model"], operations["dilate"], best["learning_rate"], bench.size.seeds[0])
+    editor = cell.train(bench.cells).model
     batch = ZooStore(path).dataset("test", target=None).batch(slice(0, 8), lambda thetas: thetas.float())
     with torch.no_grad():
         edited, target, before = editor(batch.to(next(editor.parameters()).device)).cpu().clamp(0, 1).unbind(1)

@@ -63,4 +63,4 @@ def augment_zoo(path: str | os.PathLike[str], zoo: ZooStore | ZooDataset, transf
                 rows = part.numpy().repeat(factor)
                 table = {name: column[rows] for name, column in dataset.store.table.items()}
                 store.append(space, copies.flatten(0, 1), {**table, "original": rows, "copy": np.tile(np.arange(factor), len(part))})
-    return ZooStore(path)
+    return store

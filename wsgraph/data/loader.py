@@ -11,7 +11,7 @@ from torch.utils import data
 
 from wsgraph.space import ParameterGraph
 
-__all__ = ["DataLoader"]
+__all__ = ["DataLoader", "process_place"]
 
 
 class BatchedDataset(Protocol):
@@ -44,13 +44,14 @@ class _Shares(data.BatchSampler):
     """
 
     def __iter__(self) -> Iterator[tuple[list[int], int | None]]:  # type: ignore[override]
-        rank, processes = _place()
+        rank, processes = process_place()
         for batch in super().__iter__():
             mine = batch[rank::processes]
             yield mine or batch[:1], len(mine) if processes > 1 else None
 
 
-def _place() -> tuple[int, int]:
+def process_place() -> tuple[int, int]:
+    """Rank of this process and number of all, of a distributed run; (0, 1) otherwise."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
 

@@ -367,7 +367,7 @@ def _digest(*tensors: Tensor) -> str:
 
 
 def _described(space: WeightSpace) -> str:
-    return f"{space!r} {hashlib.sha256(space.to_json().encode()).hexdigest()[:16]}"
+    return f"{space!r} {space.digest}"
 
 
 def _check_positive(**values: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import mmap
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["ArrayRows", "MappedRows", "Shard", "checked_columns", "decode_column
 _FORMAT = "wsgraph.shard"
 _VERSION = 1
 _COLUMN = "table/"
-_HASHED = 2**24
+_BLOCK_BYTES = 2**24
 
 
 # == Columns ==
@@ -105,6 +106,14 @@ class MappedRows:
         taken = self.matrix[positions if self.rows is None else self.rows[positions]]
         return taken if self.columns is None else taken[:, self.columns]
 
+    def blocks(self, rows: int | None = None) -> Iterator[Tensor]:
+        """Copies of all rows, so many at a time (default: some megabytes); the pages of each block are handed back before the next."""
+        count = len(self.matrix if self.rows is None else self.rows)
+        width = self.matrix.shape[1] if self.columns is None else len(self.columns)
+        for positions in torch.arange(count).split(rows or max(1, _BLOCK_BYTES // max(1, width * self.matrix.element_size()))):
+            yield self.take(positions)
+            self.release()
+
     def release(self) -> None:
         """Hand the pages that were read back to the system, which keeps them cached as long as it likes."""
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -138,6 +147,12 @@ class ArrayRows:
     def shape(self) -> tuple[int, int]:
         """``(n, P)``."""
         return len(self.rows), len(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions: Tensor) -> ArrayRows:
+        return ArrayRows(self.file, self.rows[positions], self.columns)
 
     def open(self) -> MappedRows:
         """The rows, mapped."""
@@ -181,6 +196,7 @@ class Shard:
         dropped: Networks left out because their weights were not finite.
         columns: Names of the table's columns.
         checksum: SHA-256 of weights and columns.
+        source: Path from the folder of the file to the matrix that the weights lie in, or ``None`` where they lie in the file itself.
     """
 
     file: Path
@@ -190,6 +206,7 @@ class Shard:
     dropped: int
     columns: tuple[str, ...]
     checksum: str
+    source: str | None
 
     @property
     def name(self) -> str:
@@ -201,12 +218,17 @@ class Shard:
         """Number of networks."""
         return self.shape[0]
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether the weights lie in a file of somebody else."""
+        return self.source is not None
+
     def open(self) -> MappedRows:
         """The weights, mapped."""
-        with safe_open(self.file, "pt") as tensors:
-            source = _header(tensors).get("source")
-            if source is not None:
-                return ArrayRows((self.file.parent / source).resolve(), *(tensors.get_tensor(name) for name in ("rows", "columns"))).open()
+        if self.source is not None:
+            with safe_open(self.file, "pt") as tensors:
+                rows, columns = tensors.get_tensor("rows"), tensors.get_tensor("columns")
+            return ArrayRows((self.file.parent / self.source).resolve(), rows, columns).open()
         with self.file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length))
@@ -217,12 +239,6 @@ class Shard:
         with safe_open(self.file, "pt") as tensors:
             return {name: decode_column(tensors.get_tensor(_COLUMN + name)) for name in self.columns}
 
-    @property
-    def is_linked(self) -> bool:
-        """Whether the weights lie in a file of somebody else."""
-        with safe_open(self.file, "pt") as tensors:
-            return "source" in _header(tensors)
-
     def problems(self) -> Iterator[str]:
         """What is wrong with the contents, one sentence each; reads everything."""
         try:
@@ -232,16 +248,15 @@ class Shard:
         except (OSError, ValueError, SafetensorError) as error:
             yield str(error)
             return
-        digest, bad = hashlib.sha256(), 0
-        step = max(1, _HASHED // max(1, self.shape[1] * self.dtype.itemsize))
-        for positions in torch.arange(self.count).split(step):
-            rows = weights.take(positions)
-            weights.release()
-            bad += int((~rows.isfinite().all(1)).sum())
-            digest.update(_bytes(rows))
-        for name in self.columns:
-            digest.update(_bytes(held[_COLUMN + name]))
-        if digest.hexdigest() != self.checksum:
+        bad = 0
+
+        def counted() -> Iterator[Tensor]:
+            nonlocal bad
+            for rows in weights.blocks():
+                bad += int((~rows.isfinite().all(1)).sum())
+                yield rows
+
+        if _checksum(itertools.chain(counted(), (held[_COLUMN + name] for name in self.columns))) != self.checksum:
             yield f"{str(self.file)!r} is damaged: its contents do not have the checksum that was recorded when it was written."
         if bad:
             yield f"{str(self.file)!r} holds {bad} networks with NaN or infinite weights."
@@ -249,8 +264,13 @@ class Shard:
             yield f"{str(self.file)!r} holds {self.count} networks, but not as many rows in {', '.join(map(repr, wrong))}."
 
 
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b""
+def _checksum(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the contents, however they are divided."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _header(tensors: Any) -> dict[str, Any]:
@@ -291,7 +311,8 @@ def open_shard(file: Path) -> Shard:
         ) from None
     if wrong := [name for name, length in held.items() if length != shape[0]]:
         raise ValueError(f"{str(file)!r} is damaged: {shape[0]} networks, but other numbers of rows in {', '.join(map(repr, wrong))}.")
-    return Shard(file, header["space"], (shape[0], shape[1]), _DTYPES[kind], header["dropped"], columns, header["checksum"])
+    known = header["space"], (shape[0], shape[1]), _DTYPES[kind], header["dropped"], columns, header["checksum"], header.get("source")
+    return Shard(file, *known)
 
 
 def write_shard(file: Path, space: str, thetas: Tensor | ArrayRows, columns: Mapping[str, np.ndarray], *, dropped: int = 0) -> None:
@@ -310,21 +331,16 @@ def write_shard(file: Path, space: str, thetas: Tensor | ArrayRows, columns: Map
     """
     tensors = {_COLUMN + name: encode_column(column) for name, column in columns.items()}
     header: dict[str, Any] = {"version": _VERSION, "space": space, "dropped": dropped, "columns": [*columns]}
-    digest = hashlib.sha256()
     if isinstance(thetas, ArrayRows):
         source = thetas.open()
-        for positions in torch.arange(thetas.shape[0]).split(max(1, _HASHED // (4 * thetas.shape[1]))):
-            digest.update(_bytes(source.take(positions)))
-            source.release()
+        weights: Iterable[Tensor] = source.blocks()
         header["source"] = os.path.relpath(thetas.file.resolve(), file.parent.resolve())
         header["dtype"] = next(name for name, dtype in _DTYPES.items() if dtype == source.matrix.dtype)
         tensors |= {"rows": thetas.rows.long().contiguous(), "columns": thetas.columns.long().contiguous()}
     else:
         tensors["thetas"] = thetas.detach().cpu().contiguous()
-        digest.update(_bytes(tensors["thetas"]))
-    for name in columns:
-        digest.update(_bytes(tensors[_COLUMN + name]))
-    header["checksum"] = digest.hexdigest()
+        weights = [tensors["thetas"]]
+    header["checksum"] = _checksum(itertools.chain(weights, (tensors[_COLUMN + name] for name in columns)))
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     with explained_errors(file):
         try:

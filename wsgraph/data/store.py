@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +13,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -47,10 +47,6 @@ _EXISTS = "{!r} exists already. Open it with ZooStore(path), choose another path
 PathLike = str | os.PathLike[str]
 
 
-def _key(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _read_document(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
@@ -76,9 +72,10 @@ def _may_be_joined(first: np.ndarray, second: np.ndarray) -> bool:
     return all(part.dtype.kind == "f" or not len(part) or int(abs(part.astype(float)).max()) <= 2**53 for part in (first, second))
 
 
-def _finite(thetas: Tensor) -> Tensor:
-    # By rows, so that a zoo mapped from disk is never held in memory at once.
-    return torch.cat([rows.isfinite().all(1) for rows in thetas.detach().split(4096)]).cpu()
+def _finite(thetas: Tensor | ArrayRows) -> Tensor:
+    """Which networks have finite weights; by rows, so that a zoo mapped from disk is never held in memory at once."""
+    blocks = thetas.open().blocks() if isinstance(thetas, ArrayRows) else thetas.detach().split(4096)
+    return torch.cat([rows.isfinite().all(1) for rows in blocks]).cpu()
 
 
 class ZooStore:
@@ -97,6 +94,7 @@ class ZooStore:
         path: The folder.
         shards: Its shards, in the order of their names, which is that of the networks.
         info: How the zoo was made, with counts such as ``dropped_non_finite``.
+        dtype: Dtype of the weights; of several, the one that holds all.
         finished: Whether everything that should be in the zoo is there.
 
     Raises:
@@ -119,6 +117,7 @@ class ZooStore:
     path: Path
     shards: tuple[Shard, ...]
     info: dict[str, Any]
+    dtype: torch.dtype
     finished: bool
 
     def __init__(self, path: PathLike, *, shards: Sequence[str] | None = None) -> None:
@@ -159,8 +158,12 @@ class ZooStore:
         dropped = self._info.get("dropped_non_finite", 0) + sum(shard.dropped for shard in self.shards)
         self.info = {**self._info, "dropped_non_finite": dropped}
         self._starts = torch.tensor([0, *(shard.count for shard in self.shards)]).cumsum(0)
-        keys = list(dict.fromkeys(shard.space for shard in self.shards))
-        self._keys, self._key_of = keys, torch.tensor([keys.index(shard.space) for shard in self.shards], dtype=torch.long)
+        places = {key: i for i, key in enumerate(dict.fromkeys(shard.space for shard in self.shards))}
+        self._keys, self._key_of = list(places), torch.tensor([places[shard.space] for shard in self.shards], dtype=torch.long)
+        self.dtype = functools.reduce(torch.promote_types, (shard.dtype for shard in self.shards)) if self.shards else torch.float32
+        size = sum(math.prod(shard.shape) for shard in self.shards) * self.dtype.itemsize
+        # Many small files, such as a generator writes, are slow to read from: as long as they are few bytes, they are held in memory.
+        self._is_held = len(self.shards) > 1 and len(self._keys) == 1 and size <= _HELD_BYTES
         self._mapped: OrderedDict[Path, MappedRows] = OrderedDict()
         self._resident = 0
         self._spaces: dict[str, WeightSpace] = getattr(self, "_spaces", {})
@@ -182,9 +185,9 @@ class ZooStore:
             OSError: If it cannot be written, with what to do about it.
             ValueError: If ``info`` is not JSON.
         """
-        with cls._new_folder(path, info):
+        with cls._new_folder(path, info) as store:
             pass
-        return cls(path)
+        return store
 
     @classmethod
     @contextmanager
@@ -276,7 +279,7 @@ class ZooStore:
         """
         with cls.writing(path, info=info) as store:
             store.append(space, thetas, table)
-        return cls(path)
+        return store
 
     def append(self, space: WeightSpace, thetas: Tensor | ArrayRows, table: Mapping[str, Any], *, name: str | None = None) -> None:
         """Add networks of one architecture, in shards of at most 256 MiB, each of which is there in full or not at all.
@@ -303,14 +306,9 @@ class ZooStore:
         if isinstance(thetas, ArrayRows):
             if thetas.shape[1] != space.num_params:
                 raise SpaceMismatchError(f"Expected {space.num_params} columns for {space!r} (got {thetas.shape[1]}).")
-            source = thetas.open()
-            finite = torch.ones(thetas.shape[0], dtype=torch.bool)
-            for positions in torch.arange(thetas.shape[0]).split(4096):
-                finite[positions] = source.take(positions).isfinite().all(1)
-                source.release()
         else:
             space.check_thetas(thetas)
-            finite = _finite(thetas) if len(thetas) else torch.ones(0, dtype=torch.bool)
+        finite = _finite(thetas)
         columns = checked_columns(table, len(finite))
         self._check_columns(columns)
         kept = finite.nonzero().flatten()
@@ -323,10 +321,7 @@ class ZooStore:
                 if not len(part) and dropped == 0 and name is None:
                     continue
                 rows = {column: values[part.numpy()] for column, values in columns.items()}
-                if isinstance(thetas, ArrayRows):
-                    taken: Tensor | ArrayRows = ArrayRows(thetas.file, thetas.rows[part], thetas.columns)
-                else:
-                    taken = thetas if len(part) == len(thetas) else thetas[part.to(thetas.device)]
+                taken = thetas if len(part) == len(thetas) else thetas[part]
                 self._write_shard(name, key, taken, rows, dropped)
                 dropped = 0
         except BaseException:
@@ -350,11 +345,10 @@ class ZooStore:
             number += 1  # somebody else took that number
 
     def _write_space(self, space: WeightSpace) -> str:
-        text = space.to_json()
-        file = self.path / "spaces" / f"{_key(text)}.json"
+        file = self.path / "spaces" / f"{space.digest}.json"
         if not file.exists():
-            write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        return file.stem
+            write_atomically(file, lambda temporary: temporary.write_text(space.to_json(), encoding="utf-8"))
+        return space.digest
 
     def _check_columns(self, columns: Mapping[str, np.ndarray]) -> None:
         if not self.shards:
@@ -373,11 +367,11 @@ class ZooStore:
 
     def finish(self, **info: Any) -> None:
         """Record that nothing is missing, and more about how the zoo was made."""
-        document = _read_document(self.path / "zoo.json")
         self.reload()
-        shards = {shard.name: shard.count for shard in self.shards}
-        _write_document(self.path, {**document["info"], **info}, finished=True, shards=shards)
-        self.reload()
+        recorded = {shard.name: shard.count for shard in self.shards}
+        _write_document(self.path, {**self._info, **info}, finished=True, shards=recorded)
+        self.finished, self._info, self._recorded = True, {**self._info, **info}, recorded
+        self._index(self.shards)
 
     def set_column(self, name: str, values: Any) -> None:
         """Set a column of the table for all networks, or add one.
@@ -468,29 +462,20 @@ class ZooStore:
             for store in stores:
                 # Small shards side by side become large ones; those that link to a matrix may be larger than memory.
                 for key, run in itertools.groupby(enumerate(store.shards), key=lambda pair: pair[1].space):
-                    first, *others = (number for number, _ in run)
-                    positions = torch.arange(int(store._starts[first]), int(store._starts[[first, *others][-1] + 1]))
+                    numbers = [number for number, _ in run]
+                    positions = torch.arange(int(store._starts[numbers[0]]), int(store._starts[numbers[-1] + 1]))
                     space = store.load_space(key)
                     for part in positions.split(max(1, _SHARD_BYTES // (space.num_params * store.dtype.itemsize))):
                         columns = {name: store.table[name][part.numpy()] for name in names}
                         columns["zoo"] = np.full(len(part), store.path.name)
                         merged.append(space, store.read(part), columns)
-        return cls(path)
+        return merged
 
     # == Reading ==
 
     @property
     def _names(self) -> list[str]:
         return [shard.name for shard in self.shards]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights; of several, the one that holds all."""
-        dtypes = {shard.dtype for shard in self.shards} or {torch.float32}
-        common = dtypes.pop()
-        for dtype in dtypes:
-            common = torch.promote_types(common, dtype)
-        return common
 
     def load_space(self, key: str) -> WeightSpace:
         """The weight space of the shards with a key."""
@@ -568,10 +553,7 @@ class ZooStore:
         return self._taken(positions_of(positions, len(self)))
 
     def _taken(self, positions: Tensor) -> Tensor:
-        # Many small files, such as a generator writes, are slow to read from: as long as they are few bytes, they are held in memory.
-        if len(self.shards) > 1 and len(self._keys) == 1 and len(self) * self.shards[0].shape[1] * self.dtype.itemsize <= _HELD_BYTES:
-            return self.thetas[positions]
-        return self._gathered(positions)
+        return self.thetas[positions] if self._is_held else self._gathered(positions)
 
     def _gathered(self, positions: Tensor) -> Tensor:
         owners = self.owners(positions) if len(self.shards) > 1 else torch.zeros_like(positions)
@@ -704,9 +686,7 @@ class ZooStore:
 
     def of_space(self, space: WeightSpace, target: str | None = None) -> ZooDataset:
         """The networks of one weight space."""
-        keys = [shard.space for shard in self.shards]
-        mine = torch.tensor([self.load_space(key) == space for key in keys])
-        return ZooDataset(self, mine[self.owners(torch.arange(len(self)))].nonzero().flatten(), target)
+        return self.dataset(target=target).of_space(space)
 
     def verify(self) -> list[str]:
         """Read everything, and say what is wrong, one sentence each: checksums, shapes, NaN, rows of the table, weight spaces.
@@ -725,9 +705,9 @@ class ZooStore:
         for before, after, shard in zip(tables, tables[1:], self.shards[1:], strict=False):
             if before.keys() != after.keys() or not all(_may_be_joined(before[name], after[name]) for name in before):
                 problems.append(f"{str(shard.file)!r} has other columns than the shard before it, or columns of other types.")
-        for key in dict.fromkeys(shard.space for shard in self.shards):
+        for key in self._keys:
             try:
-                if _key(self.load_space(key).to_json()) != key:
+                if self.load_space(key).digest != key:
                     problems.append(f"{str(self.path / 'spaces' / key)!r}.json was changed after it was written.")
             except (ValueError, OSError) as error:
                 problems.append(str(error))
@@ -755,11 +735,10 @@ class ZooStore:
 
     # Workers of a data loader open the files themselves instead of receiving the weights.
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return partial(type(self), shards=self._names), (self.path,)
+        return functools.partial(type(self), shards=self._names), (self.path,)
 
     def __repr__(self) -> str:
-        spaces = len({shard.space for shard in self.shards})
-        what = repr(self.spaces[0]) if spaces == 1 else f"{spaces} weight spaces"
+        what = repr(self.space) if len(self._keys) == 1 else f"{len(self._keys)} weight spaces"
         splits = "".join(f", {name} {count:,}" for name, count in self.splits.items())
         shards = f", {len(self.shards)} shards" if len(self.shards) != 1 else ""
         unfinished = "" if self.finished else ", not finished"

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.transforms import Compose as PyGCompose
 
+from wsgraph.data.loader import process_place
 from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.symmetry import FORMS, SYMMETRIES
 
@@ -105,8 +106,7 @@ class _Random:
     @property
     def generator(self) -> torch.Generator:
         worker = torch.utils.data.get_worker_info()
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        place = (0 if worker is None else worker.seed, torch.distributed.get_rank() if distributed else 0)
+        place = (0 if worker is None else worker.seed, process_place()[0])
         if place != self._place:
             self._place = place
             self._generator = torch.Generator().manual_seed(

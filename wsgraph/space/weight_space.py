@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -872,6 +873,16 @@ class WeightSpace:
         parts = {name: [dataclasses.asdict(part) for part in getattr(self, name)] for name in ("groups", "layers", "params", "connections")}
         signal = {} if self.signal is None else {"signal": dataclasses.asdict(self.signal)}
         return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal})
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the SHA-256 of :meth:`to_json`: a name for the space in files.
+
+        Example:
+            >>> WeightSpace.mlp([2, 3]).digest == WeightSpace.mlp([2, 3]).digest != WeightSpace.mlp([2, 4]).digest
+            True
+        """
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, text: str) -> WeightSpace:

@@ -5,6 +5,7 @@ from wsgraph.tasks.inr_classification import run_inr_classification
 from wsgraph.tasks.inr_editing import run_inr_editing
 from wsgraph.tasks.registry import list_tasks, register_task, run, run_seeds
 from wsgraph.tasks.result import Result, Summary
+from wsgraph.tasks.supervised import run_prediction
 
 __all__ = [
     "Result",
@@ -15,5 +16,6 @@ __all__ = [
     "run_generalization",
     "run_inr_classification",
     "run_inr_editing",
+    "run_prediction",
     "run_seeds",
 ]

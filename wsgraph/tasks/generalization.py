@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy.stats import kendalltau
@@ -11,7 +11,6 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
-from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import WeightSpace
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
@@ -76,27 +75,7 @@ def predict(model: nn.Module, space: WeightSpace, thetas: Tensor, *, batch_size:
 
 @register_task("generalization")
 def run_generalization(
-    *,
-    zoo: ZooStore | str | os.PathLike[str],
-    model: str = "monomial_gnn",
-    epochs: int = 30,
-    seed: int = 0,
-    scales: Sequence[float] = (1, 10, 100, 10000),
-    target: str | None = None,
-    batch_size: int = 64,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 1e-2,
-    output: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-    resume: bool = False,
-    accelerator: str = "auto",
-    devices: int = 1,
-    model_options: dict[str, Any] | None = None,
-    select: Mapping[str, Any] | None = None,
-    canonicalize: Collection[str] = (),
-    augment: WeightTransform | None = None,
-    train_size: int | None = None,
-    test: bool = True,
+    *, zoo: ZooStore | str | os.PathLike[str], scales: Sequence[float] | float = (1, 10, 100, 10000), **options: Any
 ) -> Result:
     r"""Train a model to predict test accuracies from weights, and score it on clean and on moved test networks.
 
@@ -106,58 +85,15 @@ def run_generalization(
 
     Args:
         zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test``.
-        model: One of :func:`wsgraph.nn.list_models`.
-        epochs: Passes over the training split.
-        seed: Seed of initialisation, batches, dropout and group elements.
         scales: Upper bounds of the scales for moved test networks.
-        target: Column of the zoo's table to predict, with values in [0, 1] (default: ``"test_accuracy"``).
-        batch_size: Networks per step.
-        learning_rate: Largest learning rate of the one-cycle schedule.
-        weight_decay: Weight decay of AdamW.
-        output: Folder for checkpoints and logs (default: ``runs/generalization/ZOO-MODEL-seedSEED``).
-        progress: Whether to show progress.
-        resume: Continue an interrupted run from its last checkpoint.
-        accelerator: As in Lightning: ``"auto"``, ``"cpu"`` or ``"gpu"``.
-        devices: Processes that train together on this machine (data-parallel), each with its share of every batch; under ``torchrun`` its
-            own number counts.
-        model_options: Options of the model, such as ``{"channels": 32}``.
-        select: Conditions on columns of the table that networks of all splits must meet; see :meth:`wsgraph.data.ZooDataset.select`.
-        canonicalize: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle in all networks before they are read, after
-            test networks were moved.
-        augment: Random transform of the training networks, drawn anew in every epoch.
-        train_size: Number of training networks, chosen by the seed (default: all).
-        test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
+        **options: Options of :func:`wsgraph.tasks.run_prediction`, such as ``model``, ``epochs`` and ``seed``; ``target`` is a column with
+            values in [0, 1] (default: ``"test_accuracy"``).
 
     Returns:
-        A :class:`~wsgraph.tasks.Result` whose metrics are ``tau`` and ``r2`` on clean test networks, ``tau_scale_S`` and ``r2_scale_S`` on
-        moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step), ``best_epoch`` and
-        ``validation_loss``.
+        A :class:`~wsgraph.tasks.Result` whose scores are Kendall's ``tau`` and ``r2``; see :func:`wsgraph.tasks.run_prediction`.
 
     Raises:
-        ValueError: If the model is unknown, an option is out of range, the zoo lacks a split or the target, the target leaves [0, 1],
-            training diverges, or ``resume`` meets a run of another configuration.
+        ValueError: As :func:`wsgraph.tasks.run_prediction`, and if the target leaves [0, 1].
         OSError: If the output folder cannot be written.
     """
-    return run_prediction(
-        _TASK,
-        zoo=zoo,
-        model=model,
-        epochs=epochs,
-        seed=seed,
-        scales=scales,
-        target=target,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        output=output,
-        progress=progress,
-        resume=resume,
-        accelerator=accelerator,
-        devices=devices,
-        model_options=model_options,
-        select=select,
-        canonicalize=canonicalize,
-        augment=augment,
-        train_size=train_size,
-        test=test,
-    )
+    return run_prediction(_TASK, zoo=zoo, scales=scales, **options)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
-from wsgraph.data.transforms import WeightTransform
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.supervised import Prediction, run_prediction
@@ -36,29 +35,7 @@ _TASK = Prediction("inr_classification", "label", "accuracy", nn.functional.cros
 
 
 @register_task("inr_classification")
-def run_inr_classification(
-    *,
-    zoo: ZooStore | str | os.PathLike[str],
-    model: str = "monomial_gnn",
-    epochs: int = 30,
-    seed: int = 0,
-    scales: Sequence[float] = (1,),
-    target: str | None = None,
-    batch_size: int = 64,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 1e-2,
-    output: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-    resume: bool = False,
-    accelerator: str = "auto",
-    devices: int = 1,
-    model_options: dict[str, Any] | None = None,
-    select: Mapping[str, Any] | None = None,
-    canonicalize: Collection[str] = (),
-    augment: WeightTransform | None = None,
-    train_size: int | None = None,
-    test: bool = True,
-) -> Result:
+def run_inr_classification(*, zoo: ZooStore | str | os.PathLike[str], **options: Any) -> Result:
     r"""Train a model to classify implicit neural representations by their weights.
 
     The model's outputs are fitted by cross entropy. The epoch with the lowest validation loss is tested once: on the test networks as they
@@ -69,58 +46,14 @@ def run_inr_classification(
 
     Args:
         zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test``.
-        model: One of :func:`wsgraph.nn.list_models`.
-        epochs: Passes over the training split.
-        seed: Seed of initialisation, batches, dropout and group elements.
-        scales: Upper bounds of the positive factors of moved test networks, where their activation allows any.
-        target: Column of the zoo's table with the classes 0, 1, ... (default: ``"label"``).
-        batch_size: Networks per step.
-        learning_rate: Largest learning rate of the one-cycle schedule.
-        weight_decay: Weight decay of AdamW.
-        output: Folder for checkpoints and logs (default: ``runs/inr_classification/ZOO-MODEL-seedSEED``).
-        progress: Whether to show progress.
-        resume: Continue an interrupted run from its last checkpoint.
-        accelerator: As in Lightning: ``"auto"``, ``"cpu"`` or ``"gpu"``.
-        devices: Processes that train together on this machine; see :func:`wsgraph.tasks.run_generalization`.
-        model_options: Options of the model, such as ``{"channels": 32}``.
-        select: Conditions on columns of the table that networks of all splits must meet; see :meth:`wsgraph.data.ZooDataset.select`.
-        canonicalize: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle in all networks before they are read, after
-            test networks were moved.
-        augment: Random transform of the training networks, drawn anew in every epoch, such as
-            :class:`wsgraph.data.transforms.RandomINRTransform`.
-        train_size: Number of training networks, chosen by the seed (default: all).
-        test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
+        **options: Options of :func:`wsgraph.tasks.run_prediction`, such as ``model``, ``epochs`` and ``seed``; ``target`` is a column with
+            the classes 0, 1, ... (default: ``"label"``).
 
     Returns:
-        A :class:`~wsgraph.tasks.Result` whose metrics are ``accuracy`` and ``cross_entropy`` on test networks, ``accuracy_scale_S`` and
-        ``cross_entropy_scale_S`` on moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step)
-        ``best_epoch`` and ``validation_loss``.
+        A :class:`~wsgraph.tasks.Result` whose scores are ``accuracy`` and ``cross_entropy``; see :func:`wsgraph.tasks.run_prediction`.
 
     Raises:
-        ValueError: If the model is unknown, an option is out of range, the zoo lacks a split or the target, the target holds no classes,
-            training diverges, or ``resume`` meets a run of another configuration.
+        ValueError: As :func:`wsgraph.tasks.run_prediction`, and if the target holds no classes.
         OSError: If the output folder cannot be written.
     """
-    return run_prediction(
-        _TASK,
-        zoo=zoo,
-        model=model,
-        epochs=epochs,
-        seed=seed,
-        scales=scales,
-        target=target,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        output=output,
-        progress=progress,
-        resume=resume,
-        accelerator=accelerator,
-        devices=devices,
-        model_options=model_options,
-        select=select,
-        canonicalize=canonicalize,
-        augment=augment,
-        train_size=train_size,
-        test=test,
-    )
+    return run_prediction(_TASK, zoo=zoo, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
-from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
@@ -135,29 +134,7 @@ def _width(splits: Mapping[str, ZooDataset]) -> int:
 
 
 @register_task("inr_editing")
-def run_inr_editing(
-    *,
-    zoo: ZooStore | str | os.PathLike[str],
-    operation: str = "dilate",
-    model: str = "monomial_gnn",
-    epochs: int = 30,
-    seed: int = 0,
-    scales: Sequence[float] = (1,),
-    batch_size: int = 64,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 1e-2,
-    output: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-    resume: bool = False,
-    accelerator: str = "auto",
-    devices: int = 1,
-    model_options: dict[str, Any] | None = None,
-    select: Mapping[str, Any] | None = None,
-    canonicalize: Collection[str] = (),
-    augment: WeightTransform | None = None,
-    train_size: int | None = None,
-    test: bool = True,
-) -> Result:
+def run_inr_editing(*, zoo: ZooStore | str | os.PathLike[str], operation: str = "dilate", **options: Any) -> Result:
     r"""Train a model to edit implicit neural representations by their weights, such that their pictures change as by an image operation.
 
     .. math:: \min \frac{1}{n} \sum \| \text{render}(\theta + s \odot \delta(\theta)) - \text{operation}(\text{render}(\theta)) \|^2
@@ -169,59 +146,18 @@ def run_inr_editing(
     Args:
         zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test`` and a weight space with a signal.
         operation: One of :data:`OPERATIONS`; see :func:`edit_pictures`.
-        model: One of :func:`wsgraph.nn.list_models` that returns weights.
-        epochs: Passes over the training split.
-        seed: Seed of initialisation, batches, dropout and group elements.
-        scales: Upper bounds of the positive factors of moved test networks, where their activation allows any.
-        batch_size: Networks per step.
-        learning_rate: Largest learning rate of the one-cycle schedule.
-        weight_decay: Weight decay of AdamW.
-        output: Folder for checkpoints and logs (default: ``runs/inr_editing/ZOO-MODEL-seedSEED``).
-        progress: Whether to show progress.
-        resume: Continue an interrupted run from its last checkpoint.
-        accelerator: As in Lightning: ``"auto"``, ``"cpu"`` or ``"gpu"``.
-        devices: Processes that train together on this machine; see :func:`wsgraph.tasks.run_generalization`.
-        model_options: Options of the model, such as ``{"channels": 32}``.
-        select: Conditions on columns of the table that networks of all splits must meet; see :meth:`wsgraph.data.ZooDataset.select`.
-        canonicalize: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle in all networks before they are edited.
-        augment: Random transform of the training networks, drawn anew in every epoch.
-        train_size: Number of training networks, chosen by the seed (default: all).
-        test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
+        **options: Options of :func:`wsgraph.tasks.run_prediction` but ``target``, such as ``model`` (one that returns weights), ``epochs``
+            and ``seed``.
 
     Returns:
-        A :class:`~wsgraph.tasks.Result` whose metrics are ``mse`` on test networks, ``mse_unedited`` (of leaving them as they are),
-        ``mse_scale_S`` and ``mse_unedited_scale_S`` on moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of
-        one training step), ``best_epoch`` and ``validation_loss``, and whose model is an :class:`Editor`.
+        A :class:`~wsgraph.tasks.Result` whose scores are ``mse`` and ``mse_unedited`` (of leaving the networks as they are), and whose
+        model is an :class:`Editor`; see :func:`wsgraph.tasks.run_prediction`.
 
     Raises:
-        ValueError: If the model or the operation is unknown, an option is out of range, the zoo lacks a split or its networks represent no
-            pictures, training diverges, or ``resume`` meets a run of another configuration.
+        ValueError: As :func:`wsgraph.tasks.run_prediction`, and if the operation is unknown or the networks represent no pictures.
         OSError: If the output folder cannot be written.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"Expected 'operation' to be one of {', '.join(OPERATIONS)} (got {operation!r}).")
     task = Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, partial(Editor, operation=operation))
-    return run_prediction(
-        task,
-        zoo=zoo,
-        model=model,
-        epochs=epochs,
-        seed=seed,
-        scales=scales,
-        target=None,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        output=output,
-        progress=progress,
-        resume=resume,
-        accelerator=accelerator,
-        devices=devices,
-        model_options=model_options,
-        select=select,
-        canonicalize=canonicalize,
-        augment=augment,
-        train_size=train_size,
-        test=test,
-        record={"operation": operation},
-    )
+    return run_prediction(task, zoo=zoo, target=None, record={"operation": operation}, **options)

@@ -45,7 +45,7 @@ def run(task: str, **options: Any) -> Result:
 
     Args:
         task: One of :func:`list_tasks`.
-        **options: The task's own, such as ``zoo``, ``model``, ``epochs`` and ``seed``; see :func:`run_generalization`.
+        **options: The task's own, such as ``zoo``, ``model``, ``epochs`` and ``seed``; see :func:`run_prediction`.
 
     Returns:
         A :class:`Result` with ``.metrics`` (a flat dict of floats) and ``.model``.

@@ -16,7 +16,7 @@ from torch import nn
 from wsgraph.files import write_json
 from wsgraph.measure import machine
 
-__all__ = ["Result", "Summary"]
+__all__ = ["Result", "Summary", "mean_and_error"]
 
 
 @dataclass
@@ -56,6 +56,18 @@ class Result:
         return f"Result({self.task}, {self.config.get('model')}, {metrics})"
 
 
+def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
+    """Mean and standard error; NaN where a value is missing or there is only one.
+
+    Example:
+        >>> mean_and_error([1.0, 3.0])
+        (2.0, 1.0)
+    """
+    numbers = [float("nan") if value is None else value for value in values] or [float("nan")]
+    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else float("nan")
+    return statistics.fmean(numbers), error
+
+
 class Summary:
     r"""Scores of runs that differ in their seeds.
 
@@ -77,12 +89,9 @@ class Summary:
 
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = list(results)
-        values = {name: [result.metrics[name] for result in self.results] for name in self.results[0].metrics}
-        count = len(self.results)
-        self.mean = {name: statistics.fmean(numbers) for name, numbers in values.items()}
-        self.standard_error = {
-            name: statistics.stdev(numbers) / math.sqrt(count) if count > 1 else float("nan") for name, numbers in values.items()
-        }
+        found = {name: mean_and_error([result.metrics[name] for result in self.results]) for name in self.results[0].metrics}
+        self.mean = {name: mean for name, (mean, _) in found.items()}
+        self.standard_error = {name: error for name, (_, error) in found.items()}
 
     def __repr__(self) -> str:
         first = self.results[0]

@@ -83,30 +83,65 @@ def run_prediction(
     task: Prediction,
     *,
     zoo: ZooStore | str | os.PathLike[str],
-    model: str,
-    epochs: int,
-    seed: int,
-    scales: Sequence[float] | float,
-    target: str | None,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    output: str | os.PathLike[str] | None,
-    progress: bool,
-    resume: bool,
-    accelerator: str,
-    devices: int,
-    model_options: dict[str, Any] | None,
-    select: Mapping[str, Any] | None,
-    canonicalize: Collection[str],
-    augment: WeightTransform | None,
-    train_size: int | None,
-    test: bool,
+    model: str = "monomial_gnn",
+    epochs: int = 30,
+    seed: int = 0,
+    scales: Sequence[float] | float = (1,),
+    target: str | None = None,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-2,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    resume: bool = False,
+    accelerator: str = "auto",
+    devices: int = 1,
+    model_options: dict[str, Any] | None = None,
+    select: Mapping[str, Any] | None = None,
+    canonicalize: Collection[str] = (),
+    augment: WeightTransform | None = None,
+    train_size: int | None = None,
+    test: bool = True,
     record: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train a model on the training split, choose an epoch by the validation loss, and score it on the test split once.
 
-    Arguments are those of the tasks, such as :func:`wsgraph.tasks.run_generalization`, which document them.
+    Args:
+        task: What is learned.
+        zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test``.
+        model: One of :func:`wsgraph.nn.list_models`.
+        epochs: Passes over the training split.
+        seed: Seed of initialisation, batches, dropout and group elements.
+        scales: Upper bounds of the positive factors of moved test networks, where their activation allows any.
+        target: Column of the zoo's table to predict (default: that of the task).
+        batch_size: Networks per step.
+        learning_rate: Largest learning rate of the one-cycle schedule.
+        weight_decay: Weight decay of AdamW.
+        output: Folder for checkpoints and logs (default: ``runs/TASK/ZOO-MODEL-seedSEED``).
+        progress: Whether to show progress.
+        resume: Continue an interrupted run from its last checkpoint.
+        accelerator: As in Lightning: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        devices: Processes that train together on this machine (data-parallel), each with its share of every batch; under ``torchrun`` its
+            own number counts.
+        model_options: Options of the model, such as ``{"channels": 32}``.
+        select: Conditions on columns of the table that networks of all splits must meet; see :meth:`wsgraph.data.ZooDataset.select`.
+        canonicalize: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle in all networks before they are read, after
+            test networks were moved.
+        augment: Random transform of the training networks, drawn anew in every epoch, such as
+            :class:`wsgraph.data.transforms.RandomINRTransform`.
+        train_size: Number of training networks, chosen by the seed (default: all).
+        test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
+        record: What else the run depends on, for its ``config``.
+
+    Returns:
+        A :class:`~wsgraph.tasks.Result` whose metrics are the task's scores on test networks, each also with the suffix ``_scale_S`` on
+        moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step), ``best_epoch`` and
+        ``validation_loss``.
+
+    Raises:
+        ValueError: If the model is unknown, an option is out of range, the zoo lacks a split or the target, targets make no sense for the
+            task, training diverges, or ``resume`` meets a run of another configuration.
+        OSError: If the output folder cannot be written.
     """
     store = zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
     model_entry(model)
@@ -147,7 +182,7 @@ def run_prediction(
     }
     start_run(folder, config, resume=resume)
 
-    train_set = splits["train"].with_transform(_composed(augment, fixed))
+    changed = _composed(augment, fixed)
     spaces = splits["train"].spaces
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -156,14 +191,22 @@ def run_prediction(
         if task.wrap is not None:
             module = task.wrap(module, splits["train"].space)
         objective = Objective(
-            module, task.loss, task.score, task.score_name, learning_rate=learning_rate, weight_decay=weight_decay, seed=seed
+            module,
+            task.loss,
+            task.score,
+            task.score_name,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            seed=seed,
+            transform=changed,
         )
         if resume and (folder / "result.json").exists():
             load_best(objective, folder)
             stored = json.loads((folder / "result.json").read_text())
             known = {name: float("nan") if value is None else value for name, value in stored["metrics"].items()}
             return Result(task.name, known, module.eval(), config, folder, stored["machine"])
-        train = DataLoader(train_set, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed), transform=_float32)
+        order = torch.Generator().manual_seed(seed)
+        train = DataLoader(splits["train"].with_transform(changed), batch_size, shuffle=True, generator=order, transform=_float32)
         device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
         module.to(device)
         first = splits["train"].batch(slice(0, batch_size), _float32).to(device)

@@ -52,16 +52,26 @@ class Objective(L.LightningModule):
         learning_rate: Largest learning rate of the cycle.
         weight_decay: Decoupled weight decay.
         seed: Seed of the order of networks, dropout and noise.
+        transform: That of the training networks, if any.
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, score: Score, score_name: str, *, learning_rate: float, weight_decay: float, seed: int
+        self,
+        model: nn.Module,
+        loss: Loss,
+        score: Score,
+        score_name: str,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        seed: int,
+        transform: WeightTransform | None = None,
     ) -> None:
         super().__init__()
         self.model, self.loss, self.score, self.score_name = model, loss, score, score_name
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.seed, self.order = seed, torch.Generator()
-        self.augment: WeightTransform | None = None
+        self.transform = transform
         self.outputs: list[tuple[Tensor, Tensor]] = []
 
     def on_train_epoch_start(self) -> None:
@@ -69,8 +79,8 @@ class Objective(L.LightningModule):
         seed = self.seed * 1_000_003 + self.current_epoch
         torch.manual_seed(seed)
         self.order.manual_seed(seed)
-        if self.augment is not None:
-            self.augment.reseed(seed)
+        if self.transform is not None:
+            self.transform.reseed(seed)
 
     def training_step(self, batch: ParameterGraph, _: int) -> Tensor:
         """Loss of one batch."""
@@ -285,8 +295,6 @@ def fit(
     )
     # The loader also draws a seed for workers whenever it is iterated, which must not shift the order of networks.
     objective.order, train.generator = train.generator, torch.Generator()
-    transform = getattr(train.dataset.dataset, "transform", None)
-    objective.augment = transform if isinstance(transform, WeightTransform) else None
     last = folder / "last.ckpt"
     if resume and last.exists() and is_first_process():
         _keep_log(folder)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import filelock
-import torch
 from torch import Tensor
 from torch_geometric.data import download_url
 
@@ -29,7 +28,7 @@ from wsgraph.data.transforms import WeightTransform
 from wsgraph.files import explained_errors
 from wsgraph.space import ParameterGraph, WeightSpace
 
-__all__ = ["Archive", "PublicZoo", "integers", "read_splits", "sha256", "tracked"]
+__all__ = ["Archive", "PublicZoo", "integers", "read_splits", "splits_file", "tracked"]
 
 _BLOCK = 4096
 _PATIENCE = 2.0
@@ -83,6 +82,19 @@ def read_splits(file: Path, parts: int) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{str(file)!r} lists {end!r} twice, for {rows[end]['split']!r} and for {row['split']!r}.")
         rows[end] = row
     return rows
+
+
+def splits_file(path: str | os.PathLike[str] | None, advice: str = "") -> tuple[Path | None, str | None]:
+    """A file of splits with its SHA-256, because its contents matter, wherever it lies; ``None`` twice where none is given.
+
+    Raises:
+        FileNotFoundError: If there is no such file, with the advice.
+    """
+    if path is None:
+        return None, None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no split file {str(path)!r}.{advice}")
+    return Path(path), sha256(Path(path))
 
 
 def integers(name: str, value: int | Sequence[int] | None) -> list[int] | None:
@@ -234,16 +246,15 @@ class PublicZoo(ZooDataset):
         """
         if self.pre_transform is None:
             return store.append(space, thetas, table)
-        take = thetas.open().take if isinstance(thetas, ArrayRows) else thetas.__getitem__
-        columns = checked_columns(table, thetas.shape[0])
-        for positions in torch.arange(thetas.shape[0]).split(_BLOCK):
-            rows = take(positions)
+        columns, seen = checked_columns(table, len(thetas)), 0
+        for rows in thetas.open().blocks(_BLOCK) if isinstance(thetas, ArrayRows) else thetas.split(_BLOCK):
+            part, seen = slice(seen, seen + len(rows)), seen + len(rows)
             # Networks that the store will drop are spared the transform, which may not bear them.
             finite = rows.isfinite().all(1)
             changed = self.pre_transform.weights(space, rows[finite])
             rows = rows.to(changed.dtype)
             rows[finite] = changed
-            store.append(space, rows, {name: column[positions.numpy()] for name, column in columns.items()})
+            store.append(space, rows, {name: column[part] for name, column in columns.items()})
 
     @classmethod
     @abstractmethod

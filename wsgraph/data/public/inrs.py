@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wsgraph.convert import CheckpointError
 from wsgraph.data.dataset import group_split
-from wsgraph.data.public.base import Archive, PublicZoo, read_splits, sha256, tracked
+from wsgraph.data.public.base import Archive, PublicZoo, read_splits, splits_file, tracked
 from wsgraph.data.public.unpickle import Stub, read_inert
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
@@ -197,11 +197,8 @@ class NavonINRs(_INRs):
         pre_transform: WeightTransform | None = None,
         force_reload: bool = False,
     ) -> None:
-        self._splits = None if splits is None else Path(splits)
-        if self._splits is not None and not self._splits.is_file():
-            raise FileNotFoundError(f"There is no split file {str(splits)!r}.")
-        # Of the file its contents matter, wherever it lies.
-        options = {"splits": None if self._splits is None else sha256(self._splits), "seed": int(seed)}
+        self._splits, digest = splits_file(splits)
+        options = {"splits": digest, "seed": int(seed)}
         super().__init__(
             root,
             name,

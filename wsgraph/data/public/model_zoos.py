@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -169,7 +168,7 @@ class ModelZoo(PublicZoo):
             "epochs": integers("epochs", epochs),
             "max_weight": None if max_weight is None else float(max_weight),
             "seed": int(seed),
-            "space": None if space is None else hashlib.sha256(space.to_json().encode()).hexdigest(),
+            "space": None if space is None else space.digest,
         }
         super().__init__(
             root,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wsgraph.data.dataset import group_split
-from wsgraph.data.public.base import Archive, PublicZoo, integers, sha256
+from wsgraph.data.public.base import Archive, PublicZoo, integers, splits_file
 from wsgraph.data.shards import ArrayRows
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
@@ -124,15 +124,12 @@ class SmallCNNZoo(PublicZoo):
     ) -> None:
         if activation is not None and activation not in _ACTIVATIONS:
             raise ValueError(f"Expected 'activation' to be None or one of {', '.join(_ACTIVATIONS)} (got {activation!r}).")
-        self._splits = None if splits is None else Path(splits)
-        if self._splits is not None and not self._splits.is_file():
-            raise FileNotFoundError(f"There is no split file {str(splits)!r}. Those of nfn are in experiments/predict_gen_data_splits.")
+        self._splits, digest = splits_file(splits, " Those of nfn are in experiments/predict_gen_data_splits.")
         options = {
             "activation": activation,
             "steps": integers("steps", steps),
             "split_before_filter": bool(split_before_filter),
-            # Of the file its contents matter, wherever it lies.
-            "splits": None if self._splits is None else sha256(self._splits),
+            "splits": digest,
             "seed": int(seed),
         }
         super().__init__(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from wsgraph.convert import CheckpointError, TraceError, trace
 from wsgraph.data.dataset import group_split
-from wsgraph.data.public.base import Archive, PublicZoo, read_splits, sha256, tracked
+from wsgraph.data.public.base import Archive, PublicZoo, read_splits, splits_file, tracked
 from wsgraph.data.public.unpickle import read_inert, to_plain
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
@@ -209,11 +209,8 @@ class CNNWildPark(PublicZoo):
         if steps not in ("all", "last"):
             raise ValueError(f"Expected 'steps' to be 'all' or 'last' (got {steps!r}).")
         published = Path(root) / name / "raw" / _SPLITS
-        self._splits = Path(splits) if splits is not None else published if published.is_file() else None
-        if self._splits is not None and not self._splits.is_file():
-            raise FileNotFoundError(f"There is no split file {str(splits)!r}.")
-        # Of the file its contents matter, wherever it lies.
-        options = {"steps": steps, "splits": None if self._splits is None else sha256(self._splits), "seed": int(seed)}
+        self._splits, digest = splits_file(splits if splits is not None else published if published.is_file() else None)
+        options = {"steps": steps, "splits": digest, "seed": int(seed)}
         super().__init__(
             root,
             name,
