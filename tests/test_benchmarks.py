@@ -63,19 +63,6 @@ def test_sharing_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "geometric mean" in capsys.readouterr().out
 
 
-def test_parameter_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    sweeps = run("parameter_count", tmp_path, monkeypatch)["sweeps"]
-    assert list(sweeps) == ["depth", "width", "channels", "ends"]
-    # Two layers, 2-32-1: the first weight with its bias, the last weight alone, the last bias with a shift.
-    assert sweeps["depth"]["counts"]["MonomialLinear"][0] == (16 * 3) ** 2 + 16**2 + 16 * (16 + 1)
-    for name, counts in sweeps["width"]["counts"].items():
-        assert len(set(counts)) == 1
-        assert counts[0] == sweeps["depth"]["counts"][name][1]
-        assert sweeps["width"]["slopes"][name] == pytest.approx(0)
-        assert all(math.isfinite(sweep["slopes"][name]) for sweep in sweeps.values())
-    assert "exponent" in capsys.readouterr().out
-
-
 def test_message_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     document = run("message_speed", tmp_path, monkeypatch)
     assert (tmp_path / "message_speed_cpu.json").exists()

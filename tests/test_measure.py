@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from wsgraph import WeightSpace
-from wsgraph.measure import _LiveStorages, kept_bytes, machine, peak_memory
+from wsgraph.measure import _LiveStorages, kept_bytes, machine, peak_memory, step_costs
 from wsgraph.nn import build_model, model_entry
 from wsgraph.space import ParameterGraph
 
@@ -119,3 +119,20 @@ def test_kept_bytes_agree_with_what_is_alive_after_the_forward_pass(name: str) -
         alive = storages.live
     kept = kept_bytes(lambda: model(batch), given=[*model.parameters(), *batch.to_dict().values()])
     assert kept == pytest.approx(alive - output.untyped_storage().nbytes(), rel=0.02)
+
+
+def test_costs_of_steps() -> None:
+    space = WeightSpace.mlp([2, 8, 1])
+    batch = space.batch(space.sample(6))
+    models = {name: build_model(name, space, 1) for name in ("statnn", "neural_graph")}
+    costs = step_costs(models, batch, repeats=3)
+    assert list(costs) == list(models)
+    for name, each in costs.items():
+        assert each["parameters"] == sum(parameter.numel() for parameter in models[name].parameters())
+        assert each["networks_per_second"] == pytest.approx(6000 / each["milliseconds"])
+        assert each["peak_bytes"] > each["kept_bytes"] > 0
+        assert all(parameter.grad is None for parameter in models[name].parameters())
+    model = models["neural_graph"]
+    assert costs["neural_graph"]["kept_bytes"] == kept_bytes(
+        lambda: model(batch), given=[*model.parameters(), *model.buffers(), *batch.to_dict().values()]
+    )

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from torch import nn
 
 from wsgraph import SpaceMismatchError, WeightSpace
-from wsgraph.plot import draw_graph, robustness_curve, robustness_data
+from wsgraph.plot import bar_panel, curve_panels, draw_graph, robustness_curve, robustness_data
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.tasks import Result
 
@@ -28,6 +29,38 @@ def test_lines_differ_without_colour() -> None:
     many = {str(i): {1.0: 0.1 * i, 10.0: 0.1 * i} for i in range(9)}
     lines = robustness_curve(many).axes[0].get_lines()[:9]
     assert len({line.get_marker() for line in lines}) == 9
+
+
+def test_errors_are_bands() -> None:
+    (axes,) = robustness_curve({"np": {1.0: (0.5, 0.1), 10.0: (0.3, 0.2)}, "statnn": {1.0: 0.7, 10.0: 0.6}}).axes
+    (band,) = axes.collections
+    low, high = np.ptp(np.asarray(band.get_paths()[0].vertices), axis=0)
+    assert low == 9
+    assert high == pytest.approx(0.6 - 0.1)
+
+
+def test_panels_share_styles() -> None:
+    panels = {"relu": {"np": {1.0: 1.0, 2.0: 2.0}, "mlp": {1.0: 3.0}}, "tanh": {"mlp": {1.0: 1.0}}, "both": {"np": {1.0: 2.0}}}
+    figure = curve_panels(panels, x_label="size", y_label="cost", title="All", log_y=True)
+    first, second, third, empty = figure.axes
+    assert second.get_lines()[0].get_color() == first.get_lines()[1].get_color() != first.get_lines()[0].get_color()
+    assert [axes.get_title() for axes in (first, second, third)] == list(panels)
+    assert first.get_yscale() == "log"
+    assert not empty.axison
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["np", "mlp"]
+    with pytest.raises(ValueError, match="Expected curves of at least one model"):
+        curve_panels({"relu": {"np": {}}})
+
+
+def test_bars(tmp_path: Path) -> None:
+    bars: dict[str, dict[str, float | tuple[float, float]]] = {"np": {"raw": 0.2, "phase": (0.5, 0.1)}, "mlp": {"phase": 0.4}}
+    (axes,) = bar_panel(bars, tmp_path / "bars.pdf", y_label="accuracy").axes
+    heights = sorted(patch.get_height() for patch in axes.patches if isinstance(patch, Rectangle))
+    assert heights == [0.2, 0.4, 0.5]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["np", "mlp"]
+    assert (tmp_path / "bars.pdf").stat().st_size > 3000
+    with pytest.raises(ValueError, match="Expected bars of at least one model"):
+        bar_panel({"np": {}})
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])

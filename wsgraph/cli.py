@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -357,12 +357,30 @@ _Images = Annotated[
 ]
 
 
+def _named_folders(texts: Sequence[str]) -> dict[str, Path]:
+    pairs = [text.partition("=") for text in texts]
+    if bad := [text for text, (name, _, folder) in zip(texts, pairs, strict=True) if not name or not folder]:
+        raise ValueError(f"Expected --zoo as NAME=FOLDER (got {bad[0]!r}).")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"Expected --zoo with different names (got {', '.join(name for name, _, _ in pairs)}).")
+    return {name: Path(folder) for name, _, folder in pairs}
+
+
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="What to measure: generalization, robustness, inr, editing or invariance.")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="What to measure: generalization, robustness, train-size, transfer, inr, editing, memory, parameters or invariance."
+        ),
+    ],
     full: Annotated[bool, typer.Option("--full/--quick", help="Hours, for results to report, or minutes, to see that it runs.")] = False,
     model: Annotated[list[str] | None, typer.Option(help="Model to compare; repeat it [default: all].")] = None,
+    zoo: Annotated[list[str] | None, typer.Option(help="Your zoo instead of those made here, as NAME=FOLDER; repeat it.")] = None,
     images: _Images = None,
+    parameters: Annotated[
+        int | None, typer.Option(min=1, help="Bring all models to this number of parameters [default: published widths].")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Where zoos and finished cells are kept.")] = Path("wsgraph-bench"),
     output: Annotated[Path | None, typer.Option(help="Where tables and figures go [default: FOLDER/results].")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time [default: one per core].")] = None,
@@ -375,6 +393,8 @@ def bench(
     Examples: wsgraph bench robustness --quick --model statnn --model monomial_gnn
 
     wsgraph bench inr --full --images mnist-folder
+
+    wsgraph bench generalization --full --zoo cifar10=small-cnn-zoo/processed
     """
     import os
 
@@ -388,7 +408,9 @@ def bench(
             folder=prepare_folder(folder),
             output=prepare_folder(output or folder / "results"),
             models=model,
+            zoos=_named_folders(zoo or ()),
             images=images,
+            parameters=parameters,
             workers=workers or os.cpu_count() or 1,
         )
     typer.echo(f"Tables and figures: {output or folder / 'results'}")

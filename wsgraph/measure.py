@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
+import time
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["kept_bytes", "machine", "peak_memory"]
+if TYPE_CHECKING:
+    from wsgraph.space import ParameterGraph
+
+__all__ = ["kept_bytes", "machine", "peak_memory", "step_costs"]
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
@@ -126,6 +132,69 @@ def kept_bytes(forward: Callable[[], Any], given: Any = ()) -> int:
     sizes = {storage.data_ptr(): storage.nbytes() for storage in _storages([holder.tensor for holder in saved])}
     del outputs
     return sum(sizes[address] for address in sizes.keys() - {storage.data_ptr() for storage in _storages(given)})
+
+
+def step_costs(
+    models: Mapping[str, nn.Module], batch: ParameterGraph, *, repeats: int = 9, seconds: float = 1.5
+) -> dict[str, dict[str, float]]:
+    """Time and memory of a training step of several models on the same batch: a forward and a backward pass down to the parameters.
+
+    The models take turns, so that whatever else the machine does falls on all; the first step of each is not timed.
+
+    Args:
+        models: Models by name, on the device of the batch.
+        batch: A batch of parameter graphs.
+        repeats: Steps of each that are timed, at most.
+        seconds: Time spent on the steps of each, after which two are enough.
+
+    Returns:
+        By name: ``parameters``, ``milliseconds`` (median), ``networks_per_second``, ``kept_bytes`` (see :func:`kept_bytes`) and
+        ``peak_bytes`` (see :func:`peak_memory`).
+
+    Example:
+        >>> from wsgraph import WeightSpace
+        >>> from wsgraph.nn import build_model
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> costs = step_costs({"statnn": build_model("statnn", space, 1)}, space.batch(space.sample(4)))
+        >>> sorted(costs["statnn"])
+        ['kept_bytes', 'milliseconds', 'networks_per_second', 'parameters', 'peak_bytes']
+    """
+    device = next(parameter.device for model in models.values() for parameter in model.parameters())
+
+    def step(model: nn.Module) -> None:
+        model.zero_grad()
+        output = model(batch)
+        output.backward(torch.ones_like(output))
+
+    def seconds_of(model: nn.Module) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        step(model)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    costs: dict[str, dict[str, float]] = {}
+    for name, model in models.items():
+        given = [*model.parameters(), *model.buffers(), *batch.to_dict().values()]
+        kept = kept_bytes(partial(model, batch), given=given)
+        model.zero_grad()
+        costs[name] = {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "kept_bytes": kept,
+            "peak_bytes": peak_memory(partial(step, model)),
+        }
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repeats):
+        for name, model in models.items():
+            if len(times[name]) < 2 or sum(times[name]) < seconds:
+                times[name].append(seconds_of(model))
+    for name, own in times.items():
+        median = statistics.median(own)
+        costs[name] |= {"milliseconds": 1000 * median, "networks_per_second": batch.num_networks / median}
+        models[name].zero_grad()
+    return costs
 
 
 def machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wsgraph.space import Connection, NeuronGroup
     from wsgraph.tasks import Result
 
-__all__ = ["draw_graph", "picture_grid", "robustness_curve", "robustness_data"]
+__all__ = ["bar_panel", "curve_panels", "draw_graph", "picture_grid", "robustness_curve", "robustness_data"]
 
 # Okabe and Ito's colours, ordered so that neighbours also differ in lightness; markers and dashes carry the difference without colour.
 _STYLES = (
@@ -34,6 +34,13 @@ _STYLES = (
     ("#17BECF", ">", (0, (2, 2))),
     ("#BCBD22", "h", (0, (6, 1, 1, 1))),
 )
+
+
+_HATCHES = ("", "///", "...", "xxx")
+
+Point = float | tuple[float, float]
+SCALES_LABEL = r"upper bound $s$ of the neuron scales $U[1, s]$ applied to test networks"
+TAU_LABEL = r"Kendall's $\tau$ (predicted vs. true accuracy)"
 
 
 def robustness_data(results: Sequence[Result]) -> dict[str, dict[float, float]]:
@@ -62,22 +69,116 @@ def _power(value: float) -> str:
     return f"$10^{{{exponent}}}$" if exact and abs(exponent) > 2 else f"{value:g}"
 
 
+def curve_panels(
+    panels: Mapping[str, Mapping[str, Mapping[float, Point]]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    x_label: str = "",
+    y_label: str = "",
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    log_y: bool = False,
+) -> Figure:
+    """Curves of models side by side: one panel for every zoo or measure, one style for every model, a logarithmic axis below.
+
+    Args:
+        panels: By title of the panel and by model, values at points of the axis: numbers, or pairs of a mean and its standard error, which
+            is drawn as a band.
+        path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
+        x_label: Text below every panel.
+        y_label: Text left of every row of panels.
+        title: Title above all.
+        labels: Names to show instead of the models' keys.
+        log_y: Whether the vertical axis is logarithmic too.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+
+    Example:
+        >>> figure = curve_panels({"relu": {"np": {1: 0.7, 10: (0.4, 0.1)}}, "tanh": {"np": {1: 0.7, 10: 0.7}}}, y_label="tau")
+        >>> len(figure.axes)
+        2
+    """
+    # The object interface leaves pyplot's global state, and whatever backend the caller chose, alone.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    if not any(points for curves in panels.values() for points in curves.values()):
+        raise ValueError("Expected curves of at least one model with at least one point (got none).")
+    models = list(dict.fromkeys(model for curves in panels.values() for model in curves))
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(
+        figsize=(5.2 * columns, 2.7 * rows + 0.22 * math.ceil(len(models) / (2 * columns)) + 0.4), dpi=200, layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False, sharey="row" if not log_y else False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
+        for model, points in curves.items():
+            color, marker, dashes = _STYLES[models.index(model) % len(_STYLES)]
+            ordered = sorted((x, y if isinstance(y, tuple) else (y, math.nan)) for x, y in points.items())
+            x, means, errors = [x for x, _ in ordered], [mean for _, (mean, _) in ordered], [error for _, (_, error) in ordered]
+            axes.plot(
+                x,
+                means,
+                color=color,
+                marker=marker,
+                linestyle=dashes,
+                linewidth=1.6,
+                markersize=5,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                label=(labels or {}).get(model, model),
+            )
+            if not all(map(math.isnan, errors)):
+                low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
+                axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(sorted({x for points in curves.values() for x in points})))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+        axes.set_xlabel(x_label, fontsize=9)
+        if log_y:
+            axes.set_yscale("log")
+        elif axes.get_ylim()[0] < 0:
+            axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+        axes.tick_params(labelsize=9)
+        axes.grid(axis="y", color="0.9", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(panels) > 1:
+            axes.set_title(name, fontsize=9.5)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(y_label, fontsize=9)
+    handles = {
+        str(line.get_label()): line for axes in figure.axes for line in axes.get_lines() if not str(line.get_label()).startswith("_")
+    }
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, ncols=2 * columns, loc="outside lower center")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
 def robustness_curve(
-    curves: Mapping[str, Mapping[float, float]],
+    curves: Mapping[str, Mapping[float, Point]],
     path: str | os.PathLike[str] | None = None,
     *,
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
-    errors: Mapping[str, Mapping[float, float]] | None = None,
 ) -> Figure:
     """Kendall's tau of predicted accuracies against the upper bound of the scales by which test networks were moved.
 
     Args:
-        curves: By model, Kendall's tau at every upper bound of the scales; see :func:`robustness_data`.
+        curves: By model, Kendall's tau at every upper bound of the scales, see :func:`robustness_data`, or pairs of its mean and standard
+            error.
         path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
         title: Title above the axes.
         labels: Names to show instead of the models' keys.
-        errors: Standard errors of the points, drawn as bands.
 
     Returns:
         The matplotlib figure.
@@ -90,45 +191,60 @@ def robustness_curve(
         >>> figure.axes[0].get_xscale()
         'log'
     """
-    # The object interface leaves pyplot's global state, and whatever backend the caller chose, alone.
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     if not curves or not any(curves.values()):
         raise ValueError("Expected 'curves' with at least one model and one scale; run the generalization task with 'scales'.")
-    scales = sorted({scale for points in curves.values() for scale in points})
-    figure = Figure(figsize=(5.2, 3.4), dpi=200, layout="constrained")
+    return curve_panels({"": curves}, path, x_label=SCALES_LABEL, y_label=TAU_LABEL, title=title, labels=labels)
+
+
+def bar_panel(
+    bars: Mapping[str, Mapping[str, Point]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    y_label: str = "",
+    title: str | None = None,
+) -> Figure:
+    """Scores of models as groups of bars: one group for every model, one colour for every variant.
+
+    Args:
+        bars: By model and by variant, values, or pairs of a mean and its standard error, which is drawn as a line.
+        path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
+        y_label: Text left of the axis.
+        title: Title above the axes.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+
+    Example:
+        >>> figure = bar_panel({"np": {"raw": 0.3, "phase": (0.5, 0.01)}, "monomial_gnn": {"raw": 0.3, "phase": 0.9}}, y_label="accuracy")
+        >>> len(figure.axes[0].patches)
+        4
+    """
+    from matplotlib.figure import Figure
+
+    variants = list(dict.fromkeys(variant for values in bars.values() for variant in values))
+    if not variants:
+        raise ValueError("Expected bars of at least one model with at least one variant (got none).")
+    figure = Figure(figsize=(max(5.2, 0.62 * len(bars) + 1.2), 3.2), dpi=200, layout="constrained")
     axes = figure.add_subplot()
-    for i, (name, points) in enumerate(curves.items()):
-        color, marker, dashes = _STYLES[i % len(_STYLES)]
-        ordered = sorted(points.items())
-        axes.plot(
-            [scale for scale, _ in ordered],
-            [tau for _, tau in ordered],
-            color=color,
-            marker=marker,
-            linestyle=dashes,
-            linewidth=1.6,
-            markersize=5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            label=(labels or {}).get(name, name),
-        )
-        if errors and name in errors:
-            low, high = ([tau + sign * errors[name][scale] for scale, tau in ordered] for sign in (-1, 1))
-            axes.fill_between([scale for scale, _ in ordered], low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(scales))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
-    axes.set_xlabel(r"upper bound $s$ of the neuron scales $U[1, s]$ applied to test networks", fontsize=9)
-    axes.set_ylabel(r"Kendall's $\tau$ (predicted vs. true accuracy)", fontsize=9)
-    axes.tick_params(labelsize=9)
+    width = 0.8 / len(variants)
+    for i, variant in enumerate(variants):
+        points = {k: values[variant] for k, values in enumerate(bars.values()) if variant in values}
+        pairs = [y if isinstance(y, tuple) else (y, math.nan) for y in points.values()]
+        places = [k + (i - (len(variants) - 1) / 2) * width for k in points]
+        color, _, _ = _STYLES[i % len(_STYLES)]
+        hatch = _HATCHES[i % len(_HATCHES)]
+        axes.bar(places, [mean for mean, _ in pairs], 0.92 * width, color=color, label=variant, hatch=hatch, edgecolor="white")
+        axes.errorbar(places, [mean for mean, _ in pairs], [error for _, error in pairs], fmt="none", ecolor="black", elinewidth=1)
+    axes.set_xticks(range(len(bars)), list(bars), rotation=30, ha="right", rotation_mode="anchor")
+    axes.tick_params(labelsize=8)
+    axes.set_ylabel(y_label, fontsize=9)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=8.5, ncols=len(variants), loc="outside lower center")
     if title:
         figure.suptitle(title, fontsize=10)
     if path is not None:

@@ -21,6 +21,7 @@ from wsgraph.nn import (
     list_models,
     model_entry,
     register_model,
+    widths_for_parameters,
 )
 from wsgraph.nn.message import canonical_features
 from wsgraph.nn.normalize import symlog, unit_vectors
@@ -270,3 +271,31 @@ def test_symlog_is_odd_and_compresses() -> None:
     assert torch.autograd.gradcheck(symlog, (wide,))
     assert torch.autograd.gradgradcheck(symlog, (wide,))
     torch.testing.assert_close(torch.func.vmap(symlog)(wide), symlog(wide))
+
+
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("task", ["invariant", "equivariant"])
+def test_widths_for_a_number_of_parameters(name: str, task: str) -> None:
+    if task not in model_entry(name).tasks:
+        pytest.skip("the model does not solve the task")
+    space = WeightSpace.siren((2, 32, 32, 1))
+    for wanted in (40_000, 400_000):
+        widths = widths_for_parameters(name, space, 10, wanted, task)
+        count = sum(parameter.numel() for parameter in build_model(name, space, 10, task, **widths).parameters())
+        assert 0.8 * wanted < count < 1.25 * wanted
+
+
+def test_widths_that_are_out_of_reach() -> None:
+    space = WeightSpace.siren((2, 32, 32, 1))
+    with pytest.raises(ValueError, match=r"The model 'neural_graph' has [\d,]+ parameters at the least or most, far from 10\."):
+        widths_for_parameters("neural_graph", space, 1, 10)
+    with pytest.raises(ValueError, match="Unknown model 'nothing'"):
+        widths_for_parameters("nothing", space, 1, 1000)
+
+
+def test_models_of_one_architecture_refuse_several() -> None:
+    spaces = [WeightSpace.mlp([2, 3, 1]), WeightSpace.mlp([2, 4, 1])]
+    for name in list_models():
+        if not model_entry(name).mixed:
+            with pytest.raises(ValueError, match=rf"The model '{name}' reads networks of one architecture \(got 2 weight spaces\)"):
+                build_model(name, spaces, 1)

@@ -14,6 +14,7 @@ from wsgraph.data.transforms import RandomSymmetry, WeightNoise
 from wsgraph.nn import list_models
 from wsgraph.tasks import Result, list_tasks, register_task, run, run_seeds, training
 from wsgraph.tasks.generalization import kendall_tau, predict
+from wsgraph.tasks.result import mean_and_error
 from wsgraph.tasks.training import prepare_folder
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -191,6 +192,14 @@ def test_kendall_tau_handles_ties_and_constants() -> None:
     assert math.isnan(kendall_tau(torch.ones(4), torch.arange(4.0)))
 
 
+def test_means_of_scores_that_are_missing() -> None:
+    assert mean_and_error([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7 / 3)))
+    assert mean_and_error([2.0])[0] == 2.0
+    assert math.isnan(mean_and_error([2.0])[1])
+    for values in ([], [None], [1.0, None], [1.0, float("nan"), 2.0]):
+        assert all(map(math.isnan, mean_and_error(values)))
+
+
 def test_result_json_has_no_nan() -> None:
     result = Result("generalization", {"tau": float("nan")}, nn.Identity(), {"model": "x"}, Path())
     assert json.loads(result.to_json())["metrics"] == {"tau": None}
@@ -242,6 +251,42 @@ def test_augmented_training_is_recorded_and_acts(store: ZooStore, tmp_path: Path
     augmented = train(store, tmp_path / "b", augment=RandomSymmetry((1, 100), distribution="uniform"))
     assert not same(plain, augmented)
     assert augmented.config["augment"].startswith("RandomSymmetry(scale=(1, 100), distribution='uniform'")
+
+
+def test_augment_scale_moves_training_networks(store: ZooStore, tmp_path: Path) -> None:
+    plain = train(store, tmp_path / "a", "neural_graph")
+    augmented = train(store, tmp_path / "b", "neural_graph", augment_scale=100)
+    assert not same(plain, augmented)
+    assert same(augmented, train(store, tmp_path / "c", "neural_graph", augment=RandomSymmetry((1.0, 100.0), distribution="uniform")))
+    for bad in (0.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="Expected 'augment_scale', an upper bound of U"):
+            train(store, tmp_path / "d", augment_scale=bad)
+    with pytest.raises(ValueError, match=r"Expected 'augment' or 'augment_scale' \(got both\)"):
+        train(store, tmp_path / "d", augment_scale=10, augment=WeightNoise())
+
+
+def test_further_zoos_are_scored(store: ZooStore, tmp_path: Path) -> None:
+    same_networks = make_store(tmp_path / "same")
+    fewer = ZooStore(tmp_path / "same").dataset("test")
+    result = train(store, tmp_path / "a", test_zoos={"same": same_networks, "path": tmp_path / "same"})
+    assert result.metrics["tau_on_same"] == result.metrics["tau_on_path"] == result.metrics["tau"]
+    assert result.config["test_zoos"] == {"same": "same", "path": "same"}
+    assert len(fewer) == result.config["networks"]["test"]
+
+    wide = WeightSpace.mlp([2, 9, 9, 1], "tanh")
+    thetas = wide.sample(40, generator=torch.Generator().manual_seed(0))
+    table = {"test_accuracy": thetas[:, 0].sigmoid(), "split": ["test"] * 40}
+    other = ZooStore.create(tmp_path / "wide", wide, thetas, table)
+    moved = train(store, tmp_path / "b", "neural_graph", test_zoos={"wide": other})
+    assert math.isfinite(moved.metrics["tau_on_wide"])
+    assert not any(name.startswith("tau_on_wide_scale") for name in moved.metrics)
+    with pytest.raises(
+        ValueError, match=r"'statnn' reads networks of one architecture \(got 2 weight spaces\); these read several: monomial_gnn"
+    ):
+        train(store, tmp_path / "c", test_zoos={"wide": other})
+    empty = ZooStore.create(tmp_path / "empty", wide, thetas[:2], {"test_accuracy": [0.1, 0.2], "split": ["train", "test"]})
+    with pytest.raises(ValueError, match="at least 2 networks in the test split of 'test_zoos' 'empty'"):
+        train(store, tmp_path / "c", test_zoos={"empty": empty})
 
 
 def test_augmentation_repeats_when_resumed(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

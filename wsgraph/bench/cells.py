@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from wsgraph.tasks import Result
 
 __all__ = ["Cell", "run_cells"]
+
+_LONGEST = 240  # of names of files on common systems, 255
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ class Cell:
                 return ",".join(f"{key}={text(each)}" for key, each in value.items()) or "none"
             return ",".join(map(text, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
 
-        return "-".join([self.task, self.zoo.name, *(f"{key}={text(value)}" for key, value in self.options.items())])
+        name = "-".join([self.task, self.zoo.name, *(f"{key}={text(value)}" for key, value in self.options.items())])
+        if len(name) <= _LONGEST and "/" not in name:
+            return name
+        return f"{name[: _LONGEST // 2].replace('/', '_')}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     def train(self, folder: Path) -> Result:
         """The result of the training, which is read where it is finished, continued where it was begun, and else made.

@@ -12,7 +12,7 @@ from wsgraph.nn.message import (
     Wiring,
 )
 from wsgraph.nn.probes import Probes
-from wsgraph.nn.registry import ModelEntry, build_model, list_models, model_entry, register_model
+from wsgraph.nn.registry import ModelEntry, build_model, list_models, model_entry, register_model, widths_for_parameters
 from wsgraph.nn.sharing import (
     MAGEPNFN,
     MLP,
@@ -82,4 +82,5 @@ __all__ = [
     "list_models",
     "model_entry",
     "register_model",
+    "widths_for_parameters",
 ]

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from wsgraph.space import WeightSpace
 
-__all__ = ["ModelEntry", "Spaces", "as_spaces", "build_model", "check_task", "list_models", "model_entry", "register_model"]
+__all__ = [
+    "ModelEntry",
+    "Spaces",
+    "as_spaces",
+    "build_model",
+    "check_task",
+    "list_models",
+    "model_entry",
+    "register_model",
+    "widths_for_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,11 @@ def build_model(name: str, space: Spaces, out_channels: int, task: str = "invari
     check_task(task)
     if task not in entry.tasks:
         raise ValueError(f"The model {name!r} does not solve {task} tasks; these do: {', '.join(list_models(task)) or 'none yet'}.")
+    if not isinstance(space, WeightSpace) and not entry.mixed:
+        able = ", ".join(other for other in list_models(task) if model_entry(other).mixed)
+        raise ValueError(
+            f"The model {name!r} reads networks of one architecture (got {len(space)} weight spaces); these read several: {able}."
+        )
     if len(entry.tasks) > 1:
         options["task"] = task
     return entry.build(space, out_channels, **options)
@@ -154,3 +171,75 @@ def list_models(task: str | None = None) -> list[str]:
         ['hnp', 'magep', 'mlp', 'monomial', 'monomial_gnn', 'neural_graph', 'neural_graph_transformer', 'np', 'scalegmn', 'statnn']
     """
     return sorted(name for name, entry in _MODELS.items() if task is None or task in entry.tasks)
+
+
+def widths_for_parameters(
+    name: str, space: Spaces, out_channels: int, parameters: int, task: str = "invariant"
+) -> dict[str, int | tuple[int, ...]]:
+    r"""Widths that bring a model as near to a number of parameters as it gets, for comparisons at equal size.
+
+    .. math:: \arg\min_{f} | \log \text{count}(f w_1, f w_2, \dots) - \log n |
+
+    All widths of the model, its options ``channels`` and ``hidden``, are multiplied by one factor :math:`f` and rounded; single widths of
+    channels to multiples of 4, which attention heads divide.
+
+    Args:
+        name: One of :func:`list_models`.
+        space: Weight space of the networks that it reads, or several.
+        out_channels: Outputs per network or per weight.
+        parameters: The number :math:`n` of trainable parameters.
+        task: ``"invariant"`` or ``"equivariant"``.
+
+    Returns:
+        Options for :func:`build_model`.
+
+    Raises:
+        ValueError: If the model is unknown, has no widths, cannot read the space, or stays above twice the number or below half of it.
+
+    Example:
+        >>> space = WeightSpace.mlp([2, 32, 32, 1])
+        >>> widths = widths_for_parameters("np", space, 1, 20_000)
+        >>> widths, sum(parameter.numel() for parameter in build_model("np", space, 1, **widths).parameters())
+        ({'channels': (2, 2, 1), 'hidden': 135}, 20027)
+    """
+    entry = model_entry(name)
+    kinds = entry.build.__mro__ if isinstance(entry.build, type) else (entry.build,)
+    defaults = {
+        option: parameter.default
+        for kind in reversed(kinds)
+        for option, parameter in inspect.signature(kind).parameters.items()
+        if option in ("channels", "hidden") and parameter.default is not inspect.Parameter.empty
+    }
+    if defaults.get("channels", 0) is None:
+        defaults["channels"] = entry.build.default_channels[task]  # type: ignore[attr-defined]
+    if task == "equivariant" and isinstance(defaults.get("channels"), tuple):
+        defaults.pop("hidden", None)  # these write weights without a head
+    if not defaults:
+        raise ValueError(f"The model {name!r} has no option 'channels' or 'hidden' to bring it to a number of parameters.")
+
+    def widths(factor: float) -> dict[str, int | tuple[int, ...]]:
+        return {
+            option: tuple(max(1, round(factor * width)) for width in default)
+            if isinstance(default, tuple)
+            else max(4, 4 * round(factor * default / 4))
+            if option == "channels"
+            else max(1, round(factor * default))
+            for option, default in defaults.items()
+        }
+
+    def count(factor: float) -> int:
+        with torch.random.fork_rng():
+            model = build_model(name, space, out_channels, task, **widths(factor))
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    low, high = 2.0**-10, 1.0
+    while count(high) < parameters and high < 2**10:
+        low, high = high, 2 * high
+    for _ in range(16):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    below, above = count(low), count(high)
+    factor, found = (low, below) if below * above > parameters**2 else (high, above)
+    if not parameters / 2 <= found <= 2 * parameters:
+        raise ValueError(f"The model {name!r} has {found:,} parameters at the least or most, far from {parameters:,}.")
+    return widths(factor)

@@ -11,6 +11,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data.transforms import RandomSymmetry
 from wsgraph.space import WeightSpace
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
@@ -75,7 +76,11 @@ def predict(model: nn.Module, space: WeightSpace, thetas: Tensor, *, batch_size:
 
 @register_task("generalization")
 def run_generalization(
-    *, zoo: ZooStore | str | os.PathLike[str], scales: Sequence[float] | float = (1, 10, 100, 10000), **options: Any
+    *,
+    zoo: ZooStore | str | os.PathLike[str],
+    scales: Sequence[float] | float = (1, 10, 100, 10000),
+    augment_scale: float | None = None,
+    **options: Any,
 ) -> Result:
     r"""Train a model to predict test accuracies from weights, and score it on clean and on moved test networks.
 
@@ -86,6 +91,7 @@ def run_generalization(
     Args:
         zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test``.
         scales: Upper bounds of the scales for moved test networks.
+        augment_scale: Whether to move training networks too, by new random elements in every epoch: the upper bound of their factors.
         **options: Options of :func:`wsgraph.tasks.run_prediction`, such as ``model``, ``epochs`` and ``seed``; ``target`` is a column with
             values in [0, 1] (default: ``"test_accuracy"``).
 
@@ -93,7 +99,14 @@ def run_generalization(
         A :class:`~wsgraph.tasks.Result` whose scores are Kendall's ``tau`` and ``r2``; see :func:`wsgraph.tasks.run_prediction`.
 
     Raises:
-        ValueError: As :func:`wsgraph.tasks.run_prediction`, and if the target leaves [0, 1].
+        ValueError: As :func:`wsgraph.tasks.run_prediction`, and if the target leaves [0, 1], ``augment_scale`` is less than 1 or not
+            finite, or ``augment`` is given beside it.
         OSError: If the output folder cannot be written.
     """
+    if augment_scale is not None:
+        if not 1 <= augment_scale < float("inf"):
+            raise ValueError(f"Expected 'augment_scale', an upper bound of U[1, s], to be finite and at least 1 (got {augment_scale!r}).")
+        if options.get("augment") is not None:
+            raise ValueError("Expected 'augment' or 'augment_scale' (got both).")
+        options["augment"] = RandomSymmetry((1.0, float(augment_scale)), distribution="uniform")
     return run_prediction(_TASK, zoo=zoo, scales=scales, **options)

@@ -57,14 +57,16 @@ class Result:
 
 
 def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean and standard error; NaN where a value is missing or there is only one.
+    """Mean and standard error; both NaN where a value is missing or not a number, the error also where there is only one.
 
     Example:
-        >>> mean_and_error([1.0, 3.0])
-        (2.0, 1.0)
+        >>> mean_and_error([1.0, 3.0]), mean_and_error([1.0, None])
+        ((2.0, 1.0), (nan, nan))
     """
-    numbers = [float("nan") if value is None else value for value in values] or [float("nan")]
-    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else float("nan")
+    numbers = [math.nan if value is None else value for value in values]
+    if not numbers or any(map(math.isnan, numbers)):
+        return math.nan, math.nan
+    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
     return statistics.fmean(numbers), error
 
 

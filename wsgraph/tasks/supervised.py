@@ -74,6 +74,10 @@ def _checked(scales: Sequence[float] | float, epochs: int, devices: int) -> list
     return bounds
 
 
+def _opened(zoo: ZooStore | str | os.PathLike[str]) -> ZooStore:
+    return zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
+
+
 def _composed(*transforms: WeightTransform | None) -> WeightTransform | None:
     given = [transform for transform in transforms if transform is not None]
     return given[0] if len(given) == 1 else Compose(given) if given else None
@@ -102,6 +106,7 @@ def run_prediction(
     augment: WeightTransform | None = None,
     train_size: int | None = None,
     test: bool = True,
+    test_zoos: Mapping[str, ZooStore | str | os.PathLike[str]] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train a model on the training split, choose an epoch by the validation loss, and score it on the test split once.
@@ -131,19 +136,21 @@ def run_prediction(
             :class:`wsgraph.data.transforms.RandomINRTransform`.
         train_size: Number of training networks, chosen by the seed (default: all).
         test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
+        test_zoos: Further zoos by name whose test splits the model is scored on as they are, such as networks for other pictures; of other
+            architectures for models that read mixed batches.
         record: What else the run depends on, for its ``config``.
 
     Returns:
         A :class:`~wsgraph.tasks.Result` whose metrics are the task's scores on test networks, each also with the suffix ``_scale_S`` on
-        moved ones, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one training step), ``best_epoch`` and
-        ``validation_loss``.
+        moved ones and ``_on_NAME`` on those of further zoos, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one
+        training step), ``best_epoch`` and ``validation_loss``.
 
     Raises:
         ValueError: If the model is unknown, an option is out of range, the zoo lacks a split or the target, targets make no sense for the
             task, training diverges, or ``resume`` meets a run of another configuration.
         OSError: If the output folder cannot be written.
     """
-    store = zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
+    store = _opened(zoo)
     model_entry(model)
     bounds = _checked(scales, epochs, devices)
     target = task.target if target is None else target
@@ -159,6 +166,12 @@ def run_prediction(
         if len(split) < 2:
             raise ValueError(f"Expected at least 2 networks in the split {name!r} of {store!r} (got {len(split)}).")
     width = task.width(splits)
+    further = {name: _opened(other).dataset("test", target=target) for name, other in (test_zoos or {}).items()}
+    for name, split in further.items():
+        if len(split) < 2:
+            raise ValueError(f"Expected at least 2 networks in the test split of 'test_zoos' {name!r}, {split.store!r} (got {len(split)}).")
+        if (found := task.width({"test": split})) > width:
+            raise ValueError(f"Expected 'test_zoos' of at most {width} classes, as {store!r} (got {found} in {name!r}).")
     fixed = Canonicalize(canonicalize) if canonicalize else None
     folder = prepare_folder(output or Path("runs", task.name, f"{Path(store.path).name}-{model}-seed{seed}"))
 
@@ -178,12 +191,14 @@ def run_prediction(
         "canonicalize": list(canonicalize),
         "augment": None if augment is None else repr(augment),
         "test": test,
+        "test_zoos": {name: Path(split.store.path).name for name, split in further.items()},
         **(record or {}),
     }
     start_run(folder, config, resume=resume)
 
     changed = _composed(augment, fixed)
-    spaces = splits["train"].spaces
+    # Those trained on come first.
+    spaces = list({space.digest: space for split in (splits["train"], *further.values()) for space in split.spaces}.values())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         kind = {} if task.wrap is None else {"task": "equivariant"}
@@ -226,12 +241,13 @@ def run_prediction(
             devices=devices,
         )
     module.to(device).eval()
-    metrics: dict[str, float] = {}
     moves = {f"_scale_{scale:g}": RandomSymmetry((1.0, scale), distribution="uniform", seed=seed) for scale in bounds}
-    for suffix, move in {"": None, **moves}.items() if test else ():
-        moved = splits["test"].with_transform(_composed(move, fixed))
+    scored = {suffix: splits["test"].with_transform(_composed(move, fixed)) for suffix, move in {"": None, **moves}.items()}
+    scored |= {f"_on_{name}": split.with_transform(fixed) for name, split in further.items()}
+    metrics: dict[str, float] = {}
+    for suffix, split in scored.items() if test else ():
         # Batch by batch, so that a test split larger than memory can be scored; not by a loader, which would give each process a share.
-        batches = (moved.batch(slice(start, start + 256), _float32) for start in range(0, len(moved), 256))
+        batches = (split.batch(slice(start, start + 256), _float32) for start in range(0, len(split), 256))
         outputs, targets = model_outputs(module, batches)
         metrics |= {f"{name}{suffix}": value for name, value in task.scores(outputs, targets).items()}
     metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))

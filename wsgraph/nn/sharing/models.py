@@ -51,6 +51,8 @@ class _SharingNet(nn.Module):
 class _LinearNet(_SharingNet):
     """Linear layers of given widths; the last one writes the weights, or a pool and a head read it."""
 
+    default_channels = _CHANNELS
+
     def __init__(
         self,
         space: WeightSpace,

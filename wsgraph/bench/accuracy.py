@@ -1,0 +1,160 @@
+"""Suites of the benchmark that train models: predicted accuracies, classes and edits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from wsgraph.bench.bench import Bench, documented, register_suite, summarised
+from wsgraph.data import ZooStore
+from wsgraph.nn import model_entry
+from wsgraph.tasks.result import mean_and_error
+
+__all__: list[str] = []
+
+
+def _who(bench: Bench) -> str:
+    seeds = len(bench.size.seeds)
+    return f"mean and standard error over {seeds} seeds" if seeds > 1 else "one seed"
+
+
+def _predicted(bench: Bench) -> list[dict[str, Any]]:
+    """Predicted accuracies on all zoos of classifiers, trained on networks as they are and on moved ones."""
+    variants: dict[str, dict[str, Any]] = {"original": {}, "augmented": {"augment_scale": bench.size.augment_scale}}
+    return bench.searched("generalization", bench.classifiers(), variants, search="original")
+
+
+@register_suite("generalization")
+def generalization(bench: Bench) -> None:
+    """Kendall's tau of predicted accuracies, ReLU and Tanh zoos, original and augmented."""
+    found, scale = _predicted(bench), bench.size.augment_scale
+    if not bench.zoos:
+        found += bench.searched("generalization", {"mixed": bench.classifier_zoo("relu", "tanh")}, {"original": {}}, search="original")
+    title = f"Kendall's tau on test networks, {_who(bench)}; augmented: training and test networks moved, factors U[1, {scale:g}]"
+    bench.write_scores("generalization", title, found, {"original": "tau", "augmented": f"tau_scale_{scale:g}"})
+
+
+@register_suite("robustness")
+def robustness(bench: Bench) -> None:
+    """Kendall's tau against the scales by which test networks were moved, trained on original and on moved networks."""
+    from wsgraph.plot import SCALES_LABEL, TAU_LABEL, curve_panels
+
+    found, scales = _predicted(bench), bench.size.scales
+    head = ["zoo", "trained on", "model", "as they are", *(f"s={scale:g}" for scale in scales)]
+    rows = []
+    panels: dict[str, dict[str, dict[float, tuple[float, float]]]] = {}
+    for row in sorted(found, key=lambda row: (row["zoo"], row["variant"] == "augmented")):
+        trained_on = "moved" if row["variant"] == "augmented" else "original"
+        taus = {scale: [metrics[f"tau_scale_{scale:g}"] for metrics in row["metrics"]] for scale in scales}
+        clean = [metrics["tau"] for metrics in row["metrics"]]
+        rows.append([row["zoo"], trained_on, row["model"], *map(summarised, [clean, *taus.values()])])
+        if row["metrics"]:
+            curves = panels.setdefault(f"{row['zoo']} zoo, trained on {trained_on} networks", {})
+            curves[row["model"]] = {scale: mean_and_error(values) for scale, values in taus.items()}
+    title = f"Kendall's tau on test networks moved with factors U[1, s] or flipped, {_who(bench)}"
+    bench.write_table("robustness", title, head, rows, {"results": documented(found)})
+    bench.write_figure("robustness", curve_panels(panels, x_label=SCALES_LABEL, y_label=TAU_LABEL))
+
+
+@register_suite("train-size")
+def train_size(bench: Bench) -> None:
+    """Kendall's tau against the number of training networks."""
+    from wsgraph.plot import TAU_LABEL, curve_panels
+
+    zoos = bench.classifiers()
+    most = min(len(ZooStore(path).dataset("train", target=None)) for path in zoos.values())
+    sizes = [size for size in bench.size.train_sizes if size < most] + [most]
+    # Small sets are passed more often, up to five times: the same epochs would be too few steps to learn from.
+    epochs = {size: math.ceil(bench.size.epochs * min(5, most / size)) for size in sizes}
+    variants = {f"{size:,}": {"train_size": size, "epochs": epochs[size]} for size in sizes}
+    found = bench.searched("generalization", zoos, variants, search=f"{most:,}")
+    title = f"Kendall's tau on test networks by number of training networks, {_who(bench)}"
+    bench.write_scores("train-size", title, found, dict.fromkeys(variants, "tau"))
+    panels: dict[str, dict[str, dict[float, tuple[float, float]]]] = {}
+    for row in found:
+        if row["metrics"]:
+            points = panels.setdefault(f"{row['zoo']} zoo", {}).setdefault(row["model"], {})
+            points[float(row["variant"].replace(",", ""))] = mean_and_error([metrics["tau"] for metrics in row["metrics"]])
+    bench.write_figure("train-size", curve_panels(panels, x_label="training networks", y_label=TAU_LABEL))
+
+
+@register_suite("transfer")
+def transfer(bench: Bench) -> None:
+    """Kendall's tau on zoos of other widths, depths, activations or pictures than that trained on."""
+    source, others = bench.transfer_zoos()
+    of_source = ZooStore(source).dataset(target=None).spaces
+    readable: dict[bool, dict[str, str]] = {
+        True: {name: str(path) for name, path in others.items()},
+        False: {name: str(path) for name, path in others.items() if ZooStore(path).dataset(target=None).spaces == of_source},
+    }
+    name = source.name if source.name in bench.zoos else "itself"
+    found = []
+    for mixed, zoos in readable.items():
+        able = tuple(model for model in bench.models if model_entry(model).mixed == mixed)
+        part = replace(bench, models=able)
+        found += part.searched("generalization", {name: source}, {"": {"test_zoos": zoos} if zoos else {}}, search="")
+    rows, columns = [], {name: "tau", **{other: f"tau_on_{other}" for other in others}}
+    for row in sorted(found, key=lambda row: bench.models.index(row["model"])):
+        scores = [[metrics.get(score, math.nan) for metrics in row["metrics"]] for score in columns.values()]
+        rows.append([row["model"], *map(summarised, scores)])
+    title = f"Kendall's tau on test networks of other zoos than the one trained on ({source.name}), {_who(bench)}"
+    bench.write_table("transfer", title, ["model", *columns], rows, {"source": source.name, "results": documented(found)})
+
+
+@register_suite("inr")
+def inr(bench: Bench) -> None:
+    """Accuracy of classifying SIRENs by their weights: as they are, with signs settled, with phases settled."""
+    from wsgraph.plot import bar_panel
+
+    variants: dict[str, dict[str, Any]] = {
+        "raw": {},
+        "sign": {"canonicalize": ["sign"]},
+        "phase": {"canonicalize": ["phase", "sign"]},
+    }
+    zoos = bench.pictures()
+    found = bench.searched("inr_classification", zoos, variants, search="phase")
+    networks = ", ".join(f"{len(ZooStore(path).dataset(target=None)):,} of {name}" for name, path in zoos.items())
+    title = f"Accuracy of classifying SIRENs ({networks}), {_who(bench)}"
+    bench.write_scores("inr", title, found, dict.fromkeys(variants, "accuracy"))
+    for name in zoos:
+        bars = {
+            row["model"]: {
+                each["variant"]: mean_and_error([metrics["accuracy"] for metrics in each["metrics"]])
+                for each in found
+                if each["metrics"] and (each["zoo"], each["model"]) == (name, row["model"])
+            }
+            for row in found
+        }
+        figure = bar_panel(bars, y_label="test accuracy", title=f"SIRENs of {name}, by canonical form of the weights")
+        bench.write_figure("inr" if len(zoos) == 1 else f"inr-{name}", figure)
+
+
+@register_suite("editing")
+def editing(bench: Bench) -> None:
+    """Error of edited SIRENs by operation, and pictures before and after."""
+    from wsgraph.plot import picture_grid
+
+    able = tuple(model for model in bench.models if "equivariant" in model_entry(model).tasks)
+    if not able:
+        raise ValueError(f"Expected models that return weights (got {', '.join(bench.models)}).")
+    bench = replace(bench, models=able)
+    zoos = bench.pictures()
+    operations = {operation: {"operation": operation} for operation in ("dilate", "contrast")}
+    found = bench.searched("inr_editing", zoos, operations, search="dilate")
+    title = f"Pixel MSE of edited pictures of SIRENs, {_who(bench)}"
+    bench.write_scores("editing", title, found, dict.fromkeys(operations, "mse"), {"left as they are": "mse_unedited"})
+    for operation in operations:
+        edited = [row for row in found if row["variant"] == operation and row["metrics"]]
+        if not edited:
+            continue
+        best = min(edited, key=lambda row: mean_and_error([metrics["mse"] for metrics in row["metrics"]])[0])
+        editor = best["cells"][0].train(bench.cells).model
+        batch = ZooStore(zoos[best["zoo"]]).dataset("test", target=None).batch(slice(0, 10), lambda thetas: thetas.float())
+        with torch.no_grad():
+            after, target, before = editor(batch.to(next(editor.parameters()).device)).cpu().clamp(0, 1).unbind(1)
+        rows = {"network": before, "target": target, "edited": after}
+        figure = picture_grid(rows, title=f"{operation}: SIRENs of {best['zoo']} edited by {best['model']} through their weights")
+        bench.write_figure(f"editing-{operation}", figure)

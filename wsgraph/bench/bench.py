@@ -1,0 +1,390 @@
+"""What suites of the benchmark run with: their size, their zoos, a fair search for every model, their tables."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsgraph.bench.cells import Cell, run_cells
+from wsgraph.files import write_atomically, write_json
+from wsgraph.measure import machine
+from wsgraph.tasks.result import mean_and_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Bench", "Size", "list_suites", "register_suite", "run_suite", "summarised"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a benchmark is.
+
+    Attributes:
+        networks: Networks in every zoo of classifiers.
+        pictures: Networks in every zoo of implicit neural representations.
+        epochs: Passes over the training split.
+        seeds: Seeds of the models.
+        learning_rates: Learning rates of the search, the same for every model, chosen by the validation loss with the first seed.
+        search_epochs: Passes over the training split in the search.
+        search_networks: At most so many training networks in the search.
+        scales: Upper bounds of the scales of moved test networks.
+        augment_scale: Upper bound of the scales by which augmented training moves its networks.
+        train_sizes: Numbers of training networks of the curves over them; more than a zoo has are left out.
+        batches: Networks in a batch whose costs are measured.
+        widths: Hidden widths of networks whose costs are measured.
+    """
+
+    networks: int
+    pictures: int
+    epochs: int
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    search_epochs: int
+    search_networks: int = 2000
+    scales: tuple[float, ...] = (1, 10, 100, 1000, 10000)
+    augment_scale: float = 100
+    train_sizes: tuple[int, ...] = (32, 100, 320, 1000)
+    batches: tuple[int, ...] = (16, 64, 256)
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+
+
+SIZES = {
+    "quick": Size(
+        networks=200,
+        pictures=400,
+        epochs=6,
+        seeds=(0, 1),
+        learning_rates=(1e-3, 1e-2),
+        search_epochs=3,
+        train_sizes=(32, 100),
+        batches=(8, 32),
+        widths=(8, 32),
+    ),
+    "full": Size(networks=2000, pictures=10000, epochs=20, seeds=(0, 1, 2), learning_rates=(1e-3, 3e-3, 1e-2), search_epochs=6),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a suite runs with.
+
+    Attributes:
+        folder: Where zoos and cells are kept.
+        output: Where tables and figures go.
+        size: How large the benchmark is.
+        models: Names of the models.
+        workers: Cells trained at a time.
+        zoos: Folders of zoos by name, instead of those made here.
+        images: Pictures for implicit neural representations (default: digits).
+        parameters: Number of parameters that models are brought to by their widths (default: published widths).
+    """
+
+    folder: Path
+    output: Path
+    size: Size
+    models: tuple[str, ...]
+    workers: int = 1
+    zoos: Mapping[str, Path] = field(default_factory=dict)
+    images: Path | None = None
+    parameters: int | None = None
+
+    @property
+    def cells(self) -> Path:
+        """Where results of cells are kept."""
+        return self.folder / "cells"
+
+    def run(self, cells: Sequence[Cell], title: str) -> list[dict[str, Any]]:
+        """Results of cells, trained where they are not finished."""
+        return run_cells(cells, self.cells, workers=self.workers, title=title)
+
+    def searched(
+        self,
+        task: str,
+        zoos: Mapping[str, Path],
+        variants: Mapping[str, Mapping[str, Any]],
+        *,
+        search: str,
+        fixed: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Every model on every zoo in every variant, trained with all seeds and the learning rate found in one of the variants.
+
+        The search is short and leaves the test split untouched: for every model and zoo the rate with the lowest validation loss.
+
+        Args:
+            task: Name of the task.
+            zoos: Folders of zoos by name.
+            variants: Options of the task by name.
+            search: Name of the variant in which learning rates are searched.
+            fixed: Options of the task in all variants, in the search too.
+
+        Returns:
+            For every model, zoo and variant ``metrics``, a list with one dict per seed, the ``learning_rate``, the ``cells`` of the seeds,
+            or an ``error``.
+        """
+        from wsgraph.data import ZooStore
+
+        places = [(model, zoo) for model in self.models for zoo in zoos]
+        trained_on = {name: len(ZooStore(path).dataset("train", target=None)) for name, path in zoos.items()}
+        options = {place: {"model": place[0], **self._widths(task, place[0], zoos[place[1]]), **(fixed or {})} for place in places}
+
+        trials = [(place, rate) for place in places for rate in self.size.learning_rates]
+        searches = []
+        for place, rate in trials:
+            short = {"epochs": self.size.search_epochs, "train_size": min(self.size.search_networks, trained_on[place[1]]), "test": False}
+            shared = {**options[place], **variants[search], "seed": self.size.seeds[0], "learning_rate": rate}
+            searches.append(Cell(task, zoos[place[1]], {**shared, **short}))
+        losses: dict[tuple[str, str], dict[float, float]] = {place: {} for place in places}
+        errors: dict[tuple[str, str], str] = {}
+        for (place, rate), found in zip(trials, self.run(searches, f"{task}: learning rates"), strict=True):
+            loss = found["metrics"].get("validation_loss")
+            if loss is None:
+                errors[place] = found.get("error", "the validation loss is not finite")
+            else:
+                losses[place][rate] = loss
+        best = {place: min(rates, key=rates.__getitem__) for place, rates in losses.items() if rates}
+
+        rows: list[dict[str, Any]] = [
+            {"model": place[0], "zoo": place[1], "variant": variant, "learning_rate": best.get(place), "cells": [], "metrics": []}
+            for place in places
+            for variant in variants
+        ]
+        runs = []
+        for row in rows:
+            place = (row["model"], row["zoo"])
+            if place not in best:
+                row["error"] = errors[place]
+                continue
+            shared = {**options[place], **variants[row["variant"]]}
+            shared.setdefault("epochs", self.size.epochs)
+            shared["learning_rate"] = best[place]
+            row["cells"] = [
+                Cell(task, zoos[place[1]], {**shared, "seed": seed, "scales": list(self.size.scales)}) for seed in self.size.seeds
+            ]
+            runs += [(row, cell) for cell in row["cells"]]
+        for (row, _), found in zip(runs, self.run([cell for _, cell in runs], f"{task}: seeds"), strict=True):
+            if found["metrics"]:
+                row["metrics"].append(found["metrics"])
+            else:
+                row["error"] = found["error"]
+        return rows
+
+    def _widths(self, task: str, model: str, zoo: Path) -> dict[str, Any]:
+        """Options that bring a model to the number of parameters asked for, if any is."""
+        from wsgraph.data import ZooStore
+        from wsgraph.nn import model_entry, widths_for_parameters
+
+        spaces = ZooStore(zoo).dataset(target=None).spaces
+        if self.parameters is None or (len(spaces) > 1 and not model_entry(model).mixed):
+            return {}
+        kind = "equivariant" if task == "inr_editing" else "invariant"
+        return {"model_options": widths_for_parameters(model, spaces[0] if len(spaces) == 1 else spaces, 1, self.parameters, kind)}
+
+    def classifier_zoo(self, *activations: str, channels: Sequence[int] = (16, 16, 16), share: float = 1.0) -> Path:
+        """The folder of a zoo of small CNNs on digits, made where it is missing.
+
+        Args:
+            activations: Activations of its networks, each of an equal share.
+            channels: Output channels of their convolutions.
+            share: How many networks, relative to the size of the benchmark.
+        """
+        from wsgraph.data import make_cnn_zoo
+
+        networks = round(share * self.size.networks)
+        widths = "" if tuple(channels) == (16, 16, 16) else "-" + "-".join(map(str, channels))
+        path = self.folder / f"cnn{widths}-{'-'.join(activations)}-{networks}"
+        return make_cnn_zoo(path, networks, activations[0] if len(activations) == 1 else activations, channels=channels).path
+
+    def classifiers(self) -> dict[str, Path]:
+        """Zoos of small CNNs, ReLU and Tanh."""
+        return dict(self.zoos) or {activation: self.classifier_zoo(activation) for activation in ("relu", "tanh")}
+
+    def transfer_zoos(self) -> tuple[Path, dict[str, Path]]:
+        """A zoo to train on, and others by name to test on: the first of those given and the rest, or CNNs that differ in one thing."""
+        from wsgraph.data import load_images, make_cnn_zoo
+
+        if self.zoos:
+            source, *rest = self.zoos
+            return self.zoos[source], {name: self.zoos[name] for name in rest}
+        others = {
+            "width 8": self.classifier_zoo("relu", channels=(8, 8, 8), share=0.5),
+            "width 24": self.classifier_zoo("relu", channels=(24, 24, 24), share=0.5),
+            "2 convolutions": self.classifier_zoo("relu", channels=(16, 16), share=0.5),
+            "tanh": self.classifier_zoo("tanh"),
+        }
+        if self.images is not None:
+            networks = self.size.networks // 2
+            path = self.folder / f"cnn-{self.images.stem}-relu-{networks}"
+            others[self.images.stem] = make_cnn_zoo(path, networks, data=load_images(self.images), stride=2).path
+        return self.classifier_zoo("relu"), others
+
+    def pictures(self) -> dict[str, Path]:
+        """A zoo of implicit neural representations."""
+        from wsgraph.data import load_images, make_inr_zoo
+
+        if self.zoos:
+            return dict(self.zoos)
+        name = "digits" if self.images is None else self.images.stem
+        path = self.folder / f"inr-{name}-{self.size.pictures}"
+        make_inr_zoo(path, self.size.pictures, data=None if self.images is None else load_images(self.images))
+        return {name: path}
+
+    def write_table(self, name: str, title: str, head: Sequence[str], rows: Sequence[Sequence[str]], document: Mapping[str, Any]) -> None:
+        """Print a table, and write it as Markdown, with what it was made of as JSON."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*head, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console = Console()
+        if not console.is_terminal:
+            console.width = 240  # files need not be as narrow as terminals
+        console.print(table)
+        lines = [title + ".", "", "| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        text = "\n".join(lines) + "\n"
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.output / f"{name}.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_json(self.output / f"{name}.json", {"suite": name, "machine": machine(), "size": self.size.__dict__, **document})
+
+    def write_scores(
+        self,
+        name: str,
+        title: str,
+        found: Sequence[Mapping[str, Any]],
+        scores: Mapping[str, str],
+        baselines: Mapping[str, str] | None = None,
+    ) -> None:
+        """Print and write the table of a score: a row for every model, a column for every zoo and variant, and who leads by how much.
+
+        Args:
+            name: Name of the files.
+            title: Of the table.
+            found: What :meth:`searched` returned.
+            scores: Name of the score in every variant.
+            baselines: By the name of a row, the name of a score that is the same for all models.
+        """
+        columns = list(dict.fromkeys((row["zoo"], row["variant"]) for row in found))
+        several = len({zoo for zoo, _ in columns}) > 1
+        head = ["model", *(f"{zoo}, {variant}" if several and variant else variant or zoo for zoo, variant in columns)]
+        values = {place: {model: [math.nan] for model in self.models} for place in columns}
+        for row in found:
+            if row["metrics"]:
+                values[row["zoo"], row["variant"]][row["model"]] = [metrics[scores[row["variant"]]] for metrics in row["metrics"]]
+        rows = [[model, *(summarised(values[place][model]) for place in columns)] for model in self.models]
+        lowest = "mse" in scores.values()
+        rows.append(["gap to the second", *(_gap(values[place], largest=not lowest) for place in columns)])
+        for label, score in (baselines or {}).items():
+            known = {(row["zoo"], row["variant"]): [row["metrics"][0][score]] for row in found if row["metrics"]}
+            rows.append([label, *(summarised(known.get(place, [])) for place in columns)])
+        self.write_table(name, title, head, rows, {"scores": scores, "results": documented(found)})
+        for row in found:
+            if "error" in row:
+                print(f"{row['model']} on {row['zoo']}, {row['variant']}: {row['error']}", file=sys.stderr)
+
+    def write_figure(self, name: str, figure: Figure) -> None:
+        """Write a figure as ``NAME.png``."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.output / f"{name}.png", lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def summarised(values: Sequence[float | None]) -> str:
+    """Mean and standard error as text, ``-`` where there is none.
+
+    Example:
+        >>> summarised([0.7, 0.8, 0.9]), summarised([0.5]), summarised([])
+        ('0.800 ± 0.058', '0.500', '-')
+    """
+    mean, error = mean_and_error(values)
+    return "-" if math.isnan(mean) else f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
+
+
+def documented(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What :meth:`Bench.searched` returned as JSON can hold it: the options of cells instead of cells."""
+    return [{**row, "cells": [cell.options for cell in row["cells"]]} for row in found]
+
+
+def _gap(values: Mapping[str, Sequence[float | None]], largest: bool) -> str:
+    """The best model, and by how much it leads the second."""
+    means = {model: mean_and_error(each)[0] for model, each in values.items()}
+    ranked = sorted(((score, model) for model, score in means.items() if not math.isnan(score)), reverse=largest)
+    return f"{ranked[0][1]} by {abs(ranked[0][0] - ranked[1][0]):.3f}" if len(ranked) > 1 else "-"
+
+
+# == The registry ==
+
+_SUITES: dict[str, Callable[[Bench], None]] = {}
+
+
+def register_suite(name: str) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
+    """Decorator that enters a function of a :class:`Bench` as a suite of ``wsgraph bench``.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def register(function: Callable[[Bench], None]) -> Callable[[Bench], None]:
+        if name in _SUITES:
+            raise ValueError(f"A suite named {name!r} is registered already.")
+        _SUITES[name] = function
+        return function
+
+    return register
+
+
+def list_suites() -> list[str]:
+    """Names of the suites.
+
+    Example:
+        >>> list_suites()
+        ['editing', 'generalization', 'inr', 'invariance', 'memory', 'parameters', 'robustness', 'train-size', 'transfer']
+    """
+    return sorted(_SUITES)
+
+
+def run_suite(
+    name: str,
+    *,
+    size: str | Size = "quick",
+    folder: Path,
+    output: Path,
+    models: Sequence[str] | None = None,
+    zoos: Mapping[str, Path] | None = None,
+    images: Path | None = None,
+    parameters: int | None = None,
+    workers: int = 1,
+) -> None:
+    """Run a suite of the benchmark: a table on the terminal, as Markdown and JSON, and figures.
+
+    Zoos and finished cells are kept: a run that was interrupted, however, continues when it is started again.
+
+    Args:
+        name: One of :func:`list_suites`.
+        size: ``"quick"`` (minutes), ``"full"`` (hours) or a :class:`Size`.
+        folder: Where zoos and cells are kept.
+        output: Where tables and figures go.
+        models: Models to compare (default: all of :func:`wsgraph.nn.list_models`).
+        zoos: Folders of zoos by name, instead of those that the suite would make.
+        images: Pictures for implicit neural representations, a folder of IDX files or an ``.npz`` file (default: digits).
+        parameters: Number of parameters that all models are brought to, as nearly as their widths allow (default: published widths).
+        workers: Cells trained at a time, each by one thread.
+
+    Raises:
+        OSError: If a folder cannot be written.
+        ValueError: If the suite, the size or a model is unknown.
+    """
+    from wsgraph.nn import list_models, model_entry
+
+    if name not in _SUITES:
+        raise ValueError(f"Unknown suite {name!r}. Available suites: {', '.join(list_suites())}.")
+    if isinstance(size, str) and size not in SIZES:
+        raise ValueError(f"Expected 'size' to be {' or '.join(map(repr, SIZES))} or a Size (got {size!r}).")
+    for model in models or ():
+        model_entry(model)
+    chosen = SIZES[size] if isinstance(size, str) else size
+    _SUITES[name](Bench(Path(folder), Path(output), chosen, tuple(models or list_models()), workers, dict(zoos or {}), images, parameters))
