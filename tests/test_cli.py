@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,23 @@ def test_train_generalization(tmp_path: Path) -> None:
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines() if line.startswith((" model", " statnn", "model", "statnn")))
     assert "tau_scale_50" in json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    more = ["--train-size", "20", "--augment-scale", "10", "--test-zoo", f"again={tmp_path / 'zoo'}", "--output", str(tmp_path / "more")]
+    assert call(*arguments, *more)
+    document = json.loads((tmp_path / "more" / "result.json").read_text())
+    assert document["metrics"]["tau_on_again"] == document["metrics"]["tau"]
+    assert document["config"]["networks"]["train"] == 20
+    assert document["config"]["augment"].startswith("RandomSymmetry(scale=(1.0, 10.0)")
+
+
+def test_bench_takes_seeds_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("wsgraph.bench.run_suite", lambda suite, **options: seen.update(options, suite=suite))
+    assert "results" in call("bench", "inr", "--full", "--seeds", "4", "--epochs", "7", "--folder", str(tmp_path), "--zoo", "a=x/y=z")
+    assert seen["suite"] == "inr"
+    assert seen["size"].seeds == (0, 1, 2, 3)
+    assert (seen["size"].epochs, seen["size"].pictures) == (7, 10000)
+    assert seen["zoos"] == {"a": Path("x/y=z")}
+    assert "(default: all)" in " ".join(call("bench", "--help").replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -87,6 +105,8 @@ def test_train_generalization(tmp_path: Path) -> None:
     [
         (["train", "generalization", "--zoo", "ZOO", "--model", "nothing"], "Unknown model 'nothing'"),
         (["train", "other", "--zoo", "ZOO"], "Unknown task 'other'"),
+        (["train", "inr_editing", "--zoo", "ZOO", "--augment-scale", "2"], "--augment-scale is for generalization, not for inr_editing"),
+        (["train", "generalization", "--zoo", "ZOO", "--test-zoo", "x="], "Expected --test-zoo as NAME=FOLDER (got 'x=')"),
         (["train", "generalization", "--zoo", "missing"], "missing"),
         (["train", "generalization", "--zoo", "ZOO", "--output", "FILE/run"], "Cannot write to"),
         (["zoo", "info", "missing"], "missing"),

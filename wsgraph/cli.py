@@ -31,7 +31,7 @@ app.add_typer(zoo_app, name="zoo")
 _Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 _NewFolder = Annotated[Path, typer.Argument(help="Folder to create.")]
 _SomeNetworks = Annotated[int | None, typer.Option(min=1, help="Number of networks to train.")]
-_OneSeed = Annotated[int | None, typer.Option(help="Seed of everything random [default: 0].")]
+_OneSeed = Annotated[int | None, typer.Option(help="Seed of everything random (default: 0).")]
 
 _SHOWN_SPACES = 4
 _QUICKSTART_MODELS = ("statnn", "neural_graph", "monomial", "monomial_gnn")
@@ -275,6 +275,15 @@ def _make_module(text: str) -> nn.Module:
     return made
 
 
+def _named_folders(option: str, texts: Sequence[str]) -> dict[str, Path]:
+    pairs = [text.partition("=") for text in texts]
+    if bad := [text for text, (name, _, folder) in zip(texts, pairs, strict=True) if not name or not folder]:
+        raise ValueError(f"Expected {option} as NAME=FOLDER (got {bad[0]!r}).")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"Expected {option} with different names (got {', '.join(name for name, _, _ in pairs)}).")
+    return {name: Path(folder) for name, _, folder in pairs}
+
+
 @app.command()
 def train(
     task: Annotated[str, typer.Argument(help="Task to train: generalization, inr_classification or inr_editing.")],
@@ -283,16 +292,24 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training networks.")] = 30,
     seed: _Seed = 0,
     scale: Annotated[
-        list[float] | None, typer.Option(help="Upper bound of the scales of moved test networks; repeat it [default: as the task].")
+        list[float] | None, typer.Option(help="Upper bound of the scales of moved test networks; repeat it (default: as the task).")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Largest learning rate of the one-cycle schedule.")] = 3e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Networks per step.")] = 64,
-    output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and logs [default: runs/TASK/ZOO-MODEL-seedSEED].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and logs (default: runs/TASK/ZOO-MODEL-seedSEED).")] = None,
     canonicalize: Annotated[
         list[str] | None, typer.Option(help="Settle scale, phase, sign or order in all networks before they are read; repeat it.")
     ] = None,
     operation: Annotated[
-        str | None, typer.Option(help="Of inr_editing: dilate, erode, gradient, sharpen or contrast [default: dilate].")
+        str | None, typer.Option(help="Of inr_editing: dilate, erode, gradient, sharpen or contrast (default: dilate).")
+    ] = None,
+    augment_scale: Annotated[
+        float | None,
+        typer.Option(help="Of generalization: move training networks too, with factors up to this bound, anew in every epoch."),
+    ] = None,
+    train_size: Annotated[int | None, typer.Option(min=2, help="Number of training networks, chosen by the seed (default: all).")] = None,
+    test_zoo: Annotated[
+        list[str] | None, typer.Option(help="Further zoo whose test networks are scored, as NAME=FOLDER; repeat it.")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that train together, each with its share of every batch.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint.")] = False,
@@ -303,21 +320,26 @@ def train(
 
     wsgraph train inr_classification --zoo mnist-sirens --canonicalize phase
 
+    wsgraph train generalization --zoo mnist-cnns --test-zoo svhn=svhn-cnns
+
     torchrun --nproc-per-node 4 -m wsgraph train generalization --zoo my-zoo
     """
     from wsgraph.tasks import run
     from wsgraph.tasks.training import is_first_process
 
     with _explained():
-        if operation is not None and task != "inr_editing":
-            raise ValueError(f"--operation is for inr_editing, not for {task}.")
+        for name, value, of in (("operation", operation, "inr_editing"), ("augment-scale", augment_scale, "generalization")):
+            if value is not None and task != of:
+                raise ValueError(f"--{name} is for {of}, not for {task}.")
         result = run(
             task,
             zoo=zoo,
             model=model,
             epochs=epochs,
             seed=seed,
-            **_given(scales=tuple(scale) if scale else None, operation=operation),
+            **_given(scales=tuple(scale) if scale else None, operation=operation, augment_scale=augment_scale),
+            train_size=train_size,
+            test_zoos=_named_folders("--test-zoo", test_zoo or ()),
             canonicalize=tuple(canonicalize or ()),
             learning_rate=learning_rate,
             batch_size=batch_size,
@@ -340,7 +362,7 @@ _Config = Annotated[
     Path | None, typer.Option(help="TOML or JSON file with further options, such as a table 'ranges'; options given here win.")
 ]
 _Population = Annotated[int | None, typer.Option(min=1, help="Networks trained side by side.")]
-_Device = Annotated[str | None, typer.Option(help="Device of the training [default: a GPU where there is one].")]
+_Device = Annotated[str | None, typer.Option(help="Device of the training (default: a GPU where there is one).")]
 _Workers = Annotated[int | None, typer.Option(min=1, help="Populations trained at a time on the CPU.")]
 _Ray = Annotated[str | None, typer.Option(help="Train on a Ray cluster: its address, 'auto', or 'local' for one of this machine.")]
 _SomeActivations = Annotated[
@@ -353,17 +375,8 @@ _TRAINING = ("activation", "ranges", "checkpoints", "batch_size", *_COMMON)
 
 _Images = Annotated[
     Path | None,
-    typer.Option(help="Pictures with labels: a folder of IDX files (MNIST's format) or an .npz file [default: scikit-learn's digits]."),
+    typer.Option(help="Pictures with labels: a folder of IDX files (MNIST's format) or an .npz file (default: scikit-learn's digits)."),
 ]
-
-
-def _named_folders(texts: Sequence[str]) -> dict[str, Path]:
-    pairs = [text.partition("=") for text in texts]
-    if bad := [text for text, (name, _, folder) in zip(texts, pairs, strict=True) if not name or not folder]:
-        raise ValueError(f"Expected --zoo as NAME=FOLDER (got {bad[0]!r}).")
-    if len({name for name, _, _ in pairs}) < len(pairs):
-        raise ValueError(f"Expected --zoo with different names (got {', '.join(name for name, _, _ in pairs)}).")
-    return {name: Path(folder) for name, _, folder in pairs}
 
 
 @app.command()
@@ -375,15 +388,17 @@ def bench(
         ),
     ],
     full: Annotated[bool, typer.Option("--full/--quick", help="Hours, for results to report, or minutes, to see that it runs.")] = False,
-    model: Annotated[list[str] | None, typer.Option(help="Model to compare; repeat it [default: all].")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Model to compare; repeat it (default: all).")] = None,
     zoo: Annotated[list[str] | None, typer.Option(help="Your zoo instead of those made here, as NAME=FOLDER; repeat it.")] = None,
     images: _Images = None,
     parameters: Annotated[
-        int | None, typer.Option(min=1, help="Bring all models to this number of parameters [default: published widths].")
+        int | None, typer.Option(min=1, help="Bring all models to this number of parameters (default: published widths).")
     ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training networks (default: 6 or, with --full, 20).")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of every model (default: 2 or, with --full, 3).")] = None,
     folder: Annotated[Path, typer.Option(help="Where zoos and finished cells are kept.")] = Path("wsgraph-bench"),
-    output: Annotated[Path | None, typer.Option(help="Where tables and figures go [default: FOLDER/results].")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time [default: one per core].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where tables and figures go (default: FOLDER/results).")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time (default: one per core).")] = None,
 ) -> None:
     """Compare models on the papers' tasks: a table (terminal, Markdown, JSON) and figures.
 
@@ -397,18 +412,20 @@ def bench(
     wsgraph bench generalization --full --zoo cifar10=small-cnn-zoo/processed
     """
     import os
+    from dataclasses import replace
 
-    from wsgraph.bench import run_suite
+    from wsgraph.bench import SIZES, run_suite
     from wsgraph.tasks.training import prepare_folder
 
+    size = SIZES["full" if full else "quick"]
     with _explained():
         run_suite(
             suite,
-            size="full" if full else "quick",
+            size=replace(size, **_given(epochs=epochs, seeds=None if seeds is None else tuple(range(seeds)))),
             folder=prepare_folder(folder),
             output=prepare_folder(output or folder / "results"),
             models=model,
-            zoos=_named_folders(zoo or ()),
+            zoos=_named_folders("--zoo", zoo or ()),
             images=images,
             parameters=parameters,
             workers=workers or os.cpu_count() or 1,
@@ -481,10 +498,10 @@ def make_inr(
     seed: _OneSeed = None,
     images: _Images = None,
     convention: Annotated[
-        str | None, typer.Option(help="navon (values 0 to 1, column first) or zhou (-1 to 1, row first) [default: navon].")
+        str | None, typer.Option(help="navon (values 0 to 1, column first) or zhou (-1 to 1, row first) (default: navon).")
     ] = None,
     hidden: _Widths = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of Adam for every network [default: 500].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of Adam for every network (default: 500).")] = None,
     config: _Config = None,
     population: _Population = None,
     device: _Device = None,

@@ -17,7 +17,7 @@ from wsgraph.tasks.result import mean_and_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bench", "Size", "list_suites", "register_suite", "run_suite", "summarised"]
+__all__ = ["SIZES", "Bench", "Size", "documented", "list_suites", "register_suite", "run_suite", "summarised"]
 
 
 @dataclass(frozen=True)
