@@ -158,6 +158,8 @@ def test_random_symmetry_keeps_the_function_and_draws_as_told() -> None:
     even = RandomSymmetry((1, 100), symmetries=["scale"]).weights(CNN, thetas)
     factors = (CNN.unflatten(even)["layers.0.weight"] / CNN.unflatten(thetas)["layers.0.weight"])[:, :, 0, 0, 0]
     assert float((factors > 10).double().mean()) == pytest.approx(0.5, abs=0.05)
+    some = RandomSymmetry((1, 100), probability=0.3).weights(CNN, thetas)
+    assert float((some != thetas).any(1).double().mean()) == pytest.approx(0.3, abs=0.08)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,7 @@ def test_random_symmetry_keeps_the_function_and_draws_as_told() -> None:
     [
         (lambda: RandomSymmetry((0, 1)), "'scale' to be"),
         (lambda: RandomSymmetry(distribution="normal"), "'distribution'"),
+        (lambda: RandomSymmetry(probability=1.5), "'probability' between 0 and 1"),
         (lambda: WeightNoise(-1), "'amount' to be at least 0"),
         (lambda: WeightDropout(1), "'rate' to be at least 0 and below 1"),
         (lambda: Canonicalize(["signs"]), "'fix' to name some of scale, phase, sign, order"),

@@ -257,7 +257,17 @@ def test_augment_scale_moves_training_networks(store: ZooStore, tmp_path: Path) 
     plain = train(store, tmp_path / "a", "neural_graph")
     augmented = train(store, tmp_path / "b", "neural_graph", augment_scale=100)
     assert not same(plain, augmented)
-    assert same(augmented, train(store, tmp_path / "c", "neural_graph", augment=RandomSymmetry((1.0, 100.0), distribution="uniform")))
+    half = RandomSymmetry((1.0, 100.0), distribution="uniform", probability=0.5)
+    assert same(augmented, train(store, tmp_path / "c", "neural_graph", augment=half, augment_validation=True))
+    # Validation networks are moved too, in every epoch alike: without training, so does the loss not change.
+    still = {"epochs": 3, "learning_rate": 1e-12, "weight_decay": 0.0}
+    losses = {}
+    for scale in (None, 1000):
+        train(store, tmp_path / "still", "neural_graph", augment_scale=scale, **still)
+        with (tmp_path / "still" / "metrics.csv").open() as file:
+            losses[scale] = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+        assert losses[scale] == pytest.approx(losses[scale][:1] * 3, rel=1e-6)
+    assert losses[None][0] != pytest.approx(losses[1000][0], rel=1e-3)
     for bad in (0.5, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="Expected 'augment_scale', an upper bound of U"):
             train(store, tmp_path / "d", augment_scale=bad)

@@ -140,6 +140,7 @@ class RandomSymmetry(WeightTransform):
         scale: Smallest and largest factor.
         distribution: ``"uniform"`` or ``"log_uniform"``.
         symmetries: Which of ``"permutation"``, ``"scale"`` and ``"sign"`` to draw.
+        probability: Probability with which a network is moved; otherwise it stays as it is.
         seed: Seed of the elements.
 
     Raises:
@@ -160,9 +161,13 @@ class RandomSymmetry(WeightTransform):
         *,
         distribution: str = "log_uniform",
         symmetries: Collection[str] = SYMMETRIES,
+        probability: float = 1.0,
         seed: int = 0,
     ) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"Expected 'probability' between 0 and 1 (got {probability!r}).")
         self.scale, self.distribution, self.symmetries, self.seed = scale, distribution, tuple(symmetries), _Random(seed)
+        self.probability = probability
         # What the sampler finds wrong should be told here, not in the first batch.
         WeightSpace.mlp([1, 1, 1]).sample_symmetry(
             1, scale, distribution=distribution, symmetries=self.symmetries, generator=torch.Generator()
@@ -177,7 +182,11 @@ class RandomSymmetry(WeightTransform):
             generator=self.seed.generator,
             device=thetas.device,
         )
-        return space.act(g, thetas)
+        moved = space.act(g, thetas)
+        if self.probability == 1:
+            return moved
+        chosen = torch.rand(len(thetas), 1, generator=self.seed.generator) < self.probability
+        return torch.where(chosen.to(thetas.device), moved, thetas)
 
 
 class Canonicalize(WeightTransform):

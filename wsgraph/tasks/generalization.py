@@ -91,7 +91,9 @@ def run_generalization(
     Args:
         zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test``.
         scales: Upper bounds of the scales for moved test networks.
-        augment_scale: Whether to move training networks too, by new random elements in every epoch: the upper bound of their factors.
+        augment_scale: Upper bound of the factors by which training and validation networks are moved, each with probability 1/2 (default:
+            none is moved). Training networks are moved anew in every epoch; the published zoos hold one moved copy of each instead, see
+            :func:`wsgraph.data.augment_zoo`.
         **options: Options of :func:`wsgraph.tasks.run_prediction`, such as ``model``, ``epochs`` and ``seed``; ``target`` is a column with
             values in [0, 1] (default: ``"test_accuracy"``).
 
@@ -108,5 +110,6 @@ def run_generalization(
             raise ValueError(f"Expected 'augment_scale', an upper bound of U[1, s], to be finite and at least 1 (got {augment_scale!r}).")
         if options.get("augment") is not None:
             raise ValueError("Expected 'augment' or 'augment_scale' (got both).")
-        options["augment"] = RandomSymmetry((1.0, float(augment_scale)), distribution="uniform")
+        options["augment"] = RandomSymmetry((1.0, float(augment_scale)), distribution="uniform", probability=0.5)
+        options["augment_validation"] = True
     return run_prediction(_TASK, zoo=zoo, scales=scales, **options)

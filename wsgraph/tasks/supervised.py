@@ -104,6 +104,7 @@ def run_prediction(
     select: Mapping[str, Any] | None = None,
     canonicalize: Collection[str] = (),
     augment: WeightTransform | None = None,
+    augment_validation: bool = False,
     train_size: int | None = None,
     test: bool = True,
     test_zoos: Mapping[str, ZooStore | str | os.PathLike[str]] | None = None,
@@ -134,6 +135,7 @@ def run_prediction(
             test networks were moved.
         augment: Random transform of the training networks, drawn anew in every epoch, such as
             :class:`wsgraph.data.transforms.RandomINRTransform`.
+        augment_validation: Whether the transform is for the validation networks too, drawn alike in every epoch.
         train_size: Number of training networks, chosen by the seed (default: all).
         test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
         test_zoos: Further zoos by name whose test splits the model is scored on as they are, such as networks for other pictures; of other
@@ -190,6 +192,7 @@ def run_prediction(
         "select": None if select is None else {name: value if _is_plain(value) else repr(value) for name, value in select.items()},
         "canonicalize": list(canonicalize),
         "augment": None if augment is None else repr(augment),
+        "augment_validation": augment_validation,
         "test": test,
         "test_zoos": {name: Path(split.store.path).name for name, split in further.items()},
         **(record or {}),
@@ -231,7 +234,7 @@ def run_prediction(
         costs = fit(
             objective,
             train,
-            DataLoader(splits["val"].with_transform(fixed), 4 * batch_size, transform=_float32),
+            DataLoader(splits["val"].with_transform(changed if augment_validation else fixed), 4 * batch_size, transform=_float32),
             folder,
             epochs=epochs,
             title=model,

@@ -52,7 +52,7 @@ class Objective(L.LightningModule):
         learning_rate: Largest learning rate of the cycle.
         weight_decay: Decoupled weight decay.
         seed: Seed of the order of networks, dropout and noise.
-        transform: That of the training networks, if any.
+        transform: That of the training networks, if any, and perhaps of the validation networks.
     """
 
     def __init__(
@@ -96,6 +96,11 @@ class Objective(L.LightningModule):
             loss, total = loss * counted * self.trainer.world_size / every, int(every)
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=total, sync_dist=self.trainer.world_size > 1)
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Where validation networks are transformed too, all epochs are compared on the same ones."""
+        if self.transform is not None:
+            self.transform.reseed(self.seed)
 
     def validation_step(self, batch: ParameterGraph, _: int) -> None:
         """Collects outputs: rank scores need the whole split at once."""
