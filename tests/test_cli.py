@@ -95,7 +95,10 @@ def test_bench_takes_seeds_and_epochs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "results" in call("bench", "inr", "--full", "--seeds", "4", "--epochs", "7", "--folder", str(tmp_path), "--zoo", "a=x/y=z")
     assert seen["suite"] == "inr"
     assert seen["size"].seeds == (0, 1, 2, 3)
-    assert (seen["size"].epochs, seen["size"].pictures) == (7, 10000)
+    assert (seen["size"].epochs, seen["size"].networks, seen["size"].pictures) == (7, 2000, 10000)
+    call("bench", "editing", "--networks", "50", "--folder", str(tmp_path))
+    assert (seen["size"].epochs, seen["size"].networks, seen["size"].pictures) == (6, 50, 50)
+    call("bench", "inr", "--full", "--seeds", "4", "--folder", str(tmp_path), "--zoo", "a=x/y=z")
     assert seen["zoos"] == {"a": Path("x/y=z")}
     assert "(default: all)" in " ".join(call("bench", "--help").replace("│", " ").split())
 

@@ -394,6 +394,9 @@ def bench(
     parameters: Annotated[
         int | None, typer.Option(min=1, help="Bring all models to this number of parameters (default: published widths).")
     ] = None,
+    networks: Annotated[
+        int | None, typer.Option(min=10, help="Networks in every zoo (default: 200, or 400 of pictures; with --full, 2,000 and 10,000).")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training networks (default: 6 or, with --full, 20).")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of every model (default: 2 or, with --full, 3).")] = None,
     folder: Annotated[Path, typer.Option(help="Where zoos and finished cells are kept.")] = Path("wsgraph-bench"),
@@ -421,7 +424,9 @@ def bench(
     with _explained():
         run_suite(
             suite,
-            size=replace(size, **_given(epochs=epochs, seeds=None if seeds is None else tuple(range(seeds)))),
+            size=replace(
+                size, **_given(networks=networks, pictures=networks, epochs=epochs, seeds=None if seeds is None else tuple(range(seeds)))
+            ),
             folder=prepare_folder(folder),
             output=prepare_folder(output or folder / "results"),
             models=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -250,7 +251,9 @@ class Bench:
         text = "\n".join(lines) + "\n"
         self.output.mkdir(parents=True, exist_ok=True)
         write_atomically(self.output / f"{name}.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        write_json(self.output / f"{name}.json", {"suite": name, "machine": machine(), "size": self.size.__dict__, **document})
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        record = {"suite": name, "command": command, "machine": machine(), "size": self.size.__dict__, "parameters": self.parameters}
+        write_json(self.output / f"{name}.json", {**record, **document})
 
     def write_scores(
         self,
@@ -276,7 +279,7 @@ class Bench:
         for row in found:
             if row["metrics"]:
                 values[row["zoo"], row["variant"]][row["model"]] = [metrics[scores[row["variant"]]] for metrics in row["metrics"]]
-        rows = [[model, *(summarised(values[place][model]) for place in columns)] for model in self.models]
+        rows = [[model, *(self._cell(values[place][model]) for place in columns)] for model in self.models]
         lowest = "mse" in scores.values()
         rows.append(["gap to the second", *(_gap(values[place], largest=not lowest) for place in columns)])
         for label, score in (baselines or {}).items():
@@ -286,6 +289,10 @@ class Bench:
         for row in found:
             if "error" in row:
                 print(f"{row['model']} on {row['zoo']}, {row['variant']}: {row['error']}", file=sys.stderr)
+
+    def _cell(self, values: Sequence[float | None]) -> str:
+        failed = 0 < len(values) < len(self.size.seeds) and summarised(values) != "-"
+        return summarised(values) + (f" ({len(values)} of {len(self.size.seeds)} seeds)" if failed else "")
 
     def write_figure(self, name: str, figure: Figure) -> None:
         """Write a figure as ``NAME.png``."""
