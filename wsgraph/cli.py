@@ -388,7 +388,9 @@ def bench(
         ),
     ],
     full: Annotated[bool, typer.Option("--full/--quick", help="Hours, for results to report, or minutes, to see that it runs.")] = False,
-    model: Annotated[list[str] | None, typer.Option(help="Model to compare; repeat it (default: all).")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model to compare, as NAME or NAME:OPTION=VALUE,...; repeat it (default: all).")
+    ] = None,
     zoo: Annotated[list[str] | None, typer.Option(help="Your zoo instead of those made here, as NAME=FOLDER; repeat it.")] = None,
     images: _Images = None,
     parameters: Annotated[
@@ -411,6 +413,8 @@ def bench(
     Examples: wsgraph bench robustness --quick --model statnn --model monomial_gnn
 
     wsgraph bench inr --full --images mnist-folder
+
+    wsgraph bench inr --model scalegmn --model scalegmn:bidirectional=true,channels=16
 
     wsgraph bench generalization --full --zoo cifar10=small-cnn-zoo/processed
     """

@@ -142,6 +142,20 @@ def test_zoos_and_widths_of_your_own(tmp_path: Path, threads: None) -> None:
     assert "| model | mine | yours |" in (tmp_path / "results" / "transfer.md").read_text()
 
 
+def test_models_with_options(tmp_path: Path, threads: None, short: None) -> None:
+    models = ["statnn", "statnn:hidden=8", "statnn:hiden=8"]
+    run_suite("robustness", size=SMALL, folder=tmp_path, output=tmp_path / "results", models=models, parameters=20_000)
+    rows = _document(tmp_path, "robustness")["results"]
+    counts = {row["model"]: {metrics["parameters"] for metrics in row["metrics"]} for row in rows}
+    assert len(counts["statnn"]) == len(counts["statnn:hidden=8"]) == 1
+    assert min(counts["statnn"]) > 19_000 > 4_000 > max(counts["statnn:hidden=8"])
+    assert all("hiden" in row["error"] for row in rows if row["model"] == "statnn:hiden=8")
+    run_suite("invariance", folder=tmp_path, output=tmp_path / "results", models=["neural_graph:channels=4"])
+    assert "| neural_graph:channels=4 | permutation |" in (tmp_path / "results" / "invariance.md").read_text()
+    with pytest.raises(ValueError, match=r"Expected a model as NAME:OPTION=VALUE,\.\.\. \(got 'np:hidden'\)"):
+        run_suite("inr", folder=tmp_path, output=tmp_path, models=["np:hidden"])
+
+
 def test_inr_classification(tmp_path: Path, threads: None) -> None:
     run_suite("inr", size=SMALL, folder=tmp_path, output=tmp_path / "results", models=["statnn"])
     rows = _document(tmp_path, "inr")["results"]

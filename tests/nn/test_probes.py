@@ -97,3 +97,18 @@ def test_transformed_graphs_are_refused() -> None:
     batch.edge_index = batch.edge_index.flip(1)
     with pytest.raises(SpaceMismatchError, match="a transform added, removed or reordered some"):
         Probes(space, 2)(batch)
+
+
+def test_probes_of_pictures_start_within_them() -> None:
+    siren = WeightSpace.siren((2, 16, 16, 1))
+    inputs = next(iter(Probes(siren, 500).inputs.values())).detach()
+    assert -1 <= float(inputs.min()) < -0.9
+    assert 0.9 < float(inputs.max()) <= 1
+    inputs = next(iter(Probes(WeightSpace.mlp([2, 16, 16, 1]), 500).inputs.values())).detach()
+    assert float(inputs.abs().max()) > 2
+    for space, count in ((siren, 256), (WeightSpace.mlp([2, 16, 16, 1]), 64), ([WeightSpace.mlp([2, 4, 1]), siren], 256)):
+        probes = MonomialGNN(space, 1, channels=4, rounds=1).probes
+        assert probes is not None
+        inputs = next(iter(probes.inputs.values())).detach()
+        assert len(inputs) == count
+        assert bool((inputs.abs() <= 1).all()) == (count == 256)

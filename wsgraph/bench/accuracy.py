@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wsgraph.bench.bench import Bench, documented, register_suite, summarised
+from wsgraph.bench.bench import Bench, documented, read_model, register_suite, summarised
 from wsgraph.data import ZooStore
 from wsgraph.nn import model_entry
 from wsgraph.tasks.result import mean_and_error
@@ -93,7 +93,7 @@ def transfer(bench: Bench) -> None:
     name = source.name if source.name in bench.zoos else "itself"
     found = []
     for mixed, zoos in readable.items():
-        able = tuple(model for model in bench.models if model_entry(model).mixed == mixed)
+        able = tuple(model for model in bench.models if model_entry(read_model(model)[0]).mixed == mixed)
         part = replace(bench, models=able)
         found += part.searched("generalization", {name: source}, {"": {"test_zoos": zoos} if zoos else {}}, search="")
     rows, columns = [], {name: "tau", **{other: f"tau_on_{other}" for other in others}}
@@ -137,7 +137,7 @@ def editing(bench: Bench) -> None:
     """Error of edited SIRENs by operation, and pictures before and after."""
     from wsgraph.plot import picture_grid
 
-    able = tuple(model for model in bench.models if "equivariant" in model_entry(model).tasks)
+    able = tuple(model for model in bench.models if "equivariant" in model_entry(read_model(model)[0]).tasks)
     if not able:
         raise ValueError(f"Expected models that return weights (got {', '.join(bench.models)}).")
     bench = replace(bench, models=able)

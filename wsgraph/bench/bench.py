@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import sys
@@ -18,7 +19,7 @@ from wsgraph.tasks.result import mean_and_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SIZES", "Bench", "Size", "documented", "list_suites", "register_suite", "run_suite", "summarised"]
+__all__ = ["SIZES", "Bench", "Size", "documented", "list_suites", "read_model", "register_suite", "run_suite", "summarised"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Bench:
         folder: Where zoos and cells are kept.
         output: Where tables and figures go.
         size: How large the benchmark is.
-        models: Names of the models.
+        models: Models, by name or as ``NAME:OPTION=VALUE,...``; see :func:`read_model`.
         workers: Cells trained at a time.
         zoos: Folders of zoos by name, instead of those made here.
         images: Pictures for implicit neural representations (default: digits).
@@ -110,7 +111,6 @@ class Bench:
         variants: Mapping[str, Mapping[str, Any]],
         *,
         search: str,
-        fixed: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """Every model on every zoo in every variant, trained with all seeds and the learning rate found in one of the variants.
 
@@ -121,7 +121,6 @@ class Bench:
             zoos: Folders of zoos by name.
             variants: Options of the task by name.
             search: Name of the variant in which learning rates are searched.
-            fixed: Options of the task in all variants, in the search too.
 
         Returns:
             For every model, zoo and variant ``metrics``, a list with one dict per seed, the ``learning_rate``, the ``cells`` of the seeds,
@@ -131,7 +130,11 @@ class Bench:
 
         places = [(model, zoo) for model in self.models for zoo in zoos]
         trained_on = {name: len(ZooStore(path).dataset("train", target=None)) for name, path in zoos.items()}
-        options = {place: {"model": place[0], **self._widths(task, place[0], zoos[place[1]]), **(fixed or {})} for place in places}
+        options = {}
+        for label, zoo in places:
+            name, own = read_model(label)
+            own = {**self._widths(task, name, zoos[zoo]), **own}
+            options[label, zoo] = {"model": name, **({"model_options": own} if own else {})}
 
         trials = [(place, rate) for place in places for rate in self.size.learning_rates]
         searches = []
@@ -183,7 +186,7 @@ class Bench:
         if self.parameters is None or (len(spaces) > 1 and not model_entry(model).mixed):
             return {}
         kind = "equivariant" if task == "inr_editing" else "invariant"
-        return {"model_options": widths_for_parameters(model, spaces[0] if len(spaces) == 1 else spaces, 1, self.parameters, kind)}
+        return dict(widths_for_parameters(model, spaces[0] if len(spaces) == 1 else spaces, 1, self.parameters, kind))
 
     def classifier_zoo(self, *activations: str, channels: Sequence[int] = (16, 16, 16), share: float = 1.0) -> Path:
         """The folder of a zoo of small CNNs on digits, made where it is missing.
@@ -300,6 +303,35 @@ class Bench:
         write_atomically(self.output / f"{name}.png", lambda temporary: figure.savefig(temporary, format="png"))
 
 
+def read_model(label: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a model written as ``NAME:OPTION=VALUE,...``, so that it can be compared with itself.
+
+    Args:
+        label: The text; a value is a number, ``true``, ``false``, or else text.
+
+    Raises:
+        ValueError: If the model is unknown, or an option has no value.
+
+    Example:
+        >>> read_model("neural_graph:probes=64,layer=transformer"), read_model("np")
+        (('neural_graph', {'probes': 64, 'layer': 'transformer'}), ('np', {}))
+    """
+    from wsgraph.nn import model_entry
+
+    name, _, text = label.partition(":")
+    model_entry(name)
+    options: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        option, _, value = part.partition("=")
+        if not option or not value:
+            raise ValueError(f"Expected a model as NAME:OPTION=VALUE,... (got {label!r}).")
+        try:
+            options[option] = json.loads(value)
+        except json.JSONDecodeError:
+            options[option] = value
+    return name, options
+
+
 def summarised(values: Sequence[float | None]) -> str:
     """Mean and standard error as text, ``-`` where there is none.
 
@@ -375,7 +407,7 @@ def run_suite(
         size: ``"quick"`` (minutes), ``"full"`` (hours) or a :class:`Size`.
         folder: Where zoos and cells are kept.
         output: Where tables and figures go.
-        models: Models to compare (default: all of :func:`wsgraph.nn.list_models`).
+        models: Models to compare, by name or as ``NAME:OPTION=VALUE,...`` (default: all of :func:`wsgraph.nn.list_models`).
         zoos: Folders of zoos by name, instead of those that the suite would make.
         images: Pictures for implicit neural representations, a folder of IDX files or an ``.npz`` file (default: digits).
         parameters: Number of parameters that all models are brought to, as nearly as their widths allow (default: published widths).
@@ -385,13 +417,13 @@ def run_suite(
         OSError: If a folder cannot be written.
         ValueError: If the suite, the size or a model is unknown.
     """
-    from wsgraph.nn import list_models, model_entry
+    from wsgraph.nn import list_models
 
     if name not in _SUITES:
         raise ValueError(f"Unknown suite {name!r}. Available suites: {', '.join(list_suites())}.")
     if isinstance(size, str) and size not in SIZES:
         raise ValueError(f"Expected 'size' to be {' or '.join(map(repr, SIZES))} or a Size (got {size!r}).")
-    for model in models or ():
-        model_entry(model)
+    for label in models or ():
+        read_model(label)
     chosen = SIZES[size] if isinstance(size, str) else size
     _SUITES[name](Bench(Path(folder), Path(output), chosen, tuple(models or list_models()), workers, dict(zoos or {}), images, parameters))

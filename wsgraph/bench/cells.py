@@ -84,7 +84,7 @@ def _train(cell: Cell, cells: Path, threads: int) -> None:
         record: dict[str, Any] = {"task": cell.task, "zoo": cell.zoo.name, "options": cell.options}
         try:
             record["metrics"] = cell.train(cells).document()["metrics"]
-        except ValueError as error:  # a model that cannot read these networks, or diverged, is a finding
+        except (TypeError, ValueError) as error:  # a model that cannot read these networks, has no such option, or diverged, is a finding
             record |= {"metrics": {}, "error": str(error)}
         write_json(folder / "cell.json", record)
 

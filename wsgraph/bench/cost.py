@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from wsgraph import WeightSpace
-from wsgraph.bench.bench import Bench, register_suite
+from wsgraph.bench.bench import Bench, read_model, register_suite
 from wsgraph.files import write_json
 from wsgraph.measure import machine, step_costs
 from wsgraph.nn import build_model, widths_for_parameters
@@ -34,11 +34,12 @@ def _measured(bench: Bench, title: str, space: WeightSpace, networks: int) -> Co
     if kept.get("machine") != here or not set(bench.models) <= kept["costs"].keys():
         batch = space.batch(space.sample(networks, generator=torch.Generator().manual_seed(0))).to(device)
         models: dict[str, nn.Module] = {}
-        for name in bench.models:
+        for label in bench.models:
+            name, options = read_model(label)
             widths: Mapping[str, Any] = {} if bench.parameters is None else widths_for_parameters(name, space, 1, bench.parameters)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                models[name] = build_model(name, space, 1, **widths).to(device)
+                models[label] = build_model(name, space, 1, **{**widths, **options}).to(device)
         kept = {"machine": here, "space": repr(space), "networks": networks, "costs": step_costs(models, batch)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from wsgraph import WeightSpace
-from wsgraph.bench.bench import Bench, register_suite
+from wsgraph.bench.bench import Bench, read_model, register_suite
 from wsgraph.nn import build_model, model_entry
 from wsgraph.testing import largest_difference
 
@@ -23,17 +23,17 @@ def invariance(bench: Bench) -> None:
     columns = [(name, kind) for name, space in spaces.items() for kind in _moves(space)]
     rows, results = [], []
     for model in bench.models:
-        changes = {}
+        changes, (name_of, options) = {}, read_model(model)
         for name, kind in columns:
             space, generator = spaces[name], torch.Generator().manual_seed(0)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                module = build_model(model, space, 3).double().eval()
+                module = build_model(name_of, space, 3, **options).double().eval()
             thetas = space.sample(32, generator=generator, dtype=torch.float64)
             g = space.sample_symmetry(32, (1e-2, 1e2), symmetries=[kind], generator=generator)
             with torch.no_grad():
                 changes[name, kind] = largest_difference(module(space.batch(space.act(g, thetas))), module(space.batch(thetas)))
-        claimed = ", ".join(model_entry(model).symmetries) or "none"
+        claimed = ", ".join(model_entry(name_of).symmetries) or "none"
         rows.append([model, claimed, *(f"{changes[column]:.0e}" for column in columns)])
         results.append({"model": model, "changes": {f"{name}, {kind}": change for (name, kind), change in changes.items()}})
     head = ["model", "claims", *(f"{name}, {kind}" for name, kind in columns)]

@@ -24,8 +24,9 @@ class Probes(nn.Module):
 
     .. math:: \left[ \mathrm{softmax}(z_m), \, \mathrm{symlog}(z_m) \right]_{m = 1 \ldots M}, \qquad z_m = f_\theta(x_m)
 
-    with :math:`x_m` trained with the model. Moving a network along a symmetry leaves its function, and so these features, unchanged. A
-    mixed batch is run one distinct architecture after the other; those that take inputs of one shape share the learned inputs.
+    with :math:`x_m` trained with the model, in the beginning standard normal or, for networks of pictures, uniform between the ends of
+    their coordinates. Moving a network along a symmetry leaves its function, and so these features, unchanged. A mixed batch is run one
+    distinct architecture after the other; those that take inputs of one shape share the learned inputs.
 
     Args:
         space: Weight space of the networks, with one input and one output group, or a sequence of spaces.
@@ -55,8 +56,10 @@ class Probes(nn.Module):
         for entry in self.spaces:
             if self.shape is not None and not accepts(entry, (_neurons(entry, "input"), *self.shape)):
                 raise ValueError(f"{entry!r} does not accept inputs with the positions 'shape' {self.shape}.")
-        shapes = {self._input_shape(entry) for entry in self.spaces}
-        self.inputs = nn.ParameterDict({_key(shape): torch.randn(probes, *shape) for shape in sorted(shapes)})
+        shapes = {self._input_shape(entry): entry.signal for entry in sorted(self.spaces, key=lambda entry: entry.signal is not None)}
+        # Coordinates of a picture lie between -1 and 1, other inputs around 0.
+        drawn = {shape: torch.randn if shapes[shape] is None else _between_ends for shape in sorted(shapes)}
+        self.inputs = nn.ParameterDict({_key(shape): draw(probes, *shape) for shape, draw in drawn.items()})
         self.outputs = max(_neurons(entry, "output") for entry in self.spaces)
         self.out_features = 2 * probes * self.outputs
 
@@ -86,6 +89,10 @@ class Probes(nn.Module):
 
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}"
+
+
+def _between_ends(*shape: int) -> Tensor:
+    return 2 * torch.rand(*shape) - 1
 
 
 @functools.lru_cache(maxsize=4096)

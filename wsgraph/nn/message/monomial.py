@@ -339,8 +339,8 @@ class MonomialGNN(nn.Module):
         weight_noise: In training every weight and bias is multiplied by :math:`1 + \sigma \epsilon`, :math:`\epsilon` standard normal,
             with this :math:`\sigma`. Being multiplicative, the noise respects scales and signs; it keeps small zoos from being learnt by
             heart (default: 0.5, or 0 for weights out).
-        probes: Number of learned inputs whose outputs the head reads beside the streams, see :class:`Probes`; 0 for none (default: 64, or 0
-            for weights out, which have no head).
+        probes: Number of learned inputs whose outputs the head reads beside the streams, see :class:`Probes`; 0 for none (default: 64, 256
+            where networks take coordinates of a picture, which cost little, or 0 for weights out, which have no head).
         probe_shape: Positions of these inputs, such as ``(28, 28)``.
         levels: Hidden neurons further from the input than this share parameters.
 
@@ -397,8 +397,10 @@ class MonomialGNN(nn.Module):
             return
         self.readouts = nn.ModuleDict({key: _readout(channels, hidden) for key in kinds.biases if key.startswith("hidden")})
         features = (len(self.pooling) * len(self.readouts) + kinds.sizes["output"]) * channels
-        if probes is None or probes:
-            self.probes = Probes(space, 64 if probes is None else probes, shape=probe_shape)
+        if probes is None:
+            probes = 64 if all(entry.signal is None for entry in as_spaces(space)) else 256
+        if probes:
+            self.probes = Probes(space, probes, shape=probe_shape)
             self.probe_readout = nn.Sequential(nn.Linear(self.probes.out_features, hidden), nn.SiLU())
             features += hidden
         self.head = mlp_head([features, hidden, hidden, out_channels], dropout)
