@@ -2,6 +2,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -232,3 +233,21 @@ def test_published_layers_commute_with_their_group(name: str) -> None:
 
     out, of_moved = layer(weights, biases), layer(*move((weights, biases)))
     torch.testing.assert_close(of_moved, out if isinstance(out, torch.Tensor) else move(out), rtol=1e-10, atol=1e-10)
+
+
+def test_the_page_shows_the_tables_as_they_are() -> None:
+    import readme
+
+    page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert readme.filled(page, BENCHMARKS / "results") == page
+    shown = re.findall(r"\]\((results/[^)]+)\)", page)
+    assert shown
+    assert [name for name in shown if not (BENCHMARKS / name).exists()] == []
+
+
+def test_tables_are_filled_in(tmp_path: Path) -> None:
+    import readme
+
+    (tmp_path / "speed.md").write_text("| new |\n")
+    page = "Before\n<!-- table: speed -->\n| old |\n| rows |\n<!-- end -->\nafter <!-- end -->\n"
+    assert readme.filled(page, tmp_path) == "Before\n<!-- table: speed -->\n| new |\n<!-- end -->\nafter <!-- end -->\n"

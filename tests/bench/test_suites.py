@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from wsgraph.bench import Cell, Size, list_suites, register_suite, run_cells, run_suite
 from wsgraph.bench import cells as cells_module
 from wsgraph.cli import app
-from wsgraph.data import HyperparameterRanges, ZooStore, digits, make_cnn_zoo
+from wsgraph.data import HyperparameterRanges, SmallCNNZoo, ZhouSIRENs, ZooStore, digits, make_cnn_zoo
 from wsgraph.measure import step_costs
 
 TINY = Size(
@@ -140,6 +140,21 @@ def test_zoos_and_widths_of_your_own(tmp_path: Path, threads: None) -> None:
     (row,) = _document(tmp_path, "transfer")["results"]
     assert "tau_on_yours" in row["metrics"][0]
     assert "| model | mine | yours |" in (tmp_path / "results" / "transfer.md").read_text()
+
+
+def test_published_zoos(tmp_path: Path, threads: None) -> None:
+    """As benchmarks/README.md says."""
+    SmallCNNZoo.write_fake(tmp_path / "data", "cifar10", runs=60)
+    ZhouSIRENs.write_fake(tmp_path / "data", "mnist")
+    zoos = {
+        activation: SmallCNNZoo(tmp_path / "data", "cifar10", activation=activation, split_before_filter=False).store.path
+        for activation in ("relu", "tanh")
+    }
+    options: dict[str, Any] = {"size": SMALL, "folder": tmp_path, "output": tmp_path / "results", "models": ["statnn"]}
+    run_suite("generalization", zoos=zoos, **options)
+    assert [row["zoo"] for row in _document(tmp_path, "generalization")["results"]] == ["relu", "relu", "tanh", "tanh"]
+    run_suite("inr", zoos={"mnist": ZhouSIRENs(tmp_path / "data", "mnist").store.path}, **options)
+    assert len(_document(tmp_path, "inr")["results"]) == 3
 
 
 def test_models_with_options(tmp_path: Path, threads: None, short: None) -> None:
