@@ -17,7 +17,13 @@ MARK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->\n)", re
 
 
 def filled(page: str, results: Path) -> str:
-    """The page with every marked table replaced by the one in the folder of results."""
+    """The page with every marked table replaced by the one in the folder of results.
+
+    Raises:
+        ValueError: If a mark has no end.
+    """
+    if page.count("<!-- table: ") != len(MARK.findall(page)) or page.count("<!-- end -->") != len(MARK.findall(page)):
+        raise ValueError("Expected '<!-- end -->' after every '<!-- table: NAME -->'.")
     return MARK.sub(lambda match: f"{match[1]}{(results / match['name']).with_suffix('.md').read_text(encoding='utf-8')}{match[3]}", page)
 
 

@@ -397,7 +397,7 @@ def bench(
         int | None, typer.Option(min=1, help="Bring all models to this number of parameters (default: published widths).")
     ] = None,
     networks: Annotated[
-        int | None, typer.Option(min=10, help="Networks in every zoo (default: 200, or 400 of pictures; with --full, 2,000 and 10,000).")
+        int | None, typer.Option(min=20, help="Networks in every zoo (default: 200, or 400 of pictures; with --full, 2,000 and 10,000).")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training networks (default: 6 or, with --full, 20).")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of every model (default: 2 or, with --full, 3).")] = None,
@@ -682,15 +682,18 @@ def _print_results(results: list[Result], title: str) -> None:
     table.add_column("model", no_wrap=True)
     for head in ("params", "s/epoch", "peak MB", *scores, *(f"s={scale:g}" for scale in scales)):
         table.add_column(head, justify="right", no_wrap=True)
+    further = [name for name in first if name.startswith(f"{scores[0]}_on_")]
+    for name in further:
+        table.add_column(name.removeprefix(f"{scores[0]}_"), justify="right", no_wrap=True)
     for result in results:
         m = result.metrics
         row = [
             f"{m['parameters']:,.0f}",
             f"{m['seconds_per_epoch']:.2f}",
             f"{m['peak_memory_mb']:.1f}",
-            *(f"{m[name]:.3f}" for name in scores),
+            *(f"{m[name]:.3f}" for name in [*scores, *(f"{scores[0]}_scale_{scale:g}" for scale in scales), *further]),
         ]
-        table.add_row(str(result.config["model"]), *row, *(f"{m[f'{scores[0]}_scale_{scale:g}']:.3f}" for scale in scales))
+        table.add_row(str(result.config["model"]), *row)
     console = Console()
     console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
     console.print(table)

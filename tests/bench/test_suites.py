@@ -9,19 +9,23 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from wsgraph.bench import Cell, Size, list_suites, register_suite, run_cells, run_suite
+from wsgraph import WeightSpace
+from wsgraph.bench import Cell, Size, list_suites, read_model, register_suite, run_cells, run_suite
 from wsgraph.bench import cells as cells_module
 from wsgraph.cli import app
 from wsgraph.data import HyperparameterRanges, SmallCNNZoo, ZhouSIRENs, ZooStore, digits, make_cnn_zoo
 from wsgraph.measure import step_costs
+from wsgraph.tasks.training import DivergedError
 
 TINY = Size(
     networks=40,
@@ -56,6 +60,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsgraph.data.make_cnn_zoo", partial(make_cnn_zoo, ranges=HyperparameterRanges(steps=(2, 60))))
 
 
+def _cells(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [run["cell"] for run in row["runs"]]
+
+
 def _document(folder: Path, name: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((folder / "results" / f"{name}.json").read_text())
     return document
@@ -66,7 +74,7 @@ def test_tables_and_figures(tmp_path: Path, threads: None, short: None, capsys: 
     run_suite("generalization", **options)
     trained = _trained(tmp_path)
     # Two models on two zoos: two learning rates, then two seeds of two variants. On the mixed zoo one variant, and one model fails.
-    assert len(trained) == 2 * 2 * (2 + 2 * 2) + (2 + 2) + 2
+    assert len(trained) == 2 * 2 * (2 + 2 * 2) + (2 + 2)
     rows = _document(tmp_path, "generalization")["results"]
     assert [(row["zoo"], row["variant"]) for row in rows if row["model"] == "statnn"] == [
         *itertools.product(("relu", "tanh"), ("original", "augmented")),
@@ -74,11 +82,13 @@ def test_tables_and_figures(tmp_path: Path, threads: None, short: None, capsys: 
     ]
     failed = [row for row in rows if "error" in row]
     assert [(row["model"], row["zoo"]) for row in failed] == [("statnn", "mixed")]
-    assert "statnn on mixed, original: The model 'statnn' reads networks of one architecture" in capsys.readouterr().err
+    assert "statnn on mixed: The model 'statnn' reads networks of one architecture" in capsys.readouterr().err
     for row in rows:
-        assert len(row["metrics"]) == (0 if row in failed else 2)
+        assert len(row["runs"]) == (0 if row in failed else 2)
         assert row["learning_rate"] in (None, *TINY.learning_rates)
-        assert all(("augment_scale" in cell) == (row["variant"] == "augmented") for cell in row["cells"])
+        for run in row["runs"]:
+            assert ("augment_scale" in run["cell"]) == (row["variant"] == "augmented")
+            assert run["machine"]["torch"] == torch.__version__
     cells = [json.loads((tmp_path / "cells" / name / "cell.json").read_text()) for name in trained]
     searched = [cell for cell in cells if not cell["options"].get("test", True)]
     assert {cell["options"]["epochs"] for cell in searched} == {1}
@@ -93,10 +103,8 @@ def test_tables_and_figures(tmp_path: Path, threads: None, short: None, capsys: 
     (row, _) = [row for row in rows if (row["model"], row["zoo"]) == ("neural_graph", "tanh")]
     assert row["learning_rate"] == min(losses, key=losses.__getitem__)
     table = (tmp_path / "results" / "generalization.md").read_text()
-    first = rows[0]["metrics"]
-    assert f"{(first[0]['tau'] + first[1]['tau']) / 2:.3f} ± " in table
-    second = next(row["metrics"] for row in rows if row["variant"] == "augmented")
-    assert f"{(second[0]['tau_scale_100'] + second[1]['tau_scale_100']) / 2:.3f} ± " in table
+    for row, score in ((rows[0], "tau"), (next(row for row in rows if row["variant"] == "augmented"), "tau_scale_100")):
+        assert f"{sum(run['metrics'][score] for run in row['runs']) / 2:.3f} ± " in table
     assert "gap to the second" in table
 
     run_suite("robustness", **options)
@@ -110,35 +118,40 @@ def test_train_size_and_transfer(tmp_path: Path, threads: None, short: None) -> 
     run_suite("train-size", **options)
     document = _document(tmp_path, "train-size")
     networks = len(ZooStore(tmp_path / "cnn-relu-40").dataset("train"))
-    cells = [row["cells"][0] for row in document["results"] if row["model"] == "statnn" and row["zoo"] == "relu"]
-    assert [(cell["train_size"], cell["epochs"]) for cell in cells] == [(8, math.ceil(2 * networks / 8)), (networks, 2)]
+    cells = [_cells(row)[0] for row in document["results"] if row["model"] == "statnn" and row["zoo"] == "relu"]
+    assert [(cell.get("train_size"), cell["epochs"]) for cell in cells] == [(8, math.ceil(2 * networks / 8)), (None, 2)]
     assert (tmp_path / "results" / "train-size.png").exists()
 
     run_suite("transfer", **options)
     rows = {row["model"]: row for row in _document(tmp_path, "transfer")["results"]}
     others = {"width 8", "width 24", "2 convolutions", "tanh"}
-    assert {name.removeprefix("tau_on_") for name in rows["neural_graph"]["metrics"][0] if name.startswith("tau_on_")} == others
-    assert not any(name.startswith("tau_on_") for name in rows["statnn"]["metrics"][0])
+    graph, statistics = (rows[name]["runs"][0]["metrics"] for name in ("neural_graph", "statnn"))
+    assert {name.removeprefix("tau_on_") for name in graph if name.startswith("tau_on_")} == others
+    assert not any(name.startswith("tau_on_") for name in statistics)
     table = (tmp_path / "results" / "transfer.md").read_text()
     assert "| model | itself | width 8 | width 24 | 2 convolutions | tanh |" in table
     assert table.splitlines()[-2].endswith("| - | - | - | - |")
 
 
 def test_zoos_and_widths_of_your_own(tmp_path: Path, threads: None) -> None:
+    """Also where their folders have the same name."""
     few = HyperparameterRanges(steps=(2, 60))
     zoos = {
-        name: make_cnn_zoo(tmp_path / name, 40, data=digits(), seed=seed, channels=(4, 4), ranges=few, progress=False).path
+        name: make_cnn_zoo(tmp_path / name / "zoo", 40, data=digits(), seed=seed, channels=(4, 4), ranges=few, progress=False).path
         for seed, name in enumerate(("mine", "yours"))
     }
     options: dict[str, Any] = {"size": SMALL, "folder": tmp_path, "output": tmp_path / "results", "models": ["statnn"], "zoos": zoos}
     run_suite("generalization", **options, parameters=5000)
     rows = _document(tmp_path, "generalization")["results"]
     assert [(row["zoo"], row["variant"]) for row in rows] == list(itertools.product(zoos, ("original", "augmented")))
-    assert all(abs(row["metrics"][0]["parameters"] - 5000) < 250 for row in rows)
+    assert all(abs(row["runs"][0]["metrics"]["parameters"] - 5000) < 250 for row in rows)
+    assert rows[0]["runs"][0]["metrics"]["tau"] != rows[2]["runs"][0]["metrics"]["tau"]
     # Networks of the same space can be read by every model.
     run_suite("transfer", **options)
     (row,) = _document(tmp_path, "transfer")["results"]
-    assert "tau_on_yours" in row["metrics"][0]
+    metrics = row["runs"][0]["metrics"]
+    line = (tmp_path / "results" / "transfer.md").read_text().splitlines()[-1]
+    assert line == f"| statnn | {metrics['tau']:.3f} | {metrics['tau_on_yours']:.3f} |"
     assert "| model | mine | yours |" in (tmp_path / "results" / "transfer.md").read_text()
 
 
@@ -157,26 +170,38 @@ def test_published_zoos(tmp_path: Path, threads: None) -> None:
     assert len(_document(tmp_path, "inr")["results"]) == 3
 
 
-def test_models_with_options(tmp_path: Path, threads: None, short: None) -> None:
-    models = ["statnn", "statnn:hidden=8", "statnn:hiden=8"]
-    run_suite("robustness", size=SMALL, folder=tmp_path, output=tmp_path / "results", models=models, parameters=20_000)
+def test_models_with_options(tmp_path: Path, threads: None, short: None, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["statnn", "statnn:dropout=0.5", "statnn"]
+    options: dict[str, Any] = {"size": SMALL, "folder": tmp_path, "output": tmp_path / "results"}
+    run_suite("robustness", **options, models=models, parameters=20_000)
     rows = _document(tmp_path, "robustness")["results"]
-    counts = {row["model"]: {metrics["parameters"] for metrics in row["metrics"]} for row in rows}
-    assert len(counts["statnn"]) == len(counts["statnn:hidden=8"]) == 1
-    assert min(counts["statnn"]) > 19_000 > 4_000 > max(counts["statnn:hidden=8"])
-    assert all("hiden" in row["error"] for row in rows if row["model"] == "statnn:hiden=8")
+    assert [row["model"] for row in rows] == ["statnn"] * 4 + ["statnn:dropout=0.5"] * 4
+    assert all(abs(run["metrics"]["parameters"] - 20_000) < 1000 for row in rows for run in row["runs"])
+    # What cannot be brought there is told, and the rest goes on.
+    run_suite("robustness", **options, models=["statnn", "scalegmn"], parameters=300)
+    rows = _document(tmp_path, "robustness")["results"]
+    assert {row["model"]: "error" in row for row in rows} == {"statnn": False, "scalegmn": True}
+    assert "scalegmn on relu: The model 'scalegmn' has" in capsys.readouterr().err
     run_suite("invariance", folder=tmp_path, output=tmp_path / "results", models=["neural_graph:channels=4"])
     assert "| neural_graph:channels=4 | permutation |" in (tmp_path / "results" / "invariance.md").read_text()
-    with pytest.raises(ValueError, match=r"Expected a model as NAME:OPTION=VALUE,\.\.\. \(got 'np:hidden'\)"):
-        run_suite("inr", folder=tmp_path, output=tmp_path, models=["np:hidden"])
+    assert read_model("scalegmn:bidirectional=True,channels=8") == ("scalegmn", {"bidirectional": True, "channels": 8})
+    assert read_model("np:channels=[16,16],hidden=20") == ("np", {"channels": [16, 16], "hidden": 20})
+    for label, message in (
+        ("np:hidden", r"Expected a model as NAME:OPTION=VALUE,\.\.\. \(got 'np:hidden'\)"),
+        ("np:hiden=3", "The model 'np' has no option 'hiden'; it has: channels, hidden, dropout, io_embed"),
+        ("np:hidden=many", "Expected the option 'hidden' of 'np' to be like 1000 \\(got 'many'\\)"),
+        ("nothing:a=1", "Unknown model 'nothing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_suite("inr", folder=tmp_path, output=tmp_path, models=[label])
 
 
 def test_inr_classification(tmp_path: Path, threads: None) -> None:
     run_suite("inr", size=SMALL, folder=tmp_path, output=tmp_path / "results", models=["statnn"])
     rows = _document(tmp_path, "inr")["results"]
     assert [row["variant"] for row in rows] == ["raw", "sign", "phase"]
-    assert [row["cells"][0].get("canonicalize") for row in rows] == [None, ["sign"], ["phase", "sign"]]
-    assert all(0 <= row["metrics"][0]["accuracy"] <= 1 for row in rows)
+    assert [_cells(row)[0].get("canonicalize") for row in rows] == [None, ["sign"], ["phase", "sign"]]
+    assert all(0 <= row["runs"][0]["metrics"]["accuracy"] <= 1 for row in rows)
     assert (tmp_path / "results" / "inr.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -185,7 +210,7 @@ def test_editing(tmp_path: Path, threads: None) -> None:
     run_suite("editing", models=["statnn", "np"], **options)
     document = _document(tmp_path, "editing")
     assert [(row["model"], row["variant"]) for row in document["results"]] == [("np", "dilate"), ("np", "contrast")]
-    unedited = [f"{row['metrics'][0]['mse_unedited']:.3f}" for row in document["results"]]
+    unedited = [f"{row['runs'][0]['metrics']['mse_unedited']:.5f}" for row in document["results"]]
     assert f"| left as they are | {' | '.join(unedited)} |" in (tmp_path / "results" / "editing.md").read_text()
     assert all((tmp_path / "results" / f"editing-{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("dilate", "contrast"))
     with pytest.raises(ValueError, match=r"Expected models that return weights \(got statnn\)"):
@@ -239,13 +264,70 @@ def test_invariance(tmp_path: Path) -> None:
     assert changes["mlp"]["SIREN, permutation"] > 1e-3
 
 
-def test_a_cell_that_fails_is_a_finding(tmp_path: Path, threads: None) -> None:
-    zoo = make_cnn_zoo(tmp_path / "zoo", 20, ranges=HyperparameterRanges(steps=(2, 3)), progress=False)
-    cell = Cell("generalization", zoo.path, {"model": "statnn", "epochs": 1, "learning_rate": 1e30, "seed": 0})
+def test_cells_that_fail(tmp_path: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo = make_cnn_zoo(tmp_path / "zoo", 20, ranges=HyperparameterRanges(steps=(2, 3)), progress=False).path
+    diverges = Cell("generalization", zoo, {"model": "statnn", "epochs": 1, "learning_rate": 1e30, "seed": 0})
+    fails = Cell("generalization", zoo, {"model": "statnn", "epochs": 1, "target": "loss"})
+    works = Cell("generalization", zoo, {"model": "statnn", "epochs": 1})
     for _ in range(2):
-        (found,) = run_cells([cell], tmp_path)
-        assert found["metrics"] == {}
-        assert "Training diverged" in found["error"]
+        found = run_cells([diverges, fails, works], tmp_path)
+        assert [bool(each["metrics"]) for each in found] == [False, False, True]
+        assert "Training diverged" in found[0]["error"]
+        assert "loss" in found[1]["error"]
+    # A model that diverges is a finding. What may be mended is tried again.
+    assert [(tmp_path / cell.name / "cell.json").exists() for cell in (diverges, fails, works)] == [True, False, True]
+    store = ZooStore(zoo)
+    store.set_column("loss", torch.rand(len(store)).tolist())
+    mended = Cell("generalization", zoo, fails.options)
+    assert mended.name != fails.name
+    assert run_cells([mended], tmp_path)[0]["metrics"]
+
+
+def test_cells_begun_by_another_version_start_over(tmp_path: Path, threads: None) -> None:
+    zoo = make_cnn_zoo(tmp_path / "zoo", 20, ranges=HyperparameterRanges(steps=(2, 3)), progress=False).path
+    cell = Cell("generalization", zoo, {"model": "statnn", "epochs": 1})
+    (tmp_path / cell.name / "run").mkdir(parents=True)
+    (tmp_path / cell.name / "run" / "config.json").write_text('{"model": "statnn"}')
+    assert run_cells([cell], tmp_path)[0]["metrics"]
+
+
+def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*arguments: Any, **options: Any) -> Any:
+        raise BrokenProcessPool("died")
+
+    zoo = make_cnn_zoo(tmp_path / "zoo", 20, ranges=HyperparameterRanges(steps=(2, 3)), progress=False).path
+    monkeypatch.setattr(cells_module, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(cells_module, "_train", dies)
+    with pytest.raises(RuntimeError, match=r"died, most likely for want of memory\. What is finished is kept"):
+        run_cells([Cell("generalization", zoo, {"model": "statnn"})], tmp_path)
+
+
+def test_nothing_succeeds(tmp_path: Path, threads: None) -> None:
+    zoo = make_cnn_zoo(tmp_path / "zoo", 20, ["relu", "tanh"], ranges=HyperparameterRanges(steps=(2, 3)), progress=False).path
+    options: dict[str, Any] = {"size": SMALL, "folder": tmp_path, "output": tmp_path / "results", "zoos": {"both": zoo}}
+    with pytest.raises(ValueError, match=r"No training succeeded\. statnn on both: The model 'statnn' reads networks of one architecture"):
+        run_suite("robustness", **options, models=["statnn"])
+    with pytest.raises(ValueError, match="Expected zoos of one architecture each \\(got 2 in 'both'\\)"):
+        run_suite("memory", **options)
+    with pytest.raises(ValueError, match="'seeds' with at least one entry"):
+        replace(SMALL, seeds=())
+    with pytest.raises(ValueError, match="names of zoos without '/'"):
+        run_suite("inr", folder=tmp_path, output=tmp_path, zoos={"a/b": zoo})
+
+
+def test_an_edit_is_drawn_by_a_seed_that_succeeded(tmp_path: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Cell.train
+
+    def train(self: Cell, folder: Path) -> Any:
+        if self.options["seed"] == 0 and self.options.get("test", True):
+            raise DivergedError("Training diverged")
+        return real(self, folder)
+
+    monkeypatch.setattr(Cell, "train", train)
+    size = replace(SMALL, seeds=(0, 1))
+    run_suite("editing", size=size, folder=tmp_path, output=tmp_path / "results", models=["np:channels=[4]"])
+    assert "(1 of 2 seeds)" in (tmp_path / "results" / "editing.md").read_text()
+    assert (tmp_path / "results" / "editing-dilate.png").exists()
 
 
 _SCRIPT = """
@@ -300,7 +382,20 @@ def test_errors(tmp_path: Path) -> None:
         assert message in " ".join(result.output.split())
 
 
-def test_long_names_of_cells(tmp_path: Path) -> None:
-    cells = [Cell("generalization", tmp_path, {"model": "np", "test_zoos": {"other": f"/{'a' * 300}/{i}"}}) for i in range(2)]
-    assert len({cell.name for cell in cells}) == 2
-    assert all(len(cell.name) < 250 and "/" not in cell.name for cell in cells)
+def test_names_of_cells(tmp_path: Path) -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    zoos = [ZooStore.create(tmp_path / name / "zoo", space, space.sample(3), {}).path for name in "ab"]
+    options = {"model": "np", "seed": 1}
+    cell = Cell("generalization", zoos[0], options)
+    assert cell.name.startswith("generalization-zoo-np-")
+    assert cell.name == Cell("generalization", zoos[0], dict(reversed(options.items()))).name
+    others = [
+        Cell("generalization", zoos[1], options),
+        Cell("inr_editing", zoos[0], options),
+        Cell("generalization", zoos[0], options | {"seed": 2}),
+        Cell("generalization", zoos[0], options, {"x": zoos[0]}),
+        Cell("generalization", zoos[0], options, {"x": zoos[1]}),
+    ]
+    assert len({other.name for other in [cell, *others]}) == 6
+    ZooStore(zoos[0]).set_column("split", ["train"] * 3)
+    assert Cell("generalization", zoos[0], options).name != cell.name

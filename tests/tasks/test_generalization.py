@@ -280,7 +280,7 @@ def test_further_zoos_are_scored(store: ZooStore, tmp_path: Path) -> None:
     fewer = ZooStore(tmp_path / "same").dataset("test")
     result = train(store, tmp_path / "a", test_zoos={"same": same_networks, "path": tmp_path / "same"})
     assert result.metrics["tau_on_same"] == result.metrics["tau_on_path"] == result.metrics["tau"]
-    assert result.config["test_zoos"] == {"same": "same", "path": "same"}
+    assert result.config["test_zoos"] == dict.fromkeys(("same", "path"), f"same {same_networks.digest}")
     assert len(fewer) == result.config["networks"]["test"]
 
     wide = WeightSpace.mlp([2, 9, 9, 1], "tanh")
@@ -294,6 +294,11 @@ def test_further_zoos_are_scored(store: ZooStore, tmp_path: Path) -> None:
         ValueError, match=r"'statnn' reads networks of one architecture \(got 2 weight spaces\); these read several: monomial_gnn"
     ):
         train(store, tmp_path / "c", test_zoos={"wide": other})
+    # Tanh networks pass through parameters that ReLU networks do not train.
+    with pytest.warns(UserWarning, match=r"The networks of 'test_zoos' 'wide' pass through parameters of scalegmn that .* are not scored"):
+        untrained = train(store, tmp_path / "d", "scalegmn", test_zoos={"wide": other, "same": same_networks})
+    assert math.isnan(untrained.metrics["tau_on_wide"])
+    assert untrained.metrics["tau_on_same"] == untrained.metrics["tau"]
     empty = ZooStore.create(tmp_path / "empty", wide, thetas[:2], {"test_accuracy": [0.1, 0.2], "split": ["train", "test"]})
     with pytest.raises(ValueError, match="at least 2 networks in the test split of 'test_zoos' 'empty'"):
         train(store, tmp_path / "c", test_zoos={"empty": empty})

@@ -114,3 +114,12 @@ def test_errors(store: ZooStore, tmp_path: Path) -> None:
         train(other, tmp_path / "run")
     with pytest.raises(ValueError, match="statnn"):
         train(store, tmp_path / "run", model="statnn", model_options={})
+
+
+def test_further_zoos(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "run", test_zoos={"same": store})
+    assert result.metrics["mse_on_same"] == result.metrics["mse"]
+    other = WeightSpace.siren([2, 6, 6, 1], 5.0, signal=SPACE.signal)
+    wrong = ZooStore.create(tmp_path / "other", other, other.sample(4), {"split": ["test"] * 4})
+    with pytest.raises(ValueError, match="Expected 'test_zoos' of networks of WeightSpace"):
+        train(store, tmp_path / "run", test_zoos={"other": wrong})

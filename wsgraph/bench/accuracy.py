@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from wsgraph.bench.bench import Bench, documented, read_model, register_suite, summarised
+from wsgraph import WeightSpace
+from wsgraph.bench.bench import Bench, documented, read_model, register_suite, scores_of
 from wsgraph.data import ZooStore
 from wsgraph.nn import model_entry
 from wsgraph.tasks.result import mean_and_error
@@ -46,12 +49,11 @@ def robustness(bench: Bench) -> None:
     head = ["zoo", "trained on", "model", "as they are", *(f"s={scale:g}" for scale in scales)]
     rows = []
     panels: dict[str, dict[str, dict[float, tuple[float, float]]]] = {}
-    for row in sorted(found, key=lambda row: (row["zoo"], row["variant"] == "augmented")):
+    for row in sorted(found, key=lambda row: (list(bench.classifiers()).index(row["zoo"]), row["variant"] == "augmented")):
         trained_on = "moved" if row["variant"] == "augmented" else "original"
-        taus = {scale: [metrics[f"tau_scale_{scale:g}"] for metrics in row["metrics"]] for scale in scales}
-        clean = [metrics["tau"] for metrics in row["metrics"]]
-        rows.append([row["zoo"], trained_on, row["model"], *map(summarised, [clean, *taus.values()])])
-        if row["metrics"]:
+        taus = {scale: scores_of(row, f"tau_scale_{scale:g}") for scale in scales}
+        rows.append([row["zoo"], trained_on, row["model"], *map(bench.cell, [scores_of(row, "tau"), *taus.values()])])
+        if row["runs"]:
             curves = panels.setdefault(f"{row['zoo']} zoo, trained on {trained_on} networks", {})
             curves[row["model"]] = {scale: mean_and_error(values) for scale, values in taus.items()}
     title = f"Kendall's tau on test networks moved with factors U[1, s] or flipped, {_who(bench)}"
@@ -65,19 +67,22 @@ def train_size(bench: Bench) -> None:
     from wsgraph.plot import TAU_LABEL, curve_panels
 
     zoos = bench.classifiers()
-    most = min(len(ZooStore(path).dataset("train", target=None)) for path in zoos.values())
-    sizes = [size for size in bench.size.train_sizes if size < most] + [most]
+    everything = {name: len(ZooStore(path).dataset("train", target=None)) for name, path in zoos.items()}
+    most = min(everything.values())
     # Small sets are passed more often, up to five times: the same epochs would be too few steps to learn from.
-    epochs = {size: math.ceil(bench.size.epochs * min(5, most / size)) for size in sizes}
-    variants = {f"{size:,}": {"train_size": size, "epochs": epochs[size]} for size in sizes}
-    found = bench.searched("generalization", zoos, variants, search=f"{most:,}")
+    variants: dict[str, dict[str, Any]] = {
+        f"{size:,}": {"train_size": size, "epochs": math.ceil(bench.size.epochs * min(5, most / size))}
+        for size in bench.size.train_sizes
+        if 1.5 * size < most
+    }
+    found = bench.searched("generalization", zoos, {**variants, "all": {}}, search="all")
     title = f"Kendall's tau on test networks by number of training networks, {_who(bench)}"
-    bench.write_scores("train-size", title, found, dict.fromkeys(variants, "tau"))
+    bench.write_scores("train-size", title, found, dict.fromkeys([*variants, "all"], "tau"))
     panels: dict[str, dict[str, dict[float, tuple[float, float]]]] = {}
     for row in found:
-        if row["metrics"]:
-            points = panels.setdefault(f"{row['zoo']} zoo", {}).setdefault(row["model"], {})
-            points[float(row["variant"].replace(",", ""))] = mean_and_error([metrics["tau"] for metrics in row["metrics"]])
+        if row["runs"]:
+            size = variants.get(row["variant"], {}).get("train_size", everything[row["zoo"]])
+            panels.setdefault(f"{row['zoo']} zoo", {}).setdefault(row["model"], {})[size] = mean_and_error(scores_of(row, "tau"))
     bench.write_figure("train-size", curve_panels(panels, x_label="training networks", y_label=TAU_LABEL))
 
 
@@ -85,23 +90,25 @@ def train_size(bench: Bench) -> None:
 def transfer(bench: Bench) -> None:
     """Kendall's tau on zoos of other widths, depths, activations or pictures than that trained on."""
     source, others = bench.transfer_zoos()
-    of_source = ZooStore(source).dataset(target=None).spaces
-    readable: dict[bool, dict[str, str]] = {
-        True: {name: str(path) for name, path in others.items()},
-        False: {name: str(path) for name, path in others.items() if ZooStore(path).dataset(target=None).spaces == of_source},
-    }
-    name = source.name if source.name in bench.zoos else "itself"
+    name = next(iter(bench.zoos), "itself")
+    trained_on = ZooStore(source).dataset(target=None).spaces
+    same = {other: path for other, path in others.items() if _all_match(ZooStore(path).dataset(target=None).spaces, trained_on)}
     found = []
-    for mixed, zoos in readable.items():
-        able = tuple(model for model in bench.models if model_entry(read_model(model)[0]).mixed == mixed)
-        part = replace(bench, models=able)
-        found += part.searched("generalization", {name: source}, {"": {"test_zoos": zoos} if zoos else {}}, search="")
-    rows, columns = [], {name: "tau", **{other: f"tau_on_{other}" for other in others}}
-    for row in sorted(found, key=lambda row: bench.models.index(row["model"])):
-        scores = [[metrics.get(score, math.nan) for metrics in row["metrics"]] for score in columns.values()]
-        rows.append([row["model"], *map(summarised, scores)])
-    title = f"Kendall's tau on test networks of other zoos than the one trained on ({source.name}), {_who(bench)}"
+    for mixed, readable in ((True, others), (False, same)):
+        if able := tuple(label for label in bench.models if model_entry(read_model(label)[0]).mixed == mixed):
+            part = replace(bench, models=able)
+            found += part.searched("generalization", {name: source}, {"": {}}, search="", test_zoos=readable)
+    columns = {name: "tau", **{other: f"tau_on_{other}" for other in others}}
+    rows = [
+        [row["model"], *(bench.cell(scores_of(row, score)) for score in columns.values())]
+        for row in sorted(found, key=lambda row: bench.models.index(row["model"]))
+    ]
+    title = f"Kendall's tau on test networks of the zoo trained on and of others, {_who(bench)}; -: not readable, or not without training"
     bench.write_table("transfer", title, ["model", *columns], rows, {"source": source.name, "results": documented(found)})
+
+
+def _all_match(spaces: Sequence[WeightSpace], known: Sequence[WeightSpace]) -> bool:
+    return all(any(space.matches(each) for each in known) for space in spaces)
 
 
 @register_suite("inr")
@@ -122,9 +129,9 @@ def inr(bench: Bench) -> None:
     for name in zoos:
         bars = {
             row["model"]: {
-                each["variant"]: mean_and_error([metrics["accuracy"] for metrics in each["metrics"]])
+                each["variant"]: mean_and_error(scores_of(each, "accuracy"))
                 for each in found
-                if each["metrics"] and (each["zoo"], each["model"]) == (name, row["model"])
+                if each["runs"] and (each["zoo"], each["model"]) == (name, row["model"])
             }
             for row in found
         }
@@ -145,16 +152,16 @@ def editing(bench: Bench) -> None:
     operations = {operation: {"operation": operation} for operation in ("dilate", "contrast")}
     found = bench.searched("inr_editing", zoos, operations, search="dilate")
     title = f"Pixel MSE of edited pictures of SIRENs, {_who(bench)}"
-    bench.write_scores("editing", title, found, dict.fromkeys(operations, "mse"), {"left as they are": "mse_unedited"})
-    for operation in operations:
-        edited = [row for row in found if row["variant"] == operation and row["metrics"]]
+    bench.write_scores("editing", title, found, dict.fromkeys(operations, "mse"), {"left as they are": "mse_unedited"}, places=5)
+    for (name, path), operation in itertools.product(zoos.items(), operations):
+        edited = [run for row in found if (row["zoo"], row["variant"]) == (name, operation) for run in row["runs"]]
         if not edited:
             continue
-        best = min(edited, key=lambda row: mean_and_error([metrics["mse"] for metrics in row["metrics"]])[0])
-        editor = best["cells"][0].train(bench.cells).model
-        batch = ZooStore(zoos[best["zoo"]]).dataset("test", target=None).batch(slice(0, 10), lambda thetas: thetas.float())
+        best = min(edited, key=lambda run: math.inf if run["metrics"]["mse"] is None else run["metrics"]["mse"])
+        editor = best["cell"].train(bench.cells).model
+        batch = ZooStore(path).dataset("test", target=None).batch(slice(0, 10), lambda thetas: thetas.float())
         with torch.no_grad():
             after, target, before = editor(batch.to(next(editor.parameters()).device)).cpu().clamp(0, 1).unbind(1)
         rows = {"network": before, "target": target, "edited": after}
-        figure = picture_grid(rows, title=f"{operation}: SIRENs of {best['zoo']} edited by {best['model']} through their weights")
-        bench.write_figure(f"editing-{operation}", figure)
+        title = f"{operation}: SIRENs of {name} edited by {best['cell'].options['model']} through their weights"
+        bench.write_figure(f"editing-{operation}" if len(zoos) == 1 else f"editing-{name}-{operation}", picture_grid(rows, title=title))

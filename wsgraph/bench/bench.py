@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsgraph import data
 from wsgraph.bench.cells import Cell, run_cells
+from wsgraph.data import ZooStore, load_images
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
+from wsgraph.nn import list_models, model_options, widths_for_parameters
 from wsgraph.tasks.result import mean_and_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SIZES", "Bench", "Size", "documented", "list_suites", "read_model", "register_suite", "run_suite", "summarised"]
+    from wsgraph import WeightSpace
+
+__all__ = ["SIZES", "Bench", "Size", "documented", "list_suites", "read_model", "register_suite", "run_suite", "scores_of", "summarised"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Size:
         learning_rates: Learning rates of the search, the same for every model, chosen by the validation loss with the first seed.
         search_epochs: Passes over the training split in the search.
         search_networks: At most so many training networks in the search.
-        scales: Upper bounds of the scales of moved test networks.
+        scales: Upper bounds of the scales of moved test networks; ``augment_scale`` is always among them.
         augment_scale: Upper bound of the scales by which augmented training moves its networks.
         train_sizes: Numbers of training networks of the curves over them; more than a zoo has are left out.
         batches: Networks in a batch whose costs are measured.
@@ -53,6 +59,13 @@ class Size:
     train_sizes: tuple[int, ...] = (32, 100, 320, 1000)
     batches: tuple[int, ...] = (16, 64, 256)
     widths: tuple[int, ...] = (16, 32, 64, 128)
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "learning_rates", "train_sizes", "batches", "widths"):
+            if not getattr(self, name):
+                raise ValueError(f"Expected '{name}' with at least one entry (got none).")
+        # Who was trained on moved networks is scored on networks that were moved as far.
+        object.__setattr__(self, "scales", tuple(sorted({*self.scales, self.augment_scale})))
 
 
 SIZES = {
@@ -111,39 +124,50 @@ class Bench:
         variants: Mapping[str, Mapping[str, Any]],
         *,
         search: str,
+        test_zoos: Mapping[str, Path] | None = None,
     ) -> list[dict[str, Any]]:
         """Every model on every zoo in every variant, trained with all seeds and the learning rate found in one of the variants.
 
-        The search is short and leaves the test split untouched: for every model and zoo the rate with the lowest validation loss.
+        The search is short and leaves the test split untouched: for every model and zoo the rate with the lowest validation loss. What goes
+        wrong with a model is printed, and its row says so.
 
         Args:
             task: Name of the task.
             zoos: Folders of zoos by name.
             variants: Options of the task by name.
             search: Name of the variant in which learning rates are searched.
+            test_zoos: Folders of further zoos to be scored on, by name.
 
         Returns:
-            For every model, zoo and variant ``metrics``, a list with one dict per seed, the ``learning_rate``, the ``cells`` of the seeds,
-            or an ``error``.
+            For every model, zoo and variant ``runs``, the cells that succeeded with their ``metrics``, the ``learning_rate``, and an
+            ``error`` where a cell failed.
+
+        Raises:
+            ValueError: If nothing succeeded, with the reasons.
         """
-        from wsgraph.data import ZooStore
+        size = self.size
+        rows: list[dict[str, Any]] = [
+            {"model": label, "zoo": zoo, "variant": variant, "learning_rate": None, "runs": []}
+            for label in self.models
+            for zoo in zoos
+            for variant in variants
+        ]
+        errors: dict[tuple[str, str], str] = {}
+        options: dict[tuple[str, str], dict[str, Any]] = {}
+        for label, zoo in dict.fromkeys((row["model"], row["zoo"]) for row in rows):
+            try:
+                options[label, zoo] = self._model(task, label, zoos[zoo], test_zoos or {})
+            except ValueError as error:
+                errors[label, zoo] = str(error)
 
-        places = [(model, zoo) for model in self.models for zoo in zoos]
         trained_on = {name: len(ZooStore(path).dataset("train", target=None)) for name, path in zoos.items()}
-        options = {}
-        for label, zoo in places:
-            name, own = read_model(label)
-            own = {**self._widths(task, name, zoos[zoo]), **own}
-            options[label, zoo] = {"model": name, **({"model_options": own} if own else {})}
-
-        trials = [(place, rate) for place in places for rate in self.size.learning_rates]
+        trials = [(place, rate) for place in options for rate in size.learning_rates]
         searches = []
         for place, rate in trials:
-            short = {"epochs": self.size.search_epochs, "train_size": min(self.size.search_networks, trained_on[place[1]]), "test": False}
-            shared = {**options[place], **variants[search], "seed": self.size.seeds[0], "learning_rate": rate}
-            searches.append(Cell(task, zoos[place[1]], {**shared, **short}))
-        losses: dict[tuple[str, str], dict[float, float]] = {place: {} for place in places}
-        errors: dict[tuple[str, str], str] = {}
+            few = {"train_size": size.search_networks} if size.search_networks < trained_on[place[1]] else {}
+            short = {"epochs": size.search_epochs, "seed": size.seeds[0], "learning_rate": rate, "test": False}
+            searches.append(Cell(task, zoos[place[1]], {**options[place], **variants[search], **short, **few}))
+        losses: dict[tuple[str, str], dict[float, float]] = {place: {} for place in options}
         for (place, rate), found in zip(trials, self.run(searches, f"{task}: learning rates"), strict=True):
             loss = found["metrics"].get("validation_loss")
             if loss is None:
@@ -152,41 +176,42 @@ class Bench:
                 losses[place][rate] = loss
         best = {place: min(rates, key=rates.__getitem__) for place, rates in losses.items() if rates}
 
-        rows: list[dict[str, Any]] = [
-            {"model": place[0], "zoo": place[1], "variant": variant, "learning_rate": best.get(place), "cells": [], "metrics": []}
-            for place in places
-            for variant in variants
-        ]
-        runs = []
+        finals = []
         for row in rows:
             place = (row["model"], row["zoo"])
             if place not in best:
                 row["error"] = errors[place]
                 continue
-            shared = {**options[place], **variants[row["variant"]]}
-            shared.setdefault("epochs", self.size.epochs)
-            shared["learning_rate"] = best[place]
-            row["cells"] = [
-                Cell(task, zoos[place[1]], {**shared, "seed": seed, "scales": list(self.size.scales)}) for seed in self.size.seeds
-            ]
-            runs += [(row, cell) for cell in row["cells"]]
-        for (row, _), found in zip(runs, self.run([cell for _, cell in runs], f"{task}: seeds"), strict=True):
+            row["learning_rate"] = best[place]
+            shared = {"epochs": size.epochs, **options[place], **variants[row["variant"]], "learning_rate": best[place]}
+            for seed in size.seeds:
+                cell = Cell(task, zoos[place[1]], {**shared, "seed": seed, "scales": list(size.scales)}, dict(test_zoos or {}))
+                finals.append((row, cell))
+        for (row, cell), found in zip(finals, self.run([cell for _, cell in finals], f"{task}: seeds"), strict=True):
             if found["metrics"]:
-                row["metrics"].append(found["metrics"])
+                row["runs"].append({"cell": cell, "metrics": found["metrics"], "machine": found["machine"]})
             else:
                 row["error"] = found["error"]
+        reasons = {f"{row['model']} on {row['zoo']}: {row['error']}": None for row in rows if "error" in row}
+        if not any(row["runs"] for row in rows):
+            raise ValueError("No training succeeded. " + " ".join(reasons))
+        for reason in reasons:
+            print(reason, file=sys.stderr)
         return rows
 
-    def _widths(self, task: str, model: str, zoo: Path) -> dict[str, Any]:
-        """Options that bring a model to the number of parameters asked for, if any is."""
-        from wsgraph.data import ZooStore
-        from wsgraph.nn import model_entry, widths_for_parameters
-
-        spaces = ZooStore(zoo).dataset(target=None).spaces
-        if self.parameters is None or (len(spaces) > 1 and not model_entry(model).mixed):
-            return {}
+    def _model(self, task: str, label: str, zoo: Path, test_zoos: Mapping[str, Path]) -> dict[str, Any]:
+        """Options of a task that name a model and, if a number of parameters is asked for, bring it there."""
+        name, own = read_model(label)
+        if self.parameters is None:
+            return {"model": name, **({"model_options": own} if own else {})}
+        known: dict[str, WeightSpace] = {}
+        for path in (zoo, *test_zoos.values()):
+            known |= {space.digest: space for space in ZooStore(path).dataset(target=None).spaces}
+        spaces = list(known.values())
+        outputs = 1 if task != "inr_classification" else 1 + int(ZooStore(zoo).column("label").max())
         kind = "equivariant" if task == "inr_editing" else "invariant"
-        return dict(widths_for_parameters(model, spaces[0] if len(spaces) == 1 else spaces, 1, self.parameters, kind))
+        widths = widths_for_parameters(name, spaces[0] if len(spaces) == 1 else spaces, outputs, self.parameters, kind, **own)
+        return {"model": name, "model_options": {**own, **widths}}
 
     def classifier_zoo(self, *activations: str, channels: Sequence[int] = (16, 16, 16), share: float = 1.0) -> Path:
         """The folder of a zoo of small CNNs on digits, made where it is missing.
@@ -196,12 +221,10 @@ class Bench:
             channels: Output channels of their convolutions.
             share: How many networks, relative to the size of the benchmark.
         """
-        from wsgraph.data import make_cnn_zoo
-
         networks = round(share * self.size.networks)
         widths = "" if tuple(channels) == (16, 16, 16) else "-" + "-".join(map(str, channels))
         path = self.folder / f"cnn{widths}-{'-'.join(activations)}-{networks}"
-        return make_cnn_zoo(path, networks, activations[0] if len(activations) == 1 else activations, channels=channels).path
+        return data.make_cnn_zoo(path, networks, activations[0] if len(activations) == 1 else activations, channels=channels).path
 
     def classifiers(self) -> dict[str, Path]:
         """Zoos of small CNNs, ReLU and Tanh."""
@@ -209,8 +232,6 @@ class Bench:
 
     def transfer_zoos(self) -> tuple[Path, dict[str, Path]]:
         """A zoo to train on, and others by name to test on: the first of those given and the rest, or CNNs that differ in one thing."""
-        from wsgraph.data import load_images, make_cnn_zoo
-
         if self.zoos:
             source, *rest = self.zoos
             return self.zoos[source], {name: self.zoos[name] for name in rest}
@@ -223,18 +244,16 @@ class Bench:
         if self.images is not None:
             networks = self.size.networks // 2
             path = self.folder / f"cnn-{self.images.stem}-relu-{networks}"
-            others[self.images.stem] = make_cnn_zoo(path, networks, data=load_images(self.images), stride=2).path
+            others[self.images.stem] = data.make_cnn_zoo(path, networks, data=load_images(self.images), stride=2).path
         return self.classifier_zoo("relu"), others
 
     def pictures(self) -> dict[str, Path]:
         """A zoo of implicit neural representations."""
-        from wsgraph.data import load_images, make_inr_zoo
-
         if self.zoos:
             return dict(self.zoos)
         name = "digits" if self.images is None else self.images.stem
         path = self.folder / f"inr-{name}-{self.size.pictures}"
-        make_inr_zoo(path, self.size.pictures, data=None if self.images is None else load_images(self.images))
+        data.make_inr_zoo(path, self.size.pictures, data=None if self.images is None else load_images(self.images))
         return {name: path}
 
     def write_table(self, name: str, title: str, head: Sequence[str], rows: Sequence[Sequence[str]], document: Mapping[str, Any]) -> None:
@@ -265,6 +284,7 @@ class Bench:
         found: Sequence[Mapping[str, Any]],
         scores: Mapping[str, str],
         baselines: Mapping[str, str] | None = None,
+        places: int = 3,
     ) -> None:
         """Print and write the table of a score: a row for every model, a column for every zoo and variant, and who leads by how much.
 
@@ -274,28 +294,25 @@ class Bench:
             found: What :meth:`searched` returned.
             scores: Name of the score in every variant.
             baselines: By the name of a row, the name of a score that is the same for all models.
+            places: Decimal places. With more than three the score is an error: the lowest leads.
         """
         columns = list(dict.fromkeys((row["zoo"], row["variant"]) for row in found))
         several = len({zoo for zoo, _ in columns}) > 1
         head = ["model", *(f"{zoo}, {variant}" if several and variant else variant or zoo for zoo, variant in columns)]
-        values = {place: {model: [math.nan] for model in self.models} for place in columns}
+        values: dict[tuple[str, str], dict[str, list[float | None]]] = {place: {} for place in columns}
         for row in found:
-            if row["metrics"]:
-                values[row["zoo"], row["variant"]][row["model"]] = [metrics[scores[row["variant"]]] for metrics in row["metrics"]]
-        rows = [[model, *(self._cell(values[place][model]) for place in columns)] for model in self.models]
-        lowest = "mse" in scores.values()
-        rows.append(["gap to the second", *(_gap(values[place], largest=not lowest) for place in columns)])
+            values[row["zoo"], row["variant"]][row["model"]] = scores_of(row, scores[row["variant"]])
+        rows = [[model, *(self.cell(values[place].get(model, []), places) for place in columns)] for model in self.models]
+        rows.append(["gap to the second", *(_gap(values[place], places) for place in columns)])
         for label, score in (baselines or {}).items():
-            known = {(row["zoo"], row["variant"]): [row["metrics"][0][score]] for row in found if row["metrics"]}
-            rows.append([label, *(summarised(known.get(place, [])) for place in columns)])
+            known = {(row["zoo"], row["variant"]): scores_of(row, score)[:1] for row in found if row["runs"]}
+            rows.append([label, *(summarised(known.get(place, []), places) for place in columns)])
         self.write_table(name, title, head, rows, {"scores": scores, "results": documented(found)})
-        for row in found:
-            if "error" in row:
-                print(f"{row['model']} on {row['zoo']}, {row['variant']}: {row['error']}", file=sys.stderr)
 
-    def _cell(self, values: Sequence[float | None]) -> str:
-        failed = 0 < len(values) < len(self.size.seeds) and summarised(values) != "-"
-        return summarised(values) + (f" ({len(values)} of {len(self.size.seeds)} seeds)" if failed else "")
+    def cell(self, values: Sequence[float | None], places: int = 3) -> str:
+        """Mean and standard error as text, with the number of seeds where some failed."""
+        text = summarised(values, places)
+        return text if text == "-" or len(values) == len(self.size.seeds) else f"{text} ({len(values)} of {len(self.size.seeds)} seeds)"
 
     def write_figure(self, name: str, figure: Figure) -> None:
         """Write a figure as ``NAME.png``."""
@@ -307,32 +324,34 @@ def read_model(label: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a model written as ``NAME:OPTION=VALUE,...``, so that it can be compared with itself.
 
     Args:
-        label: The text; a value is a number, ``true``, ``false``, or else text.
+        label: The text; a value is a number, ``true``, ``false``, a list such as ``[16,16,5]``, or else text.
 
     Raises:
-        ValueError: If the model is unknown, or an option has no value.
+        ValueError: If the model or an option is unknown, or an option has no value or one of another kind.
 
     Example:
-        >>> read_model("neural_graph:probes=64,layer=transformer"), read_model("np")
-        (('neural_graph', {'probes': 64, 'layer': 'transformer'}), ('np', {}))
+        >>> read_model("neural_graph:probes=64,layer=transformer"), read_model("np:channels=[8,8]")
+        (('neural_graph', {'probes': 64, 'layer': 'transformer'}), ('np', {'channels': [8, 8]}))
     """
-    from wsgraph.nn import model_entry
-
     name, _, text = label.partition(":")
-    model_entry(name)
+    known = model_options(name)
     options: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
+    for part in re.split(r",(?=[A-Za-z_]+=)", text) if text else ():
         option, _, value = part.partition("=")
         if not option or not value:
             raise ValueError(f"Expected a model as NAME:OPTION=VALUE,... (got {label!r}).")
+        if option not in known:
+            raise ValueError(f"The model {name!r} has no option {option!r}; it has: {', '.join(known)}.")
         try:
-            options[option] = json.loads(value)
+            options[option] = json.loads(value.lower() if value.lower() in ("true", "false") else value)
         except json.JSONDecodeError:
             options[option] = value
+        if isinstance(known[option], (bool, int, float)) and isinstance(options[option], str):
+            raise ValueError(f"Expected the option {option!r} of {name!r} to be like {known[option]!r} (got {value!r}).")
     return name, options
 
 
-def summarised(values: Sequence[float | None]) -> str:
+def summarised(values: Sequence[float | None], places: int = 3) -> str:
     """Mean and standard error as text, ``-`` where there is none.
 
     Example:
@@ -340,19 +359,24 @@ def summarised(values: Sequence[float | None]) -> str:
         ('0.800 ± 0.058', '0.500', '-')
     """
     mean, error = mean_and_error(values)
-    return "-" if math.isnan(mean) else f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
+    return "-" if math.isnan(mean) else f"{mean:.{places}f}" if math.isnan(error) else f"{mean:.{places}f} ± {error:.{places}f}"
+
+
+def scores_of(row: Mapping[str, Any], score: str) -> list[float | None]:
+    """A score of all seeds that succeeded, of a row that :meth:`Bench.searched` returned; ``None`` where it is not finite."""
+    return [run["metrics"].get(score) for run in row["runs"]]
 
 
 def documented(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What :meth:`Bench.searched` returned as JSON can hold it: the options of cells instead of cells."""
-    return [{**row, "cells": [cell.options for cell in row["cells"]]} for row in found]
+    return [{**row, "runs": [{**run, "cell": run["cell"].options} for run in row["runs"]]} for row in found]
 
 
-def _gap(values: Mapping[str, Sequence[float | None]], largest: bool) -> str:
+def _gap(values: Mapping[str, Sequence[float | None]], places: int) -> str:
     """The best model, and by how much it leads the second."""
     means = {model: mean_and_error(each)[0] for model, each in values.items()}
-    ranked = sorted(((score, model) for model, score in means.items() if not math.isnan(score)), reverse=largest)
-    return f"{ranked[0][1]} by {abs(ranked[0][0] - ranked[1][0]):.3f}" if len(ranked) > 1 else "-"
+    ranked = sorted(((score, model) for model, score in means.items() if not math.isnan(score)), reverse=places <= 3)
+    return f"{ranked[0][1]} by {abs(ranked[0][0] - ranked[1][0]):.{places}f}" if len(ranked) > 1 else "-"
 
 
 # == The registry ==
@@ -417,13 +441,14 @@ def run_suite(
         OSError: If a folder cannot be written.
         ValueError: If the suite, the size or a model is unknown.
     """
-    from wsgraph.nn import list_models
-
     if name not in _SUITES:
         raise ValueError(f"Unknown suite {name!r}. Available suites: {', '.join(list_suites())}.")
     if isinstance(size, str) and size not in SIZES:
         raise ValueError(f"Expected 'size' to be {' or '.join(map(repr, SIZES))} or a Size (got {size!r}).")
-    for label in models or ():
+    labels = tuple(dict.fromkeys(models or list_models()))
+    for label in labels:
         read_model(label)
+    if bad := [zoo for zoo in zoos or () if not zoo or "/" in zoo]:
+        raise ValueError(f"Expected names of zoos without '/' (got {bad[0]!r}).")
     chosen = SIZES[size] if isinstance(size, str) else size
-    _SUITES[name](Bench(Path(folder), Path(output), chosen, tuple(models or list_models()), workers, dict(zoos or {}), images, parameters))
+    _SUITES[name](Bench(Path(folder), Path(output), chosen, labels, workers, dict(zoos or {}), images, parameters))

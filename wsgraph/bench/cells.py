@@ -9,13 +9,16 @@ import multiprocessing
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 import torch
 
+from wsgraph.data import ZooStore
 from wsgraph.files import write_json
 
 if TYPE_CHECKING:
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "run_cells"]
 
-_LONGEST = 240  # of names of files on common systems, 255
+# Part of the name of every cell: to be raised when the same options train to other results, so that no table mixes old and new ones.
+_ALGORITHM = 1
 
 
 @dataclass(frozen=True)
@@ -34,30 +38,26 @@ class Cell:
         task: Name of the task.
         zoo: Folder of the zoo.
         options: Options of the task, anything that JSON can hold.
+        test_zoos: Folders of further zoos to be scored on, by name.
     """
 
     task: str
     zoo: Path
     options: dict[str, Any] = field(default_factory=dict)
+    test_zoos: dict[str, Path] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """What distinguishes the cell, as the name of a folder.
+        """Name of the cell's folder, which differs for other options, whatever their order, and for other contents of the zoos.
 
-        Example:
-            >>> Cell("generalization", Path("zoos/relu"), {"model": "np", "seed": 1, "model_options": {"hidden": 32}}).name
-            'generalization-relu-model=np-seed=1-model_options=hidden=32'
+        Raises:
+            FileNotFoundError: If a zoo is not there.
         """
-
-        def text(value: Any) -> str:
-            if isinstance(value, dict):
-                return ",".join(f"{key}={text(each)}" for key, each in value.items()) or "none"
-            return ",".join(map(text, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
-
-        name = "-".join([self.task, self.zoo.name, *(f"{key}={text(value)}" for key, value in self.options.items())])
-        if len(name) <= _LONGEST and "/" not in name:
-            return name
-        return f"{name[: _LONGEST // 2].replace('/', '_')}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        zoos = [("", self.zoo), *self.test_zoos.items()]
+        contents = {name: ZooStore(path).digest for name, path in zoos}
+        identity = json.dumps([_ALGORITHM, self.task, contents, self.options], sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return "-".join([self.task, self.zoo.resolve().name, str(self.options.get("model", "")), digest])
 
     def train(self, folder: Path) -> Result:
         """The result of the training, which is read where it is finished, continued where it was begun, and else made.
@@ -66,27 +66,45 @@ class Cell:
             folder: Where results of all cells are kept.
         """
         from wsgraph.tasks import run
+        from wsgraph.tasks.training import OtherRunError
 
-        return run(self.task, zoo=self.zoo, output=folder / self.name / "run", progress=False, resume=True, **self.options)
+        further = {"test_zoos": self.test_zoos} if self.test_zoos else {}
+        options: dict[str, Any] = {**self.options, **further, "output": folder / self.name / "run", "progress": False}
+        try:
+            return run(self.task, zoo=self.zoo, resume=True, **options)
+        except OtherRunError:  # begun by another version of the library
+            return run(self.task, zoo=self.zoo, resume=False, **options)
 
 
-def _train(cell: Cell, cells: Path, threads: int) -> None:
-    """Train one cell, in the process of a worker."""
+def _train(cell: Cell, cells: Path, threads: int) -> dict[str, Any]:
+    """Train one cell, in the process of a worker; what went wrong is part of what is returned, and tried again the next time."""
+    from wsgraph.tasks.training import DivergedError
+
     folder = cells / cell.name
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"task": cell.task, "zoo": cell.zoo.name, "options": cell.options}
     # The worker of a run that was killed may still be at it: wait for what it comes to rather than write beside it.
     with filelock.FileLock(folder / ".lock"):
         if (folder / "cell.json").exists():
-            return
-        record: dict[str, Any] = {"task": cell.task, "zoo": cell.zoo.name, "options": cell.options}
+            return _read(folder)
         try:
-            record["metrics"] = cell.train(cells).document()["metrics"]
-        except (TypeError, ValueError) as error:  # a model that cannot read these networks, has no such option, or diverged, is a finding
+            document = cell.train(cells).document()
+            record |= {"metrics": document["metrics"], "machine": document["machine"]}
+        except DivergedError as error:  # a finding, which would come out the same again
             record |= {"metrics": {}, "error": str(error)}
+        except Exception as error:  # the other cells are worth having
+            what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            return record | {"metrics": {}, "error": what}
         write_json(folder / "cell.json", record)
+    return record
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+    return record
 
 
 def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads: int = 1, title: str = "training") -> list[dict[str, Any]]:
@@ -100,13 +118,17 @@ def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads:
         title: Shown beside the progress bar.
 
     Returns:
-        For every cell its ``metrics`` (empty where it failed, with an ``error``).
+        For every cell its ``metrics`` and the ``machine`` it was trained on, or no metrics and an ``error``.
+
+    Raises:
+        RuntimeError: If a process died, as for want of memory.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    folders = {cell.name: folder / cell.name for cell in cells}
-    missing = {cell.name: cell for cell in cells if not (folders[cell.name] / "cell.json").exists()}
+    by_name = {cell.name: cell for cell in cells}
+    found = {name: _read(folder / name) for name in by_name if (folder / name / "cell.json").exists()}
+    missing = {name: cell for name, cell in by_name.items() if name not in found}
     if missing:
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         context = multiprocessing.get_context("spawn")
@@ -114,12 +136,18 @@ def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads:
             Progress(*columns, console=Console(stderr=True)) as bar,
             ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool,
         ):
-            task = bar.add_task(title, total=len(folders), completed=len(folders) - len(missing))
+            task = bar.add_task(title, total=len(by_name), completed=len(found))
             try:
-                for future in as_completed([pool.submit(_train, cell, folder, threads) for cell in missing.values()]):
-                    future.result()
+                futures = {pool.submit(_train, cell, folder, threads): name for name, cell in missing.items()}
+                for future in as_completed(futures):
+                    found[futures[future]] = future.result()
                     bar.advance(task)
+            except BrokenProcessPool:
+                raise RuntimeError(
+                    f"A process that trained {title} died, most likely for want of memory. What is finished is kept: repeat the call to "
+                    f"continue, with fewer than {workers} workers."
+                ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return [json.loads((folders[cell.name] / "cell.json").read_text(encoding="utf-8")) for cell in cells]
+    return [found[cell.name] for cell in cells]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from wsgraph import WeightSpace
 from wsgraph.bench.bench import Bench, read_model, register_suite
+from wsgraph.data import ZooStore
 from wsgraph.files import write_json
 from wsgraph.measure import machine, step_costs
 from wsgraph.nn import build_model, widths_for_parameters
@@ -22,28 +24,36 @@ __all__ = ["count_parameters"]
 
 Costs = dict[str, dict[str, float]]
 
+_UNKNOWN = dict.fromkeys(("parameters", "milliseconds", "networks_per_second", "kept_bytes", "peak_bytes"), math.nan)
+
 
 def _measured(bench: Bench, title: str, space: WeightSpace, networks: int) -> Costs:
     """Costs of a step of all models on a batch of random networks, kept for this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = machine()
-    path = (
-        bench.cells / "-".join(map(str, ["memory", *title.split(), networks, bench.parameters or "published", device.type])) / "cell.json"
-    )
+    path = bench.cells / f"memory-{title.replace(' ', '-')}-{networks}-{space.digest}-{device.type}-{bench.parameters}" / "cell.json"
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if kept.get("machine") != here or not set(bench.models) <= kept["costs"].keys():
+    if kept.get("machine") != here or not set(bench.models) <= {*kept["costs"], *kept["errors"]}:
         batch = space.batch(space.sample(networks, generator=torch.Generator().manual_seed(0))).to(device)
         models: dict[str, nn.Module] = {}
+        errors: dict[str, str] = {}
         for label in bench.models:
             name, options = read_model(label)
-            widths: Mapping[str, Any] = {} if bench.parameters is None else widths_for_parameters(name, space, 1, bench.parameters)
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                models[label] = build_model(name, space, 1, **{**widths, **options}).to(device)
-        kept = {"machine": here, "space": repr(space), "networks": networks, "costs": step_costs(models, batch)}
+            try:
+                if bench.parameters is not None:
+                    options |= widths_for_parameters(name, space, 1, bench.parameters, **options)
+                with torch.random.fork_rng():
+                    torch.manual_seed(0)
+                    models[label] = build_model(name, space, 1, **options).to(device)
+            except (TypeError, ValueError) as error:
+                errors[label] = str(error)
+        kept = {"machine": here, "space": repr(space), "networks": networks, "costs": step_costs(models, batch), "errors": errors}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, kept)
-    return {model: kept["costs"][model] for model in bench.models}
+    for label in bench.models:
+        if label in kept["errors"]:
+            print(f"{label} on {title}: {kept['errors'][label]}", file=sys.stderr)
+    return {label: kept["costs"].get(label, _UNKNOWN) for label in bench.models}
 
 
 _MEASURES = {
@@ -58,31 +68,31 @@ def memory(bench: Bench) -> None:
     """Time and memory of a training step of every model, on ReLU and Tanh CNNs, over the batch and over the width of the networks."""
     from wsgraph.plot import curve_panels
 
-    if bench.zoos:
-        from wsgraph.data import ZooStore
-
-        spaces = {name: ZooStore(path).dataset(target=None).space for name, path in bench.zoos.items()}
-    else:
-        spaces = {f"{activation} CNN": WeightSpace.cnn([1, 16, 16, 16], [10], activation) for activation in ("relu", "tanh")}
+    spaces = {name: ZooStore(path).dataset(target=None).spaces for name, path in bench.zoos.items()}
+    if mixed := [name for name, found in spaces.items() if len(found) > 1]:
+        raise ValueError(f"Expected zoos of one architecture each (got {len(spaces[mixed[0]])} in {mixed[0]!r}).")
+    one = {name: found[0] for name, found in spaces.items()}
+    if not one:
+        one = {f"{activation} CNN": WeightSpace.cnn([1, 16, 16, 16], [10], activation) for activation in ("relu", "tanh")}
     device = machine()["device"] if torch.cuda.is_available() else f"{torch.get_num_threads()} threads of {machine()['processor']}"
     batches, widths = bench.size.batches, bench.size.widths
     usual = min(batches, key=lambda n: abs(n - 64))
-    first = next(iter(spaces))
+    first = next(iter(one))
 
-    own = {name: _measured(bench, name, space, usual) for name, space in spaces.items()}
-    over_batch = {n: _measured(bench, first, spaces[first], n) for n in batches}
+    own = {name: _measured(bench, name, space, usual) for name, space in one.items()}
+    over_batch = {n: _measured(bench, first, one[first], n) for n in batches}
     over_width = {n: _measured(bench, f"2-{n}-{n}-{n}-1", WeightSpace.mlp([2, n, n, n, 1]), 4) for n in widths}
 
-    head = ["model", "parameters", *(f"{name}, {column}" for name in spaces for column in ("ms", "networks/s", "kept MB", "peak MB"))]
+    head = ["model", "parameters", *(f"{name}, {column}" for name in one for column in ("ms", "networks/s", "kept MB", "peak MB"))]
     rows = [
         [
             model,
-            f"{own[first][model]['parameters']:,.0f}",
+            _whole(own[first][model]["parameters"]),
             *(cell for costs in own.values() for cell in _cells(costs[model])),
         ]
         for model in bench.models
     ]
-    document = {"spaces": {name: repr(space) for name, space in spaces.items()}, "batch": usual, "costs": own}
+    document = {"spaces": {name: repr(space) for name, space in one.items()}, "batch": usual, "costs": _known(own)}
     bench.write_table("memory", f"A training step on {usual} networks, {device}", head, rows, document)
     for name, title, costs in (
         ("memory-batch", f"Over the batch ({first}), {device}", over_batch),
@@ -97,10 +107,11 @@ def memory(bench: Bench) -> None:
             ]
             for model in bench.models
         ]
-        bench.write_table(name, title, head, rows, {"costs": {str(n): each for n, each in costs.items()}})
+        bench.write_table(name, title, head, rows, {"costs": _known(costs)})
     panels = {
         f"{label}\nover the {what}": {
-            model: {float(n): each[model][measure] / unit for n, each in costs.items() if each[model][measure]} for model in bench.models
+            model: {float(n): each[model][measure] / unit for n, each in costs.items() if each[model][measure] > 0}
+            for model in bench.models
         }
         for what, costs in ((f"batch ({first})", over_batch), ("hidden width n of 4 networks 2-n-n-n-1", over_width))
         for measure, (label, unit) in _MEASURES.items()
@@ -109,22 +120,30 @@ def memory(bench: Bench) -> None:
     bench.write_figure("memory", curve_panels(panels, log_y=True, title=f"A training step, {device}"))
 
 
+def _known(costs: Mapping[Any, Costs]) -> dict[str, Costs]:
+    return {str(key): {model: values for model, values in each.items() if values is not _UNKNOWN} for key, each in costs.items()}
+
+
 def _cells(costs: Mapping[str, float]) -> list[str]:
     return [
         _number(costs["milliseconds"]),
-        f"{costs['networks_per_second']:,.0f}",
+        _whole(costs["networks_per_second"]),
         _number(costs["kept_bytes"] / 1e6),
         _number(costs["peak_bytes"] / 1e6),
     ]
 
 
+def _whole(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.0f}"
+
+
 def _number(value: float) -> str:
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+    return "-" if math.isnan(value) else f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _exponent(values: Sequence[float], costs: Sequence[float]) -> float:
     """Exponent of the power law through the last three points."""
-    if len(values) < 2 or not all(costs[-3:]):
+    if len(values) < 2 or not all(cost > 0 for cost in costs[-3:]):
         return math.nan
     x, y = ([math.log(value) for value in numbers[-3:]] for numbers in (values, costs))
     return statistics.linear_regression(x, y).slope

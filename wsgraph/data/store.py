@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -145,6 +146,27 @@ class ZooStore:
         """Names of shards that were there when the zoo was finished, and are not any more."""
         there = {shard.name for shard in self.shards}
         return [name for name in self._recorded if name not in there] if self._only is None else []
+
+    @property
+    def digest(self) -> str:
+        """What distinguishes the contents of this zoo from others: 16 hexadecimal digits of checksums of its shards and columns.
+
+        Example:
+            >>> import tempfile
+            >>> space = WeightSpace.mlp([2, 8, 1])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     store = ZooStore.create(f"{folder}/zoo", space, space.sample(3), {})
+            ...     before = store.digest
+            ...     store.append(space, space.sample(1), {})
+            ...     before == store.digest, ZooStore(store.path).digest == store.digest
+            (False, True)
+        """
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.space} {shard.checksum}\n".encode())
+        if (self.path / "columns.safetensors").exists():
+            digest.update((self.path / "columns.safetensors").read_bytes())
+        return digest.hexdigest()[:16]
 
     def snapshot(self) -> ZooStore:
         """The zoo as it is now, whatever is added to it later; what is in memory is shared, not copied."""

@@ -12,7 +12,7 @@ from wsgraph.nn.message import (
     Wiring,
 )
 from wsgraph.nn.probes import Probes
-from wsgraph.nn.registry import ModelEntry, build_model, list_models, model_entry, register_model, widths_for_parameters
+from wsgraph.nn.registry import ModelEntry, build_model, list_models, model_entry, model_options, register_model, widths_for_parameters
 from wsgraph.nn.sharing import (
     MAGEPNFN,
     MLP,
@@ -81,6 +81,7 @@ __all__ = [
     "build_model",
     "list_models",
     "model_entry",
+    "model_options",
     "register_model",
     "widths_for_parameters",
 ]

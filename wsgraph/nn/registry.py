@@ -20,6 +20,7 @@ __all__ = [
     "check_task",
     "list_models",
     "model_entry",
+    "model_options",
     "register_model",
     "widths_for_parameters",
 ]
@@ -173,8 +174,29 @@ def list_models(task: str | None = None) -> list[str]:
     return sorted(name for name, entry in _MODELS.items() if task is None or task in entry.tasks)
 
 
+def model_options(name: str) -> dict[str, Any]:
+    """Options of a model with their defaults.
+
+    Raises:
+        ValueError: If the model is unknown.
+
+    Example:
+        >>> model_options("statnn")
+        {'hidden': 256, 'dropout': 0.0}
+    """
+    build = model_entry(name).build
+    options: dict[str, Any] = {}
+    for kind in build.__mro__ if isinstance(build, type) else (build,):
+        parameters = inspect.signature(kind).parameters.values()
+        options |= {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in options}
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):  # what it does not name goes to the class that it extends
+            break
+    options.pop("task", None)
+    return options
+
+
 def widths_for_parameters(
-    name: str, space: Spaces, out_channels: int, parameters: int, task: str = "invariant"
+    name: str, space: Spaces, out_channels: int, parameters: int, task: str = "invariant", **options: Any
 ) -> dict[str, int | tuple[int, ...]]:
     r"""Widths that bring a model as near to a number of parameters as it gets, for comparisons at equal size.
 
@@ -189,9 +211,10 @@ def widths_for_parameters(
         out_channels: Outputs per network or per weight.
         parameters: The number :math:`n` of trainable parameters.
         task: ``"invariant"`` or ``"equivariant"``.
+        **options: Options that are given, widths among them stay as they are.
 
     Returns:
-        Options for :func:`build_model`.
+        Options for :func:`build_model`, without those given.
 
     Raises:
         ValueError: If the model is unknown, has no widths, cannot read the space, or stays above twice the number or below half of it.
@@ -203,13 +226,8 @@ def widths_for_parameters(
         ({'channels': (2, 2, 1), 'hidden': 135}, 20027)
     """
     entry = model_entry(name)
-    kinds = entry.build.__mro__ if isinstance(entry.build, type) else (entry.build,)
-    defaults = {
-        option: parameter.default
-        for kind in reversed(kinds)
-        for option, parameter in inspect.signature(kind).parameters.items()
-        if option in ("channels", "hidden") and parameter.default is not inspect.Parameter.empty
-    }
+    known = model_options(name)
+    defaults = {option: known[option] for option in ("channels", "hidden") if option in known and option not in options}
     if defaults.get("channels", 0) is None:
         defaults["channels"] = entry.build.default_channels[task]  # type: ignore[attr-defined]
     if task == "equivariant" and isinstance(defaults.get("channels"), tuple):
@@ -229,7 +247,7 @@ def widths_for_parameters(
 
     def count(factor: float) -> int:
         with torch.random.fork_rng():
-            model = build_model(name, space, out_channels, task, **widths(factor))
+            model = build_model(name, space, out_channels, task, **widths(factor), **options)
         return sum(parameter.numel() for parameter in model.parameters())
 
     low, high = 2.0**-10, 1.0

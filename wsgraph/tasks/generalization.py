@@ -40,13 +40,13 @@ def kendall_tau(predictions: Tensor, targets: Tensor) -> float:
 
 
 def _score(outputs: Tensor, targets: Tensor) -> float:
-    tau = kendall_tau(outputs[:, 0], targets)
-    return tau if tau == tau else 0.0  # constant predictions rank nothing
+    constant = bool((outputs == outputs[:1]).all())
+    return 0.0 if constant else kendall_tau(outputs[:, 0], targets)  # constant predictions rank nothing
 
 
 def _scores(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     # Ranks are those of the predicted accuracies, taken before the sigmoid, which rounds far outputs to ties.
-    return {"tau": kendall_tau(outputs[:, 0], targets), "r2": float(r2_score(targets.numpy(), _accuracy(outputs).numpy()))}
+    return {"tau": _score(outputs, targets), "r2": float(r2_score(targets.numpy(), _accuracy(outputs).numpy()))}
 
 
 def _width(splits: Mapping[str, ZooDataset]) -> int:
@@ -98,7 +98,8 @@ def run_generalization(
             values in [0, 1] (default: ``"test_accuracy"``).
 
     Returns:
-        A :class:`~wsgraph.tasks.Result` whose scores are Kendall's ``tau`` and ``r2``; see :func:`wsgraph.tasks.run_prediction`.
+        A :class:`~wsgraph.tasks.Result` whose scores are Kendall's ``tau`` (0 where all predictions are equal) and ``r2``; see
+            :func:`wsgraph.tasks.run_prediction`.
 
     Raises:
         ValueError: As :func:`wsgraph.tasks.run_prediction`, and if the target leaves [0, 1], ``augment_scale`` is less than 1 or not

@@ -127,7 +127,7 @@ def _scores(outputs: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def _width(splits: Mapping[str, ZooDataset]) -> int:
-    space = splits["train"].space
+    space = next(iter(splits.values())).space
     if space.signal is None:
         raise ValueError(f"Expected networks that represent pictures, of a weight space with a signal (got {space!r}).")
     return 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +141,8 @@ def run_prediction(
         train_size: Number of training networks, chosen by the seed (default: all).
         test: Whether to score the test split; without it, for searching by ``validation_loss``, it stays untouched.
         test_zoos: Further zoos by name whose test splits the model is scored on as they are, such as networks for other pictures; of other
-            architectures for models that read mixed batches.
+            architectures for models that read mixed batches. Where such networks would pass through parameters that those trained on do
+            not use, whose values mean nothing, scores are NaN and a warning names the parameters.
         record: What else the run depends on, for its ``config``.
 
     Returns:
@@ -174,6 +177,8 @@ def run_prediction(
             raise ValueError(f"Expected at least 2 networks in the test split of 'test_zoos' {name!r}, {split.store!r} (got {len(split)}).")
         if (found := task.width({"test": split})) > width:
             raise ValueError(f"Expected 'test_zoos' of at most {width} classes, as {store!r} (got {found} in {name!r}).")
+        if task.wrap is not None and any(not space.matches(splits["train"].space) for space in split.spaces):
+            raise ValueError(f"Expected 'test_zoos' of networks of {splits['train'].space!r} for {task.name} (got {split!r} in {name!r}).")
     fixed = Canonicalize(canonicalize) if canonicalize else None
     folder = prepare_folder(output or Path("runs", task.name, f"{Path(store.path).name}-{model}-seed{seed}"))
 
@@ -194,7 +199,7 @@ def run_prediction(
         "augment": None if augment is None else repr(augment),
         "augment_validation": augment_validation,
         "test": test,
-        "test_zoos": {name: Path(split.store.path).name for name, split in further.items()},
+        "test_zoos": {name: f"{Path(split.store.path).name} {split.store.digest}" for name, split in further.items()},
         **(record or {}),
     }
     start_run(folder, config, resume=resume)
@@ -248,17 +253,43 @@ def run_prediction(
     scored = {suffix: splits["test"].with_transform(_composed(move, fixed)) for suffix, move in {"": None, **moves}.items()}
     scored |= {f"_on_{name}": split.with_transform(fixed) for name, split in further.items()}
     metrics: dict[str, float] = {}
+    untrained = {f"_on_{name}": _untrained(task, module, splits["train"], split, fixed) for name, split in further.items() if test}
     for suffix, split in scored.items() if test else ():
         # Batch by batch, so that a test split larger than memory can be scored; not by a loader, which would give each process a share.
         batches = (split.batch(slice(start, start + 256), _float32) for start in range(0, len(split), 256))
         outputs, targets = model_outputs(module, batches)
-        metrics |= {f"{name}{suffix}": value for name, value in task.scores(outputs, targets).items()}
+        unknown = untrained.get(suffix, [])
+        if unknown:
+            listed = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+            warnings.warn(
+                f"The networks of 'test_zoos' {suffix.removeprefix('_on_')!r} pass through parameters of {model} that those trained on do "
+                f"not use ({listed}): they are not scored.",
+                stacklevel=2,
+            )
+        scores = task.scores(outputs, targets)
+        metrics |= {f"{name}{suffix}": math.nan if unknown else value for name, value in scores.items()}
     metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
     metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}
     result = Result(task.name, metrics, module, config, folder)
     if is_first_process():
         result.save(folder / "result.json")
     return result
+
+
+def _untrained(task: Prediction, module: nn.Module, trained: ZooDataset, other: ZooDataset, fixed: WeightTransform | None) -> list[str]:
+    """Names of parameters that act on other networks but not on those trained on."""
+    if all(any(space.matches(known) for known in trained.spaces) for space in other.spaces):
+        return []
+    device = next(module.parameters()).device
+    acting = []
+    for dataset in (trained, other):
+        module.zero_grad(set_to_none=True)
+        batch = dataset.with_transform(fixed).batch(torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:64], _float32)
+        with torch.enable_grad():
+            module(batch.to(device)).square().sum().backward()
+        acting.append({name for name, parameter in module.named_parameters() if parameter.grad is not None and bool(parameter.grad.any())})
+    module.zero_grad(set_to_none=True)
+    return sorted(acting[1] - acting[0])
 
 
 def _is_plain(value: Any) -> bool:

@@ -27,7 +27,26 @@ from wsgraph.data.transforms import WeightTransform
 from wsgraph.files import explained_errors, write_json
 from wsgraph.space import ParameterGraph
 
-__all__ = ["Objective", "fit", "is_first_process", "load_best", "prepare_folder", "start_run", "targets_of"]
+__all__ = [
+    "DivergedError",
+    "Objective",
+    "OtherRunError",
+    "fit",
+    "is_first_process",
+    "load_best",
+    "prepare_folder",
+    "start_run",
+    "targets_of",
+]
+
+
+class DivergedError(ValueError):
+    """A loss stopped being finite."""
+
+
+class OtherRunError(ValueError):
+    """A folder holds a run of another configuration than the one to resume."""
+
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], float]
@@ -86,7 +105,7 @@ class Objective(L.LightningModule):
         """Loss of one batch."""
         loss = self.loss(self.model(batch), targets_of(batch))
         if not torch.isfinite(loss):
-            raise ValueError(f"Training diverged in epoch {self.current_epoch + 1}: the loss is not finite. Lower 'learning_rate'.")
+            raise DivergedError(f"Training diverged in epoch {self.current_epoch + 1}: the loss is not finite. Lower 'learning_rate'.")
         total = batch.num_networks
         if self.trainer.world_size > 1:
             # Gradients are averaged over processes: weighting by what each holds makes that the mean over the networks of all.
@@ -238,7 +257,8 @@ def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         resume: Whether to continue; otherwise what an earlier run left is removed.
 
     Raises:
-        ValueError: If the folder holds a run of another configuration and ``resume`` is set.
+        OtherRunError: If the folder holds a run of another configuration and ``resume`` is set.
+        ValueError: If the record of the run is damaged.
     """
     record = folder / "config.json"
     if resume and record.exists():
@@ -249,7 +269,7 @@ def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         wanted = json.loads(json.dumps(config))
         if different := [key for key in {**recorded, **wanted} if recorded.get(key) != wanted.get(key)]:
             listed = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in different)
-            raise ValueError(
+            raise OtherRunError(
                 f"Cannot resume the run in {str(folder)!r}, which differs ({listed}). "
                 "Give the same options again, or leave out 'resume' to start over, which removes what is there."
             )
@@ -292,7 +312,7 @@ def fit(
         ``seconds_per_epoch`` (median over epochs, training steps only), ``best_epoch`` and its ``validation_loss``.
 
     Raises:
-        ValueError: If the loss stops being finite.
+        DivergedError: If the loss stops being finite.
     """
     shown = _EpochProgress(title, objective.score_name, progress and is_first_process())
     best = ModelCheckpoint(
@@ -329,7 +349,7 @@ def fit(
         raise KeyboardInterrupt(f"Training was interrupted; continue with resume=True from {folder}.")
     loss = float("nan") if best.best_model_score is None else float(best.best_model_score)
     if not math.isfinite(loss):
-        raise ValueError("Training diverged: the validation loss is not finite in any epoch. Lower 'learning_rate'.")
+        raise DivergedError("Training diverged: the validation loss is not finite in any epoch. Lower 'learning_rate'.")
     best_epoch = load_best(objective, folder)
     seconds = statistics.median(shown.seconds) if shown.seconds else float("nan")
     return {"seconds_per_epoch": seconds, "best_epoch": best_epoch, "validation_loss": loss}
