@@ -249,5 +249,8 @@ def test_tables_are_filled_in(tmp_path: Path) -> None:
     import readme
 
     (tmp_path / "speed.md").write_text("| new |\n")
-    page = "Before\n<!-- table: speed -->\n| old |\n| rows |\n<!-- end -->\nafter <!-- end -->\n"
-    assert readme.filled(page, tmp_path) == "Before\n<!-- table: speed -->\n| new |\n<!-- end -->\nafter <!-- end -->\n"
+    page = "Before\n<!-- table: speed -->\n| old |\n| rows |\n<!-- end -->\nafter\n"
+    assert readme.filled(page, tmp_path) == "Before\n<!-- table: speed -->\n| new |\n<!-- end -->\nafter\n"
+    for wrong in (page.replace("<!-- end -->", ""), page + "<!-- end -->\n"):
+        with pytest.raises(ValueError, match="Expected '<!-- end -->' after every"):
+            readme.filled(wrong, tmp_path)
