@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from wsgraph import WeightSpace
 from wsgraph.bench.bench import Bench, documented, read_model, register_suite, scores_of
 from wsgraph.data import ZooStore
 from wsgraph.nn import model_entry
 from wsgraph.tasks.result import mean_and_error
+from wsgraph.tasks.supervised import all_match
 
 __all__: list[str] = []
 
@@ -49,7 +48,8 @@ def robustness(bench: Bench) -> None:
     head = ["zoo", "trained on", "model", "as they are", *(f"s={scale:g}" for scale in scales)]
     rows = []
     panels: dict[str, dict[str, dict[float, tuple[float, float]]]] = {}
-    for row in sorted(found, key=lambda row: (list(bench.classifiers()).index(row["zoo"]), row["variant"] == "augmented")):
+    zoos = list(dict.fromkeys(row["zoo"] for row in found))
+    for row in sorted(found, key=lambda row: (zoos.index(row["zoo"]), row["variant"] == "augmented")):
         trained_on = "moved" if row["variant"] == "augmented" else "original"
         taus = {scale: scores_of(row, f"tau_scale_{scale:g}") for scale in scales}
         rows.append([row["zoo"], trained_on, row["model"], *map(bench.cell, [scores_of(row, "tau"), *taus.values()])])
@@ -92,7 +92,7 @@ def transfer(bench: Bench) -> None:
     source, others = bench.transfer_zoos()
     name = next(iter(bench.zoos), "itself")
     trained_on = ZooStore(source).dataset(target=None).spaces
-    same = {other: path for other, path in others.items() if _all_match(ZooStore(path).dataset(target=None).spaces, trained_on)}
+    same = {other: path for other, path in others.items() if all_match(ZooStore(path).dataset(target=None).spaces, trained_on)}
     found = []
     for mixed, readable in ((True, others), (False, same)):
         if able := tuple(label for label in bench.models if model_entry(read_model(label)[0]).mixed == mixed):
@@ -105,10 +105,6 @@ def transfer(bench: Bench) -> None:
     ]
     title = f"Kendall's tau on test networks of the zoo trained on and of others, {_who(bench)}; -: not readable, or not without training"
     bench.write_table("transfer", title, ["model", *columns], rows, {"source": source.name, "results": documented(found)})
-
-
-def _all_match(spaces: Sequence[WeightSpace], known: Sequence[WeightSpace]) -> bool:
-    return all(any(space.matches(each) for each in known) for space in spaces)
 
 
 @register_suite("inr")

@@ -19,6 +19,7 @@ from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
 from wsgraph.nn import list_models, model_options, widths_for_parameters
 from wsgraph.tasks.result import mean_and_error
+from wsgraph.tasks.supervised import distinct_spaces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,17 +202,28 @@ class Bench:
 
     def _model(self, task: str, label: str, zoo: Path, test_zoos: Mapping[str, Path]) -> dict[str, Any]:
         """Options of a task that name a model and, if a number of parameters is asked for, bring it there."""
-        name, own = read_model(label)
-        if self.parameters is None:
-            return {"model": name, **({"model_options": own} if own else {})}
-        known: dict[str, WeightSpace] = {}
-        for path in (zoo, *test_zoos.values()):
-            known |= {space.digest: space for space in ZooStore(path).dataset(target=None).spaces}
-        spaces = list(known.values())
+        spaces = distinct_spaces([ZooStore(path).dataset(target=None) for path in (zoo, *test_zoos.values())])
         outputs = 1 if task != "inr_classification" else 1 + int(ZooStore(zoo).column("label").max())
-        kind = "equivariant" if task == "inr_editing" else "invariant"
-        widths = widths_for_parameters(name, spaces[0] if len(spaces) == 1 else spaces, outputs, self.parameters, kind, **own)
-        return {"model": name, "model_options": {**own, **widths}}
+        name, options = self.model(label, spaces, outputs, "equivariant" if task == "inr_editing" else "invariant")
+        return {"model": name, **({"model_options": options} if options else {})}
+
+    def model(self, label: str, spaces: Sequence[WeightSpace], outputs: int = 1, kind: str = "invariant") -> tuple[str, dict[str, Any]]:
+        """Name and options of a model, with the widths that bring it to the number of parameters if one is asked for.
+
+        Args:
+            label: The model as it was given; see :func:`read_model`.
+            spaces: Weight spaces of the networks that it reads.
+            outputs: Outputs per network or per weight.
+            kind: ``"invariant"`` or ``"equivariant"``.
+
+        Raises:
+            ValueError: If the model cannot be brought there.
+        """
+        name, options = read_model(label)
+        if self.parameters is not None:
+            space = spaces[0] if len(spaces) == 1 else spaces
+            options |= widths_for_parameters(name, space, outputs, self.parameters, kind, **options)
+        return name, options
 
     def classifier_zoo(self, *activations: str, channels: Sequence[int] = (16, 16, 16), share: float = 1.0) -> Path:
         """The folder of a zoo of small CNNs on digits, made where it is missing.

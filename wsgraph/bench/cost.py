@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from wsgraph import WeightSpace
-from wsgraph.bench.bench import Bench, read_model, register_suite
+from wsgraph.bench.bench import Bench, register_suite
 from wsgraph.data import ZooStore
 from wsgraph.files import write_json
 from wsgraph.measure import machine, step_costs
-from wsgraph.nn import build_model, widths_for_parameters
+from wsgraph.nn import build_model
 from wsgraph.nn.sharing import HNPLinear, MAGEPLinear, MonomialLinear, NPLinear, SharingLinear
 
 __all__ = ["count_parameters"]
@@ -38,10 +38,8 @@ def _measured(bench: Bench, title: str, space: WeightSpace, networks: int) -> Co
         models: dict[str, nn.Module] = {}
         errors: dict[str, str] = {}
         for label in bench.models:
-            name, options = read_model(label)
             try:
-                if bench.parameters is not None:
-                    options |= widths_for_parameters(name, space, 1, bench.parameters, **options)
+                name, options = bench.model(label, [space])
                 with torch.random.fork_rng():
                     torch.manual_seed(0)
                     models[label] = build_model(name, space, 1, **options).to(device)

@@ -22,7 +22,7 @@ from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run, targets_of
 
-__all__ = ["Prediction", "model_outputs", "run_prediction"]
+__all__ = ["Prediction", "all_match", "distinct_spaces", "model_outputs", "run_prediction"]
 
 _SPLITS = ("train", "val", "test")
 
@@ -177,7 +177,7 @@ def run_prediction(
             raise ValueError(f"Expected at least 2 networks in the test split of 'test_zoos' {name!r}, {split.store!r} (got {len(split)}).")
         if (found := task.width({"test": split})) > width:
             raise ValueError(f"Expected 'test_zoos' of at most {width} classes, as {store!r} (got {found} in {name!r}).")
-        if task.wrap is not None and any(not space.matches(splits["train"].space) for space in split.spaces):
+        if task.wrap is not None and not all_match(split.spaces, [splits["train"].space]):
             raise ValueError(f"Expected 'test_zoos' of networks of {splits['train'].space!r} for {task.name} (got {split!r} in {name!r}).")
     fixed = Canonicalize(canonicalize) if canonicalize else None
     folder = prepare_folder(output or Path("runs", task.name, f"{Path(store.path).name}-{model}-seed{seed}"))
@@ -206,7 +206,7 @@ def run_prediction(
 
     changed = _composed(augment, fixed)
     # Those trained on come first.
-    spaces = list({space.digest: space for split in (splits["train"], *further.values()) for space in split.spaces}.values())
+    spaces = distinct_spaces([splits["train"], *further.values()])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         kind = {} if task.wrap is None else {"task": "equivariant"}
@@ -276,17 +276,26 @@ def run_prediction(
     return result
 
 
+def all_match(spaces: Sequence[WeightSpace], known: Sequence[WeightSpace]) -> bool:
+    """Whether all spaces have an architecture among the known ones."""
+    return all(any(space.matches(each) for each in known) for space in spaces)
+
+
+def distinct_spaces(datasets: Sequence[ZooDataset]) -> list[WeightSpace]:
+    """The distinct weight spaces of several datasets, in their order."""
+    return list({space.digest: space for dataset in datasets for space in dataset.spaces}.values())
+
+
 def _untrained(task: Prediction, module: nn.Module, trained: ZooDataset, other: ZooDataset, fixed: WeightTransform | None) -> list[str]:
     """Names of parameters that act on other networks but not on those trained on."""
-    if all(any(space.matches(known) for known in trained.spaces) for space in other.spaces):
+    if all_match(other.spaces, trained.spaces):
         return []
     device = next(module.parameters()).device
     acting = []
     for dataset in (trained, other):
         module.zero_grad(set_to_none=True)
         batch = dataset.with_transform(fixed).batch(torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:64], _float32)
-        with torch.enable_grad():
-            module(batch.to(device)).square().sum().backward()
+        module(batch.to(device)).square().sum().backward()
         acting.append({name for name, parameter in module.named_parameters() if parameter.grad is not None and bool(parameter.grad.any())})
     module.zero_grad(set_to_none=True)
     return sorted(acting[1] - acting[0])
