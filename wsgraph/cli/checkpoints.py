@@ -1,0 +1,211 @@
+"""Commands that read one checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from wsgraph.cli.common import Seed, app, explained
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from wsgraph import WeightSpace
+
+__all__: list[str] = []
+
+_Checkpoint = Annotated[
+    Path, typer.Argument(help="A .safetensors, .pt, .pth, .ckpt or .npz file with a network's weights, or an .onnx file.")
+]
+_Activations = Annotated[
+    str | None,
+    typer.Option(help="Without --module: activation of the hidden neurons, such as relu, tanh or 'sin(30)'; relu if not given."),
+]
+_Module = Annotated[
+    str | None,
+    typer.Option(
+        help="What makes the network, as package:function or file.py:function; without it, the weights must be an MLP or CNN chain."
+    ),
+]
+_Inputs = Annotated[
+    list[str] | None, typer.Option("--input", help="Shape of an input of the module, such as 1x3x224x224; repeat it for several.")
+]
+_Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first.")]
+
+
+@app.command()
+def info(
+    checkpoint: _Checkpoint,
+    activation: _Activations = None,
+    module: _Module = None,
+    inputs: _Inputs = None,
+    fold_batchnorm: _Fold = False,
+) -> None:
+    """Print the neuron groups, layers, symmetries and parameters of a checkpoint.
+
+    Examples: wsgraph info model.safetensors --activation tanh
+
+    wsgraph info resnet.pth --module torchvision.models:resnet18 --input 1x3x224x224
+
+    wsgraph info model.onnx
+    """
+    with explained():
+        network = _open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+    typer.echo(network.space.summary())
+    typer.echo("\n".join(network.space.report().splitlines()[1:]))
+
+
+@app.command()
+def convert(
+    checkpoint: _Checkpoint,
+    output: Annotated[Path, typer.Argument(help="File to write: .pt (a dict of tensors for torch.load) or .safetensors.")],
+    activation: _Activations = None,
+    module: _Module = None,
+    inputs: _Inputs = None,
+    fold_batchnorm: _Fold = False,
+) -> None:
+    """Write the parameter graph of a checkpoint: x, edge_index, edge_attr and what belongs to every neuron and edge.
+
+    Example: wsgraph convert model.safetensors graph.pt, then torch_geometric.data.Data(**torch.load("graph.pt", weights_only=True))
+    """
+    from wsgraph.convert.graph_file import save_graph
+
+    with explained():
+        network = _open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+        graph = network.space.graph(network.theta)
+        save_graph(graph, output)
+    typer.echo(f"{graph!r}: {output}")
+
+
+@app.command()
+def check(
+    checkpoint: _Checkpoint,
+    activation: _Activations = None,
+    module: _Module = None,
+    inputs: _Inputs = None,
+    fold_batchnorm: _Fold = False,
+    scale: Annotated[float, typer.Option(min=1, help="Largest factor of a neuron; the smallest is its inverse.")] = 1000.0,
+    tolerance: Annotated[float, typer.Option(help="Largest relative difference that passes.")] = 1e-8,
+    seed: Seed = 0,
+) -> None:
+    """Move a checkpoint by random symmetries and report how much its outputs change: not at all, if the symmetries are its own.
+
+    Example: wsgraph check model.pth --module models.py:make --input 1x3x32x32
+    """
+    with explained():
+        network = _open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+        difference, moved = network.difference(scale, seed)
+    typer.echo(f"{network.space!r}")
+    typer.echo(f"{100 * moved:.1f} % of the weights moved; largest relative difference of an output: {difference:.1e}")
+    if not difference <= tolerance:
+        typer.secho(f"Error: the difference is above {tolerance:.0e}: this network does not have these symmetries.", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+class _Network(NamedTuple):
+    """A checkpoint with its space, and its module where one was given."""
+
+    space: WeightSpace
+    theta: Tensor
+    module: nn.Module | None
+    inputs: tuple[Tensor, ...]
+
+    def difference(self, scale: float, seed: int) -> tuple[float, float]:
+        """Largest relative difference of the outputs under a random group element, and the share of weights that it moves."""
+        import torch
+
+        from wsgraph.testing import largest_difference, module_outputs
+
+        generator = torch.Generator().manual_seed(seed)
+        g = self.space.sample_symmetry(1, (1 / scale, scale), generator=generator)
+        if self.module is None:
+            theta = self.theta.double()[None]
+            inputs = self.space.example_inputs(8, generator=generator, dtype=torch.float64)
+            moved = self.space.act(g, theta)
+            before, after = ([self.space.evaluate(weights, inputs)] for weights in (theta, moved))
+        else:
+            theta, outputs = module_outputs(self.module, self.space, self.inputs)
+            moved = self.space.act(g, theta)
+            before, after = outputs(theta), outputs(moved)
+        return largest_difference(after, before), float((moved != theta).double().mean())
+
+
+def _open_network(checkpoint: Path, activation: str | None, module: str | None, inputs: list[str] | None, fold_batchnorm: bool) -> _Network:
+    import torch
+
+    from wsgraph import from_state_dict, load_checkpoint, load_onnx
+
+    if checkpoint.suffix.lower() == ".onnx":
+        if module is not None or activation is not None:
+            raise ValueError("--module and --activation are for weights alone; an .onnx file holds the whole network.")
+        exported = load_onnx(checkpoint, [_shape(text) for text in inputs or ()])
+        return _traced(exported, exported.example_inputs, fold_batchnorm)
+    state = load_checkpoint(checkpoint)
+    if module is None:
+        if inputs or fold_batchnorm:
+            raise ValueError("--input and --fold-batchnorm need --module: weights alone do not say how they are used.")
+        if activation is None:
+            typer.echo(
+                "A checkpoint does not name its activation: relu is assumed, which decides the symmetries. Say otherwise with --activation."
+            )
+        space, theta = from_state_dict(state, activation=activation or "relu")
+        return _Network(space, theta, None, ())
+    if activation is not None:
+        raise ValueError("--activation is for weights without --module; a module has its own.")
+    network = _make_module(module)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"The weights of {str(checkpoint)!r} are not those of {module!r}: {error}") from None
+    generator = torch.Generator().manual_seed(0)
+    arguments = tuple(torch.randn(_shape(text), generator=generator) for text in inputs or ())
+    if not arguments:
+        raise ValueError("--module needs the shape of its input, such as --input 1x3x224x224.")
+    return _traced(network.eval(), arguments, fold_batchnorm)
+
+
+def _traced(network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: bool) -> _Network:
+    from wsgraph import fold_batchnorm as fold
+    from wsgraph import trace
+
+    if fold_batchnorm:
+        network = fold(network, *arguments)
+    space = trace(network, *arguments)
+    return _Network(space, space.flatten(network.state_dict()), network, arguments)
+
+
+def _shape(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.split("x")]
+    except ValueError:
+        raise ValueError(f"Expected --input as sizes joined by x, such as 1x3x224x224 (got {text!r}).") from None
+
+
+def _make_module(text: str) -> nn.Module:
+    import importlib
+    import importlib.util
+    import sys
+
+    from torch import nn
+
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name:
+        raise ValueError(f"Expected --module as package:function or file.py:function (got {text!r}).")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None
+            assert spec.loader is not None
+            found = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(found)
+        else:
+            sys.path.insert(0, str(Path.cwd()))
+            found = importlib.import_module(place)
+        made = getattr(found, name)()
+    except (ImportError, FileNotFoundError, AttributeError) as error:
+        raise ValueError(f"--module {text!r} cannot be used: {error}") from None
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"Expected {text!r} to return a torch.nn.Module (got {type(made).__name__}).")
+    return made

@@ -1,0 +1,69 @@
+"""What commands share: the application, errors as people read them, options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["Images", "Seed", "app", "explained", "given", "named_folders", "zoo_app"]
+
+app = typer.Typer(
+    name="wsgraph",
+    help="Weight-space learning: treat neural networks as data.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+zoo_app = typer.Typer(help="Make and inspect zoos of trained networks.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Images = Annotated[
+    Path | None,
+    typer.Option(help="Pictures with labels: a folder of IDX files (MNIST's format) or an .npz file (default: scikit-learn's digits)."),
+]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn errors that a user can mend into one line, and an interrupt into what was kept."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.secho("Interrupted. Zoos and finished epochs are kept: repeat the command to continue (train: with --resume).", err=True)
+        raise typer.Exit(130) from None
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def named_folders(option: str, texts: Sequence[str]) -> dict[str, Path]:
+    """Folders by name, from texts such as ``NAME=FOLDER``."""
+    pairs = [text.partition("=") for text in texts]
+    if bad := [text for text, (name, _, folder) in zip(texts, pairs, strict=True) if not name or not folder]:
+        raise ValueError(f"Expected {option} as NAME=FOLDER (got {bad[0]!r}).")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"Expected {option} with different names (got {', '.join(name for name, _, _ in pairs)}).")
+    return {name: Path(folder) for name, _, folder in pairs}
+
+
+def _version(show: bool) -> None:
+    if show:
+        from wsgraph import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass

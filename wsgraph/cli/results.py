@@ -1,0 +1,47 @@
+"""Results of runs as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from wsgraph.tasks import Result
+
+__all__ = ["print_results"]
+
+
+def print_results(results: list[Result], title: str) -> None:
+    """Print costs and scores of runs of one task."""
+    from rich import box
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    scales, first = results[0].config["scales"], results[0].metrics
+    scores = [name for name in first if f"{name}_scale_{scales[0]:g}" in first]
+    # Narrow enough for a terminal of 80 columns, where a table that wraps cannot be read.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("model", no_wrap=True)
+    for head in ("params", "s/epoch", "peak MB", *scores, *(f"s={scale:g}" for scale in scales)):
+        table.add_column(head, justify="right", no_wrap=True)
+    further = [name for name in first if name.startswith(f"{scores[0]}_on_")]
+    for name in further:
+        table.add_column(name.removeprefix(f"{scores[0]}_"), justify="right", no_wrap=True)
+    for result in results:
+        m = result.metrics
+        row = [
+            f"{m['parameters']:,.0f}",
+            f"{m['seconds_per_epoch']:.2f}",
+            f"{m['peak_memory_mb']:.1f}",
+            *(f"{m[name]:.3f}" for name in [*scores, *(f"{scores[0]}_scale_{scale:g}" for scale in scales), *further]),
+        ]
+        table.add_row(str(result.config["model"]), *row)
+    console = Console()
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)
+    meaning = {"tau": "tau: Kendall's tau", "accuracy": "accuracy: share of classes found", "mse": "mse: mean squared error of pixels"}
+    typer.echo(
+        f"{meaning.get(scores[0], scores[0])} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped."
+    )

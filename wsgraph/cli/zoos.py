@@ -1,0 +1,209 @@
+"""Commands that make, inspect and move zoos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wsgraph.cli.common import Images, explained, given, zoo_app
+
+__all__: list[str] = []
+
+_NewFolder = Annotated[Path, typer.Argument(help="Folder to create.")]
+_SomeNetworks = Annotated[int | None, typer.Option(min=1, help="Number of networks to train.")]
+_OneSeed = Annotated[int | None, typer.Option(help="Seed of everything random (default: 0).")]
+_Widths = Annotated[
+    list[str] | None, typer.Option(help="Widths of the hidden layers, such as 16,16,16; repeat it for several architectures.")
+]
+_Checkpoints = Annotated[
+    list[int] | None, typer.Option("--checkpoint", help="Keep the weights after this many steps too (0: initial ones); repeat it.")
+]
+_Config = Annotated[
+    Path | None, typer.Option(help="TOML or JSON file with further options, such as a table 'ranges'; options given here win.")
+]
+_Population = Annotated[int | None, typer.Option(min=1, help="Networks trained side by side.")]
+_Device = Annotated[str | None, typer.Option(help="Device of the training (default: a GPU where there is one).")]
+_Workers = Annotated[int | None, typer.Option(min=1, help="Populations trained at a time on the CPU.")]
+_Ray = Annotated[str | None, typer.Option(help="Train on a Ray cluster: its address, 'auto', or 'local' for one of this machine.")]
+_SomeActivations = Annotated[
+    list[str] | None, typer.Option("--activation", help="Activation, such as relu or tanh; repeat it for several.")
+]
+
+_COMMON = ("networks", "seed", "population", "device", "workers", "ray")
+_TRAINING = ("activation", "ranges", "checkpoints", "batch_size", *_COMMON)
+_SHOWN_SPACES = 4
+
+
+@zoo_app.command("make-cnn")
+def make_cnn(
+    path: _NewFolder,
+    networks: _SomeNetworks = None,
+    activation: _SomeActivations = None,
+    seed: _OneSeed = None,
+    images: Images = None,
+    channels: _Widths = None,
+    checkpoint: _Checkpoints = None,
+    config: _Config = None,
+    population: _Population = None,
+    device: _Device = None,
+    workers: _Workers = None,
+    ray: _Ray = None,
+) -> None:
+    """Train small CNNs with varied hyperparameters: 1000, of 16-16-16 channels, with ReLU, if nothing else is said.
+
+    Every finished population is kept: an interrupted run continues when the command is repeated, and the zoo opens meanwhile.
+
+    Examples: wsgraph zoo make-cnn digits-tanh --networks 2000 --activation tanh
+
+    wsgraph zoo make-cnn mnist --images mnist-folder --channels 16,16,16 --channels 8,8 --checkpoint 0
+    """
+    from wsgraph.data import make_cnn_zoo
+
+    common = given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
+    own = given(activation=activation, channels=_widths(channels), checkpoints=checkpoint)
+    options = _configured(config, ("channels", "stride", *_TRAINING)) | common | own
+    _make_zoo(make_cnn_zoo, path, images, options)
+
+
+@zoo_app.command("make-mlp")
+def make_mlp(
+    path: _NewFolder,
+    networks: _SomeNetworks = None,
+    activation: _SomeActivations = None,
+    seed: _OneSeed = None,
+    images: Images = None,
+    hidden: _Widths = None,
+    checkpoint: _Checkpoints = None,
+    config: _Config = None,
+    population: _Population = None,
+    device: _Device = None,
+    workers: _Workers = None,
+    ray: _Ray = None,
+) -> None:
+    """Train small MLPs with varied hyperparameters: 1000, with two hidden layers of 32 ReLU neurons, if nothing else is said.
+
+    Example: wsgraph zoo make-mlp digits-mlp --networks 500 --hidden 32,32 --hidden 64
+    """
+    from wsgraph.data import make_mlp_zoo
+
+    common = given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
+    own = given(activation=activation, hidden=_widths(hidden), checkpoints=checkpoint)
+    options = _configured(config, ("hidden", *_TRAINING)) | common | own
+    _make_zoo(make_mlp_zoo, path, images, options)
+
+
+@zoo_app.command("make-inr")
+def make_inr(
+    path: _NewFolder,
+    networks: _SomeNetworks = None,
+    seed: _OneSeed = None,
+    images: Images = None,
+    convention: Annotated[
+        str | None, typer.Option(help="navon (values 0 to 1, column first) or zhou (-1 to 1, row first) (default: navon).")
+    ] = None,
+    hidden: _Widths = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of Adam for every network (default: 500).")] = None,
+    config: _Config = None,
+    population: _Population = None,
+    device: _Device = None,
+    workers: _Workers = None,
+    ray: _Ray = None,
+) -> None:
+    """Fit sinusoidal networks (SIRENs) to pictures: one of 2-32-32-1 to each, if nothing else is said.
+
+    Example: wsgraph zoo make-inr mnist-sirens --images mnist-folder --networks 10000
+    """
+    from wsgraph.data import make_inr_zoo
+
+    allowed = ("hidden", "omega", "steps", "learning_rate", "pixels", "convention", *_COMMON)
+    common = given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
+    own = given(convention=convention, hidden=_widths(hidden), steps=steps)
+    options = _configured(config, allowed) | common | own
+    _make_zoo(make_inr_zoo, path, images, options)
+
+
+def _widths(texts: list[str] | None) -> list[list[int]] | list[int] | None:
+    if not texts:
+        return None
+    with explained():
+        try:
+            found = [[int(width) for width in text.split(",")] for text in texts]
+        except ValueError:
+            raise ValueError(f"Expected widths joined by commas, such as 16,16,16 (got {', '.join(texts)}).") from None
+    return found if len(found) > 1 else found[0]
+
+
+def _configured(config: Path | None, allowed: tuple[str, ...]) -> dict[str, Any]:
+    from wsgraph.data.generate import read_zoo_configuration
+
+    with explained():
+        return {} if config is None else read_zoo_configuration(config, allowed)
+
+
+def _make_zoo(make: Any, path: Path, images: Path | None, options: dict[str, Any]) -> None:
+    from wsgraph.data import load_images
+
+    with explained():
+        data = None if images is None else load_images(images)
+        store = make(path, data=data, **options)
+    typer.echo(repr(store))
+
+
+@zoo_app.command("verify")
+def zoo_verify(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
+    """Read all of a zoo and report what is wrong: checksums, shapes, NaN, rows of the table; exit status 1 if anything is."""
+    from wsgraph.data import ZooStore
+
+    with explained():
+        store = ZooStore(path)
+        problems = store.verify()
+    for problem in problems:
+        typer.secho(problem, fg=typer.colors.RED, err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{store!r}: nothing is wrong.")
+
+
+@zoo_app.command("merge")
+def zoo_merge(path: _NewFolder, zoos: Annotated[list[Path], typer.Argument(help="Folders of the zoos to join.")]) -> None:
+    """Write the networks of several zoos as one, with the columns that all have and the name of the zoo each comes from.
+
+    Example: wsgraph zoo merge both digits-relu digits-tanh
+    """
+    from wsgraph.data import ZooStore
+
+    with explained():
+        store = ZooStore.merge(path, [ZooStore(each) for each in zoos])
+    typer.echo(repr(store))
+
+
+@zoo_app.command("info")
+def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
+    """Print what a zoo holds: its weight space, splits and columns."""
+    import numpy as np
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from wsgraph.data import ZooStore
+
+    with explained():
+        store = ZooStore(path)
+        spaces, columns, title = store.spaces, store.table, repr(store)
+    typer.echo(title)
+    for space in spaces[:_SHOWN_SPACES]:
+        typer.echo(space.summary())
+    if len(spaces) > _SHOWN_SPACES:
+        typer.echo(f"... and {len(spaces) - _SHOWN_SPACES} further weight spaces")
+    table = Table("column", "values")
+    for name, column in columns.items():
+        if column.dtype.kind in "fiu":
+            quartiles = np.nanquantile(column, [0, 0.25, 0.5, 0.75, 1])
+            table.add_row(escape(name), "min {:.4g}, quartiles {:.4g} {:.4g} {:.4g}, max {:.4g}".format(*quartiles))
+        else:
+            values, counts = np.unique(column, return_counts=True)
+            listed = ", ".join(f"{value} ({count})" for value, count in list(zip(values, counts, strict=True))[:8])
+            table.add_row(escape(name), escape(listed) + (", ..." if len(values) > 8 else ""))
+    Console().print(table)
