@@ -12,8 +12,8 @@ import torch
 from wsgraph.bench.bench import Bench, documented, read_model, register_suite, scores_of
 from wsgraph.data import ZooStore
 from wsgraph.nn import model_entry
+from wsgraph.tasks.prediction import all_match
 from wsgraph.tasks.result import mean_and_error
-from wsgraph.tasks.supervised import all_match
 
 __all__: list[str] = []
 

@@ -18,8 +18,8 @@ from wsgraph.data import ZooStore, load_images
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
 from wsgraph.nn import list_models, model_options, widths_for_parameters
+from wsgraph.tasks.prediction import distinct_spaces
 from wsgraph.tasks.result import mean_and_error
-from wsgraph.tasks.supervised import distinct_spaces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,6 +14,7 @@ from wsgraph.space import WeightSpace
 
 __all__ = [
     "ModelEntry",
+    "Recipe",
     "Spaces",
     "as_spaces",
     "build_model",
@@ -21,6 +22,7 @@ __all__ = [
     "list_models",
     "model_entry",
     "model_options",
+    "recipe_of",
     "register_model",
     "widths_for_parameters",
 ]
@@ -50,6 +52,31 @@ class ModelEntry:
 
 
 Spaces = WeightSpace | Sequence[WeightSpace]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model was built from, so that it can be built again.
+
+    Attributes:
+        name: Name in the registry.
+        spaces: Weight spaces of the networks that it reads.
+        out_channels: Outputs per network or per weight.
+        task: ``"invariant"`` or ``"equivariant"``.
+        options: The model's own options.
+    """
+
+    name: str
+    spaces: tuple[WeightSpace, ...]
+    out_channels: int
+    task: str
+    options: dict[str, Any]
+
+    def build(self) -> nn.Module:
+        """A model of the same structure with new parameters."""
+        space = self.spaces[0] if len(self.spaces) == 1 else self.spaces
+        return build_model(self.name, space, self.out_channels, self.task, **self.options)
+
 
 _TASKS = ("invariant", "equivariant")
 _MODELS: dict[str, ModelEntry] = {}
@@ -159,9 +186,32 @@ def build_model(name: str, space: Spaces, out_channels: int, task: str = "invari
         raise ValueError(
             f"The model {name!r} reads networks of one architecture (got {len(space)} weight spaces); these read several: {able}."
         )
-    if len(entry.tasks) > 1:
-        options["task"] = task
-    return entry.build(space, out_channels, **options)
+    model = entry.build(space, out_channels, **options, **({"task": task} if len(entry.tasks) > 1 else {}))
+    spaces = (space,) if isinstance(space, WeightSpace) else tuple(space)
+    model.recipe = Recipe(name, spaces, out_channels, task, dict(options))  # type: ignore[assignment]
+    return model
+
+
+def recipe_of(model: nn.Module) -> Recipe:
+    """What a model was built from.
+
+    Args:
+        model: A model that :func:`build_model` returned.
+
+    Returns:
+        Its :class:`Recipe`.
+
+    Raises:
+        ValueError: If it was made in another way.
+
+    Example:
+        >>> recipe_of(build_model("statnn", WeightSpace.mlp([2, 8, 1]), 1, hidden=32)).options
+        {'hidden': 32}
+    """
+    recipe = getattr(model, "recipe", None)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"Expected a model made by build_model, which records what it is made of (got {type(model).__name__}).")
+    return recipe
 
 
 def list_models(task: str | None = None) -> list[str]:

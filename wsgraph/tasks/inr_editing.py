@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.tasks.prediction import Prediction
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
-from wsgraph.tasks.supervised import Prediction, run_prediction
+from wsgraph.tasks.supervised import run_prediction
 
 __all__ = ["OPERATIONS", "Editor", "edit_pictures", "run_inr_editing"]
 
@@ -133,7 +134,16 @@ def _width(splits: Mapping[str, ZooDataset]) -> int:
     return 1
 
 
-@register_task("inr_editing")
+def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
+    assert isinstance(model, Editor)
+    return model.edit(batch)
+
+
+def _editing(operation: str) -> Prediction:
+    return Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, _predict, partial(Editor, operation=operation))
+
+
+@register_task("inr_editing", lambda config: _editing(config["operation"]))
 def run_inr_editing(*, zoo: ZooStore | str | os.PathLike[str], operation: str = "dilate", **options: Any) -> Result:
     r"""Train a model to edit implicit neural representations by their weights, such that their pictures change as by an image operation.
 
@@ -159,5 +169,4 @@ def run_inr_editing(*, zoo: ZooStore | str | os.PathLike[str], operation: str = 
     """
     if operation not in OPERATIONS:
         raise ValueError(f"Expected 'operation' to be one of {', '.join(OPERATIONS)} (got {operation!r}).")
-    task = Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, partial(Editor, operation=operation))
-    return run_prediction(task, zoo=zoo, target=None, record={"operation": operation}, **options)
+    return run_prediction(_editing(operation), zoo=zoo, target=None, record={"operation": operation}, **options)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsgraph.tasks.result import Result, Summary
 
-__all__ = ["list_tasks", "register_task", "run", "run_seeds"]
+if TYPE_CHECKING:
+    from wsgraph.tasks.prediction import Prediction
+
+__all__ = ["list_tasks", "register_task", "run", "run_seeds", "task_prediction"]
 
 _TASKS: dict[str, Callable[..., Result]] = {}
+_PREDICTIONS: dict[str, Callable[[Mapping[str, Any]], Prediction]] = {}
 
 
-def register_task(name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+def register_task(
+    name: str, prediction: Callable[[Mapping[str, Any]], Prediction] | None = None
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Decorator that enters a task function in the registry of :func:`run`.
+
+    Args:
+        name: Name of the task.
+        prediction: What the task is, from the options of a run, so that trained models can be saved and loaded.
 
     Raises:
         ValueError: If the name is taken.
@@ -25,6 +35,8 @@ def register_task(name: str) -> Callable[[Callable[..., Result]], Callable[..., 
         if name in _TASKS:
             raise ValueError(f"A task named {name!r} is registered already.")
         _TASKS[name] = function
+        if prediction is not None:
+            _PREDICTIONS[name] = prediction
         return function
 
     return register
@@ -38,6 +50,24 @@ def list_tasks() -> list[str]:
         ['generalization', 'inr_classification', 'inr_editing']
     """
     return sorted(_TASKS)
+
+
+def task_prediction(name: str, config: Mapping[str, Any]) -> Prediction:
+    """What a task is, for a run with some options.
+
+    Args:
+        name: One of :func:`list_tasks`.
+        config: Options of the run, its ``config``.
+
+    Returns:
+        A :class:`~wsgraph.tasks.Prediction`.
+
+    Raises:
+        ValueError: If the task is unknown or was registered without saying what it is.
+    """
+    if name not in _PREDICTIONS:
+        raise ValueError(f"Models of the task {name!r} cannot be saved or loaded. Those of these can: {', '.join(sorted(_PREDICTIONS))}.")
+    return _PREDICTIONS[name](config)
 
 
 def run(task: str, **options: Any) -> Result:
