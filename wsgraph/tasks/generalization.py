@@ -61,7 +61,17 @@ def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
     return _accuracy(model(batch))
 
 
-_TASK = Prediction("generalization", "test_accuracy", "tau", _loss, _score, _scores, _width, _predict)
+_TASK = Prediction(
+    "generalization",
+    "test_accuracy",
+    "tau",
+    _loss,
+    _score,
+    _scores,
+    _width,
+    _predict,
+    lambda accuracies: {"predicted_accuracy": accuracies},
+)
 
 
 @register_task("generalization", lambda config: _TASK)

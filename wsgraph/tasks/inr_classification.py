@@ -38,7 +38,12 @@ def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
     return probabilities
 
 
-_TASK = Prediction("inr_classification", "label", "accuracy", nn.functional.cross_entropy, _accuracy, _scores, _width, _predict)
+def _columns(probabilities: Tensor) -> dict[str, Tensor]:
+    best = probabilities.max(1)
+    return {"predicted_label": best.indices, "probability": best.values}
+
+
+_TASK = Prediction("inr_classification", "label", "accuracy", nn.functional.cross_entropy, _accuracy, _scores, _width, _predict, _columns)
 
 
 @register_task("inr_classification", lambda config: _TASK)

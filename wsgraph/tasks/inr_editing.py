@@ -140,7 +140,7 @@ def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
 
 
 def _editing(operation: str) -> Prediction:
-    return Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, _predict, partial(Editor, operation=operation))
+    return Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, _predict, None, partial(Editor, operation=operation))
 
 
 @register_task("inr_editing", lambda config: _editing(config["operation"]))

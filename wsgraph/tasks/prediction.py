@@ -40,7 +40,8 @@ class Prediction:
         score: Of outputs and targets.
         scores: All scores of outputs and targets, by name.
         width: Number of outputs of the model, from the datasets of all splits; raises ``ValueError`` where targets make no sense.
-        predict: What a trained model says of a batch: accuracies ``[B]``, classes, other weights.
+        predict: What a trained model says of a batch: accuracies ``[B]``, probabilities of classes, other weights.
+        columns: The same as columns of a table; ``None`` where predictions are weights.
         wrap: Of tasks whose models return weights, what makes outputs of them, from the model and the weight space.
     """
 
@@ -52,6 +53,7 @@ class Prediction:
     scores: Callable[[Tensor, Tensor], dict[str, float]]
     width: Callable[[Mapping[str, ZooDataset]], int]
     predict: Callable[[nn.Module, ParameterGraph], Tensor]
+    columns: Callable[[Tensor], dict[str, Tensor]] | None
     wrap: Callable[[nn.Module, WeightSpace], nn.Module] | None = None
 
 
