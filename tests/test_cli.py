@@ -309,7 +309,13 @@ def test_edited_networks_are_written(tmp_path: Path) -> None:
 def test_json_for_programs(network: Path, trained: Path) -> None:
     file = str(trained / "network0.safetensors")
     info = json.loads(call("info", file, "--activation", "tanh", "--json"))
-    assert info["groups"][1] == {"name": "hidden.1", "neurons": 6, "role": "hidden", "operators": ["tanh"], "symmetry": "permutation x sign"}
+    assert info["groups"][1] == {
+        "name": "hidden.1",
+        "neurons": 6,
+        "role": "hidden",
+        "operators": ["tanh"],
+        "symmetry": "permutation x sign",
+    }
     assert json.loads(call("check", file, "--activation", "tanh", "--json"))["passes"] is True
     listed = {entry["name"]: entry for entry in json.loads(call("models", "--json"))}
     assert listed["monomial_gnn"]["symmetries"] == ["permutation", "scale", "sign"]
@@ -317,3 +323,31 @@ def test_json_for_programs(network: Path, trained: Path) -> None:
     again = ["train", "generalization", "--zoo", str(trained / "zoo"), "--model", "statnn", "--epochs", "1", "--output", str(trained / "b")]
     result = CliRunner().invoke(app, [*again, "--json"])
     assert json.loads(result.stdout)["folder"] == str(trained / "b")
+
+
+def test_figures_from_runs_zoos_and_checkpoints(trained: Path, tmp_path: Path) -> None:
+    run, zoo = str(trained / "run"), str(trained / "zoo")
+    for arguments in (
+        ["robustness", run],
+        ["costs", run],
+        ["scatter", run, "--zoo", zoo],
+        ["zoo", zoo, "--networks", "20"],
+        ["graph", str(trained / "network0.safetensors"), "--activation", "tanh"],
+    ):
+        file = tmp_path / "new" / f"{arguments[0]}.svg"
+        assert f"Figure: {file}" in call("plot", *arguments, "--output", str(file)).replace("\n", "")
+        assert file.read_text().startswith("<?xml")
+    assert "There is no finished run in" in call("plot", "robustness", zoo, code=1)
+    assert "Expected a file ending in .png, .pdf or .svg" in call("plot", "zoo", zoo, "--output", "zoo.gif", code=1)
+    assert "Expected a model trained for inr_editing" in call("plot", "editing", run, "--zoo", zoo, code=1)
+
+
+def test_pictures_of_editing(tmp_path: Path) -> None:
+    space = WeightSpace.siren((2, 4, 1), signal=Signal((4, 4), "row"))
+    thetas = space.sample(8, generator=torch.Generator().manual_seed(0))
+    zoo = ZooStore.create(tmp_path / "zoo", space, thetas, {"split": ["train"] * 4 + ["val"] * 2 + ["test"] * 2})
+    call("train", "inr_editing", "--zoo", str(zoo.path), "--model", "np", "--epochs", "1", "--output", str(tmp_path / "run"))
+    call("plot", "editing", str(tmp_path / "run"), "--zoo", str(zoo.path), "--pictures", "2", "-o", str(tmp_path / "editing.png"))
+    assert (tmp_path / "editing.png").read_bytes().startswith(b"\x89PNG")
+    text = call("plot", "scatter", str(tmp_path / "run"), "--zoo", str(zoo.path), code=1)
+    assert "predicts no single numbers" in text

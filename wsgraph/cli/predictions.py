@@ -37,7 +37,7 @@ def predictions_of(
     import torch
 
     from wsgraph import load_checkpoint
-    from wsgraph.data import ZooStore
+    from wsgraph.data import DataLoader, ZooStore
 
     if trained.task.columns is None and output is None:
         raise ValueError(f"The model was trained for {trained.task.name} and returns networks: name the folder for them with --output.")
@@ -48,9 +48,8 @@ def predictions_of(
         try:
             if path.is_dir():
                 data = ZooStore(path).dataset(target=None)
-                batches = (data.batch(slice(start, start + 256)) for start in range(0, len(data), 256))
                 space = data.space if trained.task.columns is None else None
-                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predicted(batches), space, output)
+                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predicted(DataLoader(data, 256)), space, output)
                 continue
             network = opened(path)
             space, theta = trained.read(load_checkpoint(path), activation) if network is None else (network.space, network.theta)

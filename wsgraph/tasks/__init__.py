@@ -5,7 +5,7 @@ from wsgraph.tasks.inr_classification import run_inr_classification
 from wsgraph.tasks.inr_editing import run_inr_editing
 from wsgraph.tasks.prediction import Prediction, TrainedModel
 from wsgraph.tasks.registry import list_tasks, register_task, run, run_seeds, task_prediction
-from wsgraph.tasks.result import Result, Summary
+from wsgraph.tasks.result import Result, Summary, read_results
 from wsgraph.tasks.supervised import run_prediction
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Summary",
     "TrainedModel",
     "list_tasks",
+    "read_results",
     "register_task",
     "run",
     "run_generalization",

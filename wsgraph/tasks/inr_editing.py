@@ -19,7 +19,7 @@ from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.supervised import run_prediction
 
-__all__ = ["OPERATIONS", "Editor", "edit_pictures", "run_inr_editing"]
+__all__ = ["OPERATIONS", "Editor", "before_and_after", "edit_pictures", "run_inr_editing"]
 
 _SHARPEN = np.array([[-0.25, -0.25, -0.25], [-0.25, 3.0, -0.25], [-0.25, -0.25, -0.25]])[None, None]
 
@@ -113,6 +113,26 @@ class Editor(nn.Module):
         with torch.no_grad():
             before = self.pictures(batch.thetas())
         return torch.stack([self.pictures(self.edit(batch)), edit_pictures(before, self.operation), before], dim=1)
+
+
+@torch.no_grad()
+def before_and_after(editor: nn.Module, batch: ParameterGraph) -> dict[str, Tensor]:
+    """Pictures of networks, what an operation makes of them, and those of the edited networks.
+
+    Args:
+        editor: A trained :class:`Editor`.
+        batch: Networks.
+
+    Returns:
+        By label, pictures ``[B, channels, H, W]`` with values from 0 to 1, for :func:`wsgraph.plot.picture_grid`.
+
+    Raises:
+        ValueError: If the model is no editor.
+    """
+    if not isinstance(editor, Editor):
+        raise ValueError(f"Expected a model trained for inr_editing (got {type(editor).__name__}).")
+    after, target, before = editor(batch.to(next(editor.parameters()).device)).cpu().clamp(0, 1).unbind(1)
+    return {"network": before, "target": target, "edited": after}
 
 
 def _error(outputs: Tensor, _: Tensor) -> Tensor:

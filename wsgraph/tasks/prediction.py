@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
@@ -60,6 +61,13 @@ class Prediction:
 def float32(thetas: Tensor) -> Tensor:
     """Weights in single precision, in which models train whatever the zoo stores."""
     return thetas.float()
+
+
+def _single(batch: ParameterGraph) -> ParameterGraph:
+    batch = copy.copy(batch)
+    for name in ("x", "edge_attr"):
+        batch[name] = batch[name].float()
+    return batch
 
 
 def opened(zoo: ZooStore | str | os.PathLike[str]) -> ZooStore:
@@ -198,7 +206,7 @@ class TrainedModel:
         """
         device, fixed = next(self.module.parameters()).device, self.fixed
         self.module.eval()
-        settled = (batch if fixed is None else fixed(batch) for batch in batches)
+        settled = (batch if fixed is None else fixed(batch) for batch in map(_single, batches))
         return torch.cat([self.task.predict(self.module, batch.to(device)).cpu() for batch in settled])
 
     # == Scoring ==
