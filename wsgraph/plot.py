@@ -337,6 +337,7 @@ def cost_chart(
         2
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     costs = {"seconds_per_epoch": "time of an epoch, s", "peak_memory_mb": "peak memory of a training step, MB"}
     values: dict[str, list[list[float]]] = {}
@@ -353,6 +354,9 @@ def cost_chart(
         for (model, point), (color, marker, _) in zip(means.items(), itertools.cycle(_STYLES), strict=False):
             axes.scatter(point[k], point[0], color=color, marker=marker, s=45, edgecolor="white", linewidth=0.6, label=model, zorder=2)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label, fontsize=9)
         axes.tick_params(labelsize=9)
         axes.grid(color="0.9", linewidth=0.8)
@@ -459,6 +463,7 @@ def zoo_map(
         >>> figure.axes[0].get_xlabel()
         'first principal component'
     """
+    import numpy as np
     import torch
     from matplotlib.figure import Figure
     from sklearn.decomposition import PCA
@@ -493,7 +498,13 @@ def zoo_map(
     if method == "pca":
         axes.set_xlabel("first principal component", fontsize=9)
         axes.set_ylabel("second principal component", fontsize=9)
-        axes.text(0.02, 0.98, f"{100 * sum(shares[:2]):.0f} % of the variance", transform=axes.transAxes, va="top", fontsize=8)
+        # A few far networks would press all others into one spot.
+        low, high = np.quantile(places[:, :2], [0.01, 0.99], axis=0)
+        low, high = low - 0.2 * (high - low), high + 0.2 * (high - low)
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        beyond = int(((places[:, :2] < low) | (places[:, :2] > high)).any(1).sum())
+        text = f"{100 * sum(shares[:2]):.0f} % of the variance" + (f"\n{beyond} networks beyond the frame" if beyond else "")
+        axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
     return _finished(figure, path, title or textwrap.fill(repr(space), 60))
