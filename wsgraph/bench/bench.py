@@ -18,6 +18,7 @@ from wsgraph.data import ZooStore, load_images
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
 from wsgraph.nn import list_models, model_options, widths_for_parameters
+from wsgraph.plugins import Registry
 from wsgraph.tasks.prediction import distinct_spaces
 from wsgraph.tasks.result import mean_and_error
 
@@ -393,7 +394,7 @@ def _gap(values: Mapping[str, Sequence[float | None]], places: int) -> str:
 
 # == The registry ==
 
-_SUITES: dict[str, Callable[[Bench], None]] = {}
+_SUITES: Registry[Callable[[Bench], None]] = Registry("suite")
 
 
 def register_suite(name: str) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
@@ -404,9 +405,7 @@ def register_suite(name: str) -> Callable[[Callable[[Bench], None]], Callable[[B
     """
 
     def register(function: Callable[[Bench], None]) -> Callable[[Bench], None]:
-        if name in _SUITES:
-            raise ValueError(f"A suite named {name!r} is registered already.")
-        _SUITES[name] = function
+        _SUITES.add(name, function)
         return function
 
     return register
@@ -419,7 +418,7 @@ def list_suites() -> list[str]:
         >>> list_suites()
         ['editing', 'generalization', 'inr', 'invariance', 'memory', 'parameters', 'robustness', 'train-size', 'transfer']
     """
-    return sorted(_SUITES)
+    return _SUITES.names()
 
 
 def run_suite(
@@ -453,8 +452,7 @@ def run_suite(
         OSError: If a folder cannot be written.
         ValueError: If the suite, the size or a model is unknown.
     """
-    if name not in _SUITES:
-        raise ValueError(f"Unknown suite {name!r}. Available suites: {', '.join(list_suites())}.")
+    suite = _SUITES.find(name)
     if isinstance(size, str) and size not in SIZES:
         raise ValueError(f"Expected 'size' to be {' or '.join(map(repr, SIZES))} or a Size (got {size!r}).")
     labels = tuple(dict.fromkeys(models or list_models()))
@@ -463,4 +461,4 @@ def run_suite(
     if bad := [zoo for zoo in zoos or () if not zoo or "/" in zoo]:
         raise ValueError(f"Expected names of zoos without '/' (got {bad[0]!r}).")
     chosen = SIZES[size] if isinstance(size, str) else size
-    _SUITES[name](Bench(Path(folder), Path(output), chosen, labels, workers, dict(zoos or {}), images, parameters))
+    suite(Bench(Path(folder), Path(output), chosen, labels, workers, dict(zoos or {}), images, parameters))

@@ -215,26 +215,15 @@ def _shape(text: str) -> list[int]:
 
 
 def _make_module(text: str) -> nn.Module:
-    import importlib
-    import importlib.util
-    import sys
-
     from torch import nn
+
+    from wsgraph.plugins import import_place
 
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         raise ValueError(f"Expected --module as package:function or file.py:function (got {text!r}).")
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None
-            assert spec.loader is not None
-            found = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found)
-        else:
-            sys.path.insert(0, str(Path.cwd()))
-            found = importlib.import_module(place)
-        made = getattr(found, name)()
+        made = getattr(import_place(place), name)()
     except (ImportError, FileNotFoundError, AttributeError) as error:
         raise ValueError(f"--module {text!r} cannot be used: {error}") from None
     if not isinstance(made, nn.Module):

@@ -65,6 +65,21 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+def _plug(places: list[str] | None) -> list[str] | None:
+    from wsgraph.plugins import add_plugin
+
+    with explained():
+        for place in places or ():
+            add_plugin(place)
+    return places
+
+
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(callback=_plug, help="Module or .py file that registers models, tasks, suites or operators of yours; repeat it."),
+    ] = None,
+) -> None:
     pass

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from wsgraph.plugins import Registry
 from wsgraph.space import WeightSpace
 
 __all__ = [
@@ -79,7 +80,7 @@ class Recipe:
 
 
 _TASKS = ("invariant", "equivariant")
-_MODELS: dict[str, ModelEntry] = {}
+_MODELS: Registry[ModelEntry] = Registry("model")
 
 ModelClass = TypeVar("ModelClass", bound=type[nn.Module])
 
@@ -102,11 +103,9 @@ def register_model(
     """
 
     def register(cls: ModelClass) -> ModelClass:
-        if name in _MODELS:
-            raise ValueError(f"A model named {name!r} is registered already ({_MODELS[name].build!r}).")
         symmetries: tuple[str, ...] = tuple(cls.symmetries)  # type: ignore[attr-defined]
         description = (cls.__doc__ or "").strip().split("\n")[0]
-        _MODELS[name] = ModelEntry(name, cls, tuple(tasks), symmetries, family, mixed, description)
+        _MODELS.add(name, ModelEntry(name, cls, tuple(tasks), symmetries, family, mixed, description))
         return cls
 
     return register
@@ -149,9 +148,7 @@ def model_entry(name: str) -> ModelEntry:
     Raises:
         ValueError: If there is no model of that name.
     """
-    if name not in _MODELS:
-        raise ValueError(f"Unknown model {name!r}. Available models: {', '.join(sorted(_MODELS))}.")
-    return _MODELS[name]
+    return _MODELS.find(name)
 
 
 def build_model(name: str, space: Spaces, out_channels: int, task: str = "invariant", **options: Any) -> nn.Module:
@@ -221,7 +218,7 @@ def list_models(task: str | None = None) -> list[str]:
         >>> list_models()
         ['hnp', 'magep', 'mlp', 'monomial', 'monomial_gnn', 'neural_graph', 'neural_graph_transformer', 'np', 'scalegmn', 'statnn']
     """
-    return sorted(name for name, entry in _MODELS.items() if task is None or task in entry.tasks)
+    return [name for name in _MODELS.names() if task is None or task in _MODELS[name].tasks]
 
 
 def model_options(name: str) -> dict[str, Any]:

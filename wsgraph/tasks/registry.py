@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsgraph.plugins import Registry
 from wsgraph.tasks.result import Result, Summary
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["list_tasks", "register_task", "run", "run_seeds", "task_prediction"]
 
-_TASKS: dict[str, Callable[..., Result]] = {}
+_TASKS: Registry[Callable[..., Result]] = Registry("task")
 _PREDICTIONS: dict[str, Callable[[Mapping[str, Any]], Prediction]] = {}
 
 
@@ -32,9 +33,7 @@ def register_task(
     """
 
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
-        if name in _TASKS:
-            raise ValueError(f"A task named {name!r} is registered already.")
-        _TASKS[name] = function
+        _TASKS.add(name, function)
         if prediction is not None:
             _PREDICTIONS[name] = prediction
         return function
@@ -49,7 +48,7 @@ def list_tasks() -> list[str]:
         >>> list_tasks()
         ['generalization', 'inr_classification', 'inr_editing']
     """
-    return sorted(_TASKS)
+    return _TASKS.names()
 
 
 def task_prediction(name: str, config: Mapping[str, Any]) -> Prediction:
@@ -65,6 +64,7 @@ def task_prediction(name: str, config: Mapping[str, Any]) -> Prediction:
     Raises:
         ValueError: If the task is unknown or was registered without saying what it is.
     """
+    _TASKS.find(name)
     if name not in _PREDICTIONS:
         raise ValueError(f"Models of the task {name!r} cannot be saved or loaded. Those of these can: {', '.join(sorted(_PREDICTIONS))}.")
     return _PREDICTIONS[name](config)
@@ -83,9 +83,7 @@ def run(task: str, **options: Any) -> Result:
     Raises:
         ValueError: If the task is unknown, or as the task says.
     """
-    if task not in _TASKS:
-        raise ValueError(f"Unknown task {task!r}. Available tasks: {', '.join(list_tasks())}.")
-    return _TASKS[task](**options)
+    return _TASKS.find(task)(**options)
 
 
 def run_seeds(task: str, *, seeds: Sequence[int], output: str | os.PathLike[str] | None = None, **options: Any) -> Summary:
