@@ -69,19 +69,20 @@ def _read_table(file: Path) -> dict[str, list[Any]]:
     """Columns of a table in a file, with ``None`` where there is no value."""
     if not file.is_file():
         raise FileNotFoundError(f"There is no table {str(file)!r}.")
-    kind, text = file.suffix.lower(), _read_text(file)
+    kind = file.suffix.lower()
+    if kind not in (".jsonl", ".csv"):
+        raise ValueError(f"Expected a table ending in .jsonl or .csv (got {file.name!r}).")
+    text = _read_text(file)
     rows: list[dict[Any, Any]]
     if kind == ".jsonl":
         rows = [_read_json(file, line, f" in line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    elif kind == ".csv":
+    else:
         try:
             rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         except csv.Error as error:
             raise ValueError(f"{str(file)!r} is not a CSV file ({error}).") from None
         if ragged := [i for i, row in enumerate(rows, 1) if None in row or None in row.values()]:
             raise ValueError(f"Expected as many entries as columns in every row of {str(file)!r} (row {ragged[0]} has others).")
-    else:
-        raise ValueError(f"Expected a table ending in .jsonl or .csv (got {file.name!r}).")
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain.from_iterable(rows))}
     if kind == ".csv":
         names = (_FILE, _SPACE, "split", "activation")
@@ -108,9 +109,17 @@ def _from_text(texts: Sequence[Any]) -> list[Any]:
 
 def _column(name: str, values: Sequence[Any]) -> np.ndarray:
     """A column with its type; where values are missing, NaN among numbers, which booleans then become, and empty text among text."""
-    kinds = {type(value) for value in values} - {type(None)}
+    kinds = {type(value) for value in values}
+    missing = type(None) in kinds
+    kinds -= {type(None)}
     if kinds == {str}:
         column = np.array([value or "" for value in values])
+    elif kinds == {int} and not missing:
+        try:
+            # Said, because numpy makes floats of integers that fit no common type.
+            column = np.array(values, dtype=np.uint64 if max(values) >= 2**63 else np.int64)
+        except OverflowError:
+            raise ValueError(f"Expected the column {name!r} to hold integers of 64 bits; write larger ones as text.") from None
     elif kinds <= {int, float} or kinds == {bool}:
         column = np.array([math.nan if value is None else value for value in values])
     else:
@@ -238,9 +247,10 @@ class _Reader:
             )
 
     def _load(self, key: str) -> WeightSpace:
-        file = self.folder.path / "spaces" / f"{key}.json"
+        spaces = self.folder.path / "spaces"
+        file = spaces / f"{key}.json"
         if not isinstance(key, str) or not re.fullmatch(r"\w+", key) or not file.is_file():
-            raise ValueError(f"Expected the column {_SPACE!r} to name files in {str(file.parent)!r} (got {key!r}, which is not there).")
+            raise ValueError(f"Expected the column {_SPACE!r} to name files in {str(spaces)!r} (got {key!r}, which is not there).")
         try:
             return WeightSpace.from_json(_read_text(file))
         except ValueError as error:
