@@ -138,7 +138,7 @@ def test_what_is_exported_can_be_read_by_others(tmp_path: Path) -> None:
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     names = {"file_name": "networks/000001.safetensors", "weight_space": space.digest}
     assert json.loads(lines[1]) == {**names, "test_accuracy": None, "loss": math.inf}
-    assert "Infinity" not in lines[1]  # which is no JSON
+    assert "Infinity" in lines[1]  # as Arrow, and so the Hub, reads it; not 1e999, which it refuses
     assert WeightSpace.from_json((folder / "spaces" / f"{space.digest}.json").read_text()) == space
     card = (folder / "README.md").read_text()
     assert card.startswith('---\npretty_name: "shared"\ntags:\n- model-zoo\n')
@@ -231,6 +231,21 @@ def test_types_of_a_jsonl_table(tmp_path: Path) -> None:
     assert zoo.column("steps").tolist() == [3, 4.5]
     assert zoo.column("name").tolist() == ["a", ""]
     np.testing.assert_array_equal(zoo.column("late"), [math.nan, 2])
+
+
+def test_networks_may_be_added_to_an_export(tmp_path: Path) -> None:
+    zoo = ZooStore.create(tmp_path / "zoo", SPACES["mlp"], draw(SPACES["mlp"], 2), {"test_accuracy": [0.5, 0.6]})
+    folder = export_zoo(zoo, tmp_path / "shared")
+    states = networks(folder / "networks", 1)
+    with (folder / "metadata.jsonl").open("a") as table:
+        table.write('{"file_name": "networks/0.pt", "test_accuracy": 0.7}\n')
+    made = import_zoo(tmp_path / "again", folder, activation="tanh")
+    assert made.spaces == [zoo.space, from_state_dict(states[0], "tanh")[0]]
+    assert made.column("test_accuracy").tolist() == [0.5, 0.6, 0.7]
+    write_csv(tmp_path / "runs.csv", "file_name,activation", "0.pt,relu")
+    networks(tmp_path / "runs", 1)
+    with pytest.raises(ValueError, match="'activation' is for weights of which nothing else says it"):
+        import_zoo(tmp_path / "none", tmp_path / "runs", table=tmp_path / "runs.csv", activation="relu")
 
 
 def test_folders_of_models_with_configurations(tmp_path: Path) -> None:
@@ -337,6 +352,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["file_name,a", "0.pt,1", "1.pth"], r"as many entries as columns in every row of '.*metadata.csv' \(row 2 has others\)"),
         (["file_name", '"0.pt'], "is not a CSV file"),
         (["file_name,weight_space", "0.pt,../x", "1.pth,"], r"to name files in '.*spaces' \(got '../x', which is not there\)"),
+        (["file_name,weight_space", "0.pt,x", "1.pth,"], r"to name files in '.*spaces' \(got 'x', which is not there\)"),
         (["file_name,activation", "0.pt,relu", "1.pth,"], "which activation '1.pth' have"),
     ],
 )
@@ -354,6 +370,7 @@ def test_tables_that_do_not_fit(tmp_path: Path, lines: list[str], message: str) 
     [
         ('{"file_name": "0.pt"', "is not JSON in line 1"),
         ("[1]", r"to hold an object in line 1, such as .* \(got list"),
+        ('{"file_name": "0.pt", "weight_space": [1]}\n{"file_name": "1.pth"}', r"column 'weight_space' to hold .* \(got list\)"),
         ('{"file_name": 3}', "Expected a column 'file_name'"),
         (
             '{"file_name": "0.pt", "a": "x"}\n{"file_name": "1.pth", "a": 1}',

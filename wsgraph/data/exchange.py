@@ -233,10 +233,11 @@ class _Reader:
         space: WeightSpace | None,
     ) -> None:
         self.folder, self.keys, self.space = folder, keys, space
-        self.activations = [own if own and isinstance(own, str) else activation for own in named]
+        said = [bool(own) and isinstance(own, str) for own in named]
+        self.activations = [own if own_said else activation for own, own_said in zip(named, said, strict=True)]
         self._known: dict[Any, WeightSpace] = {key: self._load(key) for key in dict.fromkeys(keys) if key}
         free = [i for i, key in enumerate(keys) if not key]
-        if activation is not None and (space is not None or not any(self.activations[i] is activation for i in free)):
+        if activation is not None and (space is not None or all(said[i] for i in free)):
             raise ValueError("'activation' is for weights of which nothing else says it; here 'space', the table or a configuration does.")
         if space is not None and not free:
             raise ValueError(f"'space' is for networks whose weight space is not known; the table of {str(folder.path)!r} names them.")
@@ -311,7 +312,8 @@ def import_zoo(
         space: The weight space of all networks, with the keys of the checkpoints: for residual networks the one of :func:`wsgraph.trace`,
             for strides or pooling that of :func:`wsgraph.from_state_dict` with these options.
         table: Table to read instead, a ``.jsonl`` or ``.csv`` file anywhere.
-        split: Shares of the splits train, val and test, dealt out at random where there is no column ``split``.
+        split: Shares of the splits train, val and test, dealt out at random where there is no column ``split``. Checkpoints of one training
+            run are near copies of each other: for these set the column with :func:`group_split`.
         seed: Seed of that.
         progress: Whether to show a progress bar for what takes more than two seconds.
 
@@ -344,7 +346,8 @@ def import_zoo(
         raise ValueError(f"Expected 'split' to be three shares, of train, val and test (got {split!r}).")
     folder = _open_folder(source, table)
     unknown = [None] * len(folder.files)
-    keys, recorded = folder.columns.pop(_SPACE, unknown), (folder.export or {}).get("columns", {})
+    keys = _column(_SPACE, folder.columns.pop(_SPACE)).tolist() if _SPACE in folder.columns else unknown
+    recorded = (folder.export or {}).get("columns", {})
     columns = {name: _as_recorded(_column(name, values), recorded.get(name)) for name, values in folder.columns.items()}
     reader = _Reader(folder, keys, columns["activation"].tolist() if "activation" in columns else unknown, activation, space)
     if not folder.export:
@@ -399,10 +402,8 @@ def _append(store: ZooStore, reader: _Reader, columns: Mapping[str, np.ndarray],
 
 
 def _to_json(value: Any) -> str:
-    """A value of a table as JSON, which has no NaN, and infinity as a number that is too large."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "null" if math.isnan(value) else "1e999" if value > 0 else "-1e999"
-    return json.dumps(value, ensure_ascii=False)
+    """A value of a table as JSON: NaN as null; infinity as ``Infinity``, which is no strict JSON, but read by Python, Arrow and pandas."""
+    return "null" if value != value else json.dumps(value, ensure_ascii=False)
 
 
 def _card(title: str, dataset: ZooDataset, counts: Mapping[str, int], columns: Mapping[str, np.ndarray]) -> str:
