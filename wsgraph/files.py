@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-__all__ = ["explained_errors", "flush", "write_atomically", "write_json"]
+__all__ = ["explained_errors", "flush", "new_folder", "write_atomically", "write_json"]
 
 
 def flush(path: Path) -> None:
@@ -57,6 +58,35 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def new_folder(path: Path, advice: str = "Choose another path, or delete it.") -> Iterator[Path]:
+    """A folder under a temporary name, which becomes ``path`` when the block ends, and is removed when it fails.
+
+    Args:
+        path: Folder to make.
+        advice: What to do where it exists.
+
+    Raises:
+        FileExistsError: If the path exists.
+        OSError: If it cannot be made, with what to do.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{str(path)!r} exists already. {advice}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with explained_errors(path):
+            temporary.mkdir(parents=True)
+        yield temporary
+        if os.path.lexists(path):  # made by somebody else in the meantime
+            raise FileExistsError(f"{str(path)!r} exists already. {advice}")
+        with explained_errors(path):
+            os.rename(temporary, path)
+            flush(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> None:

@@ -9,8 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from torch import Tensor
 
 from wsgraph.data.dataset import Indices, ZooDataset, positions_of
 from wsgraph.data.shards import ArrayRows, MappedRows, Shard, checked_columns, decode_column, encode_column, open_shard, write_shard
-from wsgraph.files import explained_errors, flush, write_atomically
+from wsgraph.files import explained_errors, new_folder, write_atomically
 from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.space.weight_space import SpaceMismatchError
 
@@ -43,7 +41,7 @@ _PATIENCE = 1.0  # seconds to wait for another process that writes to the zoo
 _RESIDENT = 2**29
 _AROUND = 2**21
 
-_EXISTS = "{!r} exists already. Open it with ZooStore(path), choose another path, or delete it."
+_EXISTS_ADVICE = "Open it with ZooStore(path), choose another path, or delete it."
 
 PathLike = str | os.PathLike[str]
 
@@ -220,26 +218,15 @@ class ZooStore:
             recorded = json.loads(json.dumps(dict(info or {})))
         except TypeError as error:
             raise ValueError(f"Expected 'info' to hold what JSON can hold: text, numbers, lists and dicts ({error}).") from None
-        if os.path.lexists(path):
-            raise FileExistsError(_EXISTS.format(str(path)))
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
+        with new_folder(path, _EXISTS_ADVICE) as temporary:
             with explained_errors(path):
                 for folder in (temporary / "shards", temporary / "spaces"):
-                    folder.mkdir(parents=True)
+                    folder.mkdir()
                 _write_document(temporary, recorded, finished=False)
             store = cls(temporary)
             yield store
-            if os.path.lexists(path):  # made by somebody else in the meantime
-                raise FileExistsError(_EXISTS.format(str(path)))
-            with explained_errors(path):
-                os.rename(temporary, path)
-                flush(path.parent)
-            store.path = path
-            store.reload()
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        store.path = path
+        store.reload()
 
     @classmethod
     @contextmanager
