@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.utils import scatter
 
 from wsgraph.space import Blocks, ParameterGraph, Symmetry, WeightSpace
+from wsgraph.space.graph import check_graph
 from wsgraph.space.operators import parse_operator
 
 __all__ = ["DenseLink", "IdentityLink", "Link", "Part", "SparseLink", "Wiring"]
@@ -255,8 +256,11 @@ class Wiring:
             dense: Whether to use dense links (default: where all networks have one architecture and the edges lie as it put them).
 
         Raises:
-            SpaceMismatchError: If dense links are asked for and the batch does not allow them.
+            SpaceMismatchError: If dense links are asked for and the batch does not allow them, or if the batch has edges that its
+                architectures do not have.
+            TypeError: If it is no batch of parameter graphs.
         """
+        batch = check_graph(batch)
         if dense is None:
             dense = len(batch.spaces) == 1 and bool(batch.spaces[0].layers) and batch.fits_layout()
         return _dense(batch) if dense else _sparse(batch)
@@ -421,6 +425,7 @@ def _dense(batch: ParameterGraph) -> Wiring:
 
 
 def _sparse(batch: ParameterGraph) -> Wiring:
+    batch.check_edges()
     x, edge_attr, edge_index = (cast(Tensor, batch[name]) for name in ("x", "edge_attr", "edge_index"))
     device = x.device
     network = batch.batch if batch.batch is not None else torch.zeros(x.shape[0], dtype=torch.long, device=device)

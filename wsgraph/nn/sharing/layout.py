@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.space import Axis, Blocks, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.space.graph import check_graph
 from wsgraph.symmetry import SYMMETRIES
 
 __all__ = ["Entries", "Layout", "SharingModule", "autocast_together", "mean_over", "parameter_key"]
@@ -173,6 +174,7 @@ class SharingModule(nn.Module):
         Raises:
             SpaceMismatchError: If the input belongs to another weight space, or mixes several.
             ValueError: If the number of channels differs.
+            TypeError: If the input is something else.
         """
         name = type(self).__name__
         if isinstance(features, ParameterGraph):
@@ -183,6 +185,8 @@ class SharingModule(nn.Module):
                 shape = f"[B, {self.space.num_params}, {self.in_channels}]"
                 raise ValueError(f"Expected 'features' of shape {shape} for {name} (got {list(features.shape)}).")
             features = self.space.blocks(features)
+        elif not isinstance(features, Blocks):
+            check_graph(features)
         if not self.space.matches(features.space):
             raise SpaceMismatchError(f"{name} was built for {self.space!r} but the blocks belong to {features.space!r}.")
         features = features.with_channels()
