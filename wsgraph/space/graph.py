@@ -138,6 +138,9 @@ class ParameterGraph(Data):
             expected: Architecture that it must have, up to names.
             user: Who asks, named in the error.
 
+        Returns:
+            The space, of the first network where spaces differ in names alone.
+
         Raises:
             SpaceMismatchError: If the batch mixes architectures, or has another one than expected.
         """

@@ -44,6 +44,7 @@ class Entries:
 
     @property
     def fixed(self) -> tuple[int, ...]:
+        """The axes along which neurons do not move."""
         return tuple(axis for axis in range(len(self.neurons)) if axis not in self.movable)
 
     @property
@@ -66,7 +67,15 @@ class Entries:
         return block.permute(0, *axes, *features).flatten(1 + len(axes))
 
     def write(self, entries: Tensor, channels: int) -> Tensor:
-        """The inverse of :meth:`read`, always a view."""
+        """The inverse of :meth:`read`, always a view.
+
+        Args:
+            entries: Entries of one network or many, as :meth:`read` gives them.
+            channels: Channels per weight.
+
+        Returns:
+            A block ``[B, *neurons, positions, C]`` (a bias has no positions).
+        """
         first = 1 if len(self.movable) == 2 else 1 + len(self.movable)
         fixed = [self.neurons[axis] for axis in self.fixed]
         positions = [self.positions] if len(self.neurons) == 2 else []
@@ -131,7 +140,17 @@ class Layout:
         self.entries[name] = Entries(name, sizes, positions, tuple(movable), tuple(labels), tuple(kind), symmetry)
 
     def read(self, blocks: Blocks) -> dict[str, Tensor]:
-        """Entries of every parameter, by name."""
+        """Entries of every parameter.
+
+        Args:
+            blocks: Blocks with a channel axis.
+
+        Returns:
+            Tensors by name of the parameter, see :class:`Entries`.
+
+        Raises:
+            ValueError: If the blocks lack a parameter.
+        """
         entries = {}
         for name, (kind, i) in self._where.items():
             block = getattr(blocks, kind)[i]
@@ -141,7 +160,15 @@ class Layout:
         return entries
 
     def write(self, entries: dict[str, Tensor], channels: int) -> Blocks:
-        """Blocks from the entries of every parameter."""
+        """Blocks from the entries of every parameter.
+
+        Args:
+            entries: Tensors by name of the parameter, see :class:`Entries`.
+            channels: Channels per weight.
+
+        Returns:
+            Blocks with a channel axis, views of the entries.
+        """
         tensors: dict[str | None, Tensor | None] = {None: None}
         for name, values in entries.items():
             tensors[name] = self.entries[name].write(values, channels)
