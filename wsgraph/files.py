@@ -17,7 +17,14 @@ __all__ = ["explained_errors", "flush", "new_folder", "write_atomically", "write
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk."""
+    """Wait until a file, or the entries of a folder, are on disk.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -27,7 +34,17 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def explained_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write into a message that says what to do."""
+    """Turn a failure to write into a message that says what to do.
+
+    Args:
+        path: What is being written, named in the message.
+
+    Yields:
+        Nothing; the block does the writing.
+
+    Raises:
+        OSError: For any failure of the block to write, of the same kind, with what to do.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -44,6 +61,10 @@ def explained_errors(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, wait until it is on disk, and rename it; on failure nothing is left.
+
+    Args:
+        path: Where the file shall be; one that is there is replaced.
+        write: Called with the path of the temporary file, which it makes.
 
     Raises:
         OSError: If the file cannot be written, with what to do.
@@ -90,6 +111,15 @@ def new_folder(path: Path, advice: str = "Choose another path, or delete it.") -
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> None:
-    """Write a JSON file atomically."""
+    """Write a JSON file atomically.
+
+    Args:
+        path: Where the file shall be; one that is there is replaced.
+        document: Anything that JSON can hold.
+
+    Raises:
+        OSError: If the file cannot be written, with what to do.
+        TypeError: If JSON cannot hold the document.
+    """
     text = json.dumps(document, indent=2) + "\n"
     write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))

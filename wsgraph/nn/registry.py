@@ -98,6 +98,9 @@ def register_model(
         tasks: Tasks that it solves; a class that solves several takes the one to build for as ``task``.
         mixed: Whether one batch may mix architectures.
 
+    Returns:
+        The decorator, which returns the class unchanged.
+
     Raises:
         ValueError: If the name is taken.
     """
@@ -144,6 +147,9 @@ def check_task(task: str) -> str:
 
 def model_entry(name: str) -> ModelEntry:
     """The registry entry of a model.
+
+    Args:
+        name: One of :func:`list_models`.
 
     Raises:
         ValueError: If there is no model of that name.
@@ -214,6 +220,9 @@ def recipe_of(model: nn.Module) -> Recipe:
 def list_models(task: str | None = None) -> list[str]:
     """Names of the registered models, all or those that solve a task.
 
+    Args:
+        task: ``"invariant"`` or ``"equivariant"`` (default: both).
+
     Example:
         >>> list_models()
         ['hnp', 'magep', 'mlp', 'monomial', 'monomial_gnn', 'neural_graph', 'neural_graph_transformer', 'np', 'scalegmn', 'statnn']
@@ -223,6 +232,9 @@ def list_models(task: str | None = None) -> list[str]:
 
 def model_options(name: str) -> dict[str, Any]:
     """Options of a model with their defaults.
+
+    Args:
+        name: One of :func:`list_models`.
 
     Raises:
         ValueError: If the model is unknown.
