@@ -89,6 +89,9 @@ def new_folder(path: Path, advice: str = "Choose another path, or delete it.") -
         path: Folder to make.
         advice: What to do where it exists.
 
+    Yields:
+        Path of the temporary folder.
+
     Raises:
         FileExistsError: If the path exists.
         OSError: If it cannot be made, with what to do.

@@ -500,7 +500,7 @@ def export_zoo(
         progress: Whether to show a progress bar for what takes more than two seconds.
 
     Returns:
-        The folder.
+        Path of the folder.
 
     Raises:
         FileExistsError: If the path exists.

@@ -203,6 +203,9 @@ class TrainedModel:
 
         Args:
             batches: Batches of parameter graphs.
+
+        Returns:
+            Tensor of shape ``[N, ...]``, for all networks of all batches.
         """
         device, fixed = next(self.module.parameters()).device, self.fixed
         self.module.eval()

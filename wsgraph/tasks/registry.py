@@ -28,6 +28,9 @@ def register_task(
         name: Name of the task.
         prediction: What the task is, from the options of a run, so that trained models can be saved and loaded.
 
+    Returns:
+        The decorator, which returns the function as it is.
+
     Raises:
         ValueError: If the name is taken.
     """
@@ -59,7 +62,7 @@ def task_prediction(name: str, config: Mapping[str, Any]) -> Prediction:
         config: Options of the run, its ``config``.
 
     Returns:
-        A :class:`~wsgraph.tasks.Prediction`.
+        The :class:`~wsgraph.tasks.Prediction` of that run.
 
     Raises:
         ValueError: If the task is unknown or was registered without saying what it is.

@@ -29,6 +29,7 @@ class Result:
         model: The trained module, in eval mode.
         config: Options of the run.
         folder: Where logs and checkpoints lie.
+        machine: What it ran on; see :func:`wsgraph.measure.machine`.
     """
 
     task: str
