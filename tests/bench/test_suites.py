@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from wsgraph import WeightSpace
 from wsgraph.bench import Cell, Size, list_suites, read_model, register_suite, run_cells, run_suite
 from wsgraph.bench import cells as cells_module
+from wsgraph.bench.accuracy import reads_functions
 from wsgraph.cli import app
 from wsgraph.data import HyperparameterRanges, SmallCNNZoo, ZhouSIRENs, ZooStore, digits, make_cnn_zoo
 from wsgraph.measure import step_costs
@@ -201,6 +202,10 @@ def test_inr_classification(tmp_path: Path, threads: None) -> None:
     rows = _document(tmp_path, "inr")["results"]
     assert [row["variant"] for row in rows] == ["raw", "sign", "phase"]
     assert [_cells(row)[0].get("canonicalize") for row in rows] == [None, ["sign"], ["phase", "sign"]]
+    # What is probed stays as it is.
+    assert all(_cells(row)[0]["standardize"] for row in rows)
+    labels = ["np", "monomial_gnn", "monomial_gnn:probes=0", "scalegmn:probes=8"]
+    assert [reads_functions(label) for label in labels] == [False, True, False, True]
     assert all(0 <= row["runs"][0]["metrics"]["accuracy"] <= 1 for row in rows)
     assert (tmp_path / "results" / "inr.png").read_bytes().startswith(b"\x89PNG")
 

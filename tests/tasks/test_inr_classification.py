@@ -11,7 +11,7 @@ from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.data.transforms import RandomINRTransform
 from wsgraph.space import Signal
-from wsgraph.tasks import Result, run
+from wsgraph.tasks import Result, TrainedModel, run
 
 SPACE = WeightSpace.siren([2, 6, 5, 1], signal=Signal((8, 8), offset=0.5))
 
@@ -58,3 +58,22 @@ def test_pictures_moved_in_training(store: ZooStore, tmp_path: Path) -> None:
 def test_targets_must_be_classes(store: ZooStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'half' to hold classes 0, 1, ... in the split 'train'"):
         train(store, tmp_path / "run", target="half")
+
+
+@pytest.mark.parametrize("canonicalize", [(), ("phase", "sign")])
+def test_standardized_networks_keep_their_symmetries(store: ZooStore, tmp_path: Path, canonicalize: tuple[str, ...]) -> None:
+    options: dict[str, Any] = {"model": "scalegmn", "epochs": 1, "progress": False, "model_options": {"channels": 4, "layers": 1}}
+    result = run("inr_classification", zoo=store, standardize=True, canonicalize=canonicalize, output=tmp_path / "run", **options)
+    trained = TrainedModel.load(tmp_path / "run")
+    prepared = trained.fixed.weights(store.space, store.thetas[store.split("train")].double())  # type: ignore[union-attr]
+    for param in store.space.params:
+        assert float(prepared[:, store.space.slices[param.name]].std(unbiased=False)) == pytest.approx(1, rel=1e-5)
+    assert trained.evaluate(store)["accuracy"] == result.metrics["accuracy"]
+    thetas = store.thetas[:4].double()
+    g = store.space.sample_symmetry(4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(trained.predict(store.space, store.space.act(g, thetas)), trained.predict(store.space, thetas))
+
+
+def test_standardizing_is_refused_where_it_makes_no_sense(store: ZooStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'standardize' is for predictions from networks of one architecture .* for inr_editing"):
+        run("inr_editing", zoo=store, model="np", epochs=1, standardize=True, output=tmp_path / "run")

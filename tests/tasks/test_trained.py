@@ -13,7 +13,8 @@ from wsgraph import CheckpointError, WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.nn import build_model, list_models, load_model, recipe_of, save_model
 from wsgraph.space import Signal
-from wsgraph.tasks import TrainedModel, run
+from wsgraph.tasks import TrainedModel, register_task, run, run_generalization
+from wsgraph.tasks.registry import _TASKS
 
 
 @pytest.fixture(scope="module")
@@ -155,5 +156,13 @@ def test_tasks_that_do_not_say_what_they_are_cannot_be_loaded(store: ZooStore, t
     document = json.loads(config.read_text())
     document["about"]["task"] = "mystery"
     config.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=r"Models of the task 'mystery' cannot be saved or loaded. Those of these can: generalization"):
+    with pytest.raises(ValueError, match=r"Unknown task 'mystery'\. Available tasks: generalization"):
         TrainedModel.load(tmp_path / "run")
+    register_task("mystery")(run_generalization)
+    try:
+        with pytest.raises(
+            ValueError, match=r"Models of the task 'mystery' cannot be saved or loaded\. Those of these can: generalization"
+        ):
+            TrainedModel.load(tmp_path / "run")
+    finally:
+        _TASKS.pop("mystery")

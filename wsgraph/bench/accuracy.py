@@ -9,7 +9,7 @@ from typing import Any
 
 from wsgraph.bench.bench import Bench, documented, read_model, register_suite, scores_of
 from wsgraph.data import ZooStore
-from wsgraph.nn import model_entry
+from wsgraph.nn import model_entry, model_options
 from wsgraph.tasks.inr_editing import before_and_after
 from wsgraph.tasks.prediction import all_match
 from wsgraph.tasks.result import mean_and_error
@@ -106,6 +106,12 @@ def transfer(bench: Bench) -> None:
     bench.write_table("transfer", title, ["model", *columns], rows, {"source": source.name, "results": documented(found)})
 
 
+def reads_functions(label: str) -> bool:
+    """Whether a model, as :func:`~wsgraph.bench.bench.read_model` reads it, runs the networks on learned probes."""
+    name, options = read_model(label)
+    return {**model_options(name), **options}.get("probes", 0) != 0  # None stands for as many as suit the networks
+
+
 @register_suite("inr")
 def inr(bench: Bench) -> None:
     """Accuracy of classifying SIRENs by their weights: as they are, with signs settled, with phases settled."""
@@ -117,7 +123,13 @@ def inr(bench: Bench) -> None:
         "phase": {"canonicalize": ["phase", "sign"]},
     }
     zoos = bench.pictures()
-    found = bench.searched("inr_classification", zoos, variants, search="phase")
+    found = []
+    for probed in (False, True):
+        if able := tuple(label for label in bench.models if reads_functions(label) == probed):
+            # The weights of SIRENs are small, and publications divide them by their spread; what is probed must stay what it is.
+            prepared = variants if probed else {name: {**options, "standardize": True} for name, options in variants.items()}
+            found += replace(bench, models=able).searched("inr_classification", zoos, prepared, search="phase")
+    found.sort(key=lambda row: bench.models.index(row["model"]))
     networks = ", ".join(f"{len(ZooStore(path).dataset(target=None)):,} of {name}" for name, path in zoos.items())
     title = f"Accuracy of classifying SIRENs ({networks}), {_who(bench)}"
     bench.write_scores("inr", title, found, dict.fromkeys(variants, "accuracy"))

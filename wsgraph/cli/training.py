@@ -57,6 +57,9 @@ def train(
     canonicalize: Annotated[
         list[str] | None, typer.Option(help="Settle scale, phase, sign or order in all networks before they are read; repeat it.")
     ] = None,
+    standardize: Annotated[
+        bool, typer.Option("--standardize", help="Divide every parameter by its spread over the training networks, after canonicalising.")
+    ] = False,
     operation: Annotated[
         str | None, typer.Option(help="Of inr_editing: dilate, erode, gradient, sharpen or contrast (default: dilate).")
     ] = None,
@@ -99,6 +102,7 @@ def train(
             train_size=train_size,
             test_zoos=named_folders("--test-zoo", test_zoo or ()),
             canonicalize=tuple(canonicalize or ()),
+            standardize=standardize,
             learning_rate=learning_rate,
             batch_size=batch_size,
             output=output,

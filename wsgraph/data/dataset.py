@@ -182,12 +182,15 @@ class ZooDataset(Dataset[ParameterGraph]):
         positions = self.positions
         return self._chosen(positions[mine[self.store.owners(positions)]])
 
-    def statistics(self) -> dict[str, ParameterStatistics]:
+    def statistics(self, transform: WeightTransform | None = None) -> dict[str, ParameterStatistics]:
         r"""Mean, standard deviation, minimum and maximum of every parameter over networks and entries.
 
         .. math:: \mu = \frac{1}{n |w|} \sum_{b,i} w_{bi}, \quad \sigma^2 = \frac{1}{n |w|} \sum_{b,i} (w_{bi} - \mu)^2
 
         One number per parameter, not per entry: permuting the neurons of any network does not change it. Reads block by block.
+
+        Args:
+            transform: One of :mod:`wsgraph.data.transforms`, after which the statistics are taken (default: of the networks as stored).
 
         Returns:
             :class:`ParameterStatistics` by parameter name.
@@ -201,7 +204,9 @@ class ZooDataset(Dataset[ParameterGraph]):
         low, high = torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
         seen = 0
         for positions in self.positions.split(max(1, _BLOCK_BYTES // (8 * space.num_params))):
-            parts = self.store.read(positions).double().split([param.size for param in space.params], dim=1)
+            thetas = self.store.read(positions).double()
+            thetas = thetas if transform is None else transform.weights(space, thetas)
+            parts = thetas.split([param.size for param in space.params], dim=1)
             count = len(positions)
             own = torch.stack([part.mean() for part in parts])
             # Merging means and squared deviations block by block loses nothing to cancellation, as sums of squares would.

@@ -228,7 +228,8 @@ class Normalize(WeightTransform):
 
     Where a standard deviation is 0, the parameter is only shifted.
     The bias and weight of a layer are parameters of their own. Statistics per entry, as some published loaders use, would tell positions
-    apart and break permutation symmetry. Scale and sign symmetry do not survive any standardisation: canonicalise first where they matter.
+    apart and break permutation symmetry. Scale and sign symmetry do not survive the subtraction: with ``subtract_mean=False`` every
+    parameter is only divided by a number, and all symmetries stay.
 
     Args:
         statistics: Mean and standard deviation by parameter name, such as :meth:`ZooDataset.statistics` of the training split returns.

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from wsgraph.convert import CheckpointError, from_state_dict, load_checkpoint
 from wsgraph.data import ZooDataset, ZooStore
-from wsgraph.data.transforms import Canonicalize, Compose, RandomSymmetry, WeightTransform
+from wsgraph.data.transforms import Canonicalize, Compose, Normalize, RandomSymmetry, WeightTransform
 from wsgraph.files import write_atomically
 from wsgraph.nn import load_model, read_about, recipe_of, save_model
 from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.tasks.registry import task_prediction
 from wsgraph.tasks.training import targets_of
 
-__all__ = ["Prediction", "TrainedModel", "all_match", "composed", "distinct_spaces", "float32", "model_outputs", "opened"]
+__all__ = ["Prediction", "TrainedModel", "all_match", "composed", "distinct_spaces", "float32", "model_outputs", "opened", "preparation"]
 
 _OWN = "task.safetensors"
 
@@ -79,6 +79,13 @@ def composed(*transforms: WeightTransform | None) -> WeightTransform | None:
     """The transforms that are not ``None`` one after the other; ``None`` if there is none."""
     given = [transform for transform in transforms if transform is not None]
     return given[0] if len(given) == 1 else Compose(given) if given else None
+
+
+def preparation(config: Mapping[str, Any]) -> WeightTransform | None:
+    """What a run does to all networks before they are read: settle parts of the canonical form, divide parameters."""
+    form = Canonicalize(config["canonicalize"]) if config.get("canonicalize") else None
+    deviations = config.get("standardize")
+    return composed(form, Normalize({name: (0.0, std) for name, std in deviations.items()}, subtract_mean=False) if deviations else None)
 
 
 @torch.no_grad()
@@ -143,8 +150,8 @@ class TrainedModel:
 
     @property
     def fixed(self) -> WeightTransform | None:
-        """What is settled in all networks before they are read."""
-        return Canonicalize(self.config["canonicalize"]) if self.config.get("canonicalize") else None
+        """What is done to all networks before they are read."""
+        return preparation(self.config)
 
     # == Predicting ==
 

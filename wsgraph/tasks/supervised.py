@@ -14,7 +14,7 @@ from wsgraph.data import DataLoader, ZooStore
 from wsgraph.data.transforms import Canonicalize, WeightTransform
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, model_entry
-from wsgraph.tasks.prediction import Prediction, TrainedModel, check_scored, composed, distinct_spaces, float32, opened
+from wsgraph.tasks.prediction import Prediction, TrainedModel, check_scored, composed, distinct_spaces, float32, opened, preparation
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run, targets_of
 
@@ -53,6 +53,7 @@ def run_prediction(
     model_options: dict[str, Any] | None = None,
     select: Mapping[str, Any] | None = None,
     canonicalize: Collection[str] = (),
+    standardize: bool = False,
     augment: WeightTransform | None = None,
     augment_validation: bool = False,
     train_size: int | None = None,
@@ -83,6 +84,9 @@ def run_prediction(
         select: Conditions on columns of the table that networks of all splits must meet; see :meth:`wsgraph.data.ZooDataset.select`.
         canonicalize: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle in all networks before they are read, after
             test networks were moved.
+        standardize: Whether every parameter is divided by its standard deviation over the training networks, as publications on implicit
+            neural representations do, whose weights are small. It keeps all symmetries, but not what a network computes: leave it out for
+            models with probes. For networks of one architecture, and not for editing.
         augment: Random transform of the training networks, drawn anew in every epoch, such as
             :class:`wsgraph.data.transforms.RandomINRTransform`.
         augment_validation: Whether the transform is for the validation networks too, drawn alike in every epoch.
@@ -125,7 +129,10 @@ def run_prediction(
             check_scored(task, split, width, splits["train"].spaces)
         except ValueError as error:
             raise ValueError(f"'test_zoos' {name!r} cannot be scored on: {error}") from None
-    fixed = Canonicalize(canonicalize) if canonicalize else None
+    if standardize and (task.wrap is not None or len(splits["train"].spaces) > 1):
+        raise ValueError(f"'standardize' is for predictions from networks of one architecture (got {splits['train']!r} for {task.name}).")
+    form = Canonicalize(canonicalize) if canonicalize else None
+    deviations = {name: each.std for name, each in splits["train"].statistics(form).items()} if standardize else None
     folder = prepare_folder(output or Path("runs", task.name, f"{Path(store.path).name}-{model}-seed{seed}"))
 
     config = {
@@ -142,6 +149,7 @@ def run_prediction(
         "networks": {name: len(split) for name, split in splits.items()},
         "select": None if select is None else {name: value if _is_plain(value) else repr(value) for name, value in select.items()},
         "canonicalize": list(canonicalize),
+        "standardize": deviations,
         "augment": None if augment is None else repr(augment),
         "augment_validation": augment_validation,
         "test": test,
@@ -150,6 +158,7 @@ def run_prediction(
     }
     start_run(folder, config, resume=resume)
 
+    fixed = preparation(config)
     changed = composed(augment, fixed)
     # Those trained on come first.
     spaces = distinct_spaces([splits["train"], *further.values()])
