@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from wsgraph.files import write_json
-from wsgraph.measure import machine
+from wsgraph.measure import machine, mean_and_error
 
 __all__ = ["Result", "Summary", "mean_and_error"]
 
@@ -54,20 +53,6 @@ class Result:
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
         return f"Result({self.task}, {self.config.get('model')}, {metrics})"
-
-
-def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean and standard error; both NaN where a value is missing or not a number, the error also where there is only one.
-
-    Example:
-        >>> mean_and_error([1.0, 3.0]), mean_and_error([1.0, None])
-        ((2.0, 1.0), (nan, nan))
-    """
-    numbers = [math.nan if value is None else value for value in values]
-    if not numbers or any(map(math.isnan, numbers)):
-        return math.nan, math.nan
-    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
-    return statistics.fmean(numbers), error
 
 
 class Summary:
