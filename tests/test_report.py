@@ -228,6 +228,18 @@ def test_failed_seeds_are_counted(tmp_path: Path) -> None:
     assert "np on relu: Training diverged." in page.text
 
 
+def test_values_of_other_kinds_are_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config={"networks": 3, "test_zoos": 3, "scales": None, "seed": None, "epochs": "\ud800"})
+    memory = json.loads((RESULTS / "memory.json").read_text())
+    memory["costs"]["relu CNN"] |= {"np": None, "mlp": {"milliseconds": "fast"}}
+    memory["costs"] |= {"other": 3, "empty": {}}
+    (tmp_path / "memory.json").write_text(json.dumps(memory | {"machine": None, "size": []}))
+    (tmp_path / "mine.json").write_text('{"suite": "mine", "results": [{"runs": [3]}, 3]}')
+    page = report(tmp_path / "report.html", tmp_path)
+    assert "Benchmark: mine" in page.text
+    assert next(row for row in page.tables[1] if row[0] == "np")[1:3] == ["-", "-"]
+
+
 # == Safety ==
 
 

@@ -153,7 +153,7 @@ def _quickstart(document: dict[str, Any], run: dict[str, Any]) -> str:
     try:
         networks, config = int(document["zoo"]["configuration"]["networks"]), run["config"]
         return f"wsgraph quickstart --networks {networks} --epochs {int(config['epochs'])} --seed {int(config['seed'])}"
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return ""
 
 

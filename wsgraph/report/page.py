@@ -70,7 +70,7 @@ def write_report(path: str | os.PathLike[str], runs: Sequence[str | os.PathLike[
     if not runs:
         raise ValueError("Expected 'runs' with at least one folder or file (got none).")
     page = _page(*find(runs), title)
-    write_atomically(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(page.encode("utf-8", "replace")))
 
 
 @dataclass
@@ -310,7 +310,8 @@ def _command(run: Run) -> str:
     """The call that repeats a run: of the command, or of Python where the command lacks an option."""
     config, options = run.config, _options(run)
     target = {"generalization": "test_accuracy", "inr_classification": "label"}.get(run.task)
-    zoos = {name: str(zoo).rsplit(" ", 1)[0] for name, zoo in (options.get("test_zoos") or {}).items()}
+    others = options.get("test_zoos")
+    zoos = {name: str(zoo).rsplit(" ", 1)[0] for name, zoo in others.items()} if isinstance(others, dict) else {}
     usual = {"target": (None, target), "weight_decay": (None, 0.01), "select": (None,), "augment": (None,), "test": (None, True)}
     unusual = {name: options[name] for name, values in usual.items() if options.get(name) not in values}
     if config.get("model_options") or unusual:
@@ -450,7 +451,7 @@ def _cost_charts(panels: Mapping[str, Sequence[_Row]], styles: Mapping[str, int]
     if not choices:
         return ""
     # Buttons of one group need a name that no other group on the page has, for which their contents are good.
-    name = "cost-" + hashlib.sha256("".join(panel for _, panel in choices).encode()).hexdigest()[:12]
+    name = "cost-" + hashlib.sha256("".join(panel for _, panel in choices).encode("utf-8", "replace")).hexdigest()[:12]
     buttons = "".join(
         f'<label><input type="radio" name="{name}" value="{i}"{" checked" if i == 0 else ""}>{short}</label>'
         for i, (short, _) in enumerate(choices)
@@ -554,26 +555,25 @@ def _pivot(suite: Suite, results: list[dict[str, Any]], scores: Mapping[str, Any
 
 def _costs(suite: Suite, styles: Mapping[str, int]) -> str:
     """The table of costs of a step: a row for every model, columns for every zoo, batch or width."""
-    costs = {place: each for place, each in suite.document["costs"].items() if isinstance(each, dict)}
-    models = sorted({model for each in costs.values() for model, values in each.items() if isinstance(values, dict)})
+    costs = {
+        place: {model: values for model, values in each.items() if isinstance(values, dict)}
+        for place, each in suite.document["costs"].items()
+        if isinstance(each, dict)
+    }
+    models = sorted({model for each in costs.values() for model in each})
+    known = {name for each in costs.values() for values in each.values() for name in values}
+    measures = [name for name in ("parameters", "milliseconds", "networks_per_second", "kept_bytes", "peak_bytes") if name in known]
     units = {"kept_bytes": 1e6, "peak_bytes": 1e6}
-    measures = list(
-        dict.fromkeys(name for each in costs.values() for values in each.values() if isinstance(values, dict) for name in values)
-    )
-    measures = [name for name in ("parameters", "milliseconds", "networks_per_second", "kept_bytes", "peak_bytes") if name in measures]
     of_what = suite.name.partition("-")[2]
     columns = [(place, name, column_of(name, group=f"{of_what} {place}".strip())) for place in costs for name in measures]
-    # Widths of models that read any network do not depend on it: once is enough.
-    if "parameters" in measures and all(
-        len({as_text(each.get(model, {}).get("parameters")) for each in costs.values()}) == 1 for model in models
-    ):
-        first = next(iter(costs))
-        columns = [(first, "parameters", column_of("parameters")), *(each for each in columns if each[1] != "parameters")]
 
     def cell(model: str, place: str, name: str) -> Cell:
-        values = costs[place].get(model)
-        return score_cell(name, (number(values.get(name)) / units.get(name, 1) if isinstance(values, dict) else math.nan, math.nan))
+        return score_cell(name, (number(costs[place].get(model, {}).get(name)) / units.get(name, 1), math.nan))
 
+    # Where no model grows with the batch or width, once is enough.
+    if "parameters" in measures and all(len({cell(model, place, "parameters").text for place in costs}) == 1 for model in models):
+        first = (next(iter(costs)), "parameters", column_of("parameters"))
+        columns = [first, *(each for each in columns if each[1] != "parameters")]
     rows = {model: [cell(model, place, name) for place, name, _ in columns] for model in models}
     shown = {model: styles[model] for model in models if model in styles}
     return table(suite.title or suite.name, [column for _, _, column in columns], rows, styles=shown)

@@ -166,7 +166,7 @@ def table(
     for name in names:
         mark = marker(styles[name]) if styles and name in styles else ""
         cells = "".join(_cell(cell, math.isclose(cell.value, best[k], rel_tol=_ROUNDING), numeric[k]) for k, cell in enumerate(rows[name]))
-        body.append(f'<tr><th scope="row" class="first">{mark}{escape(name)}</th>{cells}</tr>')
+        body.append(f'<tr><th scope="row" class="first{" marked" if mark else ""}">{mark}{escape(name)}</th>{cells}</tr>')
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(title)}"><table>'
         f"<thead>{groups}<tr>{''.join(heads)}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
@@ -175,7 +175,7 @@ def table(
 
 def _cell(cell: Cell, best: bool, numeric: bool) -> str:
     value = "" if math.isnan(cell.value) else f' data-value="{cell.value:.17g}"'
-    kind = " ".join([*(["number"] if numeric else []), *(["best"] if best else [])])
+    kind = " ".join(name for name, applies in (("number", numeric), ("best", best), ("long", len(cell.text) > 40)) if applies)
     error = f"<span>{escape(cell.error)}</span>" if cell.error else ""
     said = '<span class="hidden">best: </span>' if best else ""
     return f'<td class="{kind}"{value}>{said}{escape(cell.text)}{error}</td>'
