@@ -246,3 +246,108 @@ def test_check_finds_wrong_symmetries(tmp_path: Path) -> None:
 )
 def test_modules_that_cannot_be_used(network: Path, options: tuple[str, ...], message: str) -> None:
     assert message in " ".join(call("info", str(network), *options, code=1).split())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    store = make_store(folder / "zoo", networks=60)
+    options = ["--model", "statnn", "--epochs", "1", "--scale", "1"]
+    call("train", "generalization", "--zoo", str(folder / "zoo"), *options, "--output", str(folder / "run"))
+    for i in range(3):
+        save_file(store.space.unflatten(store.thetas[i]), folder / f"network{i}.safetensors")
+    return folder
+
+
+def test_predict_new_checkpoints(trained: Path) -> None:
+    files = [str(trained / f"network{i}.safetensors") for i in (2, 0)]
+    document = json.loads(call("predict", str(trained / "run"), *files, "--json"))
+    assert [row["checkpoint"] for row in document["predictions"]] == files
+    everything = json.loads(call("predict", str(trained / "run" / "model"), str(trained / "zoo"), "--json"))["predictions"]
+    assert len(everything) == 60
+    known = {row["checkpoint"]: row["predicted_accuracy"] for row in everything}
+    assert document["predictions"][0]["predicted_accuracy"] == pytest.approx(known[f"{trained / 'zoo'}/2"], abs=1e-6)
+    text = call("predict", str(trained / "run"), str(trained / "zoo"), "--output", str(trained / "all.csv"))
+    assert "and 10 more; --output writes all" in text
+    assert len((trained / "all.csv").read_text().splitlines()) == 61
+
+
+def test_predict_goes_on_after_a_bad_checkpoint(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.pt").write_bytes(b"no network")
+    save_file(nn.Linear(5, 3).state_dict(), tmp_path / "other.safetensors")
+    paths = [str(tmp_path / "bad.pt"), str(trained / "network0.safetensors"), str(tmp_path / "other.safetensors")]
+    text = call("predict", str(trained / "run"), *paths, code=1)
+    assert "network0" in text
+    assert "bad.pt' is damaged or not a .pt file" in text.replace("\n", " ")
+    assert "other.safetensors: " in text
+    assert "There is no model in" in call("predict", str(tmp_path), paths[1], code=1)
+
+
+def test_evaluate_on_other_zoos(trained: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "other", networks=40)
+    arguments = ["evaluate", str(trained / "run"), "--zoo", str(trained / "zoo"), "--zoo", str(tmp_path / "other")]
+    found = json.loads(call(*arguments, "--scale", "10", "--json"))
+    scores = json.loads((trained / "run" / "result.json").read_text())["metrics"]
+    assert found[str(trained / "zoo")]["tau"] == scores["tau"]
+    assert set(found[str(tmp_path / "other")]) == {"tau", "r2", "tau_scale_10", "r2_scale_10"}
+    assert "TrainedModel(generalization, statnn" in call(*arguments, "--split", "all")
+
+
+def test_edited_networks_are_written(tmp_path: Path) -> None:
+    space = WeightSpace.siren((2, 4, 1), signal=Signal((4, 4), "row"))
+    thetas = space.sample(8, generator=torch.Generator().manual_seed(0))
+    zoo = ZooStore.create(tmp_path / "zoo", space, thetas, {"split": ["train"] * 4 + ["val"] * 2 + ["test"] * 2})
+    train = ["train", "inr_editing", "--zoo", str(zoo.path), "--model", "np", "--epochs", "1", "--output", str(tmp_path / "run")]
+    call(*train)
+    assert "name the folder for them with --output" in call("predict", str(tmp_path / "run"), str(zoo.path), code=1)
+    predict = ["predict", str(tmp_path / "run"), str(zoo.path), "--output", str(tmp_path / "edited"), "--json"]
+    rows = json.loads(call(*predict))["predictions"]
+    assert len({row["edited"] for row in rows}) == 8
+    assert load_file(rows[3]["edited"])["layers.0.weight"].shape == (4, 2)
+
+
+def test_json_for_programs(network: Path, trained: Path) -> None:
+    file = str(trained / "network0.safetensors")
+    info = json.loads(call("info", file, "--activation", "tanh", "--json"))
+    assert info["groups"][1] == {
+        "name": "hidden.1",
+        "neurons": 6,
+        "role": "hidden",
+        "operators": ["tanh"],
+        "symmetry": "permutation x sign",
+    }
+    assert json.loads(call("check", file, "--activation", "tanh", "--json"))["passes"] is True
+    listed = {entry["name"]: entry for entry in json.loads(call("models", "--json"))}
+    assert listed["monomial_gnn"]["symmetries"] == ["permutation", "scale", "sign"]
+    assert listed["statnn"]["options"]["hidden"] == 256
+    again = ["train", "generalization", "--zoo", str(trained / "zoo"), "--model", "statnn", "--epochs", "1", "--output", str(trained / "b")]
+    result = CliRunner().invoke(app, [*again, "--json"])
+    assert json.loads(result.stdout)["folder"] == str(trained / "b")
+
+
+def test_figures_from_runs_zoos_and_checkpoints(trained: Path, tmp_path: Path) -> None:
+    run, zoo = str(trained / "run"), str(trained / "zoo")
+    for arguments in (
+        ["robustness", run],
+        ["costs", run],
+        ["scatter", run, "--zoo", zoo],
+        ["zoo", zoo, "--networks", "20"],
+        ["graph", str(trained / "network0.safetensors"), "--activation", "tanh"],
+    ):
+        file = tmp_path / "new" / f"{arguments[0]}.svg"
+        assert f"Figure: {file}" in call("plot", *arguments, "--output", str(file)).replace("\n", "")
+        assert file.read_text().startswith("<?xml")
+    assert "There is no finished run in" in call("plot", "robustness", zoo, code=1)
+    assert "Expected a file ending in .png, .pdf or .svg" in call("plot", "zoo", zoo, "--output", "zoo.gif", code=1)
+    assert "Expected a model trained for inr_editing" in call("plot", "editing", run, "--zoo", zoo, code=1)
+
+
+def test_pictures_of_editing(tmp_path: Path) -> None:
+    space = WeightSpace.siren((2, 4, 1), signal=Signal((4, 4), "row"))
+    thetas = space.sample(8, generator=torch.Generator().manual_seed(0))
+    zoo = ZooStore.create(tmp_path / "zoo", space, thetas, {"split": ["train"] * 4 + ["val"] * 2 + ["test"] * 2})
+    call("train", "inr_editing", "--zoo", str(zoo.path), "--model", "np", "--epochs", "1", "--output", str(tmp_path / "run"))
+    call("plot", "editing", str(tmp_path / "run"), "--zoo", str(zoo.path), "--pictures", "2", "-o", str(tmp_path / "editing.png"))
+    assert (tmp_path / "editing.png").read_bytes().startswith(b"\x89PNG")
+    text = call("plot", "scatter", str(tmp_path / "run"), "--zoo", str(zoo.path), code=1)
+    assert "predicts no single numbers" in text

@@ -9,9 +9,10 @@ from matplotlib.text import Annotation
 from torch import nn
 
 from wsgraph import SpaceMismatchError, WeightSpace
-from wsgraph.plot import bar_panel, curve_panels, draw_graph, robustness_curve, robustness_data
+from wsgraph.data import ZooStore
+from wsgraph.plot import bar_panel, cost_chart, curve_panels, draw_graph, prediction_scatter, robustness_curve, robustness_data, zoo_map
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
-from wsgraph.tasks import Result
+from wsgraph.tasks import Result, read_results
 
 CURVES = {"statnn": {1.0: 0.7, 10.0: 0.4, 1e4: -0.2}, "monomial_gnn": {1.0: 0.8, 10.0: 0.8, 1e4: 0.8}}
 
@@ -125,3 +126,62 @@ def test_draw_graph_refuses_what_it_cannot_draw() -> None:
         draw_graph(space, torch.zeros(3))
     with pytest.raises(SpaceMismatchError, match="needs a network of dense"):
         draw_graph(WeightSpace(space.groups, (), space.params))
+
+
+def test_costs_are_means_over_seeds() -> None:
+    runs = [
+        {"config": {"model": model}, "metrics": {"tau": tau, "seconds_per_epoch": 2.0, "peak_memory_mb": memory}}
+        for model, tau, memory in (("np", 0.7, 10.0), ("np", 0.9, 30.0), ("statnn", 0.5, 1.0))
+    ]
+    _, memory = cost_chart(runs).axes
+    places = {str(points.get_label()): np.asarray(points.get_offsets())[0] for points in memory.collections}
+    assert places["np"] == pytest.approx([20.0, 0.8])
+    assert places["statnn"] == pytest.approx([1.0, 0.5])
+    with pytest.raises(ValueError, match="Expected results with the score 'accuracy'"):
+        cost_chart(runs, score="accuracy")
+
+
+def test_scatter_shows_every_network_and_the_scores() -> None:
+    true = torch.linspace(0, 1, 20)
+    axes = prediction_scatter(1 - true, true, label="test accuracy").axes[0]
+    assert len(np.asarray(axes.collections[0].get_offsets())) == 20
+    assert "= -1.000" in axes.texts[0].get_text()
+    assert axes.get_ylabel() == "predicted test accuracy"
+    with pytest.raises(ValueError, match="Expected 'predicted' and 'true' of one shape"):
+        prediction_scatter(true[:3], true)
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_map_does_not_depend_on_the_order_of_neurons(tmp_path: Path, method: str) -> None:
+    space = WeightSpace.mlp([2, 6, 1], "tanh")
+    generator = torch.Generator().manual_seed(0)
+    thetas = space.sample(30, generator=generator, dtype=torch.float64)
+    moved = space.act(space.sample_symmetry(30, generator=generator), thetas)
+    table = {"test_accuracy": torch.linspace(0, 1, 30), "name": ["a"] * 30}
+    stores = [ZooStore.create(tmp_path / name, space, weights, table) for name, weights in (("a", thetas), ("b", moved))]
+    figures = [zoo_map(store.dataset(target=None), method=method) for store in stores]
+    first, second = (np.asarray(figure.axes[0].collections[0].get_offsets()) for figure in figures)
+    assert first == pytest.approx(second, abs=1e-2 * np.ptp(first))
+    raw = np.asarray(zoo_map(stores[1].dataset(target=None), method=method, canonicalize=False).axes[0].collections[0].get_offsets())
+    assert first != pytest.approx(raw, abs=0.01 * np.ptp(first))
+    assert len(np.asarray(zoo_map(stores[0].dataset(target=None), networks=7).axes[0].collections[0].get_offsets())) == 7
+    for options, message in (
+        ({"method": "umap"}, "pca or tsne"),
+        ({"color": "name"}, "a column of numbers"),
+        ({"color": "missing"}, "missing"),
+    ):
+        with pytest.raises((ValueError, KeyError), match=message):
+            zoo_map(stores[0].dataset(target=None), **options)  # type: ignore[arg-type]
+
+
+def test_results_are_read_from_folders(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        Result("generalization", {"tau": 0.5 + seed}, nn.Identity(), {"model": "np"}, folder).save(folder / "result.json")
+    assert [result["metrics"]["tau"] for result in read_results(tmp_path)] == [0.5, 1.5]
+    with pytest.raises(FileNotFoundError, match="There is no finished run in"):
+        read_results(tmp_path / "other")
+    (tmp_path / "seed0" / "result.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_results(tmp_path)

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.tasks.test_generalization import make_store, train
+from tests.test_import import modules_after
 from wsgraph.cli import app
 from wsgraph.report import write_report
 
@@ -333,6 +334,10 @@ def test_command(tmp_path: Path) -> None:
     failed = CliRunner().invoke(app, ["report", str(tmp_path / "missing")])
     assert failed.exit_code == 1
     assert "Error: There is no file or folder" in failed.output
+
+
+def test_a_report_does_not_wait_for_pytorch() -> None:
+    assert not {"torch", "lightning", "matplotlib", "scipy"} & modules_after("import wsgraph.report")
 
 
 # == In a browser ==

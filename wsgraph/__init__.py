@@ -4,9 +4,23 @@ Networks become points of a :class:`WeightSpace`; every other view of them (stat
 the symmetry group, a canonical form) is a cheap function of the space and a flat vector.
 """
 
-from wsgraph.convert import CheckpointError, TraceError, TraceWarning, fold_batchnorm, from_state_dict, load_checkpoint, load_onnx, trace
-from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
-from wsgraph.symmetry import GroupElement
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsgraph import bench, convert, data, measure, nn, plot, plugins, space, symmetry, tasks, testing  # noqa: F401
+    from wsgraph.convert import (
+        CheckpointError,
+        TraceError,
+        TraceWarning,
+        fold_batchnorm,
+        from_state_dict,
+        load_checkpoint,
+        load_onnx,
+        trace,
+    )
+    from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
+    from wsgraph.symmetry import GroupElement
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,3 +38,21 @@ __all__ = [
     "load_onnx",
     "trace",
 ]
+
+# PyTorch takes seconds to import, and help and completion on the command line must not wait for it: names are imported when they are used.
+_PLACES = dict.fromkeys(("ParameterGraph", "SpaceMismatchError", "WeightSpace"), "space") | {"GroupElement": "symmetry"}
+_MODULES = ("bench", "convert", "data", "measure", "nn", "plot", "plugins", "report", "scores", "space", "symmetry", "tasks", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"wsgraph.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'wsgraph' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"wsgraph.{_PLACES.get(name, 'convert')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

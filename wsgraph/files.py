@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,18 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-__all__ = ["explained_errors", "flush", "write_atomically", "write_json"]
+__all__ = ["explained_errors", "flush", "new_folder", "write_atomically", "write_json"]
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk."""
+    """Wait until a file, or the entries of a folder, are on disk.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -26,7 +34,17 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def explained_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write into a message that says what to do."""
+    """Turn a failure to write into a message that says what to do.
+
+    Args:
+        path: What is being written, named in the message.
+
+    Yields:
+        Nothing; the block does the writing.
+
+    Raises:
+        OSError: For any failure of the block to write, of the same kind, with what to do.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -44,6 +62,10 @@ def explained_errors(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, wait until it is on disk, and rename it; on failure nothing is left.
 
+    Args:
+        path: Where the file shall be; one that is there is replaced.
+        write: Called with the path of the temporary file, which it makes.
+
     Raises:
         OSError: If the file cannot be written, with what to do.
     """
@@ -59,7 +81,48 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             raise
 
 
+@contextmanager
+def new_folder(path: Path, advice: str = "Choose another path, or delete it.") -> Iterator[Path]:
+    """A folder under a temporary name, which becomes ``path`` when the block ends, and is removed when it fails.
+
+    Args:
+        path: Folder to make.
+        advice: What to do where it exists.
+
+    Yields:
+        Path of the temporary folder.
+
+    Raises:
+        FileExistsError: If the path exists.
+        OSError: If it cannot be made, with what to do.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{str(path)!r} exists already. {advice}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with explained_errors(path):
+            temporary.mkdir(parents=True)
+        yield temporary
+        if os.path.lexists(path):  # made by somebody else in the meantime
+            raise FileExistsError(f"{str(path)!r} exists already. {advice}")
+        with explained_errors(path):
+            os.rename(temporary, path)
+            flush(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def write_json(path: str | os.PathLike[str], document: Any) -> None:
-    """Write a JSON file atomically."""
+    """Write a JSON file atomically.
+
+    Args:
+        path: Where the file shall be; one that is there is replaced.
+        document: Anything that JSON can hold.
+
+    Raises:
+        OSError: If the file cannot be written, with what to do.
+        TypeError: If JSON cannot hold the document.
+    """
     text = json.dumps(document, indent=2) + "\n"
     write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,14 +1,13 @@
-"""Measurements that make comparisons of models fair: memory of a step, what it keeps for its backward pass, errors, and the machine."""
+"""Measurements that make comparisons of models fair: memory of a step, what it keeps for its backward pass, and the machine it ran on."""
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if TYPE_CHECKING:
     from wsgraph.space import ParameterGraph
 
-__all__ = ["kept_bytes", "machine", "mean_and_error", "peak_memory", "step_costs"]
+__all__ = ["kept_bytes", "machine", "peak_memory", "step_costs"]
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
@@ -196,20 +195,6 @@ def step_costs(
         costs[name] |= {"milliseconds": 1000 * median, "networks_per_second": batch.num_networks / median}
         models[name].zero_grad()
     return costs
-
-
-def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean and standard error; both NaN where a value is missing or not a number, the error also where there is only one.
-
-    Example:
-        >>> mean_and_error([1.0, 3.0]), mean_and_error([1.0, None])
-        ((2.0, 1.0), (nan, nan))
-    """
-    numbers = [math.nan if value is None else value for value in values]
-    if not numbers or any(map(math.isnan, numbers)):
-        return math.nan, math.nan
-    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
-    return statistics.fmean(numbers), error
 
 
 def machine() -> dict[str, Any]:

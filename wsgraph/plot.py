@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,10 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wsgraph import WeightSpace
+    from wsgraph.data import ZooDataset
     from wsgraph.space import Connection, NeuronGroup
     from wsgraph.tasks import Result
 
-__all__ = ["bar_panel", "curve_panels", "draw_graph", "picture_grid", "robustness_curve", "robustness_data"]
+__all__ = [
+    "bar_panel",
+    "cost_chart",
+    "curve_panels",
+    "draw_graph",
+    "picture_grid",
+    "prediction_scatter",
+    "robustness_curve",
+    "robustness_data",
+    "zoo_map",
+]
 
 # Okabe and Ito's colours, ordered so that neighbours also differ in lightness; markers and dashes carry the difference without colour.
 _STYLES = (
@@ -43,24 +55,35 @@ SCALES_LABEL = r"upper bound $s$ of the neuron scales $U[1, s]$ applied to test 
 TAU_LABEL = r"Kendall's $\tau$ (predicted vs. true accuracy)"
 
 
-def robustness_data(results: Sequence[Result]) -> dict[str, dict[float, float]]:
+def robustness_data(results: Sequence[Result | Mapping[str, Any]]) -> dict[str, dict[float, Point]]:
     """Kendall's tau by model and by upper bound of the scales, from results of the generalization task.
 
+    Args:
+        results: Results, or documents that :func:`wsgraph.tasks.read_results` returned. Several of one model are its seeds.
+
+    Returns:
+        By model and scale the score, or its mean and standard error where there are several seeds.
+
     Example:
-        >>> from pathlib import Path
-        >>> from torch import nn
-        >>> from wsgraph.tasks import Result
-        >>> result = Result("generalization", {"tau": 0.8, "tau_scale_10": 0.7}, nn.Identity(), {"model": "statnn"}, Path("."))
-        >>> robustness_data([result])
-        {'statnn': {10.0: 0.7}}
+        >>> runs = [{"config": {"model": "statnn"}, "metrics": {"tau": 0.8, "tau_scale_10": tau}} for tau in (0.5, 1.0)]
+        >>> robustness_data(runs[:1]), robustness_data(runs)
+        ({'statnn': {10.0: 0.5}}, {'statnn': {10.0: (0.75, 0.25)}})
     """
     prefix = "tau_scale_"
-    return {
-        str(result.config["model"]): {
-            float(name.removeprefix(prefix)): value for name, value in result.metrics.items() if name.startswith(prefix)
-        }
-        for result in results
-    }
+    found: dict[str, dict[float, list[float]]] = {}
+    for result in results:
+        config, metrics = (result["config"], result["metrics"]) if isinstance(result, Mapping) else (result.config, result.metrics)
+        own = found.setdefault(str(config["model"]), {})
+        for name, value in metrics.items():
+            if name.startswith(prefix) and value is not None:
+                own.setdefault(float(name.removeprefix(prefix)), []).append(value)
+    return {model: {scale: _point(values) for scale, values in curve.items()} for model, curve in found.items()}
+
+
+def _point(values: Sequence[float]) -> Point:
+    if len(values) == 1:
+        return values[0]
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _power(value: float) -> str:
@@ -157,11 +180,7 @@ def curve_panels(
         str(line.get_label()): line for axes in figure.axes for line in axes.get_lines() if not str(line.get_label()).startswith("_")
     }
     figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, ncols=2 * columns, loc="outside lower center")
-    if title:
-        figure.suptitle(title, fontsize=10)
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    return _finished(figure, path, title)
 
 
 def robustness_curve(
@@ -245,11 +264,7 @@ def bar_panel(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=8.5, ncols=len(variants), loc="outside lower center")
-    if title:
-        figure.suptitle(title, fontsize=10)
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    return _finished(figure, path, title)
 
 
 def picture_grid(
@@ -291,8 +306,213 @@ def picture_grid(
         axes[0].set_ylabel(label, fontsize=8)
     for axis, text in zip(grid[0], titles, strict=False):
         axis.set_title(text, fontsize=8)
+    return _finished(figure, path, title)
+
+
+def cost_chart(
+    results: Sequence[Result | Mapping[str, Any]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    score: str = "tau",
+    title: str | None = None,
+) -> Figure:
+    """What models achieve over what they cost: a score against the time of an epoch and against the memory of a training step.
+
+    Args:
+        results: Results of one task on one zoo, or documents that :func:`wsgraph.tasks.read_results` returned. Several of one model are its
+            seeds; their means are drawn.
+        path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
+        score: Name of the score.
+        title: Title above the panels.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: If no result has the score.
+
+    Example:
+        >>> runs = [{"config": {"model": "np"}, "metrics": {"tau": 0.7, "seconds_per_epoch": 2.0, "peak_memory_mb": 83.0}}]
+        >>> len(cost_chart(runs).axes)
+        2
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    costs = {"seconds_per_epoch": "time of an epoch, s", "peak_memory_mb": "peak memory of a training step, MB"}
+    values: dict[str, list[list[float]]] = {}
+    for result in results:
+        config, metrics = (result["config"], result["metrics"]) if isinstance(result, Mapping) else (result.config, result.metrics)
+        if metrics.get(score) is not None and all(metrics.get(cost) is not None for cost in costs):
+            values.setdefault(str(config["model"]), []).append([metrics[score], *(metrics[cost] for cost in costs)])
+    if not values:
+        raise ValueError(f"Expected results with the score {score!r} and their costs (got none among {len(results)} results).")
+    means = {model: [statistics.fmean(column) for column in zip(*rows, strict=True)] for model, rows in values.items()}
+    figure = Figure(figsize=(7.2, 3.1 + 0.2 * math.ceil(len(means) / 4)), dpi=200, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for k, (axes, label) in enumerate(zip(panels, costs.values(), strict=True), 1):
+        for (model, point), (color, marker, _) in zip(means.items(), itertools.cycle(_STYLES), strict=False):
+            axes.scatter(point[k], point[0], color=color, marker=marker, s=45, edgecolor="white", linewidth=0.6, label=model, zorder=2)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(label, fontsize=9)
+        axes.tick_params(labelsize=9)
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(TAU_LABEL if score == "tau" else score, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8.5, ncols=4, loc="outside lower center")
+    return _finished(figure, path, title)
+
+
+def prediction_scatter(
+    predicted: Tensor,
+    true: Tensor,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    label: str = "accuracy",
+    title: str | None = None,
+) -> Figure:
+    """Predicted against true values of networks, with the line where they agree, Kendall's tau and R².
+
+    Args:
+        predicted: Predicted values ``[N]``, such as accuracies.
+        true: True values ``[N]``.
+        path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
+        label: What the values are.
+        title: Title above the axes.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: If the tensors differ in shape or hold less than two values.
+
+    Example:
+        >>> import torch
+        >>> true = torch.rand(50)
+        >>> prediction_scatter(true + 0.1 * torch.randn(50), true).axes[0].get_xlabel()
+        'true accuracy'
+    """
+    from matplotlib.figure import Figure
+    from scipy.stats import kendalltau
+    from sklearn.metrics import r2_score
+
+    if predicted.shape != true.shape or predicted.ndim != 1 or len(true) < 2:
+        raise ValueError(
+            f"Expected 'predicted' and 'true' of one shape [N] with at least 2 values (got {list(predicted.shape)} and {list(true.shape)})."
+        )
+    x, y = true.double().cpu().numpy(), predicted.double().cpu().numpy()
+    figure = Figure(figsize=(3.8, 3.8), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    axes.plot([low, high], [low, high], color="0.6", linewidth=0.9, zorder=1)
+    # Points of large zoos become a haze rather than a blot.
+    size = min(18.0, max(2.0, 4000 / len(x)))
+    axes.scatter(x, y, s=size, color=_STYLES[0][0], alpha=0.5, linewidth=0, zorder=2, rasterized=len(x) > 5000)
+    text = f"Kendall's $\\tau$ = {kendalltau(x, y).statistic:.3f}\n$R^2$ = {r2_score(x, y):.3f}\n{len(x):,} networks"
+    axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=8.5)
+    axes.set_xlabel(f"true {label}", fontsize=9)
+    axes.set_ylabel(f"predicted {label}", fontsize=9)
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _finished(figure, path, title)
+
+
+def zoo_map(
+    zoo: ZooDataset,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    color: str = "test_accuracy",
+    method: str = "pca",
+    canonicalize: bool = True,
+    networks: int = 2000,
+    seed: int = 0,
+    title: str | None = None,
+) -> Figure:
+    """A map of the weights of a zoo: every network a point, near where weights are alike, coloured by a column of the table.
+
+    Args:
+        zoo: Networks of one architecture, such as ``store.dataset("test")``.
+        path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
+        color: Column with numbers.
+        method: ``"pca"`` (principal components) or ``"tsne"`` (neighbourhoods, of the first 50 principal components).
+        canonicalize: Whether networks are brought into canonical form first; else equal networks with neurons in another order lie apart.
+        networks: At most so many are drawn, chosen by the seed.
+        seed: Seed of the choice and of the method.
+        title: Title above the axes (default: the weight space).
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: If the method is unknown, the column is missing or holds no numbers, there are less than three networks, or they are of
+            several architectures.
+
+    Example:
+        >>> import tempfile
+        >>> from wsgraph import WeightSpace
+        >>> from wsgraph.data import ZooStore
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = ZooStore.create(f"{folder}/zoo", space, space.sample(9), {"test_accuracy": [0.1 * i for i in range(9)]})
+        ...     figure = zoo_map(store.dataset(target=None))
+        >>> figure.axes[0].get_xlabel()
+        'first principal component'
+    """
+    import numpy as np
+    import torch
+    from matplotlib.figure import Figure
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if method not in ("pca", "tsne"):
+        raise ValueError(f"Expected 'method' to be pca or tsne (got {method!r}).")
+    if len(zoo) < 3:
+        raise ValueError(f"Expected at least 3 networks to map (got {len(zoo)}).")
+    chosen = torch.randperm(len(zoo), generator=torch.Generator().manual_seed(seed))[:networks].sort().values
+    part, space = zoo[chosen], zoo.space
+    values = part.column(color)
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"Expected 'color' to name a column of numbers (got {color!r} of {values.dtype}).")
+    thetas = part.thetas.double()
+    points = (space.canonicalize(thetas) if canonicalize else thetas).float().numpy()
+    wanted = 2 if method == "pca" else min(50, *points.shape)
+    found = PCA(wanted, random_state=seed).fit(points)
+    places, shares = found.transform(points), found.explained_variance_ratio_
+    if method == "tsne":
+        places = TSNE(2, perplexity=min(30.0, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(places)
+    figure = Figure(figsize=(4.6, 3.8), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    size, _many = min(18.0, max(3.0, 8000 / len(points))), len(points) > 5000
+    # A map of colours whose lightness grows with the value: it reads the same in greyscale and without red or green.
+    drawn = axes.scatter(
+        places[:, 0], places[:, 1], c=values.astype(float), cmap="cividis", s=size, linewidth=0, rasterized=len(points) > 5000
+    )
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.9)
+    bar.set_label(color.replace("_", " "), fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    if method == "pca":
+        axes.set_xlabel("first principal component", fontsize=9)
+        axes.set_ylabel("second principal component", fontsize=9)
+        # A few far networks would press all others into one spot.
+        low, high = np.quantile(places[:, :2], [0.01, 0.99], axis=0)
+        low, high = low - 0.2 * (high - low), high + 0.2 * (high - low)
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        beyond = int(((places[:, :2] < low) | (places[:, :2] > high)).any(1).sum())
+        text = f"{100 * sum(shares[:2]):.0f} % of the variance" + (f"\n{beyond} networks beyond the frame" if beyond else "")
+        axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=8)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return _finished(figure, path, title or textwrap.fill(repr(space), 60))
+
+
+def _finished(figure: Figure, path: str | os.PathLike[str] | None, title: str | None) -> Figure:
     if title:
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=10)
     if path is not None:
         figure.savefig(path)
     return figure

@@ -434,9 +434,30 @@ def assert_equivariant(
 ) -> dict[tuple[str, str], float]:
     """Fail unless a function from parameter graphs to weights is equivariant under the symmetries it claims.
 
-    The function returns weights as ``[B, P]``, ``[B, P, C]`` or :class:`~wsgraph.space.Blocks`; arguments, checks and errors are those of
-    :func:`assert_invariant`. The negative control compares the outputs of networks whose axes were permuted independently, which must
+    The function returns weights as ``[B, P]``, ``[B, P, C]`` or :class:`~wsgraph.space.Blocks`. What is checked, and how, is as in
+    :func:`assert_invariant`; the negative control compares the outputs of networks whose axes were permuted independently, which must
     differ.
+
+    Args:
+        fn: Model, layer or function of a batch, returning weights.
+        space: The weight space of the networks.
+        symmetries: Kinds to test (default: those that the function claims, else all).
+        thetas: Networks ``[B, P]`` to use (default: random ones).
+        networks: Number of networks drawn when ``thetas`` is not given.
+        scale: Range of the positive factors.
+        dtype: Dtype in which the function runs.
+        tolerance: Largest relative error allowed (default: :data:`TOLERANCES` of the dtype).
+        control: Negative control: ``"uncoupled"``, ``"noise"`` or ``None``.
+        inputs: Network inputs ``[M, n_0, ...]`` for the function check (default: random ones of the smallest size that fits).
+        module: For a traced space without layers, the module that runs its networks; ``inputs`` must be given too.
+        seed: Seed of networks, group elements and controls.
+
+    Returns:
+        The errors, as from :func:`equivariance_error`.
+
+    Raises:
+        AssertionError: Naming the symmetry and the neuron group that fail, or the control.
+        ValueError: If nothing is known that could run the networks.
 
     Example:
         >>> from wsgraph import WeightSpace

@@ -121,5 +121,5 @@ def test_further_zoos(store: ZooStore, tmp_path: Path) -> None:
     assert result.metrics["mse_on_same"] == result.metrics["mse"]
     other = WeightSpace.siren([2, 6, 6, 1], 5.0, signal=SPACE.signal)
     wrong = ZooStore.create(tmp_path / "other", other, other.sample(4), {"split": ["test"] * 4})
-    with pytest.raises(ValueError, match="Expected 'test_zoos' of networks of WeightSpace"):
+    with pytest.raises(ValueError, match="'test_zoos' 'other' cannot be scored on: Expected networks of WeightSpace"):
         train(store, tmp_path / "run", test_zoos={"other": wrong})

@@ -7,13 +7,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from wsgraph.bench.bench import Bench, documented, read_model, register_suite, scores_of
 from wsgraph.data import ZooStore
 from wsgraph.nn import model_entry
+from wsgraph.tasks.inr_editing import before_and_after
+from wsgraph.tasks.prediction import all_match
 from wsgraph.tasks.result import mean_and_error
-from wsgraph.tasks.supervised import all_match
 
 __all__: list[str] = []
 
@@ -156,8 +155,6 @@ def editing(bench: Bench) -> None:
         best = min(edited, key=lambda run: math.inf if run["metrics"]["mse"] is None else run["metrics"]["mse"])
         editor = best["cell"].train(bench.cells).model
         batch = ZooStore(path).dataset("test", target=None).batch(slice(0, 10), lambda thetas: thetas.float())
-        with torch.no_grad():
-            after, target, before = editor(batch.to(next(editor.parameters()).device)).cpu().clamp(0, 1).unbind(1)
-        rows = {"network": before, "target": target, "edited": after}
+        rows = before_and_after(editor, batch)
         title = f"{operation}: SIRENs of {name} edited by {best['cell'].options['model']} through their weights"
         bench.write_figure(f"editing-{operation}" if len(zoos) == 1 else f"editing-{name}-{operation}", picture_grid(rows, title=title))

@@ -18,8 +18,9 @@ from wsgraph.data import ZooStore, load_images
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
 from wsgraph.nn import list_models, model_options, widths_for_parameters
+from wsgraph.plugins import Registry
+from wsgraph.tasks.prediction import distinct_spaces
 from wsgraph.tasks.result import mean_and_error
-from wsgraph.tasks.supervised import distinct_spaces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +116,15 @@ class Bench:
         return self.folder / "cells"
 
     def run(self, cells: Sequence[Cell], title: str) -> list[dict[str, Any]]:
-        """Results of cells, trained where they are not finished."""
+        """Results of cells, trained where they are not finished.
+
+        Args:
+            cells: The cells.
+            title: Shown beside the progress bar.
+
+        Returns:
+            For every cell its ``metrics`` and the ``machine`` it was trained on, or no metrics and an ``error``.
+        """
         return run_cells(cells, self.cells, workers=self.workers, title=title)
 
     def searched(
@@ -216,6 +225,9 @@ class Bench:
             outputs: Outputs per network or per weight.
             kind: ``"invariant"`` or ``"equivariant"``.
 
+        Returns:
+            Arguments of :func:`wsgraph.nn.build_model`: the name, and options by name.
+
         Raises:
             ValueError: If the model cannot be brought there.
         """
@@ -232,6 +244,9 @@ class Bench:
             activations: Activations of its networks, each of an equal share.
             channels: Output channels of their convolutions.
             share: How many networks, relative to the size of the benchmark.
+
+        Returns:
+            Path of the folder.
         """
         networks = round(share * self.size.networks)
         widths = "" if tuple(channels) == (16, 16, 16) else "-" + "-".join(map(str, channels))
@@ -269,7 +284,15 @@ class Bench:
         return {name: path}
 
     def write_table(self, name: str, title: str, head: Sequence[str], rows: Sequence[Sequence[str]], document: Mapping[str, Any]) -> None:
-        """Print a table, and write it as Markdown, with what it was made of as JSON."""
+        """Print a table, and write it as Markdown, with what it was made of as JSON.
+
+        Args:
+            name: Name of the files.
+            title: Title of the table, without a full stop.
+            head: Names of the columns.
+            rows: Entries of every row.
+            document: What the table was made of.
+        """
         from rich.console import Console
         from rich.table import Table
 
@@ -322,12 +345,25 @@ class Bench:
         self.write_table(name, title, head, rows, {"scores": scores, "results": documented(found)})
 
     def cell(self, values: Sequence[float | None], places: int = 3) -> str:
-        """Mean and standard error as text, with the number of seeds where some failed."""
+        """Mean and standard error as text, with the number of seeds where some failed.
+
+        Args:
+            values: The values of the seeds that succeeded.
+            places: Decimal places.
+
+        Returns:
+            Such as ``0.801 ± 0.002``, or ``-`` where there is none.
+        """
         text = summarised(values, places)
         return text if text == "-" or len(values) == len(self.size.seeds) else f"{text} ({len(values)} of {len(self.size.seeds)} seeds)"
 
     def write_figure(self, name: str, figure: Figure) -> None:
-        """Write a figure as ``NAME.png``."""
+        """Write a figure as ``NAME.png``.
+
+        Args:
+            name: Name of the file.
+            figure: What to write.
+        """
         self.output.mkdir(parents=True, exist_ok=True)
         write_atomically(self.output / f"{name}.png", lambda temporary: figure.savefig(temporary, format="png"))
 
@@ -393,20 +429,21 @@ def _gap(values: Mapping[str, Sequence[float | None]], places: int) -> str:
 
 # == The registry ==
 
-_SUITES: dict[str, Callable[[Bench], None]] = {}
+_SUITES: Registry[Callable[[Bench], None]] = Registry("suite")
 
 
 def register_suite(name: str) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
     """Decorator that enters a function of a :class:`Bench` as a suite of ``wsgraph bench``.
+
+    Args:
+        name: Name of the suite.
 
     Raises:
         ValueError: If the name is taken.
     """
 
     def register(function: Callable[[Bench], None]) -> Callable[[Bench], None]:
-        if name in _SUITES:
-            raise ValueError(f"A suite named {name!r} is registered already.")
-        _SUITES[name] = function
+        _SUITES.add(name, function)
         return function
 
     return register
@@ -419,7 +456,7 @@ def list_suites() -> list[str]:
         >>> list_suites()
         ['editing', 'generalization', 'inr', 'invariance', 'memory', 'parameters', 'robustness', 'train-size', 'transfer']
     """
-    return sorted(_SUITES)
+    return _SUITES.names()
 
 
 def run_suite(
@@ -453,8 +490,7 @@ def run_suite(
         OSError: If a folder cannot be written.
         ValueError: If the suite, the size or a model is unknown.
     """
-    if name not in _SUITES:
-        raise ValueError(f"Unknown suite {name!r}. Available suites: {', '.join(list_suites())}.")
+    suite = _SUITES.find(name)
     if isinstance(size, str) and size not in SIZES:
         raise ValueError(f"Expected 'size' to be {' or '.join(map(repr, SIZES))} or a Size (got {size!r}).")
     labels = tuple(dict.fromkeys(models or list_models()))
@@ -463,4 +499,4 @@ def run_suite(
     if bad := [zoo for zoo in zoos or () if not zoo or "/" in zoo]:
         raise ValueError(f"Expected names of zoos without '/' (got {bad[0]!r}).")
     chosen = SIZES[size] if isinstance(size, str) else size
-    _SUITES[name](Bench(Path(folder), Path(output), chosen, labels, workers, dict(zoos or {}), images, parameters))
+    suite(Bench(Path(folder), Path(output), chosen, labels, workers, dict(zoos or {}), images, parameters))

@@ -181,7 +181,16 @@ _SWEEPS = (
 
 
 def count_parameters(layer: type[nn.Module], sizes: Sequence[int], channels: int) -> int:
-    """Trainable parameters of a layer that maps a number of channels to as many, constants that only act through their sum counted once."""
+    """Trainable parameters of a layer that maps a number of channels to as many, constants that only act through their sum counted once.
+
+    Args:
+        layer: A parameter-sharing layer.
+        sizes: Widths of the MLP that it reads.
+        channels: Channels in and out.
+
+    Returns:
+        The number of independent parameters.
+    """
     built = layer(WeightSpace.mlp(sizes), channels, channels)
     repeated = _repeated_constants(built) if isinstance(built, SharingLinear) else 0
     return sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad) - repeated

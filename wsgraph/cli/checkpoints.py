@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from wsgraph.cli.common import Seed, app, explained
+from wsgraph.cli.common import AsJson, Seed, app, explained
+from wsgraph.cli.results import print_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wsgraph import WeightSpace
 
-__all__: list[str] = []
+__all__ = ["Activation", "Inputs", "Module", "open_network"]
 
-_Checkpoint = Annotated[
+Checkpoint = Annotated[
     Path, typer.Argument(help="A .safetensors, .pt, .pth, .ckpt or .npz file with a network's weights, or an .onnx file.")
 ]
-_Activations = Annotated[
+Activation = Annotated[
     str | None,
     typer.Option(help="Without --module: activation of the hidden neurons, such as relu, tanh or 'sin(30)'; relu if not given."),
 ]
-_Module = Annotated[
+Module = Annotated[
     str | None,
     typer.Option(
         help="What makes the network, as package:function or file.py:function; without it, the weights must be an MLP or CNN chain."
     ),
 ]
-_Inputs = Annotated[
+Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="Shape of an input of the module, such as 1x3x224x224; repeat it for several.")
 ]
-_Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first.")]
+Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first.")]
 
 
 @app.command()
 def info(
-    checkpoint: _Checkpoint,
-    activation: _Activations = None,
-    module: _Module = None,
-    inputs: _Inputs = None,
-    fold_batchnorm: _Fold = False,
+    checkpoint: Checkpoint,
+    activation: Activation = None,
+    module: Module = None,
+    inputs: Inputs = None,
+    fold_batchnorm: Fold = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the neuron groups, layers, symmetries and parameters of a checkpoint.
 
@@ -52,19 +54,39 @@ def info(
     wsgraph info model.onnx
     """
     with explained():
-        network = _open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+    if as_json:
+        print_json(_described(network.space))
+        return
     typer.echo(network.space.summary())
     typer.echo("\n".join(network.space.report().splitlines()[1:]))
 
 
+def _described(space: WeightSpace) -> dict[str, Any]:
+    groups = [
+        {
+            "name": group.name,
+            "neurons": group.size,
+            "role": group.role,
+            "operators": group.operators,
+            "symmetry": space.describe_symmetry(group),
+        }
+        for group in space.groups
+    ]
+    layers = [{"name": layer.name, "operator": layer.operator, "from": layer.sources, "to": layer.target} for layer in space.layers]
+    params = [{"name": param.name, "shape": param.shape, "moved": space.is_moved(param)} for param in space.params]
+    about = {"space": repr(space), "parameters": space.num_params, "digest": space.digest, "share_with_symmetry": space.coverage}
+    return {**about, "groups": groups, "layers": layers, "params": params}
+
+
 @app.command()
 def convert(
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     output: Annotated[Path, typer.Argument(help="File to write: .pt (a dict of tensors for torch.load) or .safetensors.")],
-    activation: _Activations = None,
-    module: _Module = None,
-    inputs: _Inputs = None,
-    fold_batchnorm: _Fold = False,
+    activation: Activation = None,
+    module: Module = None,
+    inputs: Inputs = None,
+    fold_batchnorm: Fold = False,
 ) -> None:
     """Write the parameter graph of a checkpoint: x, edge_index, edge_attr and what belongs to every neuron and edge.
 
@@ -73,7 +95,7 @@ def convert(
     from wsgraph.convert.graph_file import save_graph
 
     with explained():
-        network = _open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
         graph = network.space.graph(network.theta)
         save_graph(graph, output)
     typer.echo(f"{graph!r}: {output}")
@@ -81,22 +103,28 @@ def convert(
 
 @app.command()
 def check(
-    checkpoint: _Checkpoint,
-    activation: _Activations = None,
-    module: _Module = None,
-    inputs: _Inputs = None,
-    fold_batchnorm: _Fold = False,
+    checkpoint: Checkpoint,
+    activation: Activation = None,
+    module: Module = None,
+    inputs: Inputs = None,
+    fold_batchnorm: Fold = False,
     scale: Annotated[float, typer.Option(min=1, help="Largest factor of a neuron; the smallest is its inverse.")] = 1000.0,
     tolerance: Annotated[float, typer.Option(help="Largest relative difference that passes.")] = 1e-8,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Move a checkpoint by random symmetries and report how much its outputs change: not at all, if the symmetries are its own.
 
     Example: wsgraph check model.pth --module models.py:make --input 1x3x32x32
     """
     with explained():
-        network = _open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
         difference, moved = network.difference(scale, seed)
+    if as_json:
+        print_json({"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance})
+        if not difference <= tolerance:
+            raise typer.Exit(1)
+        return
     typer.echo(f"{network.space!r}")
     typer.echo(f"{100 * moved:.1f} % of the weights moved; largest relative difference of an output: {difference:.1e}")
     if not difference <= tolerance:
@@ -132,7 +160,8 @@ class _Network(NamedTuple):
         return largest_difference(after, before), float((moved != theta).double().mean())
 
 
-def _open_network(checkpoint: Path, activation: str | None, module: str | None, inputs: list[str] | None, fold_batchnorm: bool) -> _Network:
+def open_network(checkpoint: Path, activation: str | None, module: str | None, inputs: list[str] | None, fold_batchnorm: bool) -> _Network:
+    """A checkpoint with its weight space, and its module where one is named."""
     import torch
 
     from wsgraph import from_state_dict, load_checkpoint, load_onnx
@@ -147,8 +176,10 @@ def _open_network(checkpoint: Path, activation: str | None, module: str | None, 
         if inputs or fold_batchnorm:
             raise ValueError("--input and --fold-batchnorm need --module: weights alone do not say how they are used.")
         if activation is None:
-            typer.echo(
-                "A checkpoint does not name its activation: relu is assumed, which decides the symmetries. Say otherwise with --activation."
+            typer.secho(
+                "A checkpoint does not name its activation: relu is assumed, which decides the symmetries. "
+                "Say otherwise with --activation.",
+                err=True,
             )
         space, theta = from_state_dict(state, activation=activation or "relu")
         return _Network(space, theta, None, ())
@@ -184,26 +215,15 @@ def _shape(text: str) -> list[int]:
 
 
 def _make_module(text: str) -> nn.Module:
-    import importlib
-    import importlib.util
-    import sys
-
     from torch import nn
+
+    from wsgraph.plugins import import_place
 
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         raise ValueError(f"Expected --module as package:function or file.py:function (got {text!r}).")
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None
-            assert spec.loader is not None
-            found = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found)
-        else:
-            sys.path.insert(0, str(Path.cwd()))
-            found = importlib.import_module(place)
-        made = getattr(found, name)()
+        made = getattr(import_place(place), name)()
     except (ImportError, FileNotFoundError, AttributeError) as error:
         raise ValueError(f"--module {text!r} cannot be used: {error}") from None
     if not isinstance(made, nn.Module):

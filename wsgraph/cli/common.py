@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Images", "Seed", "app", "explained", "given", "named_folders", "zoo_app"]
+__all__ = ["AsJson", "Images", "Seed", "app", "explained", "given", "named_folders", "zoo_app"]
 
 app = typer.Typer(
     name="wsgraph",
@@ -21,6 +21,7 @@ app = typer.Typer(
 zoo_app = typer.Typer(help="Make and inspect zoos of trained networks.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Images = Annotated[
     Path | None,
@@ -64,6 +65,21 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+def _plug(places: list[str] | None) -> list[str] | None:
+    from wsgraph.plugins import add_plugin
+
+    with explained():
+        for place in places or ():
+            add_plugin(place)
+    return places
+
+
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(callback=_plug, help="Module or .py file that registers models, tasks, suites or operators of yours; repeat it."),
+    ] = None,
+) -> None:
     pass

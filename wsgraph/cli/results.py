@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from wsgraph.tasks import Result
 
-__all__ = ["print_results"]
+__all__ = ["print_json", "print_results"]
+
+
+def print_json(document: Any) -> None:
+    """Print what programs read: JSON alone on the standard output."""
+    typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
 def print_results(results: list[Result], title: str) -> None:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from wsgraph.cli.common import Images, Seed, app, explained, given, named_folders
-from wsgraph.cli.results import print_results
+from wsgraph.cli.checkpoints import Activation, Inputs, Module, open_network
+from wsgraph.cli.common import AsJson, Images, Seed, app, explained, given, named_folders
+from wsgraph.cli.results import print_json, print_results
 
 __all__: list[str] = []
 
+_SHOWN_ROWS = 50
+
 
 @app.command()
-def models() -> None:
+def models(as_json: AsJson = False) -> None:
     """List the models that tasks and benchmarks can name."""
     from rich.console import Console
 
-    from wsgraph.nn import list_models, model_entry
+    from wsgraph.nn import list_models, model_entry, model_options
 
+    if as_json:
+        listed = [(entry, model_options(entry.name)) for entry in map(model_entry, list_models())]
+        print_json([{**asdict(entry), "build": entry.build.__qualname__, "options": options} for entry, options in listed])
+        return
     console = Console()
     for name in list_models():
         entry = model_entry(name)
@@ -60,6 +70,7 @@ def train(
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that train together, each with its share of every batch.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model on a task and print its scores.
 
@@ -94,9 +105,93 @@ def train(
             devices=devices,
             resume=resume,
         )
-    if is_first_process():
+    if is_first_process() and as_json:
+        print_json({**result.document(), "folder": str(result.folder)})
+    elif is_first_process():
         print_results([result], f"{task} on {zoo}")
-        typer.echo(f"Checkpoints, logs and result.json: {result.folder}")
+        typer.echo(f"Model, logs and result.json: {result.folder}")
+
+
+_Trained = Annotated[Path, typer.Argument(help="Folder of a finished run of `wsgraph train`, or of a model saved from one.")]
+
+
+@app.command()
+def evaluate(
+    model: _Trained,
+    zoo: Annotated[list[Path], typer.Option(help="Folder of a zoo whose networks are scored; repeat it.")],
+    split: Annotated[str, typer.Option(help="Which networks: a split of the zoo, or 'all'.")] = "test",
+    scale: Annotated[
+        list[float] | None, typer.Option(help="Score networks also with neurons permuted and scaled by U[1, S]; repeat it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained model on the networks of other zoos.
+
+    Example: wsgraph evaluate runs/generalization/my-zoo-monomial_gnn-seed0 --zoo other-zoo --scale 100
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from wsgraph.tasks import TrainedModel
+
+    with explained():
+        trained = TrainedModel.load(model)
+        found = {str(path): trained.evaluate(path, split=None if split == "all" else split, scales=tuple(scale or ())) for path in zoo}
+    if as_json:
+        print_json({name: {score: value if isfinite(value) else None for score, value in scores.items()} for name, scores in found.items()})
+        return
+    typer.echo(repr(trained))
+    table = Table("zoo", *next(iter(found.values())))
+    for name, scores in found.items():
+        table.add_row(escape(name), *(f"{value:.4g}" for value in scores.values()))
+    Console().print(table)
+
+
+@app.command()
+def predict(
+    model: _Trained,
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoint files, or folders of zoos.")],
+    activation: Activation = None,
+    module: Module = None,
+    inputs: Inputs = None,
+    output: Annotated[Path | None, typer.Option(help="CSV file to write; of inr_editing, the folder for the edited networks.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a trained model predicts of new checkpoints: their test accuracy, or what the task was.
+
+    Checkpoints are read as networks like those that the model was trained on; say otherwise with --activation or --module. Where one
+    cannot be read, the others still are, and the exit status is 1.
+
+    Examples: wsgraph predict runs/generalization/my-zoo-monomial_gnn-seed0 new/*.safetensors
+
+    wsgraph predict my-model my-zoo --output predictions.csv
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from wsgraph.cli.predictions import predictions_of, write_csv
+    from wsgraph.tasks import TrainedModel
+
+    with explained():
+        trained = TrainedModel.load(model)
+        rows, errors = predictions_of(
+            trained, checkpoints, output, lambda file: open_network(file, activation, module, inputs, False) if module else None, activation
+        )
+        if output is not None and trained.task.columns is not None and rows:
+            write_csv(output, rows)
+    if as_json:
+        print_json({"model": str(model), "predictions": rows, "errors": errors})
+    elif rows:
+        table = Table(*rows[0])
+        for row in rows[:_SHOWN_ROWS]:
+            table.add_row(*(escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in row.values()))
+        Console().print(table)
+        if len(rows) > _SHOWN_ROWS:
+            typer.echo(f"... and {len(rows) - _SHOWN_ROWS:,} more; --output writes all, --json prints them")
+    for name, error in errors.items():
+        typer.secho(f"Error: {name}: {error}", fg=typer.colors.RED, err=True)
+    if errors:
+        raise typer.Exit(1)
 
 
 @app.command()

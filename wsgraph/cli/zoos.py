@@ -179,6 +179,50 @@ def zoo_merge(path: _NewFolder, zoos: Annotated[list[Path], typer.Argument(help=
     typer.echo(repr(store))
 
 
+@zoo_app.command("import")
+def zoo_import(
+    path: _NewFolder,
+    source: Annotated[Path, typer.Argument(help="Folder of checkpoints: .safetensors, .pt, .pth, .ckpt or .npz files.")],
+    activation: Annotated[
+        str | None,
+        typer.Option(help="Activation of networks of which neither a column 'activation' nor a config.json says it, such as relu."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="CSV or JSONL table with a column file_name (default: metadata.jsonl or metadata.csv in the folder, if any)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split, where the table has no column 'split'.")] = 0,
+) -> None:
+    """Make a zoo from a folder of checkpoints and a table of what is known about them, or from a folder of `wsgraph zoo export`.
+
+    Example: wsgraph zoo import my-zoo checkpoints --activation relu --table results.csv
+    """
+    from wsgraph.data import import_zoo
+
+    with explained():
+        store = import_zoo(path, source, activation=activation, table=table, seed=seed)
+    typer.echo(repr(store))
+
+
+@zoo_app.command("export")
+def zoo_export(
+    zoo: Annotated[Path, typer.Argument(help="Folder of the zoo.")],
+    folder: _NewFolder,
+    split: Annotated[str | None, typer.Option(help="Networks of one split (default: all).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many networks at most, the first ones.")] = None,
+) -> None:
+    """Write the networks of a zoo as safetensors files with a table and a card, as the Hugging Face Hub keeps data sets.
+
+    Example: wsgraph zoo export my-zoo my-zoo-shared --split test --limit 100
+    """
+    from wsgraph.data import ZooStore, export_zoo
+
+    with explained():
+        dataset = ZooStore(zoo).dataset(split, target=None)
+        made = export_zoo(dataset if limit is None else dataset[:limit], folder)
+    typer.echo(f"{min(len(dataset), limit or len(dataset)):,} networks: {made}")
+
+
 @zoo_app.command("info")
 def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
     """Print what a zoo holds: its weight space, splits and columns."""

@@ -3,6 +3,7 @@
 from wsgraph.data import transforms
 from wsgraph.data.augment import augment_zoo
 from wsgraph.data.dataset import ParameterStatistics, ZooDataset, group_split
+from wsgraph.data.exchange import export_zoo, import_zoo
 from wsgraph.data.generate import generate_zoo, make_cnn_zoo, make_inr_zoo, make_mlp_zoo, make_zoo
 from wsgraph.data.images import ClassificationData, digits, load_images
 from wsgraph.data.loader import DataLoader
@@ -33,8 +34,10 @@ __all__ = [
     "ZooStore",
     "augment_zoo",
     "digits",
+    "export_zoo",
     "generate_zoo",
     "group_split",
+    "import_zoo",
     "load_images",
     "make_cnn_zoo",
     "make_inr_zoo",

@@ -26,7 +26,14 @@ _BLOCK_BYTES = 2**26
 
 
 class ParameterStatistics(NamedTuple):
-    """Mean, standard deviation, least and greatest value of all entries of a parameter, over networks and neurons alike."""
+    """Statistics of all entries of a parameter, over networks and neurons alike.
+
+    Args:
+        mean: Mean of the entries.
+        std: Standard deviation, with the number of entries as divisor.
+        minimum: Least entry.
+        maximum: Greatest entry.
+    """
 
     mean: float
     std: float

@@ -223,7 +223,7 @@ def generate_zoo(
         progress: Whether to show a progress bar.
 
     Returns:
-        The zoo.
+        The finished zoo, open for reading.
 
     Raises:
         BlockingIOError: If another process is making the same zoo.
@@ -331,7 +331,7 @@ def make_zoo(
         **options: Options of :func:`generate_zoo`: ``population``, ``device``, ``workers``, ``ray``, ``progress``.
 
     Returns:
-        The zoo.
+        The finished zoo, open for reading.
 
     Raises:
         OSError: If the folder cannot be written.
@@ -377,7 +377,7 @@ def make_cnn_zoo(
         **options: Further options of :func:`make_zoo` and :func:`generate_zoo`, such as ``ranges``, ``checkpoints`` or ``workers``.
 
     Returns:
-        The zoo.
+        The finished zoo, open for reading.
 
     Example:
         >>> import tempfile
@@ -424,7 +424,7 @@ def make_mlp_zoo(
         **options: Further options of :func:`make_zoo` and :func:`generate_zoo`, such as ``ranges``, ``checkpoints`` or ``workers``.
 
     Returns:
-        The zoo.
+        The finished zoo, open for reading.
 
     Example:
         >>> import tempfile
@@ -487,7 +487,7 @@ def make_inr_zoo(
         **options: Options of :func:`generate_zoo`: ``population``, ``device``, ``workers``, ``ray``, ``progress``.
 
     Returns:
-        The zoo.
+        The finished zoo, open for reading.
 
     Raises:
         OSError: If the folder cannot be written.

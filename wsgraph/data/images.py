@@ -19,7 +19,14 @@ __all__ = ["ClassificationData", "digits", "load_images"]
 
 
 class ClassificationData(NamedTuple):
-    """Labelled examples: inputs ``[n, n_0, *positions]`` and labels ``[n]``, for training and for testing."""
+    """Labelled examples for training and for testing.
+
+    Args:
+        images: Training inputs ``[n, n_0, *positions]``.
+        labels: Training labels ``[n]``.
+        test_images: Test inputs, shaped alike.
+        test_labels: Test labels.
+    """
 
     images: Tensor
     labels: Tensor

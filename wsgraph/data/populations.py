@@ -133,7 +133,16 @@ class HyperparameterRanges:
             raise ValueError(f"Expected 'training_fraction' to hold values above 0 and at most 1 (got {self.training_fraction}).")
 
     def sample(self, random: CounterRandom, networks: Tensor) -> dict[str, Tensor]:
-        """Hyperparameters of the networks with the given numbers, by name, each ``[B]``."""
+        """Draw the hyperparameters of some networks.
+
+        Args:
+            random: Source of randomness.
+            networks: Numbers of the networks ``[B]``.
+
+        Returns:
+            Values ``[B]`` by name: ``learning_rate``, ``initial_scale``, ``weight_decay``, ``dropout``, ``training_fraction`` and
+                ``steps``.
+        """
 
         def between(name: str) -> Tensor:
             low, high = (math.log(value) for value in getattr(self, name))

@@ -74,11 +74,31 @@ class CounterRandom:
         return _mix(keys[:, None] + positions).reshape(len(networks), *shape)
 
     def uniform(self, networks: Tensor, purpose: str, shape: Sequence[int] = (), *, step: int = 0) -> Tensor:
-        """Uniform numbers in [0, 1), float64 with all 53 bits; arguments as for :meth:`bits`."""
+        """Uniform numbers in [0, 1), with all 53 bits.
+
+        Args:
+            networks: Numbers of the networks, an integer tensor ``[B]``.
+            purpose: What the numbers are for; other purposes get independent ones.
+            shape: Shape of the numbers of one network.
+            step: Training step, or any other counter.
+
+        Returns:
+            A float64 tensor ``[B, *shape]`` on the device of ``networks``.
+        """
         return _shift(self.bits(networks, purpose, shape, step=step), 11).double().mul_(2.0**-53)
 
     def normal(self, networks: Tensor, purpose: str, shape: Sequence[int] = (), *, step: int = 0) -> Tensor:
-        """Standard normal numbers, float64, by inversion of the distribution function; arguments as for :meth:`bits`."""
+        """Standard normal numbers, by inversion of the distribution function.
+
+        Args:
+            networks: Numbers of the networks, an integer tensor ``[B]``.
+            purpose: What the numbers are for; other purposes get independent ones.
+            shape: Shape of the numbers of one network.
+            step: Training step, or any other counter.
+
+        Returns:
+            A float64 tensor ``[B, *shape]`` on the device of ``networks``.
+        """
         # Half a unit inwards keeps the argument inside (0, 1), where the inverse is finite; 52 bits keep that half exact.
         inside = _shift(self.bits(networks, purpose, shape, step=step), 12).double().add_(0.5).mul_(2.0**-52)
         return torch.special.ndtri(inside)

@@ -9,8 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from torch import Tensor
 
 from wsgraph.data.dataset import Indices, ZooDataset, positions_of
 from wsgraph.data.shards import ArrayRows, MappedRows, Shard, checked_columns, decode_column, encode_column, open_shard, write_shard
-from wsgraph.files import explained_errors, flush, write_atomically
+from wsgraph.files import explained_errors, new_folder, write_atomically
 from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.space.weight_space import SpaceMismatchError
 
@@ -43,7 +41,7 @@ _PATIENCE = 1.0  # seconds to wait for another process that writes to the zoo
 _RESIDENT = 2**29
 _AROUND = 2**21
 
-_EXISTS = "{!r} exists already. Open it with ZooStore(path), choose another path, or delete it."
+_EXISTS_ADVICE = "Open it with ZooStore(path), choose another path, or delete it."
 
 PathLike = str | os.PathLike[str]
 
@@ -202,6 +200,9 @@ class ZooStore:
             path: Folder to make, which must not exist.
             info: How the zoo is made, anything that JSON can hold.
 
+        Returns:
+            The zoo, empty and open for writing.
+
         Raises:
             FileExistsError: If the path exists.
             OSError: If it cannot be written, with what to do about it.
@@ -220,26 +221,15 @@ class ZooStore:
             recorded = json.loads(json.dumps(dict(info or {})))
         except TypeError as error:
             raise ValueError(f"Expected 'info' to hold what JSON can hold: text, numbers, lists and dicts ({error}).") from None
-        if os.path.lexists(path):
-            raise FileExistsError(_EXISTS.format(str(path)))
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
+        with new_folder(path, _EXISTS_ADVICE) as temporary:
             with explained_errors(path):
                 for folder in (temporary / "shards", temporary / "spaces"):
-                    folder.mkdir(parents=True)
+                    folder.mkdir()
                 _write_document(temporary, recorded, finished=False)
             store = cls(temporary)
             yield store
-            if os.path.lexists(path):  # made by somebody else in the meantime
-                raise FileExistsError(_EXISTS.format(str(path)))
-            with explained_errors(path):
-                os.rename(temporary, path)
-                flush(path.parent)
-            store.path = path
-            store.reload()
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        store.path = path
+        store.reload()
 
     @classmethod
     @contextmanager
@@ -249,6 +239,9 @@ class ZooStore:
         Args:
             path: Folder to make, which must not exist.
             info: How the zoo is made, anything that JSON can hold.
+
+        Yields:
+            The zoo, empty and open for writing; finished and open for reading when the block ends.
 
         Raises:
             FileExistsError: If the path exists.
@@ -292,6 +285,9 @@ class ZooStore:
             table: Columns by name, each one entry per network: numbers, bools or strings. ``split`` and ``test_accuracy`` have a meaning to
                 :meth:`split` and :meth:`dataset`.
             info: How the zoo was made, anything that JSON can hold.
+
+        Returns:
+            The finished zoo, open for reading.
 
         Raises:
             FileExistsError: If the path exists.
@@ -467,6 +463,9 @@ class ZooStore:
             path: Folder to write, which must not exist.
             stores: The zoos.
 
+        Returns:
+            The finished zoo, open for reading.
+
         Raises:
             FileExistsError: If the path exists.
             OSError: If it cannot be written, with what to do about it.
@@ -559,7 +558,14 @@ class ZooStore:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def owners(self, positions: Tensor) -> Tensor:
-        """Position in :attr:`shards` of the shard that holds each network."""
+        """The shards that hold some networks.
+
+        Args:
+            positions: Positions of the networks ``[n]``.
+
+        Returns:
+            Positions in :attr:`shards`, ``[n]``.
+        """
         return torch.bucketize(positions, self._starts[1:], right=True)
 
     def read(self, positions: Tensor) -> Tensor:
@@ -604,6 +610,9 @@ class ZooStore:
             positions: Positions of the networks ``[n]``.
             transform: Applied to each weight space and its flat checkpoints ``[b, P]`` before the graphs are built.
             y: Targets ``[n]``.
+
+        Returns:
+            A batch of parameter graphs with ``y`` where targets are given.
         """
         positions = positions_of(positions, len(self))
         if len(self._keys) == 1:
@@ -676,6 +685,9 @@ class ZooStore:
     def split(self, name: str) -> Tensor:
         """Positions of the networks of a split, by the column ``split``.
 
+        Returns:
+            Positions in the zoo ``[n]``, in its order.
+
         Raises:
             ValueError: If there is no such column, or no such split; the message lists those there are.
         """
@@ -701,13 +713,24 @@ class ZooStore:
             target: Column that becomes ``y``; ``None`` for graphs without one.
             **options: Further options of :class:`ZooDataset`, such as ``transform``.
 
+        Returns:
+            The dataset, for :class:`wsgraph.data.DataLoader` or PyG's.
+
         Raises:
             ValueError: If there is no such split or column, or the column holds strings.
         """
         return ZooDataset(self, None if split is None else self.split(split), target, **options)
 
     def of_space(self, space: WeightSpace, target: str | None = None) -> ZooDataset:
-        """The networks of one weight space."""
+        """The networks of one weight space.
+
+        Args:
+            space: One of :attr:`spaces`.
+            target: Column that becomes ``y`` (default: graphs without one).
+
+        Returns:
+            Their dataset, empty if the zoo has none.
+        """
         return self.dataset(target=target).of_space(space)
 
     def verify(self) -> list[str]:

@@ -33,6 +33,9 @@ class WeightTransform(BaseTransform):
     """A transform of weights: what a subclass does with flat checkpoints it does with graphs and batches.
 
     A subclass defines :meth:`weights`; calling the transform with a graph, or a batch of any architectures, changes all networks at once.
+
+    Shapes:
+        input: a :class:`~wsgraph.ParameterGraph` or a batch of them. output: a copy with other weights, of the same kind.
     """
 
     @abstractmethod
@@ -267,7 +270,15 @@ class Normalize(WeightTransform):
         return (thetas - mean) / std
 
     def inverse(self, space: WeightSpace, thetas: Tensor) -> Tensor:
-        """The flat checkpoints ``[B, P]`` that :meth:`weights` standardises to these."""
+        """Undo :meth:`weights`: the checkpoints that it standardises to these.
+
+        Args:
+            space: Their weight space.
+            thetas: Standardised flat checkpoints ``[B, P]``.
+
+        Returns:
+            Flat checkpoints ``[B, P]`` in the units of the zoo.
+        """
         mean, std = self._vectors(space, thetas)
         return thetas * std + mean
 

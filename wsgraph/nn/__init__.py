@@ -12,7 +12,18 @@ from wsgraph.nn.message import (
     Wiring,
 )
 from wsgraph.nn.probes import Probes
-from wsgraph.nn.registry import ModelEntry, build_model, list_models, model_entry, model_options, register_model, widths_for_parameters
+from wsgraph.nn.registry import (
+    ModelEntry,
+    Recipe,
+    build_model,
+    list_models,
+    model_entry,
+    model_options,
+    recipe_of,
+    register_model,
+    widths_for_parameters,
+)
+from wsgraph.nn.saved import load_model, read_about, save_model
 from wsgraph.nn.sharing import (
     MAGEPNFN,
     MLP,
@@ -68,6 +79,7 @@ __all__ = [
     "NeuralGraphTransformer",
     "Pointwise",
     "Probes",
+    "Recipe",
     "RelationalAttention",
     "ScaleGMN",
     "ScaleGMNConv",
@@ -80,8 +92,12 @@ __all__ = [
     "Wiring",
     "build_model",
     "list_models",
+    "load_model",
     "model_entry",
     "model_options",
+    "read_about",
+    "recipe_of",
     "register_model",
+    "save_model",
     "widths_for_parameters",
 ]

@@ -13,6 +13,7 @@ from wsgraph.nn.normalize import symlog
 from wsgraph.nn.registry import Spaces, as_spaces
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.space.evaluate import accepts, smallest_input_shape
+from wsgraph.space.graph import check_graph
 
 __all__ = ["Probes"]
 
@@ -67,7 +68,7 @@ class Probes(nn.Module):
         return default_shape(space) if self.shape is None else (_neurons(space, "input"), *self.shape)
 
     def forward(self, batch: ParameterGraph) -> Tensor:
-        if batch.fits_layout():
+        if check_graph(batch).fits_layout():
             return self._answers(batch.spaces[0], batch.thetas())
         x, edge_attr = cast(Tensor, batch.x), cast(Tensor, batch.edge_attr)
         result = x.new_zeros(batch.num_networks, self.out_features)

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from wsgraph.plugins import Registry
 from wsgraph.space import WeightSpace
 
 __all__ = [
     "ModelEntry",
+    "Recipe",
     "Spaces",
     "as_spaces",
     "build_model",
@@ -21,6 +23,7 @@ __all__ = [
     "list_models",
     "model_entry",
     "model_options",
+    "recipe_of",
     "register_model",
     "widths_for_parameters",
 ]
@@ -51,8 +54,33 @@ class ModelEntry:
 
 Spaces = WeightSpace | Sequence[WeightSpace]
 
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model was built from, so that it can be built again.
+
+    Attributes:
+        name: Name in the registry.
+        spaces: Weight spaces of the networks that it reads.
+        out_channels: Outputs per network or per weight.
+        task: ``"invariant"`` or ``"equivariant"``.
+        options: The model's own options.
+    """
+
+    name: str
+    spaces: tuple[WeightSpace, ...]
+    out_channels: int
+    task: str
+    options: dict[str, Any]
+
+    def build(self) -> nn.Module:
+        """A model of the same structure with new parameters."""
+        space = self.spaces[0] if len(self.spaces) == 1 else self.spaces
+        return build_model(self.name, space, self.out_channels, self.task, **self.options)
+
+
 _TASKS = ("invariant", "equivariant")
-_MODELS: dict[str, ModelEntry] = {}
+_MODELS: Registry[ModelEntry] = Registry("model")
 
 ModelClass = TypeVar("ModelClass", bound=type[nn.Module])
 
@@ -70,16 +98,17 @@ def register_model(
         tasks: Tasks that it solves; a class that solves several takes the one to build for as ``task``.
         mixed: Whether one batch may mix architectures.
 
+    Returns:
+        The decorator, which returns the class unchanged.
+
     Raises:
         ValueError: If the name is taken.
     """
 
     def register(cls: ModelClass) -> ModelClass:
-        if name in _MODELS:
-            raise ValueError(f"A model named {name!r} is registered already ({_MODELS[name].build!r}).")
         symmetries: tuple[str, ...] = tuple(cls.symmetries)  # type: ignore[attr-defined]
         description = (cls.__doc__ or "").strip().split("\n")[0]
-        _MODELS[name] = ModelEntry(name, cls, tuple(tasks), symmetries, family, mixed, description)
+        _MODELS.add(name, ModelEntry(name, cls, tuple(tasks), symmetries, family, mixed, description))
         return cls
 
     return register
@@ -119,12 +148,13 @@ def check_task(task: str) -> str:
 def model_entry(name: str) -> ModelEntry:
     """The registry entry of a model.
 
+    Args:
+        name: One of :func:`list_models`.
+
     Raises:
         ValueError: If there is no model of that name.
     """
-    if name not in _MODELS:
-        raise ValueError(f"Unknown model {name!r}. Available models: {', '.join(sorted(_MODELS))}.")
-    return _MODELS[name]
+    return _MODELS.find(name)
 
 
 def build_model(name: str, space: Spaces, out_channels: int, task: str = "invariant", **options: Any) -> nn.Module:
@@ -159,23 +189,52 @@ def build_model(name: str, space: Spaces, out_channels: int, task: str = "invari
         raise ValueError(
             f"The model {name!r} reads networks of one architecture (got {len(space)} weight spaces); these read several: {able}."
         )
-    if len(entry.tasks) > 1:
-        options["task"] = task
-    return entry.build(space, out_channels, **options)
+    model = entry.build(space, out_channels, **options, **({"task": task} if len(entry.tasks) > 1 else {}))
+    spaces = (space,) if isinstance(space, WeightSpace) else tuple(space)
+    model.recipe = Recipe(name, spaces, out_channels, task, dict(options))  # type: ignore[assignment]
+    return model
+
+
+def recipe_of(model: nn.Module) -> Recipe:
+    """What a model was built from.
+
+    Args:
+        model: A model that :func:`build_model` returned.
+
+    Returns:
+        Its :class:`Recipe`.
+
+    Raises:
+        ValueError: If it was made in another way.
+
+    Example:
+        >>> recipe_of(build_model("statnn", WeightSpace.mlp([2, 8, 1]), 1, hidden=32)).options
+        {'hidden': 32}
+    """
+    recipe = getattr(model, "recipe", None)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"Expected a model made by build_model, which records what it is made of (got {type(model).__name__}).")
+    return recipe
 
 
 def list_models(task: str | None = None) -> list[str]:
     """Names of the registered models, all or those that solve a task.
 
+    Args:
+        task: ``"invariant"`` or ``"equivariant"`` (default: both).
+
     Example:
         >>> list_models()
         ['hnp', 'magep', 'mlp', 'monomial', 'monomial_gnn', 'neural_graph', 'neural_graph_transformer', 'np', 'scalegmn', 'statnn']
     """
-    return sorted(name for name, entry in _MODELS.items() if task is None or task in entry.tasks)
+    return [name for name in _MODELS.names() if task is None or task in _MODELS[name].tasks]
 
 
 def model_options(name: str) -> dict[str, Any]:
     """Options of a model with their defaults.
+
+    Args:
+        name: One of :func:`list_models`.
 
     Raises:
         ValueError: If the model is unknown.

@@ -18,10 +18,10 @@ from string import Template
 from typing import Any
 
 from wsgraph.files import write_atomically
-from wsgraph.measure import mean_and_error
 from wsgraph.report.charts import chart, legend, style_sheet
 from wsgraph.report.found import Run, Suite, as_text, find, number
 from wsgraph.report.tables import Cell, Column, amount, column_of, read_cells, score_cell, table
+from wsgraph.scores import mean_and_error
 
 __all__ = ["write_report"]
 

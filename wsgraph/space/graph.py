@@ -18,20 +18,17 @@ from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["ParameterGraph", "SpaceRows", "make_batch", "make_graph"]
+__all__ = ["ParameterGraph", "SpaceRows", "check_graph", "make_batch", "make_graph"]
 
 
 _LAYOUT = (
-    "The edges or nodes of the batch are not those of {!r} in their order: a transform added, removed or reordered some. "
-    "Dense blocks need the graph as space.graph or space.batch built it; message-passing models that read edge_index do not."
+    "The edges or nodes of the batch are not those of {} in their order: a transform added, removed or reordered some. "
+    "Dense blocks need the graph as space.graph or space.batch built it; message-passing models that read edge_index can do with a part."
 )
-
-
-def _fits(space: WeightSpace, edge_index: Tensor, starts: Tensor) -> bool:
-    """Whether the edges ``[2, B, E]`` of networks whose nodes start at ``starts [B]`` are those of the space, in order."""
-    if edge_index.is_cuda:  # comparing there would stall the stream in every forward pass
-        return True
-    return bool((edge_index - starts[:, None] == space.topology.edge_index[:, None]).all())
+_EDGES = (
+    "The batch has edges that {} does not have, or attributes that do not belong to its nodes and edges: a transform added some, such as "
+    "AddSelfLoops or ToUndirected. Message-passing models read every edge both ways as it is; leave the transform out for them."
+)
 
 
 def _blocks(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
@@ -83,15 +80,31 @@ class ParameterGraph(Data):
     Within a batch of one space the edges lie network by network, then layer by layer, target neuron and source neuron, so that
     :meth:`blocks` is a view of ``edge_attr`` and ``x``.
 
+    It is PyG's ``Data``: whatever works on that (loaders, ``Batch``, layers, samplers, explainers, ``torch.save``) works on it, and a batch
+    that PyG collates equals the one that :meth:`WeightSpace.batch` builds at once. Transforms that add attributes or columns, or change
+    values, leave a graph that every model reads. Models that read dense blocks refuse one whose nodes or edges were added, removed or
+    reordered; message passing reads a part of the neurons and edges in any order, but refuses edges that the architecture does not have.
+    As of any ``Data``, ``torch.load`` reads it with ``weights_only=False``.
+
     Example:
         >>> import torch
+        >>> from torch_geometric.loader import DataLoader
+        >>> from torch_geometric.nn import GINEConv
         >>> from wsgraph import WeightSpace
+        >>> from wsgraph.nn import build_model
         >>> space = WeightSpace.mlp([2, 8, 1])
         >>> batch = space.batch(space.sample(4), y=torch.zeros(4))
         >>> batch
         ParameterGraphBatch(4 x 2-8-1, nodes=44, edges=96, y=[4])
         >>> batch.blocks().weights[0].shape
         torch.Size([4, 8, 2, 1])
+        >>> collated = next(iter(DataLoader(batch.to_data_list(), batch_size=4)))  # PyG's own loader
+        >>> model = build_model("statnn", space, out_channels=3)
+        >>> torch.equal(model(collated), model(batch))
+        True
+        >>> layer = GINEConv(torch.nn.Linear(1, 5), edge_dim=1)  # one of PyG's layers
+        >>> layer(collated.x, collated.edge_index, collated.edge_attr).shape
+        torch.Size([44, 5])
     """
 
     @property
@@ -101,12 +114,22 @@ class ParameterGraph(Data):
 
     @property
     def spaces(self) -> list[WeightSpace]:
-        """The distinct weight spaces of the batch in order of appearance; those that differ in names alone count once."""
-        spaces = self["space"]
-        if not isinstance(spaces, list):
-            return [spaces]
-        distinct = {id(space): space for space in spaces}.values()
+        """The distinct weight spaces of the batch in order of appearance; those that differ in names alone count once.
+
+        Raises:
+            SpaceMismatchError: If the graph has none.
+        """
+        distinct = {id(space): space for space in self._given_spaces()}.values()
         return list({space.architecture: space for space in reversed(distinct)}.values())[::-1]
+
+    def _given_spaces(self) -> list[WeightSpace]:
+        """The weight space of every network."""
+        if "space" not in self:
+            raise SpaceMismatchError(
+                "The graph has no weight space, the attribute 'space', that says what its nodes and edges are. "
+                "Make graphs of checkpoints with space.graph(theta) or space.batch(thetas)."
+            )
+        return cast(list[WeightSpace], self["space"] if isinstance(self["space"], list) else [self["space"]])
 
     def common_space(self, expected: WeightSpace | None = None, user: str = "this operation") -> WeightSpace:
         """The one weight space of all networks of the batch.
@@ -114,6 +137,9 @@ class ParameterGraph(Data):
         Args:
             expected: Architecture that it must have, up to names.
             user: Who asks, named in the error.
+
+        Returns:
+            The space, of the first network where spaces differ in names alone.
 
         Raises:
             SpaceMismatchError: If the batch mixes architectures, or has another one than expected.
@@ -138,23 +164,102 @@ class ParameterGraph(Data):
         space = self.common_space(user="blocks()")
         space.check_layers("blocks()")
         if not self.fits_layout():
-            raise SpaceMismatchError(_LAYOUT.format(space))
+            raise SpaceMismatchError(_LAYOUT.format(repr(space)))
         batch = self.num_networks
         nodes, edges = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
         return _blocks(space, nodes.view(batch, -1, nodes.shape[1]), edges.view(batch, -1, edges.shape[1]))
 
     def fits_layout(self) -> bool:
         """Whether all networks have one architecture and nodes and edges lie where its space put them, as blocks need it."""
-        # What was built here and has not been touched since need not be compared.
-        built = self.__dict__.get("_built")
-        if built is not None and built[0] is self.edge_index and built[0]._version == built[1] and built[2] is self.x:
-            return True
-        spaces, networks = self.spaces, self.num_networks
-        topology = spaces[0].topology
-        edge_index, nodes = cast(Tensor, self.edge_index), cast(Tensor, self.x).shape[0]
-        if len(spaces) > 1 or nodes != networks * topology.num_nodes or edge_index.shape[1] != networks * topology.num_edges:
+        return len(self.spaces) == 1 and self._is_ordered()
+
+    def _is_ordered(self) -> bool:
+        """Whether nodes and edges of every network lie where its space put them, network by network."""
+        if any(self.get(name) is None for name in ("space", "x", "edge_index", "edge_attr")):
             return False
-        return _fits(spaces[0], edge_index.view(2, networks, -1), torch.arange(networks) * topology.num_nodes)
+        # What was built here, or compared before, and has not been touched since need not be compared.
+        known = self.__dict__.get("_ordered")
+        if known is None or known[0] is not self.edge_index or known[1] != self._state():
+            known = self._note_order(self._has_edges_in_order())
+        return bool(known[2])
+
+    def _note_order(self, ordered: bool) -> tuple[Tensor, tuple[int, ...], bool]:
+        self.__dict__["_ordered"] = known = cast(Tensor, self.edge_index), self._state(), ordered
+        return known
+
+    def _state(self) -> tuple[int, ...]:
+        """What changes when somebody touches the nodes or edges, besides the edges' identity."""
+        edge_index, x, edge_attr = (cast(Tensor, self[name]) for name in ("edge_index", "x", "edge_attr"))
+        changes = -1 if edge_index.is_inference() else edge_index._version
+        return changes, x.shape[0], edge_attr.shape[0]
+
+    def _has_edges_in_order(self) -> bool:
+        edge_index, topologies = cast(Tensor, self.edge_index), [space.topology for space in self._given_spaces()]
+        num_nodes, num_edges = sum(each.num_nodes for each in topologies), sum(each.num_edges for each in topologies)
+        if (num_nodes, num_edges, num_edges) != (self.x.shape[0], edge_index.shape[1], self.edge_attr.shape[0]):
+            return False
+        pieces = self._pieces()
+        for piece in pieces:
+            edges = edge_index[:, piece.edges] if len(pieces) > 1 else edge_index.unflatten(1, piece.edges.shape)
+            expected = piece.space.topology.edge_index.to(edge_index.device)
+            if not (edges - piece.nodes[:, :1] == expected[:, None]).all():
+                return False
+        return True
+
+    def check_edges(self) -> None:
+        """Check what message passing needs: nodes and edges that the architectures have, all or a part of them, in any order.
+
+        Raises:
+            SpaceMismatchError: If there are others, or attributes do not belong to the nodes and edges.
+        """
+        if self._is_ordered():
+            return
+        spaces = self.spaces
+        error = SpaceMismatchError(_EDGES.format(repr(spaces[0]) if len(spaces) == 1 else "its network"))
+        if any(self.get(name) is None for name in ("x", "edge_index", "edge_attr", *_STRUCTURE)):
+            raise error
+        nodes, edges = self.x.shape[0], self.edge_index.shape[1]
+        if self.node_group.shape[0] != nodes or self.edge_attr.shape[0] != edges or self.edge_layer.shape[0] != edges:
+            raise error
+        layers, groups = max(len(space.topology.edges) for space in spaces), max(len(space.groups) for space in spaces)
+        allowed = [
+            ((i * layers + layer) * groups + position[source]) * groups + position[target]
+            for i, space in enumerate(spaces)
+            for position in [{group.name: place for place, group in enumerate(space.groups)}]
+            for layer, part in enumerate(space.topology.edges)
+            for source in space.wires[part.wire].sources
+            for target in space.wires[part.wire].targets
+        ]
+        source, target = self.edge_index
+        owner = self.space_index().to(source.device)
+        network = 0 if self.batch is None else self.batch[target]
+        found = ((owner[network] * layers + self.edge_layer) * groups + self.node_group[source]) * groups + self.node_group[target]
+        if not torch.isin(found, torch.tensor(allowed, device=found.device)).all():
+            raise error
+
+    def to(self, *args: Any, **options: Any) -> ParameterGraph:
+        """The graph with its tensors moved, as PyG's: ``batch.to("cuda")``."""
+        return self._moved("to", args, options)
+
+    def cpu(self, *args: Any, **options: Any) -> ParameterGraph:
+        """The graph with its tensors moved to the processor's memory, as PyG's."""
+        return self._moved("cpu", args, options)
+
+    def cuda(self, *args: Any, **options: Any) -> ParameterGraph:
+        """The graph with its tensors moved to an accelerator, as PyG's."""
+        return self._moved("cuda", args, options)
+
+    def pin_memory(self, *args: Any, **options: Any) -> ParameterGraph:
+        """The graph with its tensors in pinned memory, as PyG's."""
+        return self._moved("pin_memory", args, options)
+
+    def _moved(self, how: str, args: Any, options: Any) -> ParameterGraph:
+        # Compared before: on an accelerator it would stall the stream in every forward pass.
+        ordered = self._is_ordered()
+        moved: ParameterGraph = getattr(super(), how)(*args, **options)
+        if ordered:
+            moved._note_order(ordered)
+        return moved
 
     def by_space(self) -> list[SpaceRows]:
         """The networks of a mixed batch, one entry per distinct weight space, with the rows of their nodes and edges.
@@ -162,27 +267,26 @@ class ParameterGraph(Data):
         Raises:
             SpaceMismatchError: If nodes or edges do not lie where the spaces put them.
         """
-        ptr = cast(Tensor, self.ptr).cpu() if isinstance(self, Batch) else torch.tensor([0])
-        owner = self.space_index()
-        edges = torch.tensor([space.topology.num_edges for space in self.spaces])[owner]
-        starts = edges.cumsum(0) - edges
-        if int(edges.sum()) != cast(Tensor, self.edge_index).shape[1]:
-            raise SpaceMismatchError(_LAYOUT.format(self.spaces))
-        device = cast(Tensor, self.x).device
+        if not self._is_ordered():
+            raise SpaceMismatchError(_LAYOUT.format(" and ".join(map(repr, self.spaces[:2]))))
+        return self._pieces()
+
+    def _pieces(self) -> list[SpaceRows]:
+        """The networks of every space, and where its nodes and edges lie unless a transform moved them."""
+        owner, device = self.space_index(), cast(Tensor, self.edge_index).device
+        counts = torch.tensor([(space.topology.num_nodes, space.topology.num_edges) for space in self.spaces])
+        first_node, first_edge = (counts[owner].cumsum(0) - counts[owner]).unbind(1)
         pieces = []
         for i, space in enumerate(self.spaces):
             networks = (owner == i).nonzero()[:, 0]
-            node_rows = ptr[networks][:, None] + torch.arange(space.topology.num_nodes)
-            edge_rows = starts[networks][:, None] + torch.arange(space.topology.num_edges)
-            piece = SpaceRows(space, *(rows.to(device) for rows in (networks, node_rows, edge_rows)))
-            if not _fits(space, cast(Tensor, self.edge_index)[:, piece.edges], ptr[networks]):
-                raise SpaceMismatchError(_LAYOUT.format(space))
-            pieces.append(piece)
+            node_rows = first_node[networks][:, None] + torch.arange(space.topology.num_nodes)
+            edge_rows = first_edge[networks][:, None] + torch.arange(space.topology.num_edges)
+            pieces.append(SpaceRows(space, *(rows.to(device) for rows in (networks, node_rows, edge_rows))))
         return pieces
 
     def space_index(self) -> Tensor:
         """Position of every network's weight space in :attr:`spaces`, ``[B]``."""
-        given = self["space"] if isinstance(self["space"], list) else [self["space"]]
+        given = self._given_spaces()
         positions = {space.architecture: i for i, space in enumerate(self.spaces)}
         known = {key: positions[space.architecture] for key, space in {id(space): space for space in given}.items()}
         return torch.tensor([known[id(space)] for space in given])
@@ -236,6 +340,7 @@ class ParameterGraph(Data):
         zeros = torch.zeros(networks[-1], dtype=torch.long)
         internals._inc_dict = {name: result.ptr[:-1].cpu() if name == "edge_index" else zeros for name in steps}
         internals._inc_dict["space"] = None
+        result._note_order(all(batch._is_ordered() for batch in batches))
         return result
 
     def to_networkx(self) -> nx.DiGraph:
@@ -271,6 +376,23 @@ class ParameterGraph(Data):
         network = f"{count}{name}" if len(spaces) == 1 else f"{self.num_networks} networks of {len(spaces)} weight spaces"
         y = f", y={list(self.y.shape)}" if isinstance(self.y, Tensor) else ""
         return f"{type(self).__name__}({network}, nodes={self.x.shape[0]}, edges={self.edge_index.shape[1]}{y})"
+
+
+def check_graph(batch: object) -> ParameterGraph:
+    """The batch, if it is one of parameter graphs, as models need it.
+
+    Raises:
+        TypeError: If it is something else, such as flat checkpoints or PyG's plain ``Data``.
+    """
+    if isinstance(batch, ParameterGraph):
+        return batch
+    if isinstance(batch, Tensor):
+        raise TypeError(f"Expected a batch of parameter graphs (got a tensor of shape {list(batch.shape)}): pass space.batch(thetas).")
+    raise TypeError(
+        f"Expected a batch of parameter graphs (got {type(batch).__name__}), which know the architecture of their networks. Make them with "
+        "space.batch(thetas), or collate those of space.graph(theta) with PyG's Batch or DataLoader; if a Data object holds all attributes "
+        "of one, ParameterGraph.from_dict(data.to_dict()) gives it back."
+    )
 
 
 def _features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,7 +470,7 @@ def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGr
     host = torch.arange(size + 1)
     zeros = torch.zeros(size, dtype=torch.long)
     internals = cast(Any, batch)
-    batch.__dict__["_built"] = (edge_index, edge_index._version, x)
+    batch._note_order(True)
     internals._num_graphs = size
     internals._slice_dict = {name: host * step for name, step in steps.items()}
     internals._inc_dict = {name: host[:-1] * topology.num_nodes if name == "edge_index" else zeros for name in steps}

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsgraph.plugins import load_plugins
+
 __all__ = ["OPERATORS", "Operator", "apply_operator", "operator_index", "operator_symmetry", "parse_operator", "register_operator"]
 
 
@@ -143,6 +145,8 @@ def parse_operator(text: str) -> tuple[str, tuple[float, ...]]:
     if match is None:
         raise ValueError(f"Expected an operator written 'name' or 'name(number)' (got {text!r}).")
     name, arguments = match.groups()
+    if name not in OPERATORS:
+        load_plugins()
     if name not in OPERATORS:
         known = ", ".join(OPERATORS)
         close = difflib.get_close_matches(name.lower(), OPERATORS, n=1)

@@ -19,9 +19,11 @@ __all__ = ["Axis", "Connection", "Layer", "NeuronGroup", "Parameter", "Signal", 
 
 
 class Symmetry(NamedTuple):
-    """Factors a neuron may be multiplied with while the network's function stays the same.
+    """Factors a neuron may be multiplied with while the network's function stays the same; without any, neurons may only change places.
 
-    ``positive``: any positive number (ReLU family, identity). ``sign``: -1 (odd activations, identity). Both false leaves permutation only.
+    Args:
+        positive: Any positive number (ReLU family, identity).
+        sign: -1 (odd activations, identity).
     """
 
     positive: bool
@@ -107,9 +109,14 @@ class NeuronGroup:
 
 @dataclass(frozen=True)
 class Tie:
-    """How entries along an axis follow neurons: the groups laid end to end along it, and the power of their scale.
+    """How entries along an axis follow neurons.
 
-    The power is one number, or one per group.
+    Args:
+        groups: Names of the groups laid end to end along it.
+        exponent: Power of their scale that entries are multiplied with: one number, or one per group.
+
+    Raises:
+        ValueError: If there are several exponents, but not one per group.
     """
 
     groups: tuple[str, ...]
@@ -135,8 +142,15 @@ class Axis:
 
     An axis without ties is fixed (kernel positions, flattened positions). A weight's output axis is tied to its target group with
     exponent 1, its input axis to its source groups with exponent -1. Ties of one axis share their permutation; ties of equal exponent (a
-    weight used by two layers) also share their scale. ``order`` says which of the neurons laid end to end stands at every place, where
-    this is not their own order.
+    weight used by two layers) also share their scale.
+
+    Args:
+        size: Number of entries along it.
+        ties: The neurons that its entries follow.
+        order: Which of the neurons laid end to end stands at every place, where this is not their own order.
+
+    Raises:
+        ValueError: If ``order`` is no permutation of the tied neurons.
     """
 
     size: int

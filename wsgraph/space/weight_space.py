@@ -35,7 +35,15 @@ _VERSION = 1
 
 
 class SpaceMismatchError(ValueError):
-    """Weights, a state dict or a batch do not belong to the weight space they were used with."""
+    """Weights, a state dict or a batch do not belong to the weight space they were used with.
+
+    Example:
+        >>> import torch
+        >>> WeightSpace.mlp([2, 8, 1]).batch(torch.zeros(4, 12))
+        Traceback (most recent call last):
+        ...
+        SpaceMismatchError: Expected 'thetas' of shape [B, 33] for WeightSpace(2-8-1, ...) (got [4, 12]). ...
+    """
 
 
 @dataclass(frozen=True)
@@ -490,6 +498,9 @@ class WeightSpace:
             activation: One activation for all hidden groups or one per hidden group, such as ``"relu"`` or ``"sin(30)"``.
             bias: Whether every layer has a bias.
 
+        Returns:
+            A chain of linear layers named ``layers.0``, ``layers.1``, ..., with the activation between any two.
+
         Raises:
             ValueError: If there are fewer than two sizes, a size is not positive, or an activation is unknown.
 
@@ -510,6 +521,9 @@ class WeightSpace:
             omega: Frequency factor of every hidden layer.
             signal: What the networks represent (default: pictures of 28x28 pixels in the convention of `Navon et al.
                 <https://arxiv.org/abs/2301.12780>`_: first coordinate along columns, 0.5 added, values from 0 to 1).
+
+        Returns:
+            A chain of linear layers with ``sin(omega)`` between any two, and the signal that :meth:`render` draws.
 
         Raises:
             ValueError: As for :meth:`mlp`.
@@ -549,6 +563,9 @@ class WeightSpace:
             readout: ``"global_avg_pool"``, ``"global_max_pool"`` or ``"flatten"`` between the convolutions and the linear layers.
             positions: Spatial positions per channel that ``readout="flatten"`` turns into inputs of the first linear layer.
             bias: Whether every layer has a bias.
+
+        Returns:
+            A chain of layers named ``layers.0``, ``layers.1``, ..., with the activation between any two.
 
         Raises:
             ValueError: If sizes, options per convolution or the readout do not fit together, or an activation is unknown.
@@ -592,7 +609,19 @@ class WeightSpace:
     # == Flat vectors ==
 
     def check_thetas(self, thetas: Tensor, name: str = "thetas", *, batched: bool = True, finite: bool = False) -> None:
-        """Raise a clear error unless ``thetas`` is a floating tensor ``[B, P]`` (``[P]`` when not batched) of this space."""
+        """Raise a clear error unless a tensor holds flat checkpoints of this space.
+
+        Args:
+            thetas: What should be a floating point tensor ``[B, P]``, or ``[P]`` when not batched.
+            name: What the error calls it.
+            batched: Whether the first axis runs over networks.
+            finite: Whether NaN and infinite weights are refused too.
+
+        Raises:
+            TypeError: If it is no floating point tensor.
+            SpaceMismatchError: If the shape is wrong.
+            ValueError: If a weight is NaN or infinite, naming the parameter.
+        """
         if not isinstance(thetas, Tensor) or not thetas.is_floating_point():
             received = f"dtype {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
             raise TypeError(
@@ -747,6 +776,9 @@ class WeightSpace:
             theta: Flat checkpoint of shape ``[P]``.
             y: Target of the network, stored with a leading dimension of one.
 
+        Returns:
+            The graph, in the dtype and on the device of ``theta``.
+
         Raises:
             SpaceMismatchError: If the shape is wrong.
             ValueError: If a weight is NaN or infinite.
@@ -837,7 +869,15 @@ class WeightSpace:
         return outputs.movedim(2, 1).unflatten(2, (height, width))
 
     def example_inputs(self, count: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Random normal inputs of the smallest (square) size that the networks accept, of shape ``[count, n_0, *positions]``.
+        """Random normal inputs of the smallest (square) size that the networks accept.
+
+        Args:
+            count: Number of inputs.
+            generator: Source of randomness.
+            dtype: Dtype of the inputs.
+
+        Returns:
+            Tensor ``[count, n_0, *positions]``.
 
         Raises:
             ValueError: If no square input of up to 256 positions a side fits, for instance because flattening expects a rectangle.
@@ -849,19 +889,54 @@ class WeightSpace:
     # == Symmetry ==
 
     def sample_symmetry(self, batch: int = 1, scale: tuple[float, float] = (0.1, 10.0), **options: Any) -> GroupElement:
-        """Random elements of the monomial group; see :func:`wsgraph.symmetry.sample_symmetry`."""
+        """Random elements of the monomial group; see :func:`wsgraph.symmetry.sample_symmetry`.
+
+        Args:
+            batch: Number of elements.
+            scale: Range of the positive factors.
+            **options: Options of that function: ``distribution``, ``symmetries``, ``classes``, ``generator``, ``dtype``, ``device``.
+
+        Returns:
+            A batch of elements, as :meth:`act` takes it.
+
+        Raises:
+            ValueError: If the range, a symmetry or another option is not valid.
+        """
         from wsgraph.symmetry import sample_symmetry
 
         return sample_symmetry(self, batch, scale, **options)
 
     def act(self, g: GroupElement, thetas: Tensor) -> Tensor:
-        """Move checkpoints by group elements, keeping their functions; see :func:`wsgraph.symmetry.act`."""
+        """Move checkpoints by group elements, keeping their functions; see :func:`wsgraph.symmetry.act`.
+
+        Args:
+            g: Group elements, one per network or one for all.
+            thetas: Flat checkpoints ``[B, P]`` or features ``[B, P, C]``.
+
+        Returns:
+            Tensor of the shape and dtype of ``thetas``, differentiable in them.
+
+        Raises:
+            SpaceMismatchError: If the shape is wrong, the elements belong to another space, or there are too many or too few of them.
+        """
         from wsgraph.symmetry import act
 
         return act(self, g, thetas)
 
     def canonicalize(self, thetas: Tensor, **options: Any) -> Tensor:
-        """A fixed representative of each checkpoint's orbit; see :func:`wsgraph.symmetry.canonicalize`."""
+        """A fixed representative of each checkpoint's orbit; see :func:`wsgraph.symmetry.canonicalize`.
+
+        Args:
+            thetas: Flat checkpoints ``[B, P]``.
+            **options: The option of that function: ``fix``, which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle.
+
+        Returns:
+            Tensor ``[B, P]``, differentiable in ``thetas``.
+
+        Raises:
+            SpaceMismatchError: If the shape is wrong.
+            ValueError: If a weight is NaN or infinite, or ``fix`` names something else.
+        """
         from wsgraph.symmetry import canonicalize
 
         return canonicalize(self, thetas, **options)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wsgraph.space import SpaceMismatchError, WeightSpace
@@ -193,6 +192,8 @@ class _Alignment:
 
     def improve(self, label: str, wanted: Mapping[str, Tensor], places: list[_Place]) -> bool:
         """Find the permutation and signs of one class that fit best at some places; whether they improve on what is there."""
+        from scipy.optimize import linear_sum_assignment  # takes a while to import, and few need it
+
         tensors = logical_tensors(self.space, self.thetas)
         similarities: dict[tuple[tuple[str, ...], bool], Tensor] = {}
         for place in places:

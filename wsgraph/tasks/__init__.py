@@ -3,14 +3,18 @@
 from wsgraph.tasks.generalization import run_generalization
 from wsgraph.tasks.inr_classification import run_inr_classification
 from wsgraph.tasks.inr_editing import run_inr_editing
-from wsgraph.tasks.registry import list_tasks, register_task, run, run_seeds
-from wsgraph.tasks.result import Result, Summary
+from wsgraph.tasks.prediction import Prediction, TrainedModel
+from wsgraph.tasks.registry import list_tasks, register_task, run, run_seeds, task_prediction
+from wsgraph.tasks.result import Result, Summary, read_results
 from wsgraph.tasks.supervised import run_prediction
 
 __all__ = [
+    "Prediction",
     "Result",
     "Summary",
+    "TrainedModel",
     "list_tasks",
+    "read_results",
     "register_task",
     "run",
     "run_generalization",
@@ -18,4 +22,5 @@ __all__ = [
     "run_inr_editing",
     "run_prediction",
     "run_seeds",
+    "task_prediction",
 ]

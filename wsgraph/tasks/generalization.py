@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
 from wsgraph.data.transforms import RandomSymmetry
-from wsgraph.space import WeightSpace
+from wsgraph.space import ParameterGraph
+from wsgraph.tasks.prediction import Prediction
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
-from wsgraph.tasks.supervised import Prediction, model_outputs, run_prediction
+from wsgraph.tasks.supervised import run_prediction
 
-__all__ = ["kendall_tau", "predict", "run_generalization"]
+__all__ = ["kendall_tau", "run_generalization"]
 
 
 def _accuracy(outputs: Tensor) -> Tensor:
@@ -56,25 +57,24 @@ def _width(splits: Mapping[str, ZooDataset]) -> int:
     return 1
 
 
-_TASK = Prediction("generalization", "test_accuracy", "tau", _loss, _score, _scores, _width)
+def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
+    return _accuracy(model(batch))
 
 
-def predict(model: nn.Module, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Predicted accuracies of networks.
-
-    Args:
-        model: Trained model with one output.
-        space: Weight space of the networks.
-        thetas: Flat checkpoints ``[N, P]``.
-        batch_size: Networks per forward pass.
-
-    Returns:
-        Tensor of shape ``[N]`` with values in (0, 1), on the CPU.
-    """
-    return _accuracy(model_outputs(model, (space.batch(part.float()) for part in thetas.split(batch_size)))[0])
+_TASK = Prediction(
+    "generalization",
+    "test_accuracy",
+    "tau",
+    _loss,
+    _score,
+    _scores,
+    _width,
+    _predict,
+    lambda accuracies: {"predicted_accuracy": accuracies},
+)
 
 
-@register_task("generalization")
+@register_task("generalization", lambda config: _TASK)
 def run_generalization(
     *,
     zoo: ZooStore | str | os.PathLike[str],

@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.space import ParameterGraph
+from wsgraph.tasks.prediction import Prediction
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
-from wsgraph.tasks.supervised import Prediction, run_prediction
+from wsgraph.tasks.supervised import run_prediction
 
 __all__ = ["run_inr_classification"]
 
@@ -31,10 +33,20 @@ def _width(splits: Mapping[str, ZooDataset]) -> int:
     return 1 + max(int(split.y.max()) for split in splits.values())
 
 
-_TASK = Prediction("inr_classification", "label", "accuracy", nn.functional.cross_entropy, _accuracy, _scores, _width)
+def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
+    probabilities: Tensor = model(batch).softmax(1)
+    return probabilities
 
 
-@register_task("inr_classification")
+def _columns(probabilities: Tensor) -> dict[str, Tensor]:
+    best = probabilities.max(1)
+    return {"predicted_label": best.indices, "probability": best.values}
+
+
+_TASK = Prediction("inr_classification", "label", "accuracy", nn.functional.cross_entropy, _accuracy, _scores, _width, _predict, _columns)
+
+
+@register_task("inr_classification", lambda config: _TASK)
 def run_inr_classification(*, zoo: ZooStore | str | os.PathLike[str], **options: Any) -> Result:
     r"""Train a model to classify implicit neural representations by their weights.
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.tasks.prediction import Prediction
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
-from wsgraph.tasks.supervised import Prediction, run_prediction
+from wsgraph.tasks.supervised import run_prediction
 
-__all__ = ["OPERATIONS", "Editor", "edit_pictures", "run_inr_editing"]
+__all__ = ["OPERATIONS", "Editor", "before_and_after", "edit_pictures", "run_inr_editing"]
 
 _SHARPEN = np.array([[-0.25, -0.25, -0.25], [-0.25, 3.0, -0.25], [-0.25, -0.25, -0.25]])[None, None]
 
@@ -114,6 +115,26 @@ class Editor(nn.Module):
         return torch.stack([self.pictures(self.edit(batch)), edit_pictures(before, self.operation), before], dim=1)
 
 
+@torch.no_grad()
+def before_and_after(editor: nn.Module, batch: ParameterGraph) -> dict[str, Tensor]:
+    """Pictures of networks, what an operation makes of them, and those of the edited networks.
+
+    Args:
+        editor: A trained :class:`Editor`.
+        batch: Networks.
+
+    Returns:
+        By label, pictures ``[B, channels, H, W]`` with values from 0 to 1, for :func:`wsgraph.plot.picture_grid`.
+
+    Raises:
+        ValueError: If the model is no editor.
+    """
+    if not isinstance(editor, Editor):
+        raise ValueError(f"Expected a model trained for inr_editing (got {type(editor).__name__}).")
+    after, target, before = editor(batch.to(next(editor.parameters()).device)).cpu().clamp(0, 1).unbind(1)
+    return {"network": before, "target": target, "edited": after}
+
+
 def _error(outputs: Tensor, _: Tensor) -> Tensor:
     return nn.functional.mse_loss(outputs[:, 0], outputs[:, 1])
 
@@ -133,7 +154,16 @@ def _width(splits: Mapping[str, ZooDataset]) -> int:
     return 1
 
 
-@register_task("inr_editing")
+def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
+    assert isinstance(model, Editor)
+    return model.edit(batch)
+
+
+def _editing(operation: str) -> Prediction:
+    return Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, _predict, None, partial(Editor, operation=operation))
+
+
+@register_task("inr_editing", lambda config: _editing(config["operation"]))
 def run_inr_editing(*, zoo: ZooStore | str | os.PathLike[str], operation: str = "dilate", **options: Any) -> Result:
     r"""Train a model to edit implicit neural representations by their weights, such that their pictures change as by an image operation.
 
@@ -159,5 +189,4 @@ def run_inr_editing(*, zoo: ZooStore | str | os.PathLike[str], operation: str = 
     """
     if operation not in OPERATIONS:
         raise ValueError(f"Expected 'operation' to be one of {', '.join(OPERATIONS)} (got {operation!r}).")
-    task = Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, partial(Editor, operation=operation))
-    return run_prediction(task, zoo=zoo, target=None, record={"operation": operation}, **options)
+    return run_prediction(_editing(operation), zoo=zoo, target=None, record={"operation": operation}, **options)

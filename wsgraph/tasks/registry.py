@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from wsgraph.plugins import Registry
 from wsgraph.tasks.result import Result, Summary
 
-__all__ = ["list_tasks", "register_task", "run", "run_seeds"]
+if TYPE_CHECKING:
+    from wsgraph.tasks.prediction import Prediction
 
-_TASKS: dict[str, Callable[..., Result]] = {}
+__all__ = ["list_tasks", "register_task", "run", "run_seeds", "task_prediction"]
+
+_TASKS: Registry[Callable[..., Result]] = Registry("task")
+_PREDICTIONS: dict[str, Callable[[Mapping[str, Any]], Prediction]] = {}
 
 
-def register_task(name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+def register_task(
+    name: str, prediction: Callable[[Mapping[str, Any]], Prediction] | None = None
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Decorator that enters a task function in the registry of :func:`run`.
+
+    Args:
+        name: Name of the task.
+        prediction: What the task is, from the options of a run, so that trained models can be saved and loaded.
+
+    Returns:
+        The decorator, which returns the function as it is.
 
     Raises:
         ValueError: If the name is taken.
     """
 
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
-        if name in _TASKS:
-            raise ValueError(f"A task named {name!r} is registered already.")
-        _TASKS[name] = function
+        _TASKS.add(name, function)
+        if prediction is not None:
+            _PREDICTIONS[name] = prediction
         return function
 
     return register
@@ -37,7 +51,26 @@ def list_tasks() -> list[str]:
         >>> list_tasks()
         ['generalization', 'inr_classification', 'inr_editing']
     """
-    return sorted(_TASKS)
+    return _TASKS.names()
+
+
+def task_prediction(name: str, config: Mapping[str, Any]) -> Prediction:
+    """What a task is, for a run with some options.
+
+    Args:
+        name: One of :func:`list_tasks`.
+        config: Options of the run, its ``config``.
+
+    Returns:
+        The :class:`~wsgraph.tasks.Prediction` of that run.
+
+    Raises:
+        ValueError: If the task is unknown or was registered without saying what it is.
+    """
+    _TASKS.find(name)
+    if name not in _PREDICTIONS:
+        raise ValueError(f"Models of the task {name!r} cannot be saved or loaded. Those of these can: {', '.join(sorted(_PREDICTIONS))}.")
+    return _PREDICTIONS[name](config)
 
 
 def run(task: str, **options: Any) -> Result:
@@ -53,9 +86,7 @@ def run(task: str, **options: Any) -> Result:
     Raises:
         ValueError: If the task is unknown, or as the task says.
     """
-    if task not in _TASKS:
-        raise ValueError(f"Unknown task {task!r}. Available tasks: {', '.join(list_tasks())}.")
-    return _TASKS[task](**options)
+    return _TASKS.find(task)(**options)
 
 
 def run_seeds(task: str, *, seeds: Sequence[int], output: str | os.PathLike[str] | None = None, **options: Any) -> Summary:

@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from wsgraph.files import write_json
-from wsgraph.measure import machine, mean_and_error
+from wsgraph.measure import machine
+from wsgraph.scores import mean_and_error
 
-__all__ = ["Result", "Summary", "mean_and_error"]
+__all__ = ["Result", "Summary", "mean_and_error", "read_results"]
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Result:
         model: The trained module, in eval mode.
         config: Options of the run.
         folder: Where logs and checkpoints lie.
+        machine: What it ran on; see :func:`wsgraph.measure.machine`.
     """
 
     task: str
@@ -53,6 +55,35 @@ class Result:
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
         return f"Result({self.task}, {self.config.get('model')}, {metrics})"
+
+
+def read_results(*folders: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Results of finished runs from disk, without their models.
+
+    Args:
+        *folders: Folders of runs, or folders with runs somewhere below.
+
+    Returns:
+        For every run what :meth:`Result.document` returned, with the ``folder`` of the run, in the order of the paths.
+
+    Raises:
+        FileNotFoundError: If a folder holds no finished run.
+        ValueError: If a result is damaged.
+    """
+    found = []
+    for folder in map(Path, folders):
+        files = sorted(folder.rglob("result.json"))
+        if not files:
+            raise FileNotFoundError(
+                f"There is no finished run in {str(folder)!r}: expected result.json there or below, as training writes it."
+            )
+        for file in files:
+            try:
+                document = json.loads(file.read_text(encoding="utf-8"))
+                found.append({**{key: document[key] for key in ("task", "config", "metrics", "machine")}, "folder": str(file.parent)})
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{str(file)!r} is damaged ({type(error).__name__}: {error}).") from None
+    return found
 
 
 class Summary:

@@ -1,69 +1,26 @@
-"""Tasks that read networks and are trained by examples: what they share, from the zoo to the scores."""
+"""Training tasks that read networks: from the zoo to the scores."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from wsgraph.data import DataLoader, ZooDataset, ZooStore
-from wsgraph.data.transforms import Canonicalize, Compose, RandomSymmetry, WeightTransform
+from wsgraph.data import DataLoader, ZooStore
+from wsgraph.data.transforms import Canonicalize, WeightTransform
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, model_entry
-from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.tasks.prediction import Prediction, TrainedModel, check_scored, composed, distinct_spaces, float32, opened
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run, targets_of
 
-__all__ = ["Prediction", "all_match", "distinct_spaces", "model_outputs", "run_prediction"]
+__all__ = ["run_prediction"]
 
 _SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What tasks that are trained by examples differ in.
-
-    Args:
-        name: Name of the task.
-        target: Column of the zoo's table to predict, unless another is named; ``None`` where targets are made from the networks.
-        score_name: What models are chosen by on the validation split, beside the loss.
-        loss: Of outputs and targets.
-        score: Of outputs and targets.
-        scores: All scores of outputs and targets, by name.
-        width: Number of outputs of the model, from the datasets of all splits; raises ``ValueError`` where targets make no sense.
-        wrap: Of tasks whose models return weights, what makes predictions of them, from the model and the weight space.
-    """
-
-    name: str
-    target: str | None
-    score_name: str
-    loss: Callable[[Tensor, Tensor], Tensor]
-    score: Callable[[Tensor, Tensor], float]
-    scores: Callable[[Tensor, Tensor], dict[str, float]]
-    width: Callable[[Mapping[str, ZooDataset]], int]
-    wrap: Callable[[nn.Module, WeightSpace], nn.Module] | None = None
-
-
-def _float32(thetas: Tensor) -> Tensor:
-    return thetas.float()  # models train in single precision, whatever the zoo stores
-
-
-@torch.no_grad()
-def model_outputs(model: nn.Module, batches: Iterable[ParameterGraph]) -> tuple[Tensor, Tensor]:
-    """Outputs ``[N, ...]`` of a model for all networks of some batches, and their targets ``[N]``, on the CPU; NaN where there are none."""
-    device = next(model.parameters()).device
-    model.eval()
-    pairs = [(model(batch.to(device)).cpu(), targets_of(batch).cpu()) for batch in batches]
-    outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return outputs, targets
 
 
 def _checked(scales: Sequence[float] | float, epochs: int, devices: int) -> list[float]:
@@ -74,15 +31,6 @@ def _checked(scales: Sequence[float] | float, epochs: int, devices: int) -> list
     if bad := [scale for scale in bounds if not 1 <= scale < float("inf")]:
         raise ValueError(f"Expected 'scales', upper bounds of U[1, s], to be finite and at least 1 (got {bad[0]:g}).")
     return bounds
-
-
-def _opened(zoo: ZooStore | str | os.PathLike[str]) -> ZooStore:
-    return zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
-
-
-def _composed(*transforms: WeightTransform | None) -> WeightTransform | None:
-    given = [transform for transform in transforms if transform is not None]
-    return given[0] if len(given) == 1 else Compose(given) if given else None
 
 
 def run_prediction(
@@ -155,7 +103,7 @@ def run_prediction(
             task, training diverges, or ``resume`` meets a run of another configuration.
         OSError: If the output folder cannot be written.
     """
-    store = _opened(zoo)
+    store = opened(zoo)
     model_entry(model)
     bounds = _checked(scales, epochs, devices)
     target = task.target if target is None else target
@@ -171,14 +119,12 @@ def run_prediction(
         if len(split) < 2:
             raise ValueError(f"Expected at least 2 networks in the split {name!r} of {store!r} (got {len(split)}).")
     width = task.width(splits)
-    further = {name: _opened(other).dataset("test", target=target) for name, other in (test_zoos or {}).items()}
+    further = {name: opened(other).dataset("test", target=target) for name, other in (test_zoos or {}).items()}
     for name, split in further.items():
-        if len(split) < 2:
-            raise ValueError(f"Expected at least 2 networks in the test split of 'test_zoos' {name!r}, {split.store!r} (got {len(split)}).")
-        if (found := task.width({"test": split})) > width:
-            raise ValueError(f"Expected 'test_zoos' of at most {width} classes, as {store!r} (got {found} in {name!r}).")
-        if task.wrap is not None and not all_match(split.spaces, [splits["train"].space]):
-            raise ValueError(f"Expected 'test_zoos' of networks of {splits['train'].space!r} for {task.name} (got {split!r} in {name!r}).")
+        try:
+            check_scored(task, split, width, splits["train"].spaces)
+        except ValueError as error:
+            raise ValueError(f"'test_zoos' {name!r} cannot be scored on: {error}") from None
     fixed = Canonicalize(canonicalize) if canonicalize else None
     folder = prepare_folder(output or Path("runs", task.name, f"{Path(store.path).name}-{model}-seed{seed}"))
 
@@ -204,7 +150,7 @@ def run_prediction(
     }
     start_run(folder, config, resume=resume)
 
-    changed = _composed(augment, fixed)
+    changed = composed(augment, fixed)
     # Those trained on come first.
     spaces = distinct_spaces([splits["train"], *further.values()])
     with torch.random.fork_rng():
@@ -229,17 +175,17 @@ def run_prediction(
             known = {name: float("nan") if value is None else value for name, value in stored["metrics"].items()}
             return Result(task.name, known, module.eval(), config, folder, stored["machine"])
         order = torch.Generator().manual_seed(seed)
-        train = DataLoader(splits["train"].with_transform(changed), batch_size, shuffle=True, generator=order, transform=_float32)
+        train = DataLoader(splits["train"].with_transform(changed), batch_size, shuffle=True, generator=order, transform=float32)
         device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
         module.to(device)
-        first = splits["train"].batch(slice(0, batch_size), _float32).to(device)
+        first = splits["train"].batch(slice(0, batch_size), float32).to(device)
         bytes_used = peak_memory(lambda: task.loss(module(first), targets_of(first)).backward())
         module.zero_grad(set_to_none=True)
         torch.manual_seed(seed)
         costs = fit(
             objective,
             train,
-            DataLoader(splits["val"].with_transform(changed if augment_validation else fixed), 4 * batch_size, transform=_float32),
+            DataLoader(splits["val"].with_transform(changed if augment_validation else fixed), 4 * batch_size, transform=float32),
             folder,
             epochs=epochs,
             title=model,
@@ -249,56 +195,20 @@ def run_prediction(
             devices=devices,
         )
     module.to(device).eval()
-    moves = {f"_scale_{scale:g}": RandomSymmetry((1.0, scale), distribution="uniform", seed=seed) for scale in bounds}
-    scored = {suffix: splits["test"].with_transform(_composed(move, fixed)) for suffix, move in {"": None, **moves}.items()}
-    scored |= {f"_on_{name}": split.with_transform(fixed) for name, split in further.items()}
+    trained = TrainedModel(task, module, config, distinct_spaces([splits["train"]]))
     metrics: dict[str, float] = {}
-    untrained = {f"_on_{name}": _untrained(task, module, splits["train"], split, fixed) for name, split in further.items() if test}
-    for suffix, split in scored.items() if test else ():
-        # Batch by batch, so that a test split larger than memory can be scored; not by a loader, which would give each process a share.
-        batches = (split.batch(slice(start, start + 256), _float32) for start in range(0, len(split), 256))
-        outputs, targets = model_outputs(module, batches)
-        unknown = untrained.get(suffix, [])
-        if unknown:
-            listed = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-            warnings.warn(
-                f"The networks of 'test_zoos' {suffix.removeprefix('_on_')!r} pass through parameters of {model} that those trained on do "
-                f"not use ({listed}): they are not scored.",
-                stacklevel=2,
-            )
-        scores = task.scores(outputs, targets)
-        metrics |= {f"{name}{suffix}": math.nan if unknown else value for name, value in scores.items()}
+    if test:
+        metrics |= trained.evaluate(splits["test"], scales=bounds)
+        for name, split in further.items():
+            metrics |= {f"{score}_on_{name}": value for score, value in trained.evaluate(split).items()}
     metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
     metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}
+    trained.metrics = metrics
     result = Result(task.name, metrics, module, config, folder)
     if is_first_process():
-        result.save(folder / "result.json")
+        trained.save(folder / "model")
+        result.save(folder / "result.json")  # last: where it is, the run is finished
     return result
-
-
-def all_match(spaces: Sequence[WeightSpace], known: Sequence[WeightSpace]) -> bool:
-    """Whether all spaces have an architecture among the known ones."""
-    return all(any(space.matches(each) for each in known) for space in spaces)
-
-
-def distinct_spaces(datasets: Sequence[ZooDataset]) -> list[WeightSpace]:
-    """The distinct weight spaces of several datasets, in their order."""
-    return list({space.digest: space for dataset in datasets for space in dataset.spaces}.values())
-
-
-def _untrained(task: Prediction, module: nn.Module, trained: ZooDataset, other: ZooDataset, fixed: WeightTransform | None) -> list[str]:
-    """Names of parameters that act on other networks but not on those trained on."""
-    if all_match(other.spaces, trained.spaces):
-        return []
-    device = next(module.parameters()).device
-    acting = []
-    for dataset in (trained, other):
-        module.zero_grad(set_to_none=True)
-        batch = dataset.with_transform(fixed).batch(torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:64], _float32)
-        module(batch.to(device)).square().sum().backward()
-        acting.append({name for name, parameter in module.named_parameters() if parameter.grad is not None and bool(parameter.grad.any())})
-    module.zero_grad(set_to_none=True)
-    return sorted(acting[1] - acting[0])
 
 
 def _is_plain(value: Any) -> bool:

@@ -34,7 +34,19 @@ __all__ = [
 
 
 class TraceWarning(UserWarning):
-    """A traced network has operators of which wsgraph knows nothing, so its neurons there have no symmetry."""
+    """A traced network has operators of which wsgraph knows nothing, so its neurons there have no symmetry.
+
+    Example:
+        >>> import torch, warnings
+        >>> class Spectrum(torch.nn.Linear):
+        ...     def forward(self, x):
+        ...         return torch.fft.rfft(super().forward(x)).abs()
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = trace(Spectrum(3, 8).eval(), torch.ones(1, 3))
+        >>> str(caught[0].message)
+        'Unknown operators, whose inputs lose their symmetries: fft_rfft in the module itself. Say what they do with ...'
+    """
 
 
 def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_batchnorm: bool = False) -> WeightSpace:

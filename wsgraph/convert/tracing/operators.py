@@ -19,9 +19,14 @@ __all__ = ["TRACED_OPERATORS", "Call", "cat", "move", "pointwise", "register_tra
 
 @dataclass(frozen=True)
 class Call:
-    """One operator at work: its name, where it stands in the module, its arguments by name and the shapes of its results.
+    """One operator at work.
 
-    Arguments that are tensors are given as :class:`~wsgraph.convert.tracing.Value`.
+    Args:
+        operator: Its name.
+        module: Where it stands in the network.
+        arguments: What it is called with, by name; tensors are given as :class:`~wsgraph.convert.tracing.Value`.
+        shapes: Shapes of its results.
+        operation: The operator itself, as a function of tensors.
     """
 
     operator: str
@@ -74,7 +79,15 @@ def register_traced_operator(names: str, rule: Rule) -> None:
 
 
 def pointwise(*, positive: bool, sign: bool) -> Rule:
-    """A function of every entry, which commutes with ``positive`` numbers or with the ``sign``; other tensors follow the first one."""
+    """The rule of a function of every entry alone; other tensors that it takes follow the first one.
+
+    Args:
+        positive: Whether it commutes with multiplication by positive numbers.
+        sign: Whether it commutes with a change of sign.
+
+    Returns:
+        A rule for :func:`register_traced_operator`.
+    """
 
     def rule(scope: Scope, call: Call) -> Value:
         first, *others = call.tensors
@@ -90,7 +103,15 @@ def pointwise(*, positive: bool, sign: bool) -> Rule:
 
 
 def spatial(*, positive: bool, sign: bool) -> Rule:
-    """Pooling and interpolation: every channel alone, over positions."""
+    """The rule of pooling and interpolation: every channel alone, over positions.
+
+    Args:
+        positive: Whether it commutes with multiplication by positive numbers.
+        sign: Whether it commutes with a change of sign.
+
+    Returns:
+        A rule for :func:`register_traced_operator`.
+    """
 
     def rule(scope: Scope, call: Call) -> list[Value]:
         value = call.tensors[0]
@@ -106,7 +127,15 @@ def spatial(*, positive: bool, sign: bool) -> Rule:
 
 
 def statistic(*, positive: bool, sign: bool) -> Rule:
-    """A sum, mean or extreme over dimensions."""
+    """The rule of a sum, mean or extreme over dimensions.
+
+    Args:
+        positive: Whether it commutes with multiplication by positive numbers.
+        sign: Whether it commutes with a change of sign.
+
+    Returns:
+        A rule for :func:`register_traced_operator`.
+    """
 
     def rule(scope: Scope, call: Call) -> list[Value]:
         value = call["self"]
@@ -128,6 +157,15 @@ def statistic(*, positive: bool, sign: bool) -> Rule:
 
 def _movement(*, pick: bool) -> Rule:
     def rule(scope: Scope, call: Call) -> list[Value]:
+        """The rule of an operator that only moves entries, such as a transposition.
+
+        Args:
+            scope: What is known of the network so far.
+            call: The operator at work.
+
+        Returns:
+            What is known of its results.
+        """
         value = call.tensors[0]
         name = next(key for key, argument in call.arguments.items() if argument is value)
         others = {key: argument.constant for key, argument in call.arguments.items() if isinstance(argument, Value) and key != name}

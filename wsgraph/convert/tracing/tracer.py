@@ -21,7 +21,16 @@ __all__ = ["TraceError", "bind", "check_module", "export", "first_line", "interp
 
 
 class TraceError(ValueError):
-    """A module cannot be traced into a weight space."""
+    """A module cannot be traced into a weight space.
+
+    Example:
+        >>> import torch
+        >>> from wsgraph import trace
+        >>> trace(torch.nn.Dropout(), torch.ones(1, 3))
+        Traceback (most recent call last):
+        ...
+        TraceError: The module is in training mode (the module itself ...): call module.eval() first.
+    """
 
 
 def check_module(module: nn.Module) -> None:

@@ -25,7 +25,10 @@ ZERO = -1
 class Label:
     """To which neuron, with which factor, the entries of a tensor belong: codes over some of its dimensions, constant along the others.
 
-    ``nodes`` says which nodes of the parameter graph, or which entries of a parameter, they are; see :class:`Nodes`.
+    Args:
+        dims: The dimensions along which the codes vary, in ascending order.
+        codes: A neuron and its factor for every entry along these dimensions.
+        nodes: Which nodes of the parameter graph, or which entries of a parameter, they are; see :class:`Nodes`.
     """
 
     dims: tuple[int, ...]
@@ -38,7 +41,14 @@ class Label:
         return torch.zeros_like(self.codes) if self.nodes is None else self.nodes
 
     def full(self, shape: Sequence[int]) -> Tensor:
-        """Codes of all entries, without a copy."""
+        """Codes of all entries, without a copy.
+
+        Args:
+            shape: Shape of the tensor.
+
+        Returns:
+            Codes of that shape.
+        """
         sizes = [size if dim in self.dims else 1 for dim, size in enumerate(shape)]
         return self.codes.reshape(sizes).expand(*shape)
 
@@ -154,8 +164,14 @@ class Value:
 class Scope:
     """What the operators of a network have found out so far.
 
-    ``reason`` says which of them is at work, ``name`` what its values are called, ``unknown`` in which modules unknown ones stood,
-    ``outputs`` which nodes the network returns.
+    Args:
+        neurons: Which neurons are the same, and which cannot move.
+        factors: What is known of their factors.
+        nodes: The nodes and edges of the parameter graph.
+        reason: Which operator is at work, to say why neurons cannot move.
+        name: What its values are called.
+        unknown: In which modules unknown operators stood, by the operator's name.
+        outputs: Which nodes the network returns.
     """
 
     neurons: Neurons = field(default_factory=Neurons)
@@ -169,7 +185,12 @@ class Scope:
     # == Symmetries taken away ==
 
     def fix(self, *labels: Label, reason: str | None = None) -> None:
-        """The order of these neurons matters, and with it their factors are 1."""
+        """The order of these neurons matters, and with it their factors are 1.
+
+        Args:
+            *labels: Labels of the neurons.
+            reason: Why (default: the operator at work).
+        """
         for label in labels:
             self.neurons.fix(label.ids.flatten(), self.reason if reason is None else reason)
 
@@ -179,7 +200,13 @@ class Scope:
             self.fix(*value.labels)
 
     def require(self, labels: Iterable[Label], *, positive: bool = True, sign: bool = True) -> None:
-        """The factors of these entries are 1: their absolute values, their signs, or both."""
+        """The factors of some entries are 1: their absolute values, their signs, or both.
+
+        Args:
+            labels: Labels of the entries.
+            positive: Whether absolute values are.
+            sign: Whether signs are.
+        """
         for label in labels:
             self.factors.require((label.expressions.flatten(), label.ids.flatten(), 1), positive=positive, sign=sign)
 
@@ -201,6 +228,11 @@ class Scope:
     def unify(self, first: Tensor, second: Tensor, *, product: bool = False) -> Tensor:
         """Entries of two codes belong to the same neurons with equal factors (or, in a product that is summed over, inverse ones).
 
+        Args:
+            first: Codes of some entries.
+            second: Codes of as many.
+            product: Whether their product is summed over.
+
         Returns:
             The codes of the result: the first ones, but where they mark zeros.
         """
@@ -212,7 +244,16 @@ class Scope:
         return torch.where(first == ZERO, second, first)
 
     def combine(self, first: Value, second: Value, *, product: bool) -> Value:
-        """The sum or product, entry by entry with broadcasting, of two tensors."""
+        """The sum or product, entry by entry with broadcasting, of two tensors.
+
+        Args:
+            first: A tensor.
+            second: Another, of a shape that broadcasts with it.
+            product: Whether they are multiplied.
+
+        Returns:
+            The sum or product.
+        """
         shape = torch.broadcast_shapes(first.shape, second.shape)
         one, other = (_aligned(value, shape) for value in (first, second))
         if not product:
@@ -280,7 +321,15 @@ class Scope:
         return [self._join(finer.without_zeros(), *others, product=product)]
 
     def multiply(self, first: Tensor, second: Tensor) -> Tensor:
-        """Codes of products, entry by entry: factors are multiplied."""
+        """Codes of products, entry by entry: factors are multiplied.
+
+        Args:
+            first: Codes of some entries.
+            second: Codes of as many; neurons are unified.
+
+        Returns:
+            Codes of the products, shaped alike.
+        """
         one, other = (Label((0,), codes) for codes in (first, second))
         present = (first != ZERO) & (second != ZERO)
         self.neurons.unify(one.ids[present], other.ids[present], self.reason)
@@ -295,7 +344,15 @@ class Scope:
         return torch.where(present, result, ZERO)
 
     def factor(self, label: Label, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Rows and columns of neurons that vary along the dimensions ``rows`` and others, as flat vectors."""
+        """Take neurons that vary along several dimensions apart.
+
+        Args:
+            label: Label of the neurons.
+            rows: Some of its dimensions.
+
+        Returns:
+            Neurons along ``rows``, and neurons along the other dimensions of the label, as flat vectors.
+        """
         outer = [label.dims.index(dim) for dim in rows]
         inner = [i for i in range(len(label.dims)) if i not in outer]
         codes = label.codes.permute([*outer, *inner])
@@ -320,9 +377,18 @@ class Scope:
     def reduce(
         self, value: Value, dims: Iterable[int], *, keepdim: bool, positive: bool = False, sign: bool = False, record: bool = True
     ) -> Value:
-        """Statistics over dimensions: neurons along them are forgotten, and ``positive`` or ``sign`` factors of the others kept.
+        """A statistic over dimensions: neurons along them are forgotten, and factors of the others kept where it commutes with them.
 
-        Without ``record`` the parameter graph does not show them, as is right for the statistics of a norm.
+        Args:
+            value: The tensor.
+            dims: Dimensions that it is taken over.
+            keepdim: Whether they stay, with size one.
+            positive: Whether the statistic commutes with positive factors.
+            sign: Whether it commutes with signs.
+            record: Whether the parameter graph shows it; the statistics of a norm it need not.
+
+        Returns:
+            What is known of the statistic.
         """
         taken = {dim % max(value.ndim, 1) for dim in dims}
         labels = []
@@ -345,7 +411,20 @@ class Scope:
     def contract(
         self, first: Value, names: str, second: Value, other_names: str, out_names: str, out_shape: Sequence[int], over: str = "i"
     ) -> Value:
-        """Sum the product of two tensors over the dimension named ``over``; the other letters name dimensions as in an einsum."""
+        """Sum the product of two tensors over one dimension; letters name dimensions, as in an einsum.
+
+        Args:
+            first: A tensor.
+            names: Letters of its dimensions.
+            second: Another.
+            other_names: Letters of its dimensions.
+            out_names: Letters of the dimensions of the result.
+            out_shape: Shape of the result.
+            over: Letter of the dimension summed over.
+
+        Returns:
+            The sum of the products.
+        """
         mine, theirs = first.on(names.index(over)), second.on(other_names.index(over))
         kept: list[tuple[Label, str]] = []
         for value, letters, labels in ((first, names, mine), (second, other_names, theirs)):
@@ -465,7 +544,16 @@ class Scope:
     # == Entries moved ==
 
     def move(self, value: Value, operation: Callable[[Tensor], Any], *, pick: bool = False) -> list[Value]:
-        """Apply an operation that only moves entries; with ``pick`` it may also leave some out or repeat them."""
+        """Apply an operator that only moves entries.
+
+        Args:
+            value: The tensor.
+            operation: What the operator does, for any tensor of this shape; called with the codes.
+            pick: Whether it may also leave entries out or repeat them.
+
+        Returns:
+            What the operator returns: one value per tensor.
+        """
         example = operation(torch.zeros((), dtype=torch.long).expand(value.shape))
         outputs = list(example) if isinstance(example, (tuple, list)) else [example]
         labels: list[list[Label]] = [[] for _ in outputs]
@@ -513,7 +601,15 @@ class Scope:
         return new
 
     def concatenate(self, values: Sequence[Value], dim: int) -> Value:
-        """Tensors laid end to end along a dimension."""
+        """Tensors laid end to end along a dimension.
+
+        Args:
+            values: The tensors.
+            dim: The dimension.
+
+        Returns:
+            The joined tensor.
+        """
         dim %= values[0].ndim
         shape = [*values[0].shape]
         shape[dim] = sum(value.shape[dim] for value in values)

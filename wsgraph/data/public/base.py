@@ -119,7 +119,7 @@ def integers(name: str, value: int | Sequence[int] | None) -> list[int] | None:
 
 
 def tracked(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items, with a progress bar on standard error once working through them has taken two seconds.
+    """The items, with a progress bar and its rate on standard error once working through them has taken two seconds.
 
     Args:
         items: What is worked through.
@@ -136,9 +136,24 @@ def tracked(items: Sequence[Item], what: str) -> Iterator[Item]:
     if done == len(items):
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), *times)
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=len(items), completed=done)
         for item in items[done:]:

@@ -90,6 +90,9 @@ class WildParkCNN(nn.Module):
         config: ``n_layers``, ``n_classes``, ``channels`` (of the input, then of every layer) and for every layer ``kernel_size``,
             ``stride``, ``padding``, ``residual`` (-1 for none) and ``activation``.
 
+    Shapes:
+        input: pictures ``[B, 3, H, W]``. output: logits ``[B, n_classes]``.
+
     Raises:
         ValueError: If fields are missing, have other lengths, or values that are not known.
 

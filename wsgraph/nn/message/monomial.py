@@ -51,7 +51,15 @@ def invariant_features(h: Tensor, u: Tensor, symmetry: Symmetry) -> Tensor:
 
 
 def _half_activated(x: Tensor, symmetry: Symmetry) -> Tensor:
-    """Pass half of the channels through the function that commutes with the neuron's factors, as the network itself does to its neurons."""
+    """Pass half of the channels through the function that commutes with the neuron's factors, as the network itself does to its neurons.
+
+    Args:
+        x: Features of neurons ``[..., channels]``.
+        symmetry: Factors that they allow.
+
+    Returns:
+        Features of the same shape.
+    """
     linear, activated = x.chunk(2, dim=-1)
     return torch.cat([linear, apply_operator(fitting_function(symmetry), activated)], dim=-1)
 
@@ -409,7 +417,14 @@ class MonomialGNN(nn.Module):
         return self.read(Wiring.of(batch))
 
     def read(self, wiring: Wiring) -> Tensor:
-        """The model's output for a batch whose wiring is at hand."""
+        """The model's output for a batch whose wiring is at hand, which saves finding it again.
+
+        Args:
+            wiring: :class:`Wiring` of ``B`` networks.
+
+        Returns:
+            ``[B, out_channels]``, or ``[B, P, out_channels]`` with weights out.
+        """
         self.kinds.check(wiring, type(self).__name__)
         noisy = wiring
         if self.training and self.weight_noise:

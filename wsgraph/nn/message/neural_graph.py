@@ -359,7 +359,14 @@ class NeuralGraphNet(nn.Module):
         return self.read(Wiring.of(batch))
 
     def read(self, wiring: Wiring) -> Tensor:
-        """The model's output for a batch whose wiring is at hand."""
+        """The model's output for a batch whose wiring is at hand, which saves finding it again.
+
+        Args:
+            wiring: :class:`Wiring` of ``B`` networks.
+
+        Returns:
+            ``[B, out_channels]``, or ``[B, P, out_channels]`` with weights out.
+        """
         self._check(cast(ParameterGraph, wiring.batch).spaces)
         x, edge_attr = self._neurons(wiring), self._edges(wiring)
         for layer in self.layers:
@@ -421,7 +428,19 @@ class NeuralGraphNet(nn.Module):
 class NeuralGraphTransformer(NeuralGraphNet):
     """Neural graph transformer: attention along and against all edges, with edge updates, permutation only (Kofinas et al. 2024).
 
-    A :class:`NeuralGraphNet` whose layers are :class:`RelationalAttention`, with the same other arguments.
+    A :class:`NeuralGraphNet` whose layers are :class:`RelationalAttention`.
+
+    Args:
+        space: Weight space of the networks, or several, for batches that mix architectures.
+        out_channels: Outputs per network (invariant) or per weight (equivariant).
+        **options: The other options of :class:`NeuralGraphNet`: ``task``, ``channels``, ``layers``, ``hidden``, ``dropout``, ``probes`` and
+            ``probe_shape``.
+
+    Shapes:
+        input: batch of ``B`` networks. output: ``[B, out_channels]`` or ``[B, P, out_channels]``.
+
+    Raises:
+        ValueError: As for :class:`NeuralGraphNet`.
 
     Example:
         >>> space = WeightSpace.mlp([2, 8, 1])

@@ -308,7 +308,14 @@ class ScaleGMN(nn.Module):
         return self.read(Wiring.of(batch))
 
     def read(self, wiring: Wiring) -> Tensor:
-        """The model's output for a batch whose wiring is at hand."""
+        """The model's output for a batch whose wiring is at hand, which saves finding it again.
+
+        Args:
+            wiring: :class:`Wiring` of ``B`` networks.
+
+        Returns:
+            ``[B, out_channels]``, or ``[B, P, out_channels]`` with weights out.
+        """
         self._check(wiring)
         x, edge_attr = self._embedded(wiring)
         for conv in self.convs:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.utils import scatter
 
 from wsgraph.space import Blocks, ParameterGraph, Symmetry, WeightSpace
+from wsgraph.space.graph import check_graph
 from wsgraph.space.operators import parse_operator
 
 __all__ = ["DenseLink", "IdentityLink", "Link", "Part", "SparseLink", "Wiring"]
@@ -254,16 +255,30 @@ class Wiring:
             batch: Batch or single graph.
             dense: Whether to use dense links (default: where all networks have one architecture and the edges lie as it put them).
 
+        Returns:
+            Parts and links; dense ones give the same results faster.
+
         Raises:
-            SpaceMismatchError: If dense links are asked for and the batch does not allow them.
+            SpaceMismatchError: If dense links are asked for and the batch does not allow them, or if the batch has edges that its
+                architectures do not have.
+            TypeError: If it is no batch of parameter graphs.
         """
+        batch = check_graph(batch)
         if dense is None:
             dense = len(batch.spaces) == 1 and bool(batch.spaces[0].layers) and batch.fits_layout()
         return _dense(batch) if dense else _sparse(batch)
 
     @staticmethod
     def from_edges(edge_index: Tensor, num_nodes: int) -> Wiring:
-        """The wiring of any graph as PyG writes it: one part, one link ``[2, E]`` from source to target neuron."""
+        """The wiring of any graph as PyG writes it: one part and one link.
+
+        Args:
+            edge_index: ``[2, E]``, from source to target node.
+            num_nodes: Number of nodes.
+
+        Returns:
+            The wiring, without a batch: its parts know no biases and no activations.
+        """
         nowhere = torch.zeros(num_nodes, dtype=torch.long, device=edge_index.device)
         nothing = torch.empty(num_nodes, 0, device=edge_index.device)
         part = Part(0, "hidden", Symmetry(False, False), "identity", nothing, nowhere, nowhere)
@@ -287,19 +302,31 @@ class Wiring:
         return replace(self, parts=parts, links=tuple(link.with_weight(function) for link in self.links))
 
     def aggregate(self, messages: Sequence[Tensor], end: End = "target", reduce: Reduce = "sum") -> list[Tensor | None]:
-        """Messages, one tensor ``[..., C]`` per link, reduced to the neurons at one end, one tensor per part (``None`` without edges)."""
+        """Reduce messages to the neurons at one end of the edges.
+
+        Args:
+            messages: One tensor ``[..., C]`` per link.
+            end: ``"target"`` or ``"source"``.
+            reduce: ``"sum"``, ``"mean"``, ``"max"`` or ``"min"``, over all links of a part.
+
+        Returns:
+            One tensor ``[..., C]`` per part, ``None`` for a part without edges at that end.
+        """
         pieces: list[list[tuple[Link, Tensor]]] = [[] for _ in self.parts]
         for link, message in zip(self.links, messages, strict=True):
             pieces[getattr(link, end)].append((link, message))
         return [_aggregate(part, end, reduce) if part else None for part in pieces]
 
     def pool(self, parts: Sequence[int], values: Sequence[Tensor], reduces: Sequence[str]) -> Tensor:
-        """Features of neurons of some parts reduced per network: ``[B, len(reduces) * C]``, zero for networks without such neurons.
+        """Reduce features of the neurons of some parts to one row per network.
 
         Args:
             parts: Indices of the parts.
             values: Features ``[..., C]`` of each.
             reduces: ``"sum"``, ``"mean"``, ``"std"`` or ``"max"``.
+
+        Returns:
+            ``[B, len(reduces) * C]``, zero for networks without such neurons.
         """
         if self.is_dense:
             joined = torch.cat(list(values), dim=1) if len(values) > 1 else values[0]
@@ -323,7 +350,16 @@ class Wiring:
         return torch.where(present, torch.cat(pooled, dim=-1), 0)
 
     def by_position(self, parts: Sequence[int], values: Sequence[Tensor], size: int) -> Tensor:
-        """Features of input or output neurons in their order: ``[B, size, C]``, zero where a network has fewer."""
+        """Put features of input or output neurons in their order.
+
+        Args:
+            parts: Indices of the parts.
+            values: Features ``[..., C]`` of each.
+            size: Number of positions.
+
+        Returns:
+            ``[B, size, C]``, zero where a network has fewer neurons.
+        """
         if self.is_dense:
             joined = torch.cat(list(values), dim=1)
             return torch.nn.functional.pad(joined, (0, 0, 0, size - joined.shape[1]))
@@ -421,6 +457,7 @@ def _dense(batch: ParameterGraph) -> Wiring:
 
 
 def _sparse(batch: ParameterGraph) -> Wiring:
+    batch.check_edges()
     x, edge_attr, edge_index = (cast(Tensor, batch[name]) for name in ("x", "edge_attr", "edge_index"))
     device = x.device
     network = batch.batch if batch.batch is not None else torch.zeros(x.shape[0], dtype=torch.long, device=device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.space import Axis, Blocks, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.space.graph import check_graph
 from wsgraph.symmetry import SYMMETRIES
 
 __all__ = ["Entries", "Layout", "SharingModule", "autocast_together", "mean_over", "parameter_key"]
@@ -43,6 +44,7 @@ class Entries:
 
     @property
     def fixed(self) -> tuple[int, ...]:
+        """The axes along which neurons do not move."""
         return tuple(axis for axis in range(len(self.neurons)) if axis not in self.movable)
 
     @property
@@ -65,7 +67,15 @@ class Entries:
         return block.permute(0, *axes, *features).flatten(1 + len(axes))
 
     def write(self, entries: Tensor, channels: int) -> Tensor:
-        """The inverse of :meth:`read`, always a view."""
+        """The inverse of :meth:`read`, always a view.
+
+        Args:
+            entries: Entries of one network or many, as :meth:`read` gives them.
+            channels: Channels per weight.
+
+        Returns:
+            A block ``[B, *neurons, positions, C]`` (a bias has no positions).
+        """
         first = 1 if len(self.movable) == 2 else 1 + len(self.movable)
         fixed = [self.neurons[axis] for axis in self.fixed]
         positions = [self.positions] if len(self.neurons) == 2 else []
@@ -130,7 +140,17 @@ class Layout:
         self.entries[name] = Entries(name, sizes, positions, tuple(movable), tuple(labels), tuple(kind), symmetry)
 
     def read(self, blocks: Blocks) -> dict[str, Tensor]:
-        """Entries of every parameter, by name."""
+        """Entries of every parameter.
+
+        Args:
+            blocks: Blocks with a channel axis.
+
+        Returns:
+            Tensors by name of the parameter, see :class:`Entries`.
+
+        Raises:
+            ValueError: If the blocks lack a parameter.
+        """
         entries = {}
         for name, (kind, i) in self._where.items():
             block = getattr(blocks, kind)[i]
@@ -140,7 +160,15 @@ class Layout:
         return entries
 
     def write(self, entries: dict[str, Tensor], channels: int) -> Blocks:
-        """Blocks from the entries of every parameter."""
+        """Blocks from the entries of every parameter.
+
+        Args:
+            entries: Tensors by name of the parameter, see :class:`Entries`.
+            channels: Channels per weight.
+
+        Returns:
+            Blocks with a channel axis, views of the entries.
+        """
         tensors: dict[str | None, Tensor | None] = {None: None}
         for name, values in entries.items():
             tensors[name] = self.entries[name].write(values, channels)
@@ -173,6 +201,7 @@ class SharingModule(nn.Module):
         Raises:
             SpaceMismatchError: If the input belongs to another weight space, or mixes several.
             ValueError: If the number of channels differs.
+            TypeError: If the input is something else.
         """
         name = type(self).__name__
         if isinstance(features, ParameterGraph):
@@ -183,6 +212,8 @@ class SharingModule(nn.Module):
                 shape = f"[B, {self.space.num_params}, {self.in_channels}]"
                 raise ValueError(f"Expected 'features' of shape {shape} for {name} (got {list(features.shape)}).")
             features = self.space.blocks(features)
+        elif not isinstance(features, Blocks):
+            check_graph(features)
         if not self.space.matches(features.space):
             raise SpaceMismatchError(f"{name} was built for {self.space!r} but the blocks belong to {features.space!r}.")
         features = features.with_channels()

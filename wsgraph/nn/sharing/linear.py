@@ -18,7 +18,13 @@ __all__ = ["HNPLinear", "MonomialLinear", "MonomialSineLinear", "NPLinear", "Poi
 
 
 class Source(NamedTuple):
-    """What a term reads: a parameter, averaged over the movable axes that are not ``kept`` (and, if ``pooled``, over fixed neurons)."""
+    """What a term reads: a parameter, averaged over movable axes.
+
+    Args:
+        param: Name of the parameter.
+        kept: Its movable axes that are not averaged over.
+        pooled: Whether to average over fixed neurons too.
+    """
 
     param: str
     kept: tuple[int, ...]
@@ -26,14 +32,25 @@ class Source(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a term writes: a parameter, broadcast over the movable axes that are not ``kept``."""
+    """What a term writes: a parameter, broadcast over movable axes.
+
+    Args:
+        param: Name of the parameter.
+        kept: Its movable axes that are not broadcast over.
+    """
 
     param: str
     kept: tuple[int, ...]
 
 
 class Term(NamedTuple):
-    """One dense map over features and channels, applied to every neuron (or pair of neurons) of the axes that sources and targets keep."""
+    """One dense map over features and channels, applied to every neuron (or pair of neurons) of the axes that sources and targets keep.
+
+    Args:
+        sources: What it reads, joined along the features.
+        targets: What it writes, all from one matrix product.
+        bias: Whether the map adds a constant.
+    """
 
     sources: tuple[Source, ...]
     targets: tuple[Target, ...]
@@ -110,7 +127,14 @@ class SharingLinear(SharingModule):
         return entries.positions if source.pooled else entries.features
 
     def read(self, features: Blocks) -> dict[str, Tensor]:
-        """Entries of every parameter: where a layer changes its input first."""
+        """The entries that the terms read, for layers that change them first.
+
+        Args:
+            features: :class:`~wsgraph.space.Blocks` with a channel axis.
+
+        Returns:
+            Entries by parameter, see :class:`~wsgraph.nn.sharing.Entries`.
+        """
         return self.layout.read(features)
 
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:

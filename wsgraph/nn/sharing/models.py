@@ -16,6 +16,7 @@ from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear
 from wsgraph.nn.sharing.pool import HNPPool, MonomialPool, NPPool
 from wsgraph.nn.sharing.statistics import StatFeaturizer
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
+from wsgraph.space.graph import check_graph
 from wsgraph.symmetry import SYMMETRIES
 
 __all__ = ["MAGEPNFN", "MLP", "STATNN", "HNPNet", "MonomialNFN", "NPNet"]
@@ -40,7 +41,7 @@ class _SharingNet(nn.Module):
         self.pool, self.head = pool, head
 
     def forward(self, batch: ParameterGraph) -> Tensor:
-        batch.common_space(self.space, type(self).__name__)
+        check_graph(batch).common_space(self.space, type(self).__name__)
         features = self.layers(batch.blocks())
         if self.head is None:
             return cast(Blocks, features).flatten()
@@ -316,6 +317,6 @@ class MLP(nn.Module):
         self.head = mlp_head([space.num_params, hidden, hidden, out_channels], dropout)
 
     def forward(self, batch: ParameterGraph) -> Tensor:
-        batch.common_space(self.space, type(self).__name__)
+        check_graph(batch).common_space(self.space, type(self).__name__)
         output: Tensor = self.head(batch.thetas())
         return output

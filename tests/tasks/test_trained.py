@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.tasks.test_generalization import make_store
+from wsgraph import CheckpointError, WeightSpace
+from wsgraph.data import ZooStore
+from wsgraph.nn import build_model, list_models, load_model, recipe_of, save_model
+from wsgraph.space import Signal
+from wsgraph.tasks import TrainedModel, run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ZooStore:
+    return make_store(tmp_path_factory.mktemp("zoos") / "relu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> ZooStore:
+    space = WeightSpace.siren((2, 6, 1), signal=Signal((4, 4), "row"))
+    thetas = space.sample(20, generator=torch.Generator().manual_seed(0))
+    table = {"label": np.arange(20) % 3, "split": ["train"] * 12 + ["val"] * 4 + ["test"] * 4}
+    return ZooStore.create(tmp_path_factory.mktemp("zoos") / "sirens", space, thetas, table)
+
+
+def train(task: str, zoo: ZooStore, folder: Path, model: str = "statnn", **options: Any) -> TrainedModel:
+    run(task, zoo=zoo, model=model, epochs=2, progress=False, output=folder, **options)
+    return TrainedModel.load(folder)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    space = WeightSpace.cnn([1, 4, 4], [3], "relu")
+    torch.manual_seed(0)
+    model = build_model(name, space, 2).eval()
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    batch = space.batch(space.sample(3, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(again(batch), model(batch))
+    assert recipe_of(again) == recipe_of(model)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_models_of_several_architectures_and_tasks(tmp_path: Path) -> None:
+    spaces = [WeightSpace.mlp([2, 4, 1]), WeightSpace.mlp([2, 6, 6, 1], "tanh")]
+    model = build_model("monomial_gnn", spaces, 1, "equivariant", channels=8).eval()
+    save_model(model, tmp_path / "model")
+    batch = spaces[1].batch(spaces[1].sample(2, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(load_model(tmp_path / "model")(batch), model(batch))
+
+
+def test_damaged_models_are_refused(tmp_path: Path) -> None:
+    space = WeightSpace.mlp([2, 4, 1])
+    folder = tmp_path / "model"
+    with pytest.raises(FileNotFoundError, match=r"There is no model in .*: expected config.json and model.safetensors"):
+        load_model(folder)
+    with pytest.raises(ValueError, match="Expected a model made by build_model"):
+        save_model(nn.Linear(2, 1), folder)
+    save_model(build_model("statnn", space, 1), folder)
+    with pytest.raises(CheckpointError, match="was not trained for a task"):
+        TrainedModel.load(folder)
+    text = (folder / "config.json").read_text()
+    for broken, message in (
+        (text[:100], "is damaged"),
+        (text.replace('"wsgraph"', '"other"'), "does not describe a model of wsgraph"),
+        (text.replace('"format": 1', '"format": 99'), "this version reads format 1"),
+        (text.replace('"statnn"', '"unknown"'), "Unknown model 'unknown'"),
+        (text.replace('"out_channels": 1', '"out_channels": 2'), "do not fit the model 'statnn'"),
+        (text.replace('"spaces"', '"places"'), "is damaged .KeyError: 'spaces'"),
+    ):
+        (folder / "config.json").write_text(broken)
+        with pytest.raises(ValueError, match=message):
+            load_model(folder)
+    (folder / "config.json").write_text(text)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_model(folder)
+
+
+def test_a_run_leaves_a_model_that_predicts_and_is_scored_alike(store: ZooStore, tmp_path: Path) -> None:
+    result = run("generalization", zoo=store, model="statnn", epochs=2, progress=False, output=tmp_path / "run", scales=[10])
+    trained = TrainedModel.load(tmp_path / "run")
+    assert repr(trained).startswith("TrainedModel(generalization, statnn, tau=")
+    scores = trained.evaluate(store, scales=[10])
+    assert scores == {name: value for name, value in result.metrics.items() if name.startswith(("tau", "r2"))}
+    predictions = trained.predict(store.space, store.thetas[:7], batch_size=3)
+    assert predictions.shape == (7,)
+    assert bool(((predictions > 0) & (predictions < 1)).all())
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        trained.predict(store.space, store.thetas[:2] * float("inf"))
+    (tmp_path / "run" / "model" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"The run in .* is not finished"):
+        TrainedModel.load(tmp_path / "run")
+
+
+def test_canonical_forms_are_taken_before_predicting(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "zoo", "tanh", networks=40)
+    trained = train("generalization", store, tmp_path / "run", canonicalize=["sign"])
+    thetas = store.thetas[:5]
+    g = store.space.sample_symmetry(5, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(trained.predict(store.space, store.space.act(g, thetas)), trained.predict(store.space, thetas))
+
+
+def test_classes_are_probabilities(pictures: ZooStore, tmp_path: Path) -> None:
+    trained = train("inr_classification", pictures, tmp_path / "run")
+    probabilities = trained.predict(pictures.space, pictures.thetas[:4])
+    assert probabilities.shape == (4, 3)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
+
+
+def test_edits_are_networks(pictures: ZooStore, tmp_path: Path) -> None:
+    result = run("inr_editing", zoo=pictures, model="np", epochs=2, progress=False, output=tmp_path / "run", operation="erode")
+    trained = TrainedModel.load(tmp_path / "run")
+    edited = trained.predict(pictures.space, pictures.thetas[:4])
+    expected = result.model.edit(pictures.space.batch(pictures.thetas[:4]))  # type: ignore[operator]
+    assert torch.equal(edited, expected.detach())
+    assert trained.evaluate(pictures)["mse"] == result.metrics["mse"]
+    load_model(tmp_path / "run" / "model")  # the model itself, without what the task adds
+    (tmp_path / "run" / "model" / "task.safetensors").unlink()
+    save_file({"scales": torch.ones(3)}, tmp_path / "run" / "model" / "task.safetensors")
+    with pytest.raises(CheckpointError, match="are not those of the task 'inr_editing'"):
+        TrainedModel.load(tmp_path / "run")
+
+
+def test_checkpoints_are_read_as_those_trained_on(store: ZooStore, tmp_path: Path) -> None:
+    trained = train("generalization", store, tmp_path / "run", "scalegmn")
+    theirs = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 1)).state_dict()
+    space, theta = trained.read(theirs)
+    assert space is trained.trained_on[0]
+    wide, more = trained.read(nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 1)).state_dict())
+    assert wide.matches(WeightSpace.mlp([2, 9, 1]))
+    assert trained.predict(wide, more[None]).shape == (1,)
+    assert trained.predict(space, theta[None]).shape == (1,)
+
+
+def test_a_checkpoint_of_one_of_several_activations(tmp_path: Path) -> None:
+    both = ZooStore.merge(tmp_path / "both", [make_store(tmp_path / "r", "relu", 40), make_store(tmp_path / "t", "tanh", 40)])
+    trained = train("generalization", both, tmp_path / "run", "scalegmn")
+    theirs = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)).state_dict()
+    with pytest.raises(ValueError, match=r"trained on networks of relu and tanh neurons.* Give 'activation'"):
+        trained.read(theirs)
+    assert trained.read(theirs, "tanh")[0].groups[1].activation == "tanh"
+
+
+def test_tasks_that_do_not_say_what_they_are_cannot_be_loaded(store: ZooStore, tmp_path: Path) -> None:
+    train("generalization", store, tmp_path / "run")
+    config = tmp_path / "run" / "model" / "config.json"
+    document = json.loads(config.read_text())
+    document["about"]["task"] = "mystery"
+    config.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"Models of the task 'mystery' cannot be saved or loaded. Those of these can: generalization"):
+        TrainedModel.load(tmp_path / "run")

@@ -1,0 +1,110 @@
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.tasks.test_generalization import make_store
+from wsgraph import WeightSpace, plugins
+from wsgraph.bench import bench, run_suite
+from wsgraph.bench.cells import Cell, run_cells
+from wsgraph.cli import app
+from wsgraph.nn import list_models
+from wsgraph.nn import registry as models
+from wsgraph.plugins import Registry, add_plugin, import_place, load_plugins
+from wsgraph.space import OPERATORS
+from wsgraph.tasks import list_tasks
+from wsgraph.tasks import registry as tasks
+
+PLUGIN = '''
+"""Somebody's model, operator, task and suite."""
+
+import torch
+from torch import nn
+
+from wsgraph.bench import register_suite
+from wsgraph.nn import register_model
+from wsgraph.space import register_operator
+from wsgraph.tasks import register_task, run_generalization
+
+
+@register_model("theirs", family="statistics")
+class Theirs(nn.Module):
+    """The mean weight."""
+
+    symmetries = ("permutation",)
+
+    def __init__(self, space, out_channels):
+        super().__init__()
+        self.head = nn.Linear(1, out_channels)
+
+    def forward(self, batch):
+        return self.head(batch.thetas().mean(1, keepdim=True))
+
+
+register_operator("cubed", lambda v: v**3, positive=False, sign=True)
+register_task("their_task")(run_generalization)
+register_suite("their_suite")(lambda bench: bench.write_table("their_suite", "Theirs", ["model"], [[name] for name in bench.models], {}))
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file with the plugin, of which no trace is left afterwards."""
+    (tmp_path / "theirs.py").write_text(PLUGIN)
+    registries: list[Any] = [models._MODELS, tasks._TASKS, bench._SUITES, OPERATORS, plugins._loaded]
+    before = [registry.copy() for registry in registries]
+    monkeypatch.setenv("WSGRAPH_PLUGINS", "")
+    yield tmp_path / "theirs.py"
+    sys.modules.pop("theirs", None)
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+def test_installed_packages_add_models_tasks_suites_and_operators(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = plugin.parent
+    (folder / "theirs-1.0.dist-info").mkdir()
+    (folder / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (folder / "theirs-1.0.dist-info" / "entry_points.txt").write_text("[wsgraph.plugins]\ntheirs = theirs\n")
+    monkeypatch.syspath_prepend(str(folder))
+    assert str(WeightSpace.mlp([2, 3, 1], "cubed").groups[1].symmetry) == "permutation x sign"
+    assert "theirs" in list_models()
+    assert "their_task" in list_tasks()
+    for suite in ("their_suite", "invariance"):
+        run_suite(suite, folder=folder, output=folder, models=["theirs"])
+    assert "| theirs |" in (folder / "their_suite.md").read_text()
+    assert "| theirs | permutation |" in (folder / "invariance.md").read_text()
+
+
+def test_files_named_on_the_command_line_are_known_to_the_processes_that_train(plugin: Path) -> None:
+    result = CliRunner().invoke(app, ["--plugin", str(plugin), "models"])
+    assert "theirs" in result.output
+    zoo = make_store(plugin.parent / "zoo", networks=24)
+    (found,) = run_cells([Cell("generalization", Path(zoo.path), {"model": "theirs", "epochs": 1})], plugin.parent / "cells")
+    assert found["metrics"]["parameters"] == 2
+
+
+def test_a_plugin_that_fails_is_named_and_takes_nothing_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('out of order')")
+    monkeypatch.setenv("WSGRAPH_PLUGINS", str(tmp_path / "broken.py"))
+    with pytest.warns(UserWarning, match=r"The plugin '.*broken.py' of wsgraph cannot be loaded: RuntimeError: out of order"):
+        load_plugins()
+    load_plugins()  # each is tried once
+    with pytest.raises(ImportError, match="There is no file"):
+        add_plugin(str(tmp_path / "missing.py"))
+    with pytest.raises(ImportError):
+        import_place("no_such_module")
+    assert os.environ["WSGRAPH_PLUGINS"] == str(tmp_path / "broken.py")
+
+
+def test_names_are_taken_once() -> None:
+    registry: Registry[int] = Registry("number")
+    registry.add("one", 1)
+    with pytest.raises(ValueError, match=r"A number named 'one' is registered already \(1\)"):
+        registry.add("one", 2)
+    with pytest.raises(ValueError, match=r"Unknown number 'two'\. Available numbers: one"):
+        registry.find("two")

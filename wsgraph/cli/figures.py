@@ -1,0 +1,169 @@
+"""Commands that draw figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsgraph.cli.checkpoints import Activation, Inputs, Module, open_network
+from wsgraph.cli.common import Seed, app, explained
+
+__all__: list[str] = []
+
+plot_app = typer.Typer(help="Draw figures for papers: .pdf and .svg are vectors, .png has 200 dots per inch.", no_args_is_help=True)
+app.add_typer(plot_app, name="plot")
+
+_Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs, or folders with runs below. Runs of one model are its seeds.")]
+_Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a model saved from one.")]
+_Zoo = Annotated[Path, typer.Option(help="Folder of the zoo.")]
+_Split = Annotated[str, typer.Option(help="Which networks: a split of the zoo, or 'all'.")]
+_Title = Annotated[str | None, typer.Option(help="Title above the figure.")]
+
+
+def _file(default: str) -> typer.models.OptionInfo:
+    return typer.Option("--output", "-o", help=f"File to write, .png, .pdf or .svg (default: {default}).", show_default=False)
+
+
+def _wrote(path: Path) -> None:
+    typer.echo(f"Figure: {path}")
+
+
+def _parent(path: Path) -> Path:
+    from wsgraph.tasks.training import prepare_folder
+
+    prepare_folder(path.parent)
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"Expected a file ending in .png, .pdf or .svg (got {path.name!r}).")
+    return path
+
+
+@plot_app.command("robustness")
+def robustness(runs: _Runs, output: Annotated[Path, _file("robustness.pdf")] = Path("robustness.pdf"), title: _Title = None) -> None:
+    """Kendall's tau of models against the scale by which test networks were moved, from runs of generalization.
+
+    Example: wsgraph plot robustness runs/generalization --output robustness.pdf
+    """
+    from wsgraph.plot import robustness_curve, robustness_data
+    from wsgraph.tasks import read_results
+
+    with explained():
+        robustness_curve(robustness_data(read_results(*runs)), _parent(output), title=title)
+    _wrote(output)
+
+
+@plot_app.command("costs")
+def costs(
+    runs: _Runs,
+    output: Annotated[Path, _file("costs.pdf")] = Path("costs.pdf"),
+    score: Annotated[str, typer.Option(help="Score of the vertical axis.")] = "tau",
+    title: _Title = None,
+) -> None:
+    """What models achieve over what they cost: a score against the time of an epoch and the memory of a training step.
+
+    Example: wsgraph plot costs runs/generalization --output costs.svg
+    """
+    from wsgraph.plot import cost_chart
+    from wsgraph.tasks import read_results
+
+    with explained():
+        cost_chart(read_results(*runs), _parent(output), score=score, title=title)
+    _wrote(output)
+
+
+@plot_app.command("scatter")
+def scatter(
+    model: _Run,
+    zoo: _Zoo,
+    split: _Split = "test",
+    output: Annotated[Path, _file("scatter.pdf")] = Path("scatter.pdf"),
+    title: _Title = None,
+) -> None:
+    """Predicted against true accuracies of the networks of a zoo.
+
+    Example: wsgraph plot scatter runs/generalization/my-zoo-monomial_gnn-seed0 --zoo my-zoo
+    """
+    from wsgraph.data import DataLoader, ZooStore
+    from wsgraph.plot import prediction_scatter
+    from wsgraph.tasks import TrainedModel
+
+    with explained():
+        trained = TrainedModel.load(model)
+        target = trained.config["target"]
+        data = ZooStore(zoo).dataset(None if split == "all" else split, target=target)
+        predicted = trained.predicted(DataLoader(data, 256))
+        if target is None or predicted.ndim != 1:
+            raise ValueError(f"A model trained for {trained.task.name} predicts no single numbers to draw.")
+        prediction_scatter(predicted, data.y, _parent(output), label=target.replace("_", " "), title=title)
+    _wrote(output)
+
+
+@plot_app.command("zoo")
+def zoo_command(
+    zoo: Annotated[Path, typer.Argument(help="Folder of the zoo.")],
+    color: Annotated[str, typer.Option(help="Column of the table that gives the colour.")] = "test_accuracy",
+    method: Annotated[str, typer.Option(help="pca or tsne.")] = "pca",
+    canonical: Annotated[bool, typer.Option("--canonical/--raw", help="Whether networks are brought into canonical form first.")] = True,
+    networks: Annotated[int, typer.Option(min=3, help="At most so many networks are drawn.")] = 2000,
+    seed: Seed = 0,
+    output: Annotated[Path, _file("zoo.pdf")] = Path("zoo.pdf"),
+    title: _Title = None,
+) -> None:
+    """A map of the weights of a zoo: every network a point, coloured by a column of the table.
+
+    Example: wsgraph plot zoo my-zoo --method tsne --color train_loss
+    """
+    from wsgraph.data import ZooStore
+    from wsgraph.plot import zoo_map
+
+    with explained():
+        data = ZooStore(zoo).dataset(target=None)
+        zoo_map(data, _parent(output), color=color, method=method, canonicalize=canonical, networks=networks, seed=seed, title=title)
+    _wrote(output)
+
+
+@plot_app.command("graph")
+def graph(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, as `wsgraph info` reads it.")],
+    activation: Activation = None,
+    module: Module = None,
+    inputs: Inputs = None,
+    output: Annotated[Path, _file("graph.pdf")] = Path("graph.pdf"),
+    title: _Title = None,
+) -> None:
+    """The parameter graph of a checkpoint: neurons and weights of small networks, groups and layers of large ones.
+
+    Example: wsgraph plot graph model.safetensors --activation tanh
+    """
+    from wsgraph.plot import draw_graph
+
+    with explained():
+        network = open_network(checkpoint, activation, module, inputs, False)
+        draw_graph(network.space, network.theta, _parent(output), title=title)
+    _wrote(output)
+
+
+@plot_app.command("editing")
+def editing(
+    model: _Run,
+    zoo: _Zoo,
+    split: _Split = "test",
+    pictures: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 8,
+    output: Annotated[Path, _file("editing.pdf")] = Path("editing.pdf"),
+    title: _Title = None,
+) -> None:
+    """Pictures before and after editing, beside what they should have become, from a run of inr_editing.
+
+    Example: wsgraph plot editing runs/inr_editing/sirens-monomial_gnn-seed0 --zoo sirens
+    """
+    from wsgraph.data import ZooStore
+    from wsgraph.plot import picture_grid
+    from wsgraph.tasks import TrainedModel
+    from wsgraph.tasks.inr_editing import before_and_after
+
+    with explained():
+        trained = TrainedModel.load(model)
+        data = ZooStore(zoo).dataset(None if split == "all" else split, target=None)
+        picture_grid(before_and_after(trained.module, data.batch(slice(0, pictures))), _parent(output), title=title)
+    _wrote(output)

@@ -1,0 +1,98 @@
+"""What a trained model says of checkpoints in files and zoos."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsgraph.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wsgraph import WeightSpace
+    from wsgraph.tasks import TrainedModel
+
+__all__ = ["predictions_of", "write_csv"]
+
+
+def predictions_of(
+    trained: TrainedModel,
+    paths: Sequence[Path],
+    output: Path | None,
+    opened: Callable[[Path], Any],
+    activation: str | None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of a table, one for every network that can be read, and what is wrong with the others.
+
+    Args:
+        trained: The model.
+        paths: Checkpoint files and folders of zoos.
+        output: Where edited networks go, if the model edits.
+        opened: A network with ``space`` and ``theta`` from a file, or ``None`` to read it as those that the model was trained on.
+        activation: Of networks in files.
+    """
+    import torch
+
+    from wsgraph import load_checkpoint
+    from wsgraph.data import DataLoader, ZooStore
+
+    if trained.task.columns is None and output is None:
+        raise ValueError(f"The model was trained for {trained.task.name} and returns networks: name the folder for them with --output.")
+    errors: dict[str, str] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    by_space: dict[WeightSpace, dict[str, Tensor]] = {}
+    for path in paths:
+        try:
+            if path.is_dir():
+                data = ZooStore(path).dataset(target=None)
+                space = data.space if trained.task.columns is None else None
+                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predicted(DataLoader(data, 256)), space, output)
+                continue
+            network = opened(path)
+            space, theta = trained.read(load_checkpoint(path), activation) if network is None else (network.space, network.theta)
+            by_space.setdefault(space, {})[str(path)] = theta
+        except (ValueError, TypeError, OSError) as error:
+            errors[str(path)] = str(error)
+    for space, thetas in by_space.items():
+        try:
+            rows |= _rows(trained, list(thetas), trained.predict(space, torch.stack(list(thetas.values()))), space, output)
+        except ValueError as error:
+            errors |= dict.fromkeys(thetas, str(error))
+    given = {str(path): i for i, path in enumerate(paths)}
+    return sorted(rows.values(), key=lambda row: given.get(row["checkpoint"], given.get(str(Path(row["checkpoint"]).parent), 0))), errors
+
+
+def _rows(
+    trained: TrainedModel, names: Sequence[str], found: Tensor, space: WeightSpace | None, output: Path | None
+) -> dict[str, dict[str, Any]]:
+    if trained.task.columns is not None:
+        columns = {name: values.tolist() for name, values in trained.task.columns(found).items()}
+        return {name: {"checkpoint": name, **{key: values[i] for key, values in columns.items()}} for i, name in enumerate(names)}
+    from safetensors.torch import save_file
+
+    assert space is not None
+    assert output is not None
+    output.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for name, theta in zip(names, found, strict=True):
+        # Files of one name in several folders must not overwrite each other.
+        file = output / f"{str(Path(name).with_suffix('')).replace('/', '-').lstrip('.-')}.safetensors"
+        state = {key: value.contiguous().clone() for key, value in space.unflatten(theta).items()}
+        write_atomically(file, lambda temporary, state=state: save_file(state, temporary, {"format": "pt"}))  # type: ignore[misc]
+        rows[name] = {"checkpoint": name, "edited": str(file)}
+    return rows
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a table as CSV, atomically."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)

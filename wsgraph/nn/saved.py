@@ -1,0 +1,132 @@
+"""Models on disk: weights as safetensors beside what they were built from as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from wsgraph.convert import CheckpointError, load_checkpoint
+from wsgraph.files import explained_errors, write_atomically, write_json
+from wsgraph.nn.registry import Recipe, recipe_of
+from wsgraph.space import WeightSpace
+
+__all__ = ["load_model", "read_about", "save_model"]
+
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_FORMAT = 1
+
+
+def save_model(model: nn.Module, folder: str | os.PathLike[str], *, about: Mapping[str, Any] | None = None) -> None:
+    """Save a model as a folder with ``model.safetensors`` (weights) and ``config.json`` (name, options, weight spaces, version).
+
+    Args:
+        model: A model that :func:`~wsgraph.nn.build_model` returned.
+        folder: Folder to write; one that holds a model is replaced.
+        about: What else to record, anything that JSON can hold; see :func:`read_about`.
+
+    Raises:
+        ValueError: If the model was not made by :func:`~wsgraph.nn.build_model`.
+        OSError: If the folder cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from wsgraph.nn import build_model, load_model, save_model
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> model = build_model("statnn", space, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_model(model, folder)
+        ...     again = load_model(folder)
+        >>> batch = space.batch(space.sample(3))
+        >>> torch.equal(again(batch), model.eval()(batch))
+        True
+    """
+    from wsgraph import __version__
+
+    recipe, path = recipe_of(model), Path(folder)
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    document = {
+        "library": "wsgraph",
+        "format": _FORMAT,
+        "version": __version__,
+        "model": recipe.name,
+        "options": recipe.options,
+        "out_channels": recipe.out_channels,
+        "task": recipe.task,
+        "spaces": [json.loads(space.to_json()) for space in recipe.spaces],
+        "about": dict(about or {}),
+    }
+    with explained_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / _CONFIG).unlink(missing_ok=True)  # a folder without it is no model: no mixture of an old and a new one is ever read
+    write_atomically(path / _WEIGHTS, lambda temporary: save_file(weights, temporary, {"format": "pt"}))
+    write_json(path / _CONFIG, document)
+
+
+def load_model(folder: str | os.PathLike[str]) -> nn.Module:
+    """Load a model that :func:`save_model` wrote; nothing in the folder is run.
+
+    Args:
+        folder: Folder of the model.
+
+    Returns:
+        The model in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If the folder holds no model.
+        CheckpointError: If a file is damaged, was written by a later version, or the weights do not fit the model.
+        ValueError: If the model is not registered.
+    """
+    path = Path(folder)
+    document = _read_config(path)
+    try:
+        spaces = tuple(WeightSpace.from_json(json.dumps(space)) for space in document["spaces"])
+        recipe = Recipe(document["model"], spaces, document["out_channels"], document["task"], document["options"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{str(path / _CONFIG)!r} is damaged ({type(error).__name__}: {error}).") from None
+    model = recipe.build()
+    try:
+        model.load_state_dict(load_checkpoint(path / _WEIGHTS))
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights in {str(path)!r} do not fit the model {recipe.name!r} that it names: {error}") from None
+    return model.eval()
+
+
+def read_about(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What was recorded with a model besides how it is built.
+
+    Args:
+        folder: Folder of the model.
+
+    Returns:
+        The argument ``about`` of :func:`save_model`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no model.
+        CheckpointError: If the file is damaged or was written by a later version.
+    """
+    about: dict[str, Any] = _read_config(Path(folder)).get("about") or {}
+    return about
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / _CONFIG
+    if not file.exists():
+        raise FileNotFoundError(f"There is no model in {str(path)!r}: expected {_CONFIG} and {_WEIGHTS}, as save_model() writes them.")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{str(file)!r} is damaged ({error}).") from None
+    if not isinstance(document, dict) or document.get("library") != "wsgraph":
+        raise CheckpointError(f"{str(file)!r} does not describe a model of wsgraph.")
+    if document.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} was written by wsgraph {document.get('version')} in format {document.get('format')!r}, this version reads "
+            f"format {_FORMAT}: install that version."
+        )
+    return document

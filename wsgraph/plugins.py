@@ -1,0 +1,139 @@
+"""Models, tasks, suites and operators of others: found by entry point or by name, and kept beside our own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+__all__ = ["ENTRY_POINTS", "VARIABLE", "Registry", "add_plugin", "import_place", "load_plugins"]
+
+ENTRY_POINTS = "wsgraph.plugins"
+"""Group of entry points; each names a module that registers what it adds when it is imported."""
+
+VARIABLE = "WSGRAPH_PLUGINS"
+"""Environment variable with further modules or ``.py`` files, separated as in ``PATH``; processes that benchmarks start inherit it."""
+
+Value = TypeVar("Value")
+
+_loaded: set[str] = set()
+
+
+def import_place(place: str) -> ModuleType:
+    """Import a module by its name, or a ``.py`` file by its path.
+
+    Args:
+        place: Such as ``package.module`` or ``folder/file.py``. Modules in the working folder are found too.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If there is no such module or file.
+
+    Example:
+        >>> import_place("math").sqrt(4)
+        2.0
+    """
+    if not place.endswith(".py"):
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, here)
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    if spec is None or spec.loader is None or not Path(place).exists():
+        raise ImportError(f"There is no file {place!r}.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_plugins() -> None:
+    """Import the modules of all entry points and those that the environment variable names, each once.
+
+    A module that fails is named in a warning: it must not take the others with it.
+    """
+    wanted = {f"{entry.name} = {entry.value}": entry.load for entry in entry_points(group=ENTRY_POINTS)}
+    for place in os.environ.get(VARIABLE, "").split(os.pathsep):
+        if place:
+            wanted[place] = lambda place=place: import_place(place)  # type: ignore[misc]
+    for name in wanted.keys() - _loaded:
+        _loaded.add(name)
+        try:
+            wanted[name]()
+        except Exception as error:
+            warnings.warn(f"The plugin {name!r} of wsgraph cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
+
+
+def add_plugin(place: str) -> None:
+    """Import a plugin now, and in the processes that benchmarks start.
+
+    Args:
+        place: A module by its name, or a ``.py`` file by its path.
+
+    Raises:
+        ImportError: If there is no such module or file.
+    """
+    if place not in _loaded:
+        import_place(place)
+        _loaded.add(place)
+    known = [known for known in os.environ.get(VARIABLE, "").split(os.pathsep) if known]
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, place]))
+
+
+class Registry(dict[str, Value]):
+    """What can be named: ours, and what plugins add, which are loaded when a name is looked up.
+
+    Args:
+        kind: What it holds, in messages.
+
+    Example:
+        >>> suites = Registry("suite")
+        >>> suites.add("memory", print)
+        >>> suites.find("memry")
+        Traceback (most recent call last):
+        ValueError: Unknown suite 'memry'. Available suites: memory.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def add(self, name: str, value: Value) -> None:
+        """Enter a value.
+
+        Args:
+            name: Its name.
+            value: The value.
+
+        Raises:
+            ValueError: If the name is taken.
+        """
+        if name in self:
+            raise ValueError(f"A {self.kind} named {name!r} is registered already ({self[name]!r}).")
+        self[name] = value
+
+    def find(self, name: str) -> Value:
+        """The value of a name.
+
+        Args:
+            name: One of :meth:`names`.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if name not in self:
+            load_plugins()
+        if name not in self:
+            raise ValueError(f"Unknown {self.kind} {name!r}. Available {self.kind}s: {', '.join(self.names())}.")
+        return self[name]
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        load_plugins()
+        return sorted(self)

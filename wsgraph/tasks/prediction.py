@@ -1,0 +1,371 @@
+"""What a task that reads networks is, and a trained model of it: it predicts, is scored, saved and loaded."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wsgraph.convert import CheckpointError, from_state_dict, load_checkpoint
+from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data.transforms import Canonicalize, Compose, RandomSymmetry, WeightTransform
+from wsgraph.files import write_atomically
+from wsgraph.nn import load_model, read_about, recipe_of, save_model
+from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.tasks.registry import task_prediction
+from wsgraph.tasks.training import targets_of
+
+__all__ = ["Prediction", "TrainedModel", "all_match", "composed", "distinct_spaces", "float32", "model_outputs", "opened"]
+
+_OWN = "task.safetensors"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What tasks that are trained by examples differ in.
+
+    Args:
+        name: Name of the task.
+        target: Column of the zoo's table to predict, unless another is named; ``None`` where targets are made from the networks.
+        score_name: What models are chosen by on the validation split, beside the loss.
+        loss: Of outputs and targets.
+        score: Of outputs and targets.
+        scores: All scores of outputs and targets, by name.
+        width: Number of outputs of the model, from the datasets of all splits; raises ``ValueError`` where targets make no sense.
+        predict: What a trained model says of a batch: accuracies ``[B]``, probabilities of classes, other weights.
+        columns: The same as columns of a table; ``None`` where predictions are weights.
+        wrap: Of tasks whose models return weights, what makes outputs of them, from the model and the weight space.
+    """
+
+    name: str
+    target: str | None
+    score_name: str
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], float]
+    scores: Callable[[Tensor, Tensor], dict[str, float]]
+    width: Callable[[Mapping[str, ZooDataset]], int]
+    predict: Callable[[nn.Module, ParameterGraph], Tensor]
+    columns: Callable[[Tensor], dict[str, Tensor]] | None
+    wrap: Callable[[nn.Module, WeightSpace], nn.Module] | None = None
+
+
+def float32(thetas: Tensor) -> Tensor:
+    """Weights in single precision, in which models train whatever the zoo stores."""
+    return thetas.float()
+
+
+def _single(batch: ParameterGraph) -> ParameterGraph:
+    batch = copy.copy(batch)
+    for name in ("x", "edge_attr"):
+        batch[name] = batch[name].float()
+    return batch
+
+
+def opened(zoo: ZooStore | str | os.PathLike[str]) -> ZooStore:
+    """A zoo, given as such or by its path."""
+    return zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
+
+
+def composed(*transforms: WeightTransform | None) -> WeightTransform | None:
+    """The transforms that are not ``None`` one after the other; ``None`` if there is none."""
+    given = [transform for transform in transforms if transform is not None]
+    return given[0] if len(given) == 1 else Compose(given) if given else None
+
+
+@torch.no_grad()
+def model_outputs(model: nn.Module, batches: Iterable[ParameterGraph]) -> tuple[Tensor, Tensor]:
+    """Outputs ``[N, ...]`` of a model for all networks of some batches, and their targets ``[N]``, on the CPU; NaN where there are none."""
+    device = next(model.parameters()).device
+    model.eval()
+    pairs = [(model(batch.to(device)).cpu(), targets_of(batch).cpu()) for batch in batches]
+    outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return outputs, targets
+
+
+def all_match(spaces: Sequence[WeightSpace], known: Sequence[WeightSpace]) -> bool:
+    """Whether all spaces have an architecture among the known ones."""
+    return all(any(space.matches(each) for each in known) for space in spaces)
+
+
+def distinct_spaces(datasets: Sequence[ZooDataset]) -> list[WeightSpace]:
+    """The distinct weight spaces of several datasets, in their order."""
+    return list({space.digest: space for dataset in datasets for space in dataset.spaces}.values())
+
+
+@dataclass
+class TrainedModel:
+    """A model with the task that it was trained for: it predicts, is scored on other zoos, saved and loaded.
+
+    Attributes:
+        task: What it was trained for.
+        module: The trained module, with outputs as the task's loss reads them.
+        config: Options of the run that trained it.
+        trained_on: Weight spaces of the networks that it was trained on.
+        metrics: Its scores.
+
+    Example:
+        >>> import tempfile
+        >>> from wsgraph.nn import build_model
+        >>> from wsgraph.tasks import TrainedModel
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> trained = TrainedModel(task_prediction("generalization", {}), build_model("statnn", space, 1), {}, [space])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trained.save(folder)
+        ...     again = TrainedModel.load(folder)
+        >>> again.predict(space, space.sample(3)).shape
+        torch.Size([3])
+    """
+
+    task: Prediction
+    module: nn.Module
+    config: dict[str, Any]
+    trained_on: list[WeightSpace]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that reads networks, which the task may have wrapped."""
+        return self.module if self.task.wrap is None else self.module.get_submodule("model")
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return recipe_of(self.model).name
+
+    @property
+    def fixed(self) -> WeightTransform | None:
+        """What is settled in all networks before they are read."""
+        return Canonicalize(self.config["canonicalize"]) if self.config.get("canonicalize") else None
+
+    # == Predicting ==
+
+    def read(self, state_dict: Mapping[str, Tensor], activation: str | None = None) -> tuple[WeightSpace, Tensor]:
+        """Weight space and flat checkpoint of a network like those that the model was trained on.
+
+        Of networks trained on with the same shapes, the space is theirs; else it is that of a chain, see
+        :func:`wsgraph.from_state_dict`.
+
+        Args:
+            state_dict: Tensors by key, such as :func:`wsgraph.load_checkpoint` returns.
+            activation: Activation of the hidden neurons (default: that of all networks trained on).
+
+        Returns:
+            The space and the weights ``[P]``.
+
+        Raises:
+            ValueError: If the state dict is no chain, or networks of several activations were trained on and none is given.
+        """
+        known = {group.activation for space in self.trained_on for group in space.groups if group.role == "hidden"}
+        if activation is None:
+            if len(known) != 1:
+                raise ValueError(
+                    f"The model was trained on networks of {' and '.join(sorted(known))} neurons; a checkpoint does not say which it has. "
+                    "Give 'activation'."
+                )
+            activation = next(iter(known))
+        space, theta = from_state_dict(state_dict, activation)
+        for own in self.trained_on:
+            activations = {group.activation for group in own.groups if group.role == "hidden"}
+            if activations == {activation} and [param.shape for param in own.params] == [param.shape for param in space.params]:
+                return own, theta
+        return space, theta
+
+    def predict(self, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:
+        """What the model says of networks.
+
+        Args:
+            space: Weight space of the networks.
+            thetas: Flat checkpoints ``[N, P]``.
+            batch_size: Networks per forward pass.
+
+        Returns:
+            On the CPU, of ``generalization`` accuracies ``[N]`` in (0, 1), of ``inr_classification`` probabilities ``[N, classes]``, of
+            ``inr_editing`` edited checkpoints ``[N, P]``.
+
+        Raises:
+            SpaceMismatchError: If the model cannot read networks of this space, or ``thetas`` has another shape.
+        """
+        space.check_thetas(thetas, finite=True)
+        return self.predicted(space.batch(part.float()) for part in thetas.split(batch_size))
+
+    @torch.no_grad()
+    def predicted(self, batches: Iterable[ParameterGraph]) -> Tensor:
+        """What the model says of batches of networks as they are, on the CPU; see :meth:`predict`.
+
+        Args:
+            batches: Batches of parameter graphs.
+
+        Returns:
+            Tensor of shape ``[N, ...]``, for all networks of all batches.
+        """
+        device, fixed = next(self.module.parameters()).device, self.fixed
+        self.module.eval()
+        settled = (batch if fixed is None else fixed(batch) for batch in map(_single, batches))
+        return torch.cat([self.task.predict(self.module, batch.to(device)).cpu() for batch in settled])
+
+    # == Scoring ==
+
+    def evaluate(
+        self, zoo: ZooDataset | ZooStore | str | os.PathLike[str], *, split: str | None = "test", scales: Sequence[float] = ()
+    ) -> dict[str, float]:
+        """Scores on networks of a zoo, as they are and moved by random symmetries of their own.
+
+        Args:
+            zoo: A zoo or its path, or a part of it.
+            split: Which networks of a zoo are scored; ``None`` for all.
+            scales: Upper bounds of the positive factors of moved networks, where their activation allows any.
+
+        Returns:
+            The task's scores, each also with the suffix ``_scale_S`` on moved networks. NaN, with a warning that names them, where the
+            networks pass through parameters of the model that those trained on do not use, whose values mean nothing.
+
+        Raises:
+            ValueError: If there are less than two networks, or their targets make no sense for the model.
+            SpaceMismatchError: If the model cannot read these networks.
+        """
+        data = zoo if isinstance(zoo, ZooDataset) else opened(zoo).dataset(split, target=self.config.get("target", self.task.target))
+        self.check(data)
+        unknown = self._untrained(data)
+        if unknown:
+            listed = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+            warnings.warn(
+                f"The networks of {Path(data.store.path).name!r} pass through parameters of {self.name} that those trained on do not use "
+                f"({listed}): they are not scored.",
+                stacklevel=2,
+            )
+        moves = {f"_scale_{s:g}": RandomSymmetry((1.0, s), distribution="uniform", seed=self.config.get("seed", 0)) for s in scales}
+        metrics: dict[str, float] = {}
+        for suffix, move in {"": None, **moves}.items():
+            moved = data.with_transform(composed(move, self.fixed))
+            # Batch by batch, so that a split larger than memory can be scored; not by a loader, which would give each process a share.
+            batches = (moved.batch(slice(start, start + 256), float32) for start in range(0, len(moved), 256))
+            outputs, targets = model_outputs(self.module, batches)
+            scores = self.task.scores(outputs, targets)
+            metrics |= {f"{name}{suffix}": math.nan if unknown else value for name, value in scores.items()}
+        return metrics
+
+    def check(self, data: ZooDataset) -> None:
+        """Refuse networks that the model cannot be scored on.
+
+        Args:
+            data: The networks.
+
+        Raises:
+            ValueError: If there are less than two, or their targets make no sense for the model.
+        """
+        check_scored(self.task, data, recipe_of(self.model).out_channels, self.trained_on)
+
+    def _untrained(self, data: ZooDataset) -> list[str]:
+        """Names of parameters that act on these networks but not on those trained on."""
+        if all_match(data.spaces, self.trained_on):
+            return []
+        device = next(self.module.parameters()).device
+        acting = []
+        # Which parameters a network passes through is a matter of its architecture: any weights will do.
+        for spaces in (self.trained_on, data.spaces):
+            self.module.zero_grad(set_to_none=True)
+            generator = torch.Generator().manual_seed(0)
+            batches = [space.batch(space.sample(8, generator=generator)) for space in spaces]
+            for batch in batches:
+                self.module(batch.to(device)).square().sum().backward()
+            named = self.module.named_parameters()
+            acting.append({name for name, parameter in named if parameter.grad is not None and bool(parameter.grad.any())})
+        self.module.zero_grad(set_to_none=True)
+        return sorted(acting[1] - acting[0])
+
+    # == On disk ==
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save model, task and scores as a folder of safetensors and JSON; see :func:`wsgraph.nn.save_model`.
+
+        Args:
+            folder: Folder to write; one that holds a model is replaced.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        spaces = recipe_of(self.model).spaces
+        about = {
+            "task": self.task.name,
+            "config": self.config,
+            "trained_on": [spaces.index(space) for space in self.trained_on],
+            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
+        }
+        save_model(self.model, folder, about=about)
+        if own := {name: tensor.cpu().contiguous().clone() for name, tensor in self._own().items()}:
+            write_atomically(Path(folder) / _OWN, lambda temporary: save_file(own, temporary, {"format": "pt"}))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> TrainedModel:
+        """Load what :meth:`save` wrote; nothing in the folder is run.
+
+        Args:
+            folder: Folder of the model, or of the run that trained it.
+
+        Returns:
+            The model, in eval mode on the CPU.
+
+        Raises:
+            FileNotFoundError: If the folder holds no model.
+            CheckpointError: If a file is damaged, or the model was not trained for a task.
+            ValueError: If the model or the task is not registered.
+        """
+        path = Path(folder)
+        if (path / "model" / "config.json").exists():
+            path = path / "model"
+        elif (path / "last.ckpt").exists():
+            raise FileNotFoundError(f"The run in {str(path)!r} is not finished: continue it with 'resume'.")
+        about, model = read_about(path), load_model(path)
+        try:
+            name, config, places, metrics = (about[key] for key in ("task", "config", "trained_on", "metrics"))
+        except KeyError as error:
+            raise CheckpointError(f"The model in {str(path)!r} was not trained for a task ({error} is missing in config.json).") from None
+        spaces = [recipe_of(model).spaces[place] for place in places]
+        task = task_prediction(name, config)
+        module = model if task.wrap is None else task.wrap(model, spaces[0])
+        known = {score: math.nan if value is None else value for score, value in metrics.items()}
+        trained = cls(task, module.eval(), config, spaces, known)
+        if own := trained._own():
+            state = load_checkpoint(path / _OWN)
+            if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
+                raise CheckpointError(f"The weights in {str(path / _OWN)!r} are not those of the task {name!r}.")
+            module.load_state_dict(state, strict=False)
+        return trained
+
+    def _own(self) -> dict[str, Tensor]:
+        """What the task's wrapper learns itself."""
+        state = self.module.state_dict()
+        return {} if self.task.wrap is None else {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
+
+    def __repr__(self) -> str:
+        scores = "".join(f", {name}={value:.4g}" for name, value in self.metrics.items() if "_scale_" not in name)
+        return f"TrainedModel({self.task.name}, {self.name}{scores})"
+
+
+def check_scored(task: Prediction, data: ZooDataset, width: int, trained_on: Sequence[WeightSpace]) -> None:
+    """Refuse networks that a model of so many outputs cannot be scored on.
+
+    Args:
+        task: What the model is trained for.
+        data: The networks.
+        width: Outputs of the model.
+        trained_on: Weight spaces of the networks that it is trained on.
+
+    Raises:
+        ValueError: If there are less than two, their targets make no sense for the model, or their architecture is not that of the task.
+    """
+    if len(data) < 2:
+        raise ValueError(f"Expected at least 2 networks to score (got {data!r}).")
+    if (found := task.width({"scored": data})) > width:
+        raise ValueError(f"Expected networks of at most {width} classes, as those trained on (got {found} in {data!r}).")
+    if task.wrap is not None and not all_match(data.spaces, trained_on):
+        raise ValueError(f"Expected networks of {trained_on[0]!r} for {task.name} (got {data!r}).")
