@@ -41,7 +41,7 @@ __all__ = [
 
 # PyTorch takes seconds to import, and help and completion on the command line must not wait for it: names are imported when they are used.
 _PLACES = dict.fromkeys(("ParameterGraph", "SpaceMismatchError", "WeightSpace"), "space") | {"GroupElement": "symmetry"}
-_MODULES = ("bench", "convert", "data", "measure", "nn", "plot", "plugins", "space", "symmetry", "tasks", "testing")
+_MODULES = ("bench", "convert", "data", "measure", "nn", "plot", "plugins", "report", "scores", "space", "symmetry", "tasks", "testing")
 
 
 def __getattr__(name: str) -> Any:

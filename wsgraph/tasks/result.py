@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 
 from wsgraph.files import write_json
 from wsgraph.measure import machine
+from wsgraph.scores import mean_and_error
 
 __all__ = ["Result", "Summary", "mean_and_error", "read_results"]
 
@@ -84,20 +84,6 @@ def read_results(*folders: str | os.PathLike[str]) -> list[dict[str, Any]]:
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(f"{str(file)!r} is damaged ({type(error).__name__}: {error}).") from None
     return found
-
-
-def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean and standard error; both NaN where a value is missing or not a number, the error also where there is only one.
-
-    Example:
-        >>> mean_and_error([1.0, 3.0]), mean_and_error([1.0, None])
-        ((2.0, 1.0), (nan, nan))
-    """
-    numbers = [math.nan if value is None else value for value in values]
-    if not numbers or any(map(math.isnan, numbers)):
-        return math.nan, math.nan
-    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
-    return statistics.fmean(numbers), error
 
 
 class Summary:
