@@ -1,15 +1,35 @@
 import re
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 from torch import nn
 
-from wsgraph.nn import registry
+from wsgraph.bench import bench
+from wsgraph.nn import registry as models
+from wsgraph.space import OPERATORS
+from wsgraph.tasks import registry as tasks
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+@contextmanager
+def unregistered() -> Iterator[None]:
+    """What examples register is gone afterwards."""
+    registries: list[Any] = [models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, OPERATORS]
+    before = [registry.copy() for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, kept in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(kept)
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,10 +43,8 @@ def test_convert_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_your_own_layer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
+    with unregistered():
         run("your_own_layer.py", monkeypatch=monkeypatch)
-    finally:
-        registry._MODELS.pop("path_norm", None)
     assert "permutation x scale" in capsys.readouterr().out
 
 
@@ -45,17 +63,41 @@ def test_train_on_a_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "monomial_gnn" in capsys.readouterr().out
 
 
+PAGES = {"README.md": 4, "docs/checkpoints.md": 3, "docs/training.md": 2, "docs/zoos.md": 3, "docs/layers.md": 2, "docs/extending.md": 5}
+# The same code on less data: only the sizes of zoos and the length of training change.
+SMALLER = {"networks=1000": "networks=20", "networks=100": "networks=20", "epochs=30": "epochs=1", "seeds=[0, 1, 2]": "seeds=[0, 1]"}
+
+
 @pytest.mark.slow
-def test_readme_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_the_pages_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    module = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    save_file(module.state_dict(), "model.safetensors")
-    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 8
-    # The same code on less data: only the size of the zoo and the length of training change.
-    code = "\n".join(blocks).replace("networks=1000", "networks=20").replace("epochs=30", "epochs=1")
-    exec(compile(code, "README.md", "exec"), {})
-    assert "permutation x scale" in capsys.readouterr().out
+    save_file(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).state_dict(), "model.safetensors")
+    Path("checkpoints").mkdir()
+    rows = ["file_name,test_accuracy"]
+    for i in range(24):
+        save_file(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).state_dict(), f"checkpoints/{i}.safetensors")
+        rows.append(f"{i}.safetensors,{i / 24}")
+    Path("checkpoints/metadata.csv").write_text("\n".join(rows))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    assert len(blocks) == PAGES[page]
+    code = "\n".join(blocks)
+    for ours, smaller in SMALLER.items():
+        code = code.replace(ours, smaller)
+    with unregistered():
+        exec(compile(code, page, "exec"), {"__name__": "page"})
+
+
+def test_every_page_is_run_here() -> None:
+    assert set(PAGES) == {"README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))}
+
+
+def test_links_and_pictures_of_the_pages_are_there() -> None:
+    for page in (*PAGES, "benchmarks/README.md"):
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
 def test_every_example_is_run_here() -> None:

@@ -45,12 +45,17 @@ def quickstart(
     from wsgraph.data import make_cnn_zoo
     from wsgraph.files import write_json
     from wsgraph.plot import robustness_curve, robustness_data
+    from wsgraph.report import write_report
     from wsgraph.tasks import run
     from wsgraph.tasks.training import prepare_folder
 
     with explained():
         prepare_folder(output)
-        for name in ("quickstart.json", "robustness.png"):  # results of an earlier run must not pass for those of an interrupted one
+        for name in (
+            "quickstart.json",
+            "robustness.png",
+            "report.html",
+        ):  # results of an earlier run must not pass for those of an interrupted one
             (output / name).unlink(missing_ok=True)
         known = ": found, used again" if (output / "zoo-relu").exists() else ""
         typer.secho(f"1/3  A zoo of {networks} ReLU CNNs trained on digits ({output / 'zoo-relu'}){known}", bold=True, err=True)
@@ -62,4 +67,7 @@ def quickstart(
         print_results(results, f"Kendall's tau on {int(results[0].config['networks']['test'])} test networks, clean and moved by U[1, s]")
         write_json(output / "quickstart.json", {"zoo": store.info, "results": [result.document() for result in results]})
         robustness_curve(robustness_data(results), output / "robustness.png")
-    typer.echo(f"Results: {output / 'quickstart.json'}\nFigure:  {output / 'robustness.png'}")
+        write_report(output / "report.html", [output / "quickstart.json"])
+    for what, name in (("Results", "quickstart.json"), ("Figure", "robustness.png"), ("Report", "report.html")):
+        typer.echo(f"{what + ':':8} {output / name}")
+    typer.echo(f"Next: wsgraph predict {output / 'monomial_gnn'} {output / 'zoo-relu'}, and wsgraph plot --help")

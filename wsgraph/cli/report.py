@@ -17,7 +17,7 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(help="Folders of train, bench or quickstart, their JSON files, or folders with such in them.")
     ],
-    output: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option(help="Title of the page (default: what is compared).")] = None,
 ) -> None:
     """Compare runs and results of the benchmark on one HTML page, which needs no other file and no network.
