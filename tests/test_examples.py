@@ -1,3 +1,4 @@
+import json
 import re
 import runpy
 import sys
@@ -63,6 +64,27 @@ def test_train_on_a_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "monomial_gnn" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_benchmark_your_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("benchmark_your_zoo.py", str(tmp_path), "60", "1", monkeypatch=monkeypatch)
+    assert "predicted to be the best" in capsys.readouterr().out
+    for name in ("robustness", "costs", "scatter", "map"):
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "monomial_gnn" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    code = code.replace("%matplotlib inline", "").replace("networks=400", "networks=20").replace("epochs=15", "epochs=1")
+    exec(compile(code, "tour.ipynb", "exec"), {})
+    assert "canonical forms differ" in capsys.readouterr().out
+    shown = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    assert shown == 4
+
+
 PAGES = {"README.md": 4, "docs/checkpoints.md": 3, "docs/training.md": 2, "docs/zoos.md": 3, "docs/layers.md": 2, "docs/extending.md": 5}
 # The same code on less data: only the sizes of zoos and the length of training change.
 SMALLER = {"networks=1000": "networks=20", "networks=100": "networks=20", "epochs=30": "epochs=1", "seeds=[0, 1, 2]": "seeds=[0, 1]"}
@@ -102,4 +124,4 @@ def test_links_and_pictures_of_the_pages_are_there() -> None:
 
 def test_every_example_is_run_here() -> None:
     text = Path(__file__).read_text()
-    assert all(f'"{path.name}"' in text for path in EXAMPLES.glob("*.py"))
+    assert all(f'"{path.name}"' in text for path in EXAMPLES.iterdir() if path.is_file())
