@@ -59,7 +59,7 @@ def test_merge_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.mark.slow
 def test_train_on_a_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run("train_on_a_zoo.py", str(tmp_path), "60", monkeypatch=monkeypatch)
+    run("train_on_a_zoo.py", str(tmp_path), "30", monkeypatch=monkeypatch)
     assert (tmp_path / "robustness.pdf").read_bytes().startswith(b"%PDF")
     assert "monomial_gnn" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from wsgraph.cli.common import AsJson, Seed, app, explained
+from wsgraph.cli.common import AsJson, Seed, app, explained, working
 from wsgraph.cli.results import print_json
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def _traced(network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: b
 
     if fold_batchnorm:
         network = fold(network, *arguments)
-    space = trace(network, *arguments)
+    with working("Tracing the network"):
+        space = trace(network, *arguments)
     return _Network(space, space.flatten(network.state_dict()), network, arguments)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AsJson", "Images", "Seed", "app", "explained", "given", "named_folders", "zoo_app"]
+__all__ = ["AsJson", "Images", "Seed", "app", "explained", "given", "named_folders", "working", "zoo_app"]
 
 app = typer.Typer(
     name="wsgraph",
@@ -40,6 +40,15 @@ def explained() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.secho("Interrupted. Zoos and finished epochs are kept: repeat the command to continue (train: with --resume).", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal that something is under way whose end is not known."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["predictions_of", "write_csv"]
 
+_BATCH = 256
+
 
 def predictions_of(
     trained: TrainedModel,
@@ -37,7 +39,8 @@ def predictions_of(
     import torch
 
     from wsgraph import load_checkpoint
-    from wsgraph.data import DataLoader, ZooStore
+    from wsgraph.data import ZooStore
+    from wsgraph.data.public.base import tracked
 
     if trained.task.columns is None and output is None:
         raise ValueError(f"The model was trained for {trained.task.name} and returns networks: name the folder for them with --output.")
@@ -49,7 +52,9 @@ def predictions_of(
             if path.is_dir():
                 data = ZooStore(path).dataset(target=None)
                 space = data.space if trained.task.columns is None else None
-                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predicted(DataLoader(data, 256)), space, output)
+                starts = tracked(range(0, len(data), _BATCH), "predicting, batch by batch")
+                found = trained.predicted(data.batch(slice(start, start + _BATCH)) for start in starts)
+                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], found, space, output)
                 continue
             network = opened(path)
             space, theta = trained.read(load_checkpoint(path), activation) if network is None else (network.space, network.theta)

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from wsgraph.cli.checkpoints import Activation, Inputs, Module, open_network
-from wsgraph.cli.common import AsJson, Images, Seed, app, explained, given, named_folders
+from wsgraph.cli.common import AsJson, Images, Seed, app, explained, given, named_folders, working
 from wsgraph.cli.results import print_json, print_results
 
 __all__: list[str] = []
@@ -140,7 +140,10 @@ def evaluate(
 
     with explained():
         trained = TrainedModel.load(model)
-        found = {str(path): trained.evaluate(path, split=None if split == "all" else split, scales=tuple(scale or ())) for path in zoo}
+        found = {}
+        for path in zoo:
+            with working(f"Scoring the networks of {path}"):
+                found[str(path)] = trained.evaluate(path, split=None if split == "all" else split, scales=tuple(scale or ()))
     if as_json:
         print_json({name: {score: value if isfinite(value) else None for score, value in scores.items()} for name, scores in found.items()})
         return

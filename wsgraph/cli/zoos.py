@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from wsgraph.cli.common import Images, explained, given, zoo_app
+from wsgraph.cli.common import AsJson, Images, explained, given, working, zoo_app
+from wsgraph.cli.results import print_json
 
 __all__: list[str] = []
 
@@ -152,13 +153,17 @@ def _make_zoo(make: Any, path: Path, images: Path | None, options: dict[str, Any
 
 
 @zoo_app.command("verify")
-def zoo_verify(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
+def zoo_verify(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], as_json: AsJson = False) -> None:
     """Read all of a zoo and report what is wrong: checksums, shapes, NaN, rows of the table; exit status 1 if anything is."""
     from wsgraph.data import ZooStore
 
     with explained():
         store = ZooStore(path)
-        problems = store.verify()
+        with working("Reading all shards"):
+            problems = store.verify()
+    if as_json:
+        print_json({"zoo": str(path), "networks": len(store), "problems": problems})
+        raise typer.Exit(1 if problems else 0)
     for problem in problems:
         typer.secho(problem, fg=typer.colors.RED, err=True)
     if problems:
@@ -224,7 +229,7 @@ def zoo_export(
 
 
 @zoo_app.command("info")
-def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
+def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], as_json: AsJson = False) -> None:
     """Print what a zoo holds: its weight space, splits and columns."""
     import numpy as np
     from rich.console import Console
@@ -236,6 +241,11 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -
     with explained():
         store = ZooStore(path)
         spaces, columns, title = store.spaces, store.table, repr(store)
+    if as_json:
+        described = [{"space": repr(space), "digest": space.digest, "parameters": space.num_params} for space in spaces]
+        about = {"zoo": str(path), "networks": len(store), "digest": store.digest, "spaces": described, "splits": store.splits}
+        print_json({**about, "columns": {name: str(column.dtype) for name, column in columns.items()}, "info": store.info})
+        return
     typer.echo(title)
     for space in spaces[:_SHOWN_SPACES]:
         typer.echo(space.summary())

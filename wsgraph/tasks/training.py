@@ -181,7 +181,7 @@ class _EpochProgress(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = f"{self.score_name} {float(trainer.callback_metrics[f'val_{self.score_name}']):.3f}"
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
-        self.bar.update(self.task, completed=done, score=score)
+        self.bar.update(self.task, completed=done, score=f"{score}, {self.seconds[-1]:.1f} s/epoch")
         if self.bar.disable and (done == total or done % max(1, total // 5) == 0):
             self.console.print(f"{self.title}: epoch {done}/{total}, validation {score}, {self.seconds[-1]:.2f} s/epoch", highlight=False)
 
