@@ -210,9 +210,9 @@ def run_prediction(
         metrics |= trained.evaluate(splits["test"], scales=bounds)
         for name, split in further.items():
             metrics |= {f"{score}_on_{name}": value for score, value in trained.evaluate(split).items()}
+    trained.metrics = dict(metrics)
     metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
     metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}
-    trained.metrics = metrics
     result = Result(task.name, metrics, module, config, folder)
     if is_first_process():
         trained.save(folder / "model")
