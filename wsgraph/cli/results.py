@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from wsgraph.tasks import Result
 
-__all__ = ["print_json", "print_results"]
+__all__ = ["print_json", "print_results", "print_whole"]
 
 
 def print_json(document: Any) -> None:
@@ -18,11 +20,19 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
+def print_whole(table: Table) -> None:
+    """Print a table with all of its text, wider than the terminal if need be: names that are cut or wrapped cannot be copied."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)
+
+
 def print_results(results: list[Result], title: str) -> None:
     """Print costs and scores of runs of one task."""
     from rich import box
-    from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
 
     scales, first = results[0].config["scales"], results[0].metrics
@@ -44,9 +54,7 @@ def print_results(results: list[Result], title: str) -> None:
             *(f"{m[name]:.3f}" for name in [*scores, *(f"{scores[0]}_scale_{scale:g}" for scale in scales), *further]),
         ]
         table.add_row(str(result.config["model"]), *row)
-    console = Console()
-    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
-    console.print(table)
+    print_whole(table)
     meaning = {"tau": "tau: Kendall's tau", "accuracy": "accuracy: share of classes found", "mse": "mse: mean squared error of pixels"}
     typer.echo(
         f"{meaning.get(scores[0], scores[0])} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped."

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from wsgraph.cli.checkpoints import Activation, Inputs, Module, open_network
 from wsgraph.cli.common import AsJson, Images, Seed, app, explained, given, named_folders, working
-from wsgraph.cli.results import print_json, print_results
+from wsgraph.cli.results import print_json, print_results, print_whole
 
 __all__: list[str] = []
 
@@ -133,7 +133,6 @@ def evaluate(
 
     Example: wsgraph evaluate runs/generalization/my-zoo-monomial_gnn-seed0 --zoo other-zoo --scale 100
     """
-    from rich.console import Console
     from rich.table import Table
 
     from wsgraph.tasks import TrainedModel
@@ -151,7 +150,7 @@ def evaluate(
     table = Table("zoo", *next(iter(found.values())))
     for name, scores in found.items():
         table.add_row(escape(name), *(f"{value:.4g}" for value in scores.values()))
-    Console().print(table)
+    print_whole(table)
 
 
 @app.command()
@@ -173,7 +172,6 @@ def predict(
 
     wsgraph predict my-model my-zoo --output predictions.csv
     """
-    from rich.console import Console
     from rich.table import Table
 
     from wsgraph.cli.predictions import predictions_of, write_csv
@@ -192,7 +190,7 @@ def predict(
         table = Table(*rows[0])
         for row in rows[:_SHOWN_ROWS]:
             table.add_row(*(escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in row.values()))
-        Console().print(table)
+        print_whole(table)
         if len(rows) > _SHOWN_ROWS:
             typer.echo(f"... and {len(rows) - _SHOWN_ROWS:,} more; --output writes all, --json prints them")
     for name, error in errors.items():
