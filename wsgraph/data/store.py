@@ -124,7 +124,8 @@ class ZooStore:
         if not (self.path / "zoo.json").is_file():
             what = "is not a zoo: it has no zoo.json" if self.path.is_dir() else "is not a folder"
             raise FileNotFoundError(
-                f"{str(path)!r} {what}. Make a zoo there with `wsgraph zoo make-cnn`, wsgraph.data.make_cnn_zoo or ZooStore.create."
+                f"{str(path)!r} {what}. Make a zoo with `wsgraph zoo make-cnn`, from checkpoint files with `wsgraph zoo import`, or with "
+                "ZooStore.create."
             )
         self.reload()
 
