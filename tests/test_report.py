@@ -167,16 +167,24 @@ def test_commands_repeat_the_runs(tmp_path: Path) -> None:
         "augment": "RandomSymmetry(scale=(1.0, 100.0), distribution='uniform', symmetries=('permutation',), seed=0, probability=0.5)",
         "augment_validation": True,
     }
+    config["standardize"] = {"weight": 0.1}
     write_run(tmp_path / "a", seed=3, config=config)
     write_run(tmp_path / "b", "mlp", config={"model_options": {"hidden": 8, "name": "it's"}})
     write_run(tmp_path / "c", "statnn", config={"augment": "WeightNoise(std=0.5)"})
     page = report(tmp_path / "report.html", tmp_path)
     assert (
         "wsgraph train generalization --zoo mine --model np --epochs 2 --seed 3 --learning-rate 0.003 --batch-size 64 --augment-scale 100 "
-        "--train-size 60 --scale 1 --scale 10000 --canonicalize scale --test-zoo 'other=far away'"
+        "--train-size 60 --scale 1 --scale 10000 --canonicalize scale --standardize --test-zoo 'other=far away'"
     ) in page.text
     assert 'run("generalization", zoo="mine", model="mlp", epochs=2, seed=0, model_options={"hidden": 8, "name": "it' in page.text
     assert "  # augment=WeightNoise(std=0.5)" in page.text
+
+
+def test_seeds_whose_training_networks_differ_in_spread_are_one_row(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, config={"standardize": {"weight": 0.1 + seed}})
+    rows, *_ = report(tmp_path / "report.html", tmp_path).tables
+    assert sum(row[0].startswith("np") for row in rows) == 1
 
 
 def test_runs_of_the_quick_start_are_not_counted_twice(tmp_path: Path) -> None:

@@ -180,6 +180,8 @@ def _options(run: Run) -> dict[str, Any]:
     )
     if moved and known.get("augment_validation"):
         known |= {"augment": None, "augment_validation": False, "augment_scale": float(moved[1])}
+    # What parameters were divided by follows from the zoo and the seed.
+    known["standardize"] = True if known.get("standardize") else None
     if isinstance(options, dict):
         known |= {f"model_options.{name}": value for name, value in options.items()}
     return known
@@ -317,7 +319,7 @@ def _command(run: Run) -> str:
     if config.get("model_options") or unusual:
         given: dict[str, Any] = {name: config.get(name) for name in ("zoo", "model", "epochs", "seed", "model_options")}
         given |= {name: options.get(name) for name in ("learning_rate", "batch_size", "operation", "augment_scale", "train_size", "scales")}
-        given |= {"canonicalize": options.get("canonicalize"), "test_zoos": zoos, **unusual}
+        given |= {"canonicalize": options.get("canonicalize"), "standardize": options["standardize"], "test_zoos": zoos, **unusual}
         # Transforms cannot be read back from their text.
         augment = given.pop("augment", None)
         arguments = ", ".join(f"{name}={_literal(value)}" for name, value in given.items() if value not in (None, [], {}))
@@ -330,6 +332,7 @@ def _command(run: Run) -> str:
         words += [f"--{name.replace('_', '-')}", _plain(options[name])] if _given(options.get(name)) else []
     for option, values in (("--scale", options.get("scales")), ("--canonicalize", options.get("canonicalize"))):
         words += [word for value in (values if isinstance(values, list) else []) for word in (option, _plain(value))]
+    words += ["--standardize"] if options["standardize"] else []
     words += [word for name, zoo in zoos.items() for word in ("--test-zoo", f"{name}={zoo}")]
     return shlex.join(words)
 
