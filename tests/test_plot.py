@@ -160,11 +160,11 @@ def test_map_does_not_depend_on_the_order_of_neurons(tmp_path: Path, method: str
     table = {"test_accuracy": torch.linspace(0, 1, 30), "name": ["a"] * 30}
     stores = [ZooStore.create(tmp_path / name, space, weights, table) for name, weights in (("a", thetas), ("b", moved))]
     figures = [zoo_map(store.dataset(target=None), method=method) for store in stores]
-    first, second = (np.asarray(figure.axes[0].collections[0].get_offsets()) for figure in figures)
+    first, second = (np.asarray(figure.axes[0].collections[1].get_offsets()) for figure in figures)
     assert first == pytest.approx(second, abs=1e-2 * np.ptp(first))
-    raw = np.asarray(zoo_map(stores[1].dataset(target=None), method=method, canonicalize=False).axes[0].collections[0].get_offsets())
+    raw = np.asarray(zoo_map(stores[1].dataset(target=None), method=method, canonicalize=False).axes[0].collections[1].get_offsets())
     assert first != pytest.approx(raw, abs=0.01 * np.ptp(first))
-    assert len(np.asarray(zoo_map(stores[0].dataset(target=None), networks=7).axes[0].collections[0].get_offsets())) == 7
+    assert len(np.asarray(zoo_map(stores[0].dataset(target=None), networks=7).axes[0].collections[1].get_offsets())) == 7
     for options, message in (
         ({"method": "umap"}, "pca or tsne"),
         ({"color": "name"}, "a column of numbers"),

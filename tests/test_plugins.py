@@ -22,6 +22,10 @@ from wsgraph.tasks import registry as tasks
 PLUGIN = '''
 """Somebody's model, operator, task and suite."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -29,6 +33,11 @@ from wsgraph.bench import register_suite
 from wsgraph.nn import register_model
 from wsgraph.space import register_operator
 from wsgraph.tasks import register_task, run_generalization
+
+
+@dataclass
+class Settings:
+    width: int = 1
 
 
 @register_model("theirs", family="statistics")
@@ -86,6 +95,9 @@ def test_files_named_on_the_command_line_are_known_to_the_processes_that_train(p
     zoo = make_store(plugin.parent / "zoo", networks=24)
     (found,) = run_cells([Cell("generalization", Path(zoo.path), {"model": "theirs", "epochs": 1})], plugin.parent / "cells")
     assert found["metrics"]["parameters"] == 2
+    before = Cell("generalization", Path(zoo.path), {"model": "theirs"}).name
+    plugin.write_text(PLUGIN.replace("mean(1", "std(1"))
+    assert Cell("generalization", Path(zoo.path), {"model": "theirs"}).name != before  # another model: it is trained again
 
 
 def test_a_plugin_that_fails_is_named_and_takes_nothing_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -478,6 +478,9 @@ def zoo_map(
     values = part.column(color)
     if values.dtype.kind not in "fiub":
         raise ValueError(f"Expected 'color' to name a column of numbers (got {color!r} of {values.dtype}).")
+    known = np.isfinite(values.astype(float))
+    if not known.any():
+        raise ValueError(f"Expected the column {color!r} to hold numbers (got none that is finite).")
     thetas = part.thetas.double()
     points = (space.canonicalize(thetas) if canonicalize else thetas).float().numpy()
     wanted = 2 if method == "pca" else min(50, *points.shape)
@@ -487,11 +490,11 @@ def zoo_map(
         places = TSNE(2, perplexity=min(30.0, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(places)
     figure = Figure(figsize=(4.6, 3.8), dpi=200, layout="constrained")
     axes = figure.add_subplot()
-    size, _many = min(18.0, max(3.0, 8000 / len(points))), len(points) > 5000
+    size, many = min(18.0, max(3.0, 8000 / len(points))), len(points) > 5000
     # A map of colours whose lightness grows with the value: it reads the same in greyscale and without red or green.
-    drawn = axes.scatter(
-        places[:, 0], places[:, 1], c=values.astype(float), cmap="cividis", s=size, linewidth=0, rasterized=len(points) > 5000
-    )
+    axes.scatter(places[~known, 0], places[~known, 1], c="0.8", s=size, linewidth=0, rasterized=many)
+    colors = values[known].astype(float)
+    drawn = axes.scatter(places[known, 0], places[known, 1], c=colors, cmap="cividis", s=size, linewidth=0, rasterized=many)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.9)
     bar.set_label(color.replace("_", " "), fontsize=9)
     bar.ax.tick_params(labelsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -45,11 +46,17 @@ def import_place(place: str) -> ModuleType:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, here)
         return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    name = f"{Path(place).stem}_{hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, place)
     if spec is None or spec.loader is None or not Path(place).exists():
         raise ImportError(f"There is no file {place!r}.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # dataclasses and pickles look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
 
 
@@ -62,7 +69,7 @@ def load_plugins() -> None:
     for place in os.environ.get(VARIABLE, "").split(os.pathsep):
         if place:
             wanted[place] = lambda place=place: import_place(place)  # type: ignore[misc]
-    for name in wanted.keys() - _loaded:
+    for name in [name for name in wanted if name not in _loaded]:
         _loaded.add(name)
         try:
             wanted[name]()
@@ -84,6 +91,12 @@ def add_plugin(place: str) -> None:
         _loaded.add(place)
     known = [known for known in os.environ.get(VARIABLE, "").split(os.pathsep) if known]
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, place]))
+
+
+def _origin(value: object) -> object:
+    """Where something was defined in a script or notebook; of anything else, an identity of its own."""
+    made = getattr(value, "build", value)
+    return getattr(made, "__qualname__", "") if getattr(made, "__module__", "") == "__main__" else object()
 
 
 class Registry(dict[str, Value]):
@@ -114,7 +127,8 @@ class Registry(dict[str, Value]):
         Raises:
             ValueError: If the name is taken.
         """
-        if name in self:
+        # A cell of a notebook may be run again.
+        if name in self and _origin(value) != _origin(self[name]):
             raise ValueError(f"A {self.kind} named {name!r} is registered already ({self[name]!r}).")
         self[name] = value
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.tasks.test_generalization import make_store
-from wsgraph import CheckpointError, WeightSpace
+from wsgraph import CheckpointError, SpaceMismatchError, WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.nn import build_model, list_models, load_model, recipe_of, save_model
 from wsgraph.space import Signal
@@ -166,3 +167,58 @@ def test_tasks_that_do_not_say_what_they_are_cannot_be_loaded(store: ZooStore, t
             TrainedModel.load(tmp_path / "run")
     finally:
         _TASKS.pop("mystery")
+
+
+def test_networks_of_interleaved_architectures_keep_their_order(tmp_path: Path) -> None:
+    spaces = [WeightSpace.mlp([2, 6, 1]), WeightSpace.mlp([2, 3, 1])]
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for i in range(4):
+        space = spaces[i % 2]
+        table = {"test_accuracy": torch.rand(6, generator=generator), "split": ["train", "train", "val", "val", "test", "test"]}
+        parts.append(ZooStore.create(tmp_path / f"part{i}", space, space.sample(6, generator=generator), table))
+    store = ZooStore.merge(tmp_path / "zoo", parts)
+    trained = train("generalization", store, tmp_path / "run", "scalegmn")
+    data = store.dataset()
+    one_by_one = torch.cat([trained.predicted([data.batch([i])]) for i in range(len(data))])
+    torch.testing.assert_close(trained.predict_zoo(data, batch_size=4), one_by_one)
+
+
+def test_a_folder_never_holds_the_model_of_another_run(store: ZooStore, tmp_path: Path) -> None:
+    train("generalization", store, tmp_path / "run")
+    with pytest.raises(ValueError, match="diverged"):
+        run("generalization", zoo=store, model="np", epochs=3, learning_rate=1e30, progress=False, output=tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"There is no model in|is not finished"):
+        TrainedModel.load(tmp_path / "run")
+    train("generalization", store, tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "model")
+    assert train("generalization", store, tmp_path / "b", resume=True).name == "statnn"
+
+
+def test_editors_refuse_other_architectures(pictures: ZooStore, tmp_path: Path) -> None:
+    trained = train("inr_editing", pictures, tmp_path / "run", "np")
+    wide = WeightSpace.siren((2, 9, 1), signal=pictures.space.signal)
+    with pytest.raises(SpaceMismatchError, match="A model trained for inr_editing changes networks of"):
+        trained.predict(wide, wide.sample(2))
+
+
+def test_what_cannot_be_saved_destroys_nothing(tmp_path: Path) -> None:
+    space = WeightSpace.mlp([2, 4, 1])
+    model = build_model("statnn", space, 1).double()
+    save_model(model, tmp_path / "model")
+    with pytest.raises(ValueError, match="nothing that JSON can hold"):
+        save_model(model, tmp_path / "model", about={"function": print})
+    state = torch.get_rng_state()
+    again = load_model(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert next(again.parameters()).dtype == torch.float64
+
+
+def test_predictions_of_architectures_that_were_not_trained_on_are_called_meaningless(store: ZooStore, tmp_path: Path) -> None:
+    deep = WeightSpace.mlp([2, 5, 5, 1], "tanh")
+    table = {"test_accuracy": torch.linspace(0, 1, 6), "split": ["test"] * 6}
+    other = ZooStore.create(tmp_path / "deep", deep, deep.sample(6, generator=torch.Generator().manual_seed(0)), table)
+    with pytest.warns(UserWarning, match="are not scored by scalegmn: they pass through parameters"):
+        trained = train("generalization", store, tmp_path / "run", "scalegmn", test_zoos={"deep": other})
+    with pytest.warns(UserWarning, match="means nothing: they pass through parameters"), torch.no_grad():
+        trained.predict(deep, other.thetas[:])

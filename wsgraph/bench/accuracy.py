@@ -127,7 +127,8 @@ def inr(bench: Bench) -> None:
     for probed in (False, True):
         if able := tuple(label for label in bench.models if reads_functions(label) == probed):
             # The weights of SIRENs are small, and publications divide them by their spread; what is probed must stay what it is.
-            prepared = variants if probed else {name: {**options, "standardize": True} for name, options in variants.items()}
+            plain = probed or any(len(ZooStore(path).dataset(target=None).spaces) > 1 for path in zoos.values())
+            prepared = variants if plain else {name: {**options, "standardize": True} for name, options in variants.items()}
             found += replace(bench, models=able).searched("inr_classification", zoos, prepared, search="phase")
     found.sort(key=lambda row: bench.models.index(row["model"]))
     networks = ", ".join(f"{len(ZooStore(path).dataset(target=None)):,} of {name}" for name, path in zoos.items())

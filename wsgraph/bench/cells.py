@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import multiprocessing
@@ -20,6 +21,7 @@ import torch
 
 from wsgraph.data import ZooStore
 from wsgraph.files import write_json
+from wsgraph.nn import model_entry
 
 if TYPE_CHECKING:
     from wsgraph.tasks import Result
@@ -55,7 +57,7 @@ class Cell:
         """
         zoos = [("", self.zoo), *self.test_zoos.items()]
         contents = {name: ZooStore(path).digest for name, path in zoos}
-        identity = json.dumps([_ALGORITHM, self.task, contents, self.options], sort_keys=True)
+        identity = json.dumps([_ALGORITHM, self.task, contents, self.options, *_source(self.options.get("model"))], sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return "-".join([self.task, self.zoo.resolve().name, str(self.options.get("model", "")), digest])
 
@@ -74,6 +76,17 @@ class Cell:
             return run(self.task, zoo=self.zoo, resume=True, **options)
         except OtherRunError:  # begun by another version of the library
             return run(self.task, zoo=self.zoo, resume=False, **options)
+
+
+def _source(model: str | None) -> list[str]:
+    """What tells versions of a model of a plugin apart: the contents of the file that defines it."""
+    build = None if model is None else model_entry(model).build
+    if build is None or build.__module__.startswith("wsgraph."):
+        return []
+    try:
+        return [hashlib.sha256(Path(inspect.getfile(build)).read_bytes()).hexdigest()]
+    except (OSError, TypeError):  # defined in a session
+        return []
 
 
 def _train(cell: Cell, cells: Path, threads: int) -> dict[str, Any]:

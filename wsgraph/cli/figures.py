@@ -84,7 +84,7 @@ def scatter(
 
     Example: wsgraph plot scatter runs/generalization/my-zoo-monomial_gnn-seed0 --zoo my-zoo
     """
-    from wsgraph.data import DataLoader, ZooStore
+    from wsgraph.data import ZooStore
     from wsgraph.plot import prediction_scatter
     from wsgraph.tasks import TrainedModel
 
@@ -92,7 +92,7 @@ def scatter(
         trained = TrainedModel.load(model)
         target = trained.config["target"]
         data = ZooStore(zoo).dataset(None if split == "all" else split, target=target)
-        predicted = trained.predicted(DataLoader(data, 256))
+        predicted = trained.predict_zoo(data)
         if target is None or predicted.ndim != 1:
             raise ValueError(f"A model trained for {trained.task.name} predicts no single numbers to draw.")
         prediction_scatter(predicted, data.y, _parent(output), label=target.replace("_", " "), title=title)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["predictions_of", "write_csv"]
 
-_BATCH = 256
-
 
 def predictions_of(
     trained: TrainedModel,
@@ -40,7 +38,6 @@ def predictions_of(
 
     from wsgraph import load_checkpoint
     from wsgraph.data import ZooStore
-    from wsgraph.data.public.base import tracked
 
     if trained.task.columns is None and output is None:
         raise ValueError(f"The model was trained for {trained.task.name} and returns networks: name the folder for them with --output.")
@@ -52,9 +49,7 @@ def predictions_of(
             if path.is_dir():
                 data = ZooStore(path).dataset(target=None)
                 space = data.space if trained.task.columns is None else None
-                starts = tracked(range(0, len(data), _BATCH), "predicting, batch by batch")
-                found = trained.predicted(data.batch(slice(start, start + _BATCH)) for start in starts)
-                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], found, space, output)
+                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predict_zoo(data), space, output)
                 continue
             network = opened(path)
             space, theta = trained.read(load_checkpoint(path), activation) if network is None else (network.space, network.theta)
@@ -83,8 +78,8 @@ def _rows(
     output.mkdir(parents=True, exist_ok=True)
     rows = {}
     for name, theta in zip(names, found, strict=True):
-        # Files of one name in several folders must not overwrite each other.
-        file = output / f"{str(Path(name).with_suffix('')).replace('/', '-').lstrip('.-')}.safetensors"
+        # Files of one name in several folders, or of several kinds, must not overwrite each other.
+        file = output / f"{name.removesuffix('.safetensors').replace('/', '-').lstrip('.-')}.safetensors"
         state = {key: value.contiguous().clone() for key, value in space.unflatten(theta).items()}
         write_atomically(file, lambda temporary, state=state: save_file(state, temporary, {"format": "pt"}))  # type: ignore[misc]
         rows[name] = {"checkpoint": name, "edited": str(file)}

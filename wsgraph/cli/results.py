@@ -35,7 +35,13 @@ def print_results(results: list[Result], title: str) -> None:
     from rich import box
     from rich.table import Table
 
-    scales, first = results[0].config["scales"], results[0].metrics
+    scales, first = results[0].config.get("scales"), results[0].metrics
+    if not scales:  # of a task that scores in its own way
+        table = Table("model", *first, title=title, title_justify="left")
+        for result in results:
+            table.add_row(str(result.config.get("model")), *(f"{value:.4g}" for value in result.metrics.values()))
+        print_whole(table)
+        return
     scores = [name for name in first if f"{name}_scale_{scales[0]:g}" in first]
     # Narrow enough for a terminal of 80 columns, where a table that wraps cannot be read.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)

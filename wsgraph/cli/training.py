@@ -58,7 +58,8 @@ def train(
         list[str] | None, typer.Option(help="Settle scale, phase, sign or order in all networks before they are read; repeat it.")
     ] = None,
     standardize: Annotated[
-        bool, typer.Option("--standardize", help="Divide every parameter by its spread over the training networks, after canonicalising.")
+        bool,
+        typer.Option("--standardize", help="Divide parameters by their spread over the training networks; not for models with probes."),
     ] = False,
     operation: Annotated[
         str | None, typer.Option(help="Of inr_editing: dilate, erode, gradient, sharpen or contrast (default: dilate).")
@@ -185,7 +186,8 @@ def predict(
         if output is not None and trained.task.columns is not None and rows:
             write_csv(output, rows)
     if as_json:
-        print_json({"model": str(model), "predictions": rows, "errors": errors})
+        finite = [{key: None if isinstance(value, float) and not isfinite(value) else value for key, value in row.items()} for row in rows]
+        print_json({"model": str(model), "predictions": finite, "errors": errors})
     elif rows:
         table = Table(*rows[0])
         for row in rows[:_SHOWN_ROWS]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from wsgraph.convert import CheckpointError, load_checkpoint
-from wsgraph.files import explained_errors, write_atomically, write_json
+from wsgraph.files import explained_errors, write_atomically
 from wsgraph.nn.registry import Recipe, recipe_of
 from wsgraph.space import WeightSpace
 
@@ -22,16 +24,24 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = 1
 
 
-def save_model(model: nn.Module, folder: str | os.PathLike[str], *, about: Mapping[str, Any] | None = None) -> None:
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    about: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
     """Save a model as a folder with ``model.safetensors`` (weights) and ``config.json`` (name, options, weight spaces, version).
 
     Args:
         model: A model that :func:`~wsgraph.nn.build_model` returned.
         folder: Folder to write; one that holds a model is replaced.
         about: What else to record, anything that JSON can hold; see :func:`read_about`.
+        beside: Further tensors, by name of their safetensors file and key.
 
     Raises:
-        ValueError: If the model was not made by :func:`~wsgraph.nn.build_model`.
+        ValueError: If the model was not made by :func:`~wsgraph.nn.build_model`, or an option is nothing that JSON can hold; what the
+            folder holds stays as it is.
         OSError: If the folder cannot be written.
 
     Example:
@@ -48,6 +58,7 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], *, about: Mappi
     """
     from wsgraph import __version__
 
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     recipe, path = recipe_of(model), Path(folder)
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     document = {
@@ -61,11 +72,18 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], *, about: Mappi
         "spaces": [json.loads(space.to_json()) for space in recipe.spaces],
         "about": dict(about or {}),
     }
+    try:
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The model cannot be saved: an option, or what is recorded beside, is nothing that JSON can hold ({error})."
+        ) from None
     with explained_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         (path / _CONFIG).unlink(missing_ok=True)  # a folder without it is no model: no mixture of an old and a new one is ever read
-    write_atomically(path / _WEIGHTS, lambda temporary: save_file(weights, temporary, {"format": "pt"}))
-    write_json(path / _CONFIG, document)
+    for name, tensors in {_WEIGHTS: weights, **(beside or {})}.items():
+        write_atomically(path / name, partial(save_file, dict(tensors), metadata={"format": "pt"}))
+    write_atomically(path / _CONFIG, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def load_model(folder: str | os.PathLike[str]) -> nn.Module:
@@ -89,9 +107,12 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
         recipe = Recipe(document["model"], spaces, document["out_channels"], document["task"], document["options"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{str(path / _CONFIG)!r} is damaged ({type(error).__name__}: {error}).") from None
-    model = recipe.build()
+    state = load_checkpoint(path / _WEIGHTS)
+    with torch.random.fork_rng():
+        model = recipe.build()
+    model.to(next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32))
     try:
-        model.load_state_dict(load_checkpoint(path / _WEIGHTS))
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {str(path)!r} do not fit the model {recipe.name!r} that it names: {error}") from None
     return model.eval()

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsgraph.convert import CheckpointError, from_state_dict, load_checkpoint
 from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data.public.base import tracked
 from wsgraph.data.transforms import Canonicalize, Compose, Normalize, RandomSymmetry, WeightTransform
-from wsgraph.files import write_atomically
 from wsgraph.nn import load_model, read_about, recipe_of, save_model
-from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.tasks.registry import task_prediction
 from wsgraph.tasks.training import targets_of
 
@@ -169,7 +168,7 @@ class TrainedModel:
             The space and the weights ``[P]``.
 
         Raises:
-            ValueError: If the state dict is no chain, or networks of several activations were trained on and none is given.
+            ValueError: If the state dict is no chain, or several activations, or architectures of these shapes, were trained on.
         """
         known = {group.activation for space in self.trained_on for group in space.groups if group.role == "hidden"}
         if activation is None:
@@ -180,11 +179,19 @@ class TrainedModel:
                 )
             activation = next(iter(known))
         space, theta = from_state_dict(state_dict, activation)
-        for own in self.trained_on:
-            activations = {group.activation for group in own.groups if group.role == "hidden"}
-            if activations == {activation} and [param.shape for param in own.params] == [param.shape for param in space.params]:
-                return own, theta
-        return space, theta
+        shapes = [param.shape for param in space.params]
+        alike = [
+            own
+            for own in self.trained_on
+            if {group.activation for group in own.groups if group.role == "hidden"} == {activation}
+            and [param.shape for param in own.params] == shapes
+        ]
+        if not all(own.matches(alike[0]) for own in alike):
+            raise ValueError(
+                f"Networks of {len(alike)} architectures with these shapes were trained on, such as other strides, and weights do not show "
+                "which this is. Call predict() with its weight space."
+            )
+        return (alike[0] if alike else space), theta
 
     def predict(self, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:
         """What the model says of networks.
@@ -202,11 +209,15 @@ class TrainedModel:
             SpaceMismatchError: If the model cannot read networks of this space, or ``thetas`` has another shape.
         """
         space.check_thetas(thetas, finite=True)
+        if self.task.wrap is not None and not all_match([space], self.trained_on):
+            raise SpaceMismatchError(f"A model trained for {self.task.name} changes networks of {self.trained_on[0]!r} (got {space!r}).")
+        if unknown := self._untrained([space]):
+            warnings.warn(f"What {self.name} predicts of {space!r} means nothing: {unknown}.", stacklevel=2)
         return self.predicted(space.batch(part.float()) for part in thetas.split(batch_size))
 
     @torch.no_grad()
     def predicted(self, batches: Iterable[ParameterGraph]) -> Tensor:
-        """What the model says of batches of networks as they are, on the CPU; see :meth:`predict`.
+        """What the model says of batches of networks, in the order of the batches, on the CPU; see :meth:`predict`.
 
         Args:
             batches: Batches of parameter graphs.
@@ -219,10 +230,28 @@ class TrainedModel:
         settled = (batch if fixed is None else fixed(batch) for batch in map(_single, batches))
         return torch.cat([self.task.predict(self.module, batch.to(device)).cpu() for batch in settled])
 
+    def predict_zoo(self, data: ZooDataset, *, batch_size: int = 256) -> Tensor:
+        """What the model says of the networks of a zoo, in their order there, which batches of several architectures do not keep.
+
+        Args:
+            data: The networks.
+            batch_size: Networks per forward pass.
+
+        Returns:
+            Tensor of shape ``[N, ...]``, on the CPU; see :meth:`predict`.
+
+        Raises:
+            SpaceMismatchError: If the model cannot read these networks.
+        """
+        owners = data.store.owners(data.positions)
+        rows = [part for owner in owners.unique() for part in (owners == owner).nonzero()[:, 0].split(batch_size)]
+        found = self.predicted(data.batch(part) for part in tracked(rows, "predicting, batch by batch"))
+        return found[torch.cat(rows).argsort()]
+
     # == Scoring ==
 
     def evaluate(
-        self, zoo: ZooDataset | ZooStore | str | os.PathLike[str], *, split: str | None = "test", scales: Sequence[float] = ()
+        self, zoo: ZooDataset | ZooStore | str | os.PathLike[str], *, split: str | None = "test", scales: Sequence[float] | float = ()
     ) -> dict[str, float]:
         """Scores on networks of a zoo, as they are and moved by random symmetries of their own.
 
@@ -241,14 +270,9 @@ class TrainedModel:
         """
         data = zoo if isinstance(zoo, ZooDataset) else opened(zoo).dataset(split, target=self.config.get("target", self.task.target))
         self.check(data)
-        unknown = self._untrained(data)
-        if unknown:
-            listed = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-            warnings.warn(
-                f"The networks of {Path(data.store.path).name!r} pass through parameters of {self.name} that those trained on do not use "
-                f"({listed}): they are not scored.",
-                stacklevel=2,
-            )
+        if unknown := self._untrained(data.spaces):
+            warnings.warn(f"The networks of {Path(data.store.path).name!r} are not scored by {self.name}: {unknown}.", stacklevel=2)
+        scales = scales if isinstance(scales, Sequence) else [scales]
         moves = {f"_scale_{s:g}": RandomSymmetry((1.0, s), distribution="uniform", seed=self.config.get("seed", 0)) for s in scales}
         metrics: dict[str, float] = {}
         for suffix, move in {"": None, **moves}.items():
@@ -271,23 +295,26 @@ class TrainedModel:
         """
         check_scored(self.task, data, recipe_of(self.model).out_channels, self.trained_on)
 
-    def _untrained(self, data: ZooDataset) -> list[str]:
-        """Names of parameters that act on these networks but not on those trained on."""
-        if all_match(data.spaces, self.trained_on):
-            return []
+    @torch.enable_grad()
+    def _untrained(self, spaces: Sequence[WeightSpace]) -> str:
+        """Which parameters act on these networks but not on those trained on, in words; empty if there is none."""
+        if all_match(spaces, self.trained_on):
+            return ""
         device = next(self.module.parameters()).device
         acting = []
         # Which parameters a network passes through is a matter of its architecture: any weights will do.
-        for spaces in (self.trained_on, data.spaces):
+        for own in (self.trained_on, spaces):
             self.module.zero_grad(set_to_none=True)
             generator = torch.Generator().manual_seed(0)
-            batches = [space.batch(space.sample(8, generator=generator)) for space in spaces]
+            batches = [space.batch(space.sample(8, generator=generator)) for space in own]
             for batch in batches:
                 self.module(batch.to(device)).square().sum().backward()
             named = self.module.named_parameters()
             acting.append({name for name, parameter in named if parameter.grad is not None and bool(parameter.grad.any())})
         self.module.zero_grad(set_to_none=True)
-        return sorted(acting[1] - acting[0])
+        names = sorted(acting[1] - acting[0])
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        return f"they pass through parameters that those trained on do not use ({listed})" if names else ""
 
     # == On disk ==
 
@@ -307,9 +334,8 @@ class TrainedModel:
             "trained_on": [spaces.index(space) for space in self.trained_on],
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
         }
-        save_model(self.model, folder, about=about)
-        if own := {name: tensor.cpu().contiguous().clone() for name, tensor in self._own().items()}:
-            write_atomically(Path(folder) / _OWN, lambda temporary: save_file(own, temporary, {"format": "pt"}))
+        own = {name: tensor.cpu().contiguous().clone() for name, tensor in self._own().items()}
+        save_model(self.model, folder, about=about, beside={_OWN: own} if own else None)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> TrainedModel:

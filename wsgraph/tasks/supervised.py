@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wsgraph.data import DataLoader, ZooStore
+from wsgraph.data import DataLoader, ParameterStatistics, ZooStore
 from wsgraph.data.transforms import Canonicalize, WeightTransform
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, model_entry
@@ -132,7 +132,12 @@ def run_prediction(
     if standardize and (task.wrap is not None or len(splits["train"].spaces) > 1):
         raise ValueError(f"'standardize' is for predictions from networks of one architecture (got {splits['train']!r} for {task.name}).")
     form = Canonicalize(canonicalize) if canonicalize else None
-    deviations = {name: each.std for name, each in splits["train"].statistics(form).items()} if standardize else None
+    deviations = {name: _spread(each) for name, each in splits["train"].statistics(form).items()} if standardize else None
+    for name, split in further.items() if deviations else ():
+        if any([param.name for param in space.params] != list(deviations or ()) for space in split.spaces):
+            raise ValueError(
+                f"'standardize' divides by what was found for {splits['train'].space!r}, not for 'test_zoos' {name!r}: {split!r}."
+            )
     folder = prepare_folder(output or Path("runs", task.name, f"{Path(store.path).name}-{model}-seed{seed}"))
 
     config = {
@@ -182,6 +187,8 @@ def run_prediction(
             load_best(objective, folder)
             stored = json.loads((folder / "result.json").read_text())
             known = {name: float("nan") if value is None else value for name, value in stored["metrics"].items()}
+            if is_first_process() and not (folder / "model" / "config.json").exists():
+                TrainedModel(task, module, config, distinct_spaces([splits["train"]])).save(folder / "model")
             return Result(task.name, known, module.eval(), config, folder, stored["machine"])
         order = torch.Generator().manual_seed(seed)
         train = DataLoader(splits["train"].with_transform(changed), batch_size, shuffle=True, generator=order, transform=float32)
@@ -218,6 +225,11 @@ def run_prediction(
         trained.save(folder / "model")
         result.save(folder / "result.json")  # last: where it is, the run is finished
     return result
+
+
+def _spread(of: ParameterStatistics) -> float:
+    """The standard deviation of a parameter; 0 if it is what rounding makes of a constant. Digits that threads differ in are left out."""
+    return float(f"{of.std:.6g}") if of.std > 1e-9 * max(abs(of.minimum), abs(of.maximum)) else 0.0
 
 
 def _is_plain(value: Any) -> bool:

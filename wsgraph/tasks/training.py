@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import statistics
 import time
 import warnings
@@ -278,6 +279,7 @@ def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         return
     for name in ("last.ckpt", "best.ckpt", "result.json", *(path.name for path in folder.glob("metrics*.csv"))):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "model", ignore_errors=True)
     write_json(record, config)
 
 
