@@ -188,7 +188,7 @@ def test_a_folder_never_holds_the_model_of_another_run(store: ZooStore, tmp_path
     train("generalization", store, tmp_path / "run")
     with pytest.raises(ValueError, match="diverged"):
         run("generalization", zoo=store, model="np", epochs=3, learning_rate=1e30, progress=False, output=tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match=r"There is no model in|is not finished"):
+    with pytest.raises(FileNotFoundError, match="is not finished"):
         TrainedModel.load(tmp_path / "run")
     train("generalization", store, tmp_path / "b")
     shutil.rmtree(tmp_path / "b" / "model")

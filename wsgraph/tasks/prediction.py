@@ -355,7 +355,7 @@ class TrainedModel:
         path = Path(folder)
         if (path / "model" / "config.json").exists():
             path = path / "model"
-        elif (path / "last.ckpt").exists():
+        elif (path / "config.json").exists() and not (path / "model.safetensors").exists():
             raise FileNotFoundError(f"The run in {str(path)!r} is not finished: continue it with 'resume'.")
         about, model = read_about(path), load_model(path)
         try:
