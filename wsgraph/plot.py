@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from wsgraph.scores import mean_and_error
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -72,8 +74,8 @@ def robustness_data(results: Sequence[Result | Mapping[str, Any]]) -> dict[str, 
     prefix = "tau_scale_"
     found: dict[str, dict[float, list[float]]] = {}
     for result in results:
-        config, metrics = (result["config"], result["metrics"]) if isinstance(result, Mapping) else (result.config, result.metrics)
-        own = found.setdefault(str(config["model"]), {})
+        model, metrics = _read(result)
+        own = found.setdefault(model, {})
         for name, value in metrics.items():
             if name.startswith(prefix) and value is not None:
                 own.setdefault(float(name.removeprefix(prefix)), []).append(value)
@@ -81,9 +83,13 @@ def robustness_data(results: Sequence[Result | Mapping[str, Any]]) -> dict[str, 
 
 
 def _point(values: Sequence[float]) -> Point:
-    if len(values) == 1:
-        return values[0]
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return values[0] if len(values) == 1 else mean_and_error(values)
+
+
+def _read(result: Result | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The model of a result, and its scores."""
+    config, metrics = (result["config"], result["metrics"]) if isinstance(result, Mapping) else (result.config, result.metrics)
+    return str(config["model"]), metrics
 
 
 def _power(value: float) -> str:
@@ -342,9 +348,9 @@ def cost_chart(
     costs = {"seconds_per_epoch": "time of an epoch, s", "peak_memory_mb": "peak memory of a training step, MB"}
     values: dict[str, list[list[float]]] = {}
     for result in results:
-        config, metrics = (result["config"], result["metrics"]) if isinstance(result, Mapping) else (result.config, result.metrics)
+        model, metrics = _read(result)
         if metrics.get(score) is not None and all(metrics.get(cost) is not None for cost in costs):
-            values.setdefault(str(config["model"]), []).append([metrics[score], *(metrics[cost] for cost in costs)])
+            values.setdefault(model, []).append([metrics[score], *(metrics[cost] for cost in costs)])
     if not values:
         raise ValueError(f"Expected results with the score {score!r} and their costs (got none among {len(results)} results).")
     means = {model: [statistics.fmean(column) for column in zip(*rows, strict=True)] for model, rows in values.items()}

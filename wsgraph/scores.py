@@ -1,12 +1,33 @@
-"""Scores of runs that differ in their seeds as one; by itself, so that what only reads results does not wait for PyTorch."""
+"""Scores in JSON, and those of several seeds as one; by itself, so that what only reads results does not wait for PyTorch."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["mean_and_error"]
+__all__ = ["finite_or_none", "mean_and_error", "none_as_nan"]
+
+
+def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name as JSON can hold them: ``None`` for numbers that are not finite.
+
+    Example:
+        >>> finite_or_none({"tau": math.nan, "r2": 0.5})
+        {'tau': None, 'r2': 0.5}
+    """
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+
+
+def none_as_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Scores by name as :func:`finite_or_none` wrote them: NaN for ``None``.
+
+    Example:
+        >>> none_as_nan({"tau": None, "r2": 0.5})
+        {'tau': nan, 'r2': 0.5}
+    """
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:

@@ -215,6 +215,7 @@ def test_editing(tmp_path: Path, threads: None) -> None:
     run_suite("editing", models=["statnn", "np"], **options)
     document = _document(tmp_path, "editing")
     assert [(row["model"], row["variant"]) for row in document["results"]] == [("np", "dilate"), ("np", "contrast")]
+    assert all(_cells(row)[0]["standardize"] for row in document["results"])
     unedited = [f"{row['runs'][0]['metrics']['mse_unedited']:.5f}" for row in document["results"]]
     assert f"| left as they are | {' | '.join(unedited)} |" in (tmp_path / "results" / "editing.md").read_text()
     assert all((tmp_path / "results" / f"editing-{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("dilate", "contrast"))

@@ -74,6 +74,10 @@ def test_standardized_networks_keep_their_symmetries(store: ZooStore, tmp_path: 
     torch.testing.assert_close(trained.predict(store.space, store.space.act(g, thetas)), trained.predict(store.space, thetas))
 
 
-def test_standardizing_is_refused_where_it_makes_no_sense(store: ZooStore, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'standardize' is for predictions from networks of one architecture .* for inr_editing"):
-        run("inr_editing", zoo=store, model="np", epochs=1, standardize=True, output=tmp_path / "run")
+def test_standardizing_is_refused_where_it_makes_no_sense(tmp_path: Path) -> None:
+    table = {"label": [0, 1] * 3, "split": ["train", "train", "val", "val", "test", "test"]}
+    spaces = [WeightSpace.mlp([2, width, 1]) for width in (3, 4)]
+    parts = [ZooStore.create(tmp_path / f"{i}", space, space.sample(6), table) for i, space in enumerate(spaces)]
+    mixed = ZooStore.merge(tmp_path / "mixed", parts)
+    with pytest.raises(ValueError, match=r"'standardize' is for networks of one architecture \(got ZooDataset"):
+        train(mixed, tmp_path / "run", "neural_graph", standardize=True)

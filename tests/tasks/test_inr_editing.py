@@ -12,7 +12,7 @@ from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.nn import build_model
 from wsgraph.space import Signal
-from wsgraph.tasks import Result, run
+from wsgraph.tasks import Result, TrainedModel, run
 from wsgraph.tasks.inr_editing import OPERATIONS, Editor, edit_pictures
 
 SPACE = WeightSpace.siren([2, 8, 8, 1], 5.0, signal=Signal((7, 6), "row", 0.0, (-1, 1)))
@@ -103,6 +103,28 @@ def test_a_model_that_says_nothing_leaves_the_networks_as_they_are() -> None:
         editor.scales.zero_()
         batch = SPACE.batch(SPACE.sample(3))
         assert torch.equal(editor.edit(batch), batch.thetas())
+
+
+def test_standardized_models_read_and_say_multiples_of_the_spread(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "run", model="magep", model_options={"channels": (4,)}, standardize=True)
+    trained = TrainedModel.load(tmp_path / "run")
+    assert trained.evaluate(store)["mse"] == pytest.approx(result.metrics["mse"])
+    editor = trained.module.double()
+    assert isinstance(editor, Editor)
+    thetas = SPACE.sample(3).double()
+    spread = torch.cat([torch.full((param.size,), result.config["standardize"][param.name]) for param in SPACE.params])
+    drawn = store.thetas[store.split("train")][:, SPACE.slices["layers.0.weight"]].std(unbiased=False)
+    assert float(spread[0]) == pytest.approx(float(drawn), rel=1e-5)
+    with torch.no_grad():
+        change = editor.model(SPACE.batch(thetas / spread))[:, :, 0]
+        factors = editor.scales.repeat_interleave(editor.sizes)
+        torch.testing.assert_close(editor.edit(SPACE.batch(thetas)), thetas + factors * spread * change)
+        g = SPACE.sample_symmetry(3, generator=torch.Generator().manual_seed(0))
+        moved = editor.edit(SPACE.batch(SPACE.act(g, thetas)))
+        torch.testing.assert_close(moved, SPACE.act(g, editor.edit(SPACE.batch(thetas))))
+        torch.testing.assert_close(SPACE.render(SPACE.act(g, thetas)), SPACE.render(thetas))
+    plain = train(store, tmp_path / "plain", model="magep", model_options={"channels": (4,)})
+    assert plain.metrics["mse"] != result.metrics["mse"]
 
 
 def test_errors(store: ZooStore, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from wsgraph.bench.bench import Bench, documented, read_model, register_suite, scores_of
@@ -112,6 +114,20 @@ def reads_functions(label: str) -> bool:
     return {**model_options(name), **options}.get("probes", 0) != 0  # None stands for as many as suit the networks
 
 
+def _standardized(
+    task: str, bench: Bench, zoos: Mapping[str, Path], variants: Mapping[str, Mapping[str, Any]], *, search: str
+) -> list[dict[str, Any]]:
+    """As :meth:`Bench.searched`; without probes, weights are divided by their spread, as publications do: those of SIRENs are small."""
+    found = []
+    for probed in (False, True):
+        if able := tuple(label for label in bench.models if reads_functions(label) == probed):
+            # What is probed must stay what it is.
+            plain = probed or any(len(ZooStore(path).dataset(target=None).spaces) > 1 for path in zoos.values())
+            prepared = variants if plain else {name: {**options, "standardize": True} for name, options in variants.items()}
+            found += replace(bench, models=able).searched(task, zoos, prepared, search=search)
+    return sorted(found, key=lambda row: bench.models.index(row["model"]))
+
+
 @register_suite("inr")
 def inr(bench: Bench) -> None:
     """Accuracy of classifying SIRENs by their weights: as they are, with signs settled, with phases settled."""
@@ -123,14 +139,7 @@ def inr(bench: Bench) -> None:
         "phase": {"canonicalize": ["phase", "sign"]},
     }
     zoos = bench.pictures()
-    found = []
-    for probed in (False, True):
-        if able := tuple(label for label in bench.models if reads_functions(label) == probed):
-            # The weights of SIRENs are small, and publications divide them by their spread; what is probed must stay what it is.
-            plain = probed or any(len(ZooStore(path).dataset(target=None).spaces) > 1 for path in zoos.values())
-            prepared = variants if plain else {name: {**options, "standardize": True} for name, options in variants.items()}
-            found += replace(bench, models=able).searched("inr_classification", zoos, prepared, search="phase")
-    found.sort(key=lambda row: bench.models.index(row["model"]))
+    found = _standardized("inr_classification", bench, zoos, variants, search="phase")
     networks = ", ".join(f"{len(ZooStore(path).dataset(target=None)):,} of {name}" for name, path in zoos.items())
     title = f"Accuracy of classifying SIRENs ({networks}), {_who(bench)}"
     bench.write_scores("inr", title, found, dict.fromkeys(variants, "accuracy"))
@@ -158,7 +167,7 @@ def editing(bench: Bench) -> None:
     bench = replace(bench, models=able)
     zoos = bench.pictures()
     operations = {operation: {"operation": operation} for operation in ("dilate", "contrast")}
-    found = bench.searched("inr_editing", zoos, operations, search="dilate")
+    found = _standardized("inr_editing", bench, zoos, operations, search="dilate")
     title = f"Pixel MSE of edited pictures of SIRENs, {_who(bench)}"
     bench.write_scores("editing", title, found, dict.fromkeys(operations, "mse"), {"left as they are": "mse_unedited"}, places=5)
     for (name, path), operation in itertools.product(zoos.items(), operations):

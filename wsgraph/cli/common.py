@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AsJson", "Images", "Seed", "app", "explained", "given", "named_folders", "working", "zoo_app"]
+__all__ = [
+    "AsJson",
+    "Images",
+    "Seed",
+    "Split",
+    "Trained",
+    "app",
+    "explained",
+    "given",
+    "named_folders",
+    "split_named",
+    "working",
+    "zoo_app",
+]
 
 app = typer.Typer(
     name="wsgraph",
@@ -22,6 +35,8 @@ zoo_app = typer.Typer(help="Make and inspect zoos of trained networks.", no_args
 app.add_typer(zoo_app, name="zoo")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+Split = Annotated[str, typer.Option(help="Which networks: a split of the zoo, or 'all'.")]
+Trained = Annotated[Path, typer.Argument(help="Folder of a finished run of `wsgraph train`, or of a model saved from one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Images = Annotated[
     Path | None,
@@ -49,6 +64,11 @@ def working(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+def split_named(text: str) -> str | None:
+    """The split that an option names; ``None`` for all networks."""
+    return None if text == "all" else text
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wsgraph.cli.checkpoints import Activation, Inputs, Module, open_network
-from wsgraph.cli.common import Seed, app, explained
+from wsgraph.cli.common import Seed, Split, Trained, app, explained, split_named
 
 __all__: list[str] = []
 
@@ -16,9 +16,7 @@ plot_app = typer.Typer(help="Draw figures for papers: .pdf and .svg are vectors,
 app.add_typer(plot_app, name="plot")
 
 _Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs, or folders with runs below. Runs of one model are its seeds.")]
-_Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a model saved from one.")]
 _Zoo = Annotated[Path, typer.Option(help="Folder of the zoo.")]
-_Split = Annotated[str, typer.Option(help="Which networks: a split of the zoo, or 'all'.")]
 _Title = Annotated[str | None, typer.Option(help="Title above the figure.")]
 
 
@@ -74,9 +72,9 @@ def costs(
 
 @plot_app.command("scatter")
 def scatter(
-    model: _Run,
+    model: Trained,
     zoo: _Zoo,
-    split: _Split = "test",
+    split: Split = "test",
     output: Annotated[Path, _file("scatter.pdf")] = Path("scatter.pdf"),
     title: _Title = None,
 ) -> None:
@@ -91,7 +89,7 @@ def scatter(
     with explained():
         trained = TrainedModel.load(model)
         target = trained.config["target"]
-        data = ZooStore(zoo).dataset(None if split == "all" else split, target=target)
+        data = ZooStore(zoo).dataset(split_named(split), target=target)
         predicted = trained.predict_zoo(data)
         if target is None or predicted.ndim != 1:
             raise ValueError(f"A model trained for {trained.task.name} predicts no single numbers to draw.")
@@ -146,9 +144,9 @@ def graph(
 
 @plot_app.command("editing")
 def editing(
-    model: _Run,
+    model: Trained,
     zoo: _Zoo,
-    split: _Split = "test",
+    split: Split = "test",
     pictures: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 8,
     output: Annotated[Path, _file("editing.pdf")] = Path("editing.pdf"),
     title: _Title = None,
@@ -164,6 +162,6 @@ def editing(
 
     with explained():
         trained = TrainedModel.load(model)
-        data = ZooStore(zoo).dataset(None if split == "all" else split, target=None)
+        data = ZooStore(zoo).dataset(split_named(split), target=None)
         picture_grid(before_and_after(trained.module, data.batch(slice(0, pictures))), _parent(output), title=title)
     _wrote(output)

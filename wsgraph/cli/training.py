@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +11,9 @@ import typer
 from rich.markup import escape
 
 from wsgraph.cli.checkpoints import Activation, Inputs, Module, open_network
-from wsgraph.cli.common import AsJson, Images, Seed, app, explained, given, named_folders, working
+from wsgraph.cli.common import AsJson, Images, Seed, Split, Trained, app, explained, given, named_folders, split_named, working
 from wsgraph.cli.results import print_json, print_results, print_whole
+from wsgraph.scores import finite_or_none
 
 __all__: list[str] = []
 
@@ -117,14 +117,11 @@ def train(
         typer.echo(f"Model, logs and result.json: {result.folder}")
 
 
-_Trained = Annotated[Path, typer.Argument(help="Folder of a finished run of `wsgraph train`, or of a model saved from one.")]
-
-
 @app.command()
 def evaluate(
-    model: _Trained,
+    model: Trained,
     zoo: Annotated[list[Path], typer.Option(help="Folder of a zoo whose networks are scored; repeat it.")],
-    split: Annotated[str, typer.Option(help="Which networks: a split of the zoo, or 'all'.")] = "test",
+    split: Split = "test",
     scale: Annotated[
         list[float] | None, typer.Option(help="Score networks also with neurons permuted and scaled by U[1, S]; repeat it.")
     ] = None,
@@ -143,9 +140,9 @@ def evaluate(
         found = {}
         for path in zoo:
             with working(f"Scoring the networks of {path}"):
-                found[str(path)] = trained.evaluate(path, split=None if split == "all" else split, scales=tuple(scale or ()))
+                found[str(path)] = trained.evaluate(path, split=split_named(split), scales=tuple(scale or ()))
     if as_json:
-        print_json({name: {score: value if isfinite(value) else None for score, value in scores.items()} for name, scores in found.items()})
+        print_json({name: finite_or_none(scores) for name, scores in found.items()})
         return
     typer.echo(repr(trained))
     table = Table("zoo", *next(iter(found.values())))
@@ -156,7 +153,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: _Trained,
+    model: Trained,
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoint files, or folders of zoos.")],
     activation: Activation = None,
     module: Module = None,
@@ -186,8 +183,7 @@ def predict(
         if output is not None and trained.task.columns is not None and rows:
             write_csv(output, rows)
     if as_json:
-        finite = [{key: None if isinstance(value, float) and not isfinite(value) else value for key, value in row.items()} for row in rows]
-        print_json({"model": str(model), "predictions": finite, "errors": errors})
+        print_json({"model": str(model), "predictions": [finite_or_none(row) for row in rows], "errors": errors})
     elif rows:
         table = Table(*rows[0])
         for row in rows[:_SHOWN_ROWS]:

@@ -60,7 +60,6 @@ def save_model(
 
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     recipe, path = recipe_of(model), Path(folder)
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     document = {
         "library": "wsgraph",
         "format": _FORMAT,
@@ -81,8 +80,9 @@ def save_model(
     with explained_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         (path / _CONFIG).unlink(missing_ok=True)  # a folder without it is no model: no mixture of an old and a new one is ever read
-    for name, tensors in {_WEIGHTS: weights, **(beside or {})}.items():
-        write_atomically(path / name, partial(save_file, dict(tensors), metadata={"format": "pt"}))
+    for name, tensors in {_WEIGHTS: model.state_dict(), **(beside or {})}.items():
+        own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+        write_atomically(path / name, partial(save_file, own, metadata={"format": "pt"}))
     write_atomically(path / _CONFIG, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data.transforms import Normalize
 from wsgraph.space import ParameterGraph, WeightSpace
-from wsgraph.tasks.prediction import Prediction
+from wsgraph.tasks.prediction import Prediction, standardization
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.supervised import run_prediction
@@ -75,14 +75,16 @@ def edit_pictures(pictures: Tensor, operation: str) -> Tensor:
 class Editor(nn.Module):
     r"""A model of weights as an editor of pictures: rendered edited networks beside their targets.
 
-    .. math:: \theta' = \theta + s \odot \delta(\theta)
+    .. math:: \theta' = \theta + s \odot \sigma \odot \delta(\theta / \sigma)
 
-    with one learned factor :math:`s` for every parameter, 0.01 in the beginning.
+    with one learned factor :math:`s` for every parameter, 0.01 in the beginning, and its standard deviation :math:`\sigma` if the weights
+    are standardized, 1 otherwise.
 
     Args:
         model: Equivariant model with one output channel, ``[B, P, 1]``.
         space: Weight space of the networks, with a signal.
         operation: One of :data:`OPERATIONS`.
+        standardize: What divides parameters by :math:`\sigma` for the model, which the networks themselves keep.
 
     Shapes:
         Input: a batch of parameter graphs. Output: ``[B, 3, channels, H, W]``, the edited network's picture, what it should be, and that of
@@ -91,15 +93,17 @@ class Editor(nn.Module):
 
     sizes: Tensor
 
-    def __init__(self, model: nn.Module, space: WeightSpace, operation: str) -> None:
+    def __init__(self, model: nn.Module, space: WeightSpace, operation: str, standardize: Normalize | None = None) -> None:
         super().__init__()
-        self.model, self.space, self.operation = model, space, operation
+        self.model, self.space, self.operation, self.standardize = model, space, operation, standardize
         self.scales = nn.Parameter(torch.full((len(space.params),), 0.01))
         self.register_buffer("sizes", torch.tensor([param.size for param in space.params]), persistent=False)
 
     def edit(self, batch: ParameterGraph) -> Tensor:
         """Edited flat checkpoints ``[B, P]``."""
-        change: Tensor = self.model(batch)[:, :, 0]
+        change: Tensor = self.model(batch if self.standardize is None else self.standardize(batch))[:, :, 0]
+        if self.standardize is not None:
+            change = self.standardize.inverse(self.space, change)
         return batch.thetas() + self.scales.repeat_interleave(self.sizes) * change
 
     def pictures(self, thetas: Tensor) -> Tensor:
@@ -159,11 +163,14 @@ def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
     return model.edit(batch)
 
 
-def _editing(operation: str) -> Prediction:
-    return Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, _predict, None, partial(Editor, operation=operation))
+def _editor(model: nn.Module, space: WeightSpace, config: Mapping[str, Any]) -> Editor:
+    return Editor(model, space, config["operation"], standardization(config))
 
 
-@register_task("inr_editing", lambda config: _editing(config["operation"]))
+_TASK = Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, _predict, None, _editor)
+
+
+@register_task("inr_editing", lambda config: _TASK)
 def run_inr_editing(*, zoo: ZooStore | str | os.PathLike[str], operation: str = "dilate", **options: Any) -> Result:
     r"""Train a model to edit implicit neural representations by their weights, such that their pictures change as by an image operation.
 
@@ -189,4 +196,4 @@ def run_inr_editing(*, zoo: ZooStore | str | os.PathLike[str], operation: str = 
     """
     if operation not in OPERATIONS:
         raise ValueError(f"Expected 'operation' to be one of {', '.join(OPERATIONS)} (got {operation!r}).")
-    return run_prediction(_editing(operation), zoo=zoo, target=None, record={"operation": operation}, **options)
+    return run_prediction(_TASK, zoo=zoo, target=None, record={"operation": operation}, **options)

@@ -19,11 +19,23 @@ from wsgraph.data import ZooDataset, ZooStore
 from wsgraph.data.public.base import tracked
 from wsgraph.data.transforms import Canonicalize, Compose, Normalize, RandomSymmetry, WeightTransform
 from wsgraph.nn import load_model, read_about, recipe_of, save_model
+from wsgraph.scores import finite_or_none, none_as_nan
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.tasks.registry import task_prediction
 from wsgraph.tasks.training import targets_of
 
-__all__ = ["Prediction", "TrainedModel", "all_match", "composed", "distinct_spaces", "float32", "model_outputs", "opened", "preparation"]
+__all__ = [
+    "Prediction",
+    "TrainedModel",
+    "all_match",
+    "composed",
+    "distinct_spaces",
+    "float32",
+    "model_outputs",
+    "opened",
+    "preparation",
+    "standardization",
+]
 
 _OWN = "task.safetensors"
 
@@ -42,7 +54,8 @@ class Prediction:
         width: Number of outputs of the model, from the datasets of all splits; raises ``ValueError`` where targets make no sense.
         predict: What a trained model says of a batch: accuracies ``[B]``, probabilities of classes, other weights.
         columns: The same as columns of a table; ``None`` where predictions are weights.
-        wrap: Of tasks whose models return weights, what makes outputs of them, from the model and the weight space.
+        wrap: Of tasks whose models return weights, what makes outputs of them, from the model, the weight space and the options of a run.
+            It is left to it to standardize.
     """
 
     name: str
@@ -54,7 +67,7 @@ class Prediction:
     width: Callable[[Mapping[str, ZooDataset]], int]
     predict: Callable[[nn.Module, ParameterGraph], Tensor]
     columns: Callable[[Tensor], dict[str, Tensor]] | None
-    wrap: Callable[[nn.Module, WeightSpace], nn.Module] | None = None
+    wrap: Callable[[nn.Module, WeightSpace, Mapping[str, Any]], nn.Module] | None = None
 
 
 def float32(thetas: Tensor) -> Tensor:
@@ -80,11 +93,16 @@ def composed(*transforms: WeightTransform | None) -> WeightTransform | None:
     return given[0] if len(given) == 1 else Compose(given) if given else None
 
 
-def preparation(config: Mapping[str, Any]) -> WeightTransform | None:
+def standardization(config: Mapping[str, Any]) -> Normalize | None:
+    """What divides parameters by the standard deviations in the options of a run."""
+    deviations = config.get("standardize")
+    return Normalize({name: (0.0, std) for name, std in deviations.items()}, subtract_mean=False) if deviations else None
+
+
+def preparation(task: Prediction, config: Mapping[str, Any]) -> WeightTransform | None:
     """What a run does to all networks before they are read: settle parts of the canonical form, divide parameters."""
     form = Canonicalize(config["canonicalize"]) if config.get("canonicalize") else None
-    deviations = config.get("standardize")
-    return composed(form, Normalize({name: (0.0, std) for name, std in deviations.items()}, subtract_mean=False) if deviations else None)
+    return composed(form, standardization(config) if task.wrap is None else None)
 
 
 @torch.no_grad()
@@ -100,6 +118,10 @@ def model_outputs(model: nn.Module, batches: Iterable[ParameterGraph]) -> tuple[
 def all_match(spaces: Sequence[WeightSpace], known: Sequence[WeightSpace]) -> bool:
     """Whether all spaces have an architecture among the known ones."""
     return all(any(space.matches(each) for each in known) for space in spaces)
+
+
+def _activations(space: WeightSpace) -> set[str]:
+    return {group.activation for group in space.groups if group.role == "hidden"}
 
 
 def distinct_spaces(datasets: Sequence[ZooDataset]) -> list[WeightSpace]:
@@ -150,7 +172,7 @@ class TrainedModel:
     @property
     def fixed(self) -> WeightTransform | None:
         """What is done to all networks before they are read."""
-        return preparation(self.config)
+        return preparation(self.task, self.config)
 
     # == Predicting ==
 
@@ -170,7 +192,7 @@ class TrainedModel:
         Raises:
             ValueError: If the state dict is no chain, or several activations, or architectures of these shapes, were trained on.
         """
-        known = {group.activation for space in self.trained_on for group in space.groups if group.role == "hidden"}
+        known = {activation for space in self.trained_on for activation in _activations(space)}
         if activation is None:
             if len(known) != 1:
                 raise ValueError(
@@ -180,12 +202,7 @@ class TrainedModel:
             activation = next(iter(known))
         space, theta = from_state_dict(state_dict, activation)
         shapes = [param.shape for param in space.params]
-        alike = [
-            own
-            for own in self.trained_on
-            if {group.activation for group in own.groups if group.role == "hidden"} == {activation}
-            and [param.shape for param in own.params] == shapes
-        ]
+        alike = [own for own in self.trained_on if _activations(own) == {activation} and [param.shape for param in own.params] == shapes]
         if not all(own.matches(alike[0]) for own in alike):
             raise ValueError(
                 f"Networks of {len(alike)} architectures with these shapes were trained on, such as other strides, and weights do not show "
@@ -213,7 +230,7 @@ class TrainedModel:
             raise SpaceMismatchError(f"A model trained for {self.task.name} changes networks of {self.trained_on[0]!r} (got {space!r}).")
         if unknown := self._untrained([space]):
             warnings.warn(f"What {self.name} predicts of {space!r} means nothing: {unknown}.", stacklevel=2)
-        return self.predicted(space.batch(part.float()) for part in thetas.split(batch_size))
+        return self.predicted(space.batch(part) for part in thetas.split(batch_size))
 
     @torch.no_grad()
     def predicted(self, batches: Iterable[ParameterGraph]) -> Tensor:
@@ -269,7 +286,7 @@ class TrainedModel:
             SpaceMismatchError: If the model cannot read these networks.
         """
         data = zoo if isinstance(zoo, ZooDataset) else opened(zoo).dataset(split, target=self.config.get("target", self.task.target))
-        self.check(data)
+        check_scored(self.task, data, recipe_of(self.model).out_channels, self.trained_on)
         if unknown := self._untrained(data.spaces):
             warnings.warn(f"The networks of {Path(data.store.path).name!r} are not scored by {self.name}: {unknown}.", stacklevel=2)
         scales = scales if isinstance(scales, Sequence) else [scales]
@@ -283,17 +300,6 @@ class TrainedModel:
             scores = self.task.scores(outputs, targets)
             metrics |= {f"{name}{suffix}": math.nan if unknown else value for name, value in scores.items()}
         return metrics
-
-    def check(self, data: ZooDataset) -> None:
-        """Refuse networks that the model cannot be scored on.
-
-        Args:
-            data: The networks.
-
-        Raises:
-            ValueError: If there are less than two, or their targets make no sense for the model.
-        """
-        check_scored(self.task, data, recipe_of(self.model).out_channels, self.trained_on)
 
     @torch.enable_grad()
     def _untrained(self, spaces: Sequence[WeightSpace]) -> str:
@@ -332,9 +338,9 @@ class TrainedModel:
             "task": self.task.name,
             "config": self.config,
             "trained_on": [spaces.index(space) for space in self.trained_on],
-            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
+            "metrics": finite_or_none(self.metrics),
         }
-        own = {name: tensor.cpu().contiguous().clone() for name, tensor in self._own().items()}
+        own = self._own()
         save_model(self.model, folder, about=about, beside={_OWN: own} if own else None)
 
     @classmethod
@@ -364,9 +370,8 @@ class TrainedModel:
             raise CheckpointError(f"The model in {str(path)!r} was not trained for a task ({error} is missing in config.json).") from None
         spaces = [recipe_of(model).spaces[place] for place in places]
         task = task_prediction(name, config)
-        module = model if task.wrap is None else task.wrap(model, spaces[0])
-        known = {score: math.nan if value is None else value for score, value in metrics.items()}
-        trained = cls(task, module.eval(), config, spaces, known)
+        module = model if task.wrap is None else task.wrap(model, spaces[0], config)
+        trained = cls(task, module.eval(), config, spaces, none_as_nan(metrics))
         if own := trained._own():
             state = load_checkpoint(path / _OWN)
             if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from torch import nn
 
 from wsgraph.files import write_json
 from wsgraph.measure import machine
-from wsgraph.scores import mean_and_error
+from wsgraph.scores import finite_or_none, mean_and_error
 
 __all__ = ["Result", "Summary", "mean_and_error", "read_results"]
 
@@ -45,8 +44,7 @@ class Result:
 
     def document(self) -> dict[str, Any]:
         """The result without the model, as plain values."""
-        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
-        return {"task": self.task, "config": self.config, "metrics": metrics, "machine": self.machine}
+        return {"task": self.task, "config": self.config, "metrics": finite_or_none(self.metrics), "machine": self.machine}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_json` to a file."""

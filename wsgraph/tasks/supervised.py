@@ -14,6 +14,7 @@ from wsgraph.data import DataLoader, ParameterStatistics, ZooStore
 from wsgraph.data.transforms import Canonicalize, WeightTransform
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, model_entry
+from wsgraph.scores import none_as_nan
 from wsgraph.tasks.prediction import Prediction, TrainedModel, check_scored, composed, distinct_spaces, float32, opened, preparation
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.training import Objective, fit, is_first_process, load_best, prepare_folder, start_run, targets_of
@@ -86,7 +87,7 @@ def run_prediction(
             test networks were moved.
         standardize: Whether every parameter is divided by its standard deviation over the training networks, as publications on implicit
             neural representations do, whose weights are small. It keeps all symmetries, but not what a network computes: leave it out for
-            models with probes. For networks of one architecture, and not for editing.
+            models with probes. For networks of one architecture.
         augment: Random transform of the training networks, drawn anew in every epoch, such as
             :class:`wsgraph.data.transforms.RandomINRTransform`.
         augment_validation: Whether the transform is for the validation networks too, drawn alike in every epoch.
@@ -129,8 +130,8 @@ def run_prediction(
             check_scored(task, split, width, splits["train"].spaces)
         except ValueError as error:
             raise ValueError(f"'test_zoos' {name!r} cannot be scored on: {error}") from None
-    if standardize and (task.wrap is not None or len(splits["train"].spaces) > 1):
-        raise ValueError(f"'standardize' is for predictions from networks of one architecture (got {splits['train']!r} for {task.name}).")
+    if standardize and len(splits["train"].spaces) > 1:
+        raise ValueError(f"'standardize' is for networks of one architecture (got {splits['train']!r}).")
     form = Canonicalize(canonicalize) if canonicalize else None
     deviations = {name: _spread(each) for name, each in splits["train"].statistics(form).items()} if standardize else None
     for name, split in further.items() if deviations else ():
@@ -163,7 +164,7 @@ def run_prediction(
     }
     start_run(folder, config, resume=resume)
 
-    fixed = preparation(config)
+    fixed = preparation(task, config)
     changed = composed(augment, fixed)
     # Those trained on come first.
     spaces = distinct_spaces([splits["train"], *further.values()])
@@ -172,7 +173,8 @@ def run_prediction(
         kind = {} if task.wrap is None else {"task": "equivariant"}
         module = build_model(model, spaces[0] if len(spaces) == 1 else spaces, width, **kind, **(model_options or {}))
         if task.wrap is not None:
-            module = task.wrap(module, splits["train"].space)
+            module = task.wrap(module, splits["train"].space, config)
+        trained = TrainedModel(task, module, config, distinct_spaces([splits["train"]]))
         objective = Objective(
             module,
             task.loss,
@@ -186,10 +188,9 @@ def run_prediction(
         if resume and (folder / "result.json").exists():
             load_best(objective, folder)
             stored = json.loads((folder / "result.json").read_text())
-            known = {name: float("nan") if value is None else value for name, value in stored["metrics"].items()}
             if is_first_process() and not (folder / "model" / "config.json").exists():
-                TrainedModel(task, module, config, distinct_spaces([splits["train"]])).save(folder / "model")
-            return Result(task.name, known, module.eval(), config, folder, stored["machine"])
+                trained.save(folder / "model")
+            return Result(task.name, none_as_nan(stored["metrics"]), module.eval(), config, folder, stored["machine"])
         order = torch.Generator().manual_seed(seed)
         train = DataLoader(splits["train"].with_transform(changed), batch_size, shuffle=True, generator=order, transform=float32)
         device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
@@ -211,7 +212,6 @@ def run_prediction(
             devices=devices,
         )
     module.to(device).eval()
-    trained = TrainedModel(task, module, config, distinct_spaces([splits["train"]]))
     metrics: dict[str, float] = {}
     if test:
         metrics |= trained.evaluate(splits["test"], scales=bounds)
