@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,14 @@ def test_edited_networks_are_written(tmp_path: Path) -> None:
     rows = json.loads(call(*predict))["predictions"]
     assert len({row["edited"] for row in rows}) == 8
     assert load_file(rows[3]["edited"])["layers.0.weight"].shape == (4, 2)
+    alike = [tmp_path / "a-b.safetensors", tmp_path / "a" / "b.safetensors"]
+    alike[1].parent.mkdir()
+    for file in alike:
+        shutil.copy(rows[0]["edited"], file)
+    rows = json.loads(call("predict", str(tmp_path / "run"), *map(str, alike), *predict[3:]))["predictions"]
+    assert [row["checkpoint"] for row in rows] == [str(file) for file in alike]
+    assert all(load_file(row["edited"]) for row in rows)
+    assert len({row["edited"] for row in rows}) == 2
 
 
 def test_json_for_programs(network: Path, trained: Path) -> None:

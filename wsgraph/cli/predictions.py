@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ def predictions_of(
     if trained.task.columns is None and output is None:
         raise ValueError(f"The model was trained for {trained.task.name} and returns networks: name the folder for them with --output.")
     errors: dict[str, str] = {}
+    taken: set[Path] = set()
     rows: dict[str, dict[str, Any]] = {}
     by_space: dict[WeightSpace, dict[str, Tensor]] = {}
     for path in paths:
@@ -49,7 +51,7 @@ def predictions_of(
             if path.is_dir():
                 data = ZooStore(path).dataset(target=None)
                 space = data.space if trained.task.columns is None else None
-                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predict_zoo(data), space, output)
+                rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predict_zoo(data), space, output, taken)
                 continue
             network = opened(path)
             space, theta = trained.read(load_checkpoint(path), activation) if network is None else (network.space, network.theta)
@@ -58,7 +60,7 @@ def predictions_of(
             errors[str(path)] = str(error)
     for space, thetas in by_space.items():
         try:
-            rows |= _rows(trained, list(thetas), trained.predict(space, torch.stack(list(thetas.values()))), space, output)
+            rows |= _rows(trained, list(thetas), trained.predict(space, torch.stack(list(thetas.values()))), space, output, taken)
         except ValueError as error:
             errors |= dict.fromkeys(thetas, str(error))
     given = {str(path): i for i, path in enumerate(paths)}
@@ -66,7 +68,7 @@ def predictions_of(
 
 
 def _rows(
-    trained: TrainedModel, names: Sequence[str], found: Tensor, space: WeightSpace | None, output: Path | None
+    trained: TrainedModel, names: Sequence[str], found: Tensor, space: WeightSpace | None, output: Path | None, taken: set[Path]
 ) -> dict[str, dict[str, Any]]:
     if trained.task.columns is not None:
         columns = {name: values.tolist() for name, values in trained.task.columns(found).items()}
@@ -79,7 +81,10 @@ def _rows(
     rows = {}
     for name, theta in zip(names, found, strict=True):
         # Files of one name in several folders, or of several kinds, must not overwrite each other.
-        file = output / f"{name.removesuffix('.safetensors').replace('/', '-').lstrip('.-')}.safetensors"
+        stem = name.removesuffix(".safetensors").replace("/", "-").lstrip(".-")
+        places = (output / f"{stem}{end}.safetensors" for end in itertools.chain([""], (f"-{number}" for number in itertools.count(2))))
+        file = next(place for place in places if place not in taken)
+        taken.add(file)
         state = {key: value.contiguous().clone() for key, value in space.unflatten(theta).items()}
         write_atomically(file, lambda temporary, state=state: save_file(state, temporary, {"format": "pt"}))  # type: ignore[misc]
         rows[name] = {"checkpoint": name, "edited": str(file)}
