@@ -200,6 +200,9 @@ def test_editors_refuse_other_architectures(pictures: ZooStore, tmp_path: Path) 
     wide = WeightSpace.siren((2, 9, 1), signal=pictures.space.signal)
     with pytest.raises(SpaceMismatchError, match="A model trained for inr_editing changes networks of"):
         trained.predict(wide, wide.sample(2))
+    zoo = ZooStore.create(tmp_path / "wide", wide, wide.sample(2), {})
+    with pytest.raises(SpaceMismatchError, match="A model trained for inr_editing changes networks of"):
+        trained.predict_zoo(zoo.dataset(target=None))
 
 
 def test_what_cannot_be_saved_destroys_nothing(tmp_path: Path) -> None:
@@ -222,3 +225,5 @@ def test_predictions_of_architectures_that_were_not_trained_on_are_called_meanin
         trained = train("generalization", store, tmp_path / "run", "scalegmn", test_zoos={"deep": other})
     with pytest.warns(UserWarning, match="means nothing: they pass through parameters"), torch.no_grad():
         trained.predict(deep, other.thetas[:])
+    with pytest.warns(UserWarning, match="means nothing: they pass through parameters"):
+        trained.predict_zoo(other.dataset())

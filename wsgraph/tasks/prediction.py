@@ -226,10 +226,7 @@ class TrainedModel:
             SpaceMismatchError: If the model cannot read networks of this space, or ``thetas`` has another shape.
         """
         space.check_thetas(thetas, finite=True)
-        if self.task.wrap is not None and not all_match([space], self.trained_on):
-            raise SpaceMismatchError(f"A model trained for {self.task.name} changes networks of {self.trained_on[0]!r} (got {space!r}).")
-        if unknown := self._untrained([space]):
-            warnings.warn(f"What {self.name} predicts of {space!r} means nothing: {unknown}.", stacklevel=2)
+        self._check_predicted([space])
         return self.predicted(space.batch(part) for part in thetas.split(batch_size))
 
     @torch.no_grad()
@@ -260,10 +257,21 @@ class TrainedModel:
         Raises:
             SpaceMismatchError: If the model cannot read these networks.
         """
+        self._check_predicted(data.spaces)
         owners = data.store.owners(data.positions)
         rows = [part for owner in owners.unique() for part in (owners == owner).nonzero()[:, 0].split(batch_size)]
         found = self.predicted(data.batch(part) for part in tracked(rows, "predicting, batch by batch"))
         return found[torch.cat(rows).argsort()]
+
+    def _check_predicted(self, spaces: Sequence[WeightSpace]) -> None:
+        """Refuse networks that cannot be edited, and warn of those of which the model says nothing."""
+        if self.task.wrap is not None and not all_match(spaces, self.trained_on):
+            raise SpaceMismatchError(
+                f"A model trained for {self.task.name} changes networks of {self.trained_on[0]!r} (got {spaces[0]!r})."
+            )
+        if unknown := self._untrained(spaces):
+            which = " and ".join(map(repr, spaces))
+            warnings.warn(f"What {self.name} predicts of {which} means nothing: {unknown}.", stacklevel=3)
 
     # == Scoring ==
 
