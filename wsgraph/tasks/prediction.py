@@ -265,10 +265,9 @@ class TrainedModel:
 
     def _check_predicted(self, spaces: Sequence[WeightSpace]) -> None:
         """Refuse networks that cannot be edited, and warn of those of which the model says nothing."""
-        if self.task.wrap is not None and not all_match(spaces, self.trained_on):
-            raise SpaceMismatchError(
-                f"A model trained for {self.task.name} changes networks of {self.trained_on[0]!r} (got {spaces[0]!r})."
-            )
+        other = [space for space in spaces if not all_match([space], self.trained_on)]
+        if self.task.wrap is not None and other:
+            raise SpaceMismatchError(f"A model trained for {self.task.name} changes networks of {self.trained_on[0]!r} (got {other[0]!r}).")
         if unknown := self._untrained(spaces):
             which = " and ".join(map(repr, spaces))
             warnings.warn(f"What {self.name} predicts of {which} means nothing: {unknown}.", stacklevel=3)
