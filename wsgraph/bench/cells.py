@@ -7,6 +7,8 @@ import inspect
 import json
 import logging
 import multiprocessing
+import os
+import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -89,6 +91,18 @@ def _source(model: str | None) -> list[str]:
         return []
 
 
+def _end_with_parent() -> None:
+    """Leave when the process that started this worker is gone: a killed one cannot tell its workers to."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
 def _train(cell: Cell, cells: Path, threads: int) -> dict[str, Any]:
     """Train one cell, in the process of a worker; what went wrong is part of what is returned, and tried again the next time."""
     from wsgraph.tasks.training import DivergedError
@@ -99,7 +113,7 @@ def _train(cell: Cell, cells: Path, threads: int) -> dict[str, Any]:
     logging.getLogger("lightning").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"task": cell.task, "zoo": cell.zoo.name, "options": cell.options}
-    # The worker of a run that was killed may still be at it: wait for what it comes to rather than write beside it.
+    # Another run may be at it: wait for what it comes to rather than write beside it.
     with filelock.FileLock(folder / ".lock"):
         if (folder / "cell.json").exists():
             return _read(folder)
@@ -147,7 +161,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads:
         context = multiprocessing.get_context("spawn")
         with (
             Progress(*columns, console=Console(stderr=True)) as bar,
-            ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool,
+            ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_end_with_parent) as pool,
         ):
             task = bar.add_task(title, total=len(by_name), completed=len(found))
             try:
