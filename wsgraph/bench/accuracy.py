@@ -114,18 +114,11 @@ def reads_functions(label: str) -> bool:
     return {**model_options(name), **options}.get("probes", 0) != 0  # None stands for as many as suit the networks
 
 
-def _standardized(
-    task: str, bench: Bench, zoos: Mapping[str, Path], variants: Mapping[str, Mapping[str, Any]], *, search: str
-) -> list[dict[str, Any]]:
-    """As :meth:`Bench.searched`; without probes, weights are divided by their spread, as publications do: those of SIRENs are small."""
-    found = []
-    for probed in (False, True):
-        if able := tuple(label for label in bench.models if reads_functions(label) == probed):
-            # What is probed must stay what it is.
-            plain = probed or any(len(ZooStore(path).dataset(target=None).spaces) > 1 for path in zoos.values())
-            prepared = variants if plain else {name: {**options, "standardize": True} for name, options in variants.items()}
-            found += replace(bench, models=able).searched(task, zoos, prepared, search=search)
-    return sorted(found, key=lambda row: bench.models.index(row["model"]))
+def _standardized(zoos: Mapping[str, Path], variants: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Variants whose models read weights divided by their spread, as in publications: those of SIRENs are small. For one architecture."""
+    if any(len(ZooStore(path).dataset(target=None).spaces) > 1 for path in zoos.values()):
+        return variants
+    return {name: {**options, "standardize": True} for name, options in variants.items()}
 
 
 @register_suite("inr")
@@ -139,7 +132,13 @@ def inr(bench: Bench) -> None:
         "phase": {"canonicalize": ["phase", "sign"]},
     }
     zoos = bench.pictures()
-    found = _standardized("inr_classification", bench, zoos, variants, search="phase")
+    found = []
+    for probed in (False, True):
+        if able := tuple(label for label in bench.models if reads_functions(label) == probed):
+            # What is probed must stay what it is.
+            prepared = variants if probed else _standardized(zoos, variants)
+            found += replace(bench, models=able).searched("inr_classification", zoos, prepared, search="phase")
+    found.sort(key=lambda row: bench.models.index(row["model"]))
     networks = ", ".join(f"{len(ZooStore(path).dataset(target=None)):,} of {name}" for name, path in zoos.items())
     title = f"Accuracy of classifying SIRENs ({networks}), {_who(bench)}"
     bench.write_scores("inr", title, found, dict.fromkeys(variants, "accuracy"))
@@ -167,7 +166,7 @@ def editing(bench: Bench) -> None:
     bench = replace(bench, models=able)
     zoos = bench.pictures()
     operations = {operation: {"operation": operation} for operation in ("dilate", "contrast")}
-    found = _standardized("inr_editing", bench, zoos, operations, search="dilate")
+    found = bench.searched("inr_editing", zoos, _standardized(zoos, operations), search="dilate")  # weights out read no probes
     title = f"Pixel MSE of edited pictures of SIRENs, {_who(bench)}"
     bench.write_scores("editing", title, found, dict.fromkeys(operations, "mse"), {"left as they are": "mse_unedited"}, places=5)
     for (name, path), operation in itertools.product(zoos.items(), operations):
