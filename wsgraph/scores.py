@@ -13,6 +13,12 @@ __all__ = ["finite_or_none", "mean_and_error", "none_as_nan"]
 def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name as JSON can hold them: ``None`` for numbers that are not finite.
 
+    Args:
+        values: Numbers, and whatever else JSON can hold.
+
+    Returns:
+        The same by the same names.
+
     Example:
         >>> finite_or_none({"tau": math.nan, "r2": 0.5})
         {'tau': None, 'r2': 0.5}
@@ -22,6 +28,12 @@ def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def none_as_nan(values: Mapping[str, float | None]) -> dict[str, float]:
     """Scores by name as :func:`finite_or_none` wrote them: NaN for ``None``.
+
+    Args:
+        values: Scores, read from JSON.
+
+    Returns:
+        The same by the same names.
 
     Example:
         >>> none_as_nan({"tau": None, "r2": 0.5})
