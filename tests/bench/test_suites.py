@@ -297,12 +297,11 @@ def test_cells_begun_by_another_version_start_over(tmp_path: Path, threads: None
     assert run_cells([cell], tmp_path)[0]["metrics"]
 
 
-def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
     def dies(*arguments: Any, **options: Any) -> Any:
         raise BrokenProcessPool("died")
 
     zoo = make_cnn_zoo(tmp_path / "zoo", 20, ranges=HyperparameterRanges(steps=(2, 3)), progress=False).path
-    monkeypatch.setattr(cells_module, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(1))
     monkeypatch.setattr(cells_module, "_train", dies)
     with pytest.raises(RuntimeError, match=r"died, most likely for want of memory\. What is finished is kept"):
         run_cells([Cell("generalization", zoo, {"model": "statnn"})], tmp_path)
@@ -347,13 +346,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def _alive(group: int) -> list[str]:
     """Processes of a group, but for those that have ended and wait to be asked how."""
     listed = subprocess.run(["ps", "-eo", "pgid=,stat=,pid="], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if int(line.split()[0]) == group and "Z" not in line.split()[1]]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_continues(tmp_path: Path) -> None:
     make_cnn_zoo(tmp_path / "zoo", 40, ranges=HyperparameterRanges(steps=(2, 60)), progress=False)
     (tmp_path / "script.py").write_text(_SCRIPT)
