@@ -918,6 +918,7 @@ class WeightSpace:
 
         Raises:
             SpaceMismatchError: If the shape is wrong, the elements belong to another space, or there are too many or too few of them.
+            ValueError: If a weight is NaN or infinite.
         """
         from wsgraph.symmetry import act
 

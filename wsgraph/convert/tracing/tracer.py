@@ -103,8 +103,13 @@ def _place(error: BaseException) -> str:
     return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
-def interpret(program: Any, scope: Scope) -> dict[str, Value]:
+def interpret(program: Any, scope: Scope, results: dict[Any, Any] | None = None) -> dict[str, Value]:
     """Let all operators of an exported program act on labelled values.
+
+    Args:
+        program: The exported program.
+        scope: What is found out.
+        results: Filled with what every operator returns, by node.
 
     Returns:
         The values of the parameters and buffers that the program uses, by name.
@@ -131,6 +136,8 @@ def interpret(program: Any, scope: Scope) -> dict[str, Value]:
             scope.outputs = torch.cat([torch.zeros(1, dtype=torch.long), *(output.marks for output in outputs)])
         else:
             _step(node, environment, origin, order, scope)
+            if results is not None:
+                results[node] = environment[node]
     return values
 
 
