@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsgraph.space import NeuronGroup, SpaceMismatchError, WeightSpace
 from wsgraph.symmetry.activations import Activations, class_activations
-from wsgraph.symmetry.group import GroupElement, act, logical_tensors, move_parameter, with_products
+from wsgraph.symmetry.group import GroupElement, act, flatten_logical, logical_tensors, move_parameter, with_products
 from wsgraph.symmetry.nearest import Match, nearest_factors
 from wsgraph.symmetry.occurrences import Occurrence, occurrences
 
@@ -478,15 +478,28 @@ class _AnswerAlignment(_Alignment):
                 agreement = sum(similarity.diagonal(dim1=1, dim2=2) for similarity in found)
                 self.scale(scale, torch.where(agreement < 0, -1.0, 1.0).to(agreement))
         self.sign = False
-        self.settle_factors(tolerance=1e-9)
+        # Factors of least distance, from what they are and from those that give the weights the reference's balance.
+        balanced = self.copy()
+        current, targets = (flatten_logical(self.space, tensors) for tensors in (self.tensors, self.targets))
+        balance, own_balance = (_balance(self.places, tensor)[0] for tensor in (targets, current))
+        for label, factors in (balance.inverse() @ own_balance).scales.items():
+            if label in self.places.by_scale:
+                balanced.scale(label, factors)
+        for start in (self, balanced):
+            start.settle_factors(tolerance=1e-9)
+        self.take(balanced, balanced.distance() < self.distance())
 
     def pair_costs(self, label: str, known: Collection[str] | None) -> Tensor:
         size = self.space.permutation_classes[label][0].size
         first = next(iter(self.tensors.values()))
         total = first.new_zeros(len(first), size, size)
+        signed = {
+            scale for scale in self.places.scales if self.symmetry(scale)[1] and self.space.scale_classes[scale][0].permutation == label
+        }
         for (permutation, scale), similarity in self.similarity.items():
             if permutation == label:
-                total = total - (similarity.abs() if scale and self.symmetry(scale)[1] else similarity)
+                # Answers that follow no single class may change their sign where any of these does.
+                total = total - (similarity.abs() if (scale in signed if scale else signed) else similarity)
         return total
 
     def apply(self, label: str, costs: Tensor) -> dict[str, Tensor]:

@@ -63,23 +63,23 @@ class TracedAnswers:
     def neurons(self, value: Value) -> Iterator[tuple[tuple[str, str], Label, Tensor]]:
         """The classes that a tensor holds: their names, the label that says where, and entries ``[n, copies]`` in order of the neurons."""
         for label in value.labels:
-            codes = Label((0,), label.codes.flatten())
-            for place, positions, numbers in self.lowering.places(codes.ids):
-                if place.kind[0] == "fixed":
+            flat = Label((0,), label.codes.flatten())
+            parts = self.lowering.neurons.part(flat.ids)
+            for place, positions, numbers in self.lowering.places(flat.ids):
+                name, size = self.lowering.labels.get(place.kind), self.lowering.sizes.get(place.kind, 0)
+                if place.kind[0] == "fixed" or name not in self.permutations:
                     continue
-                name, _ = self.lowering.class_label(place.kind)
-                size = self.lowering.sizes[place.kind]
-                if name not in self.permutations or not bool((numbers.bincount(minlength=size) == len(numbers) / size).all()):
-                    continue
-                terms = {
-                    tuple(sorted(self.lowering.solved(expression, part).items()))
-                    for expression, part in zip(
-                        codes.expressions[positions].tolist(), self.lowering.neurons.part(codes.ids[positions]).tolist(), strict=True
-                    )
-                }
-                scale = self.lowering.scale(dict(next(iter(terms))), place)[0] if len(terms) == 1 else ""
-                order = positions[numbers.argsort(stable=True)].view(size, -1)
-                yield (self.permutations[name], self.scales.get(scale, "")), label, order
+                # The same neurons may come several times with different factors, such as queries and keys.
+                _, kinds = torch.stack([parts[positions], flat.expressions[positions]]).unique(dim=1, return_inverse=True)
+                for kind in range(int(kinds.max()) + 1):
+                    used, which = positions[kinds == kind], numbers[kinds == kind]
+                    counts = which.bincount(minlength=size)
+                    if int(counts.min()) == int(counts.max()):
+                        terms = self.lowering.solved(int(flat.expressions[used[0]]), int(parts[used[0]]))
+                        odd = [key for key, power in terms.items() if power % 2]
+                        scale = self.lowering.scale({odd[0]: 1}, place)[0] if len(terms) == len(odd) == 1 else ""
+                        entries = used[which.argsort(stable=True)].view(size, -1)
+                        yield (self.permutations[name], self.scales.get(scale, "")), label, entries
 
 
 class _Runner(torch.fx.Interpreter):
