@@ -485,9 +485,9 @@ def test_every_way_of_picking_networks_of_a_batch(name: str) -> None:
         for index in (i, np.int64(i), np.int8(i), np.array(i), torch.tensor(i), torch.tensor(i, dtype=torch.int32)):
             assert_same(batch[index], graphs[i])
         assert_same(batch.get_example(i), graphs[i])
-    for index in (slice(None, None, -1), slice(-3, -1), slice(3, None, -2), slice(4, 9)):
-        assert_picked(batch[index], graphs[index])
-        assert_picked(batch.index_select(index), graphs[index])
+    for stretch in (slice(None, None, -1), slice(-3, -1), slice(3, None, -2), slice(4, 9)):
+        assert_picked(batch[stretch], graphs[stretch])
+        assert_picked(batch.index_select(stretch), graphs[stretch])
     for chosen in ([-1, -4, 2], (-2, 0), range(-2, 1), [-2], []):
         wanted = [graphs[i] for i in chosen]
         made = torch.tensor(list(chosen), dtype=torch.long)
@@ -495,8 +495,8 @@ def test_every_way_of_picking_networks_of_a_batch(name: str) -> None:
             assert_picked(batch[several], wanted)
             assert_picked(batch.index_select(several), wanted)
     mask = [True, False, False, True]
-    for several in (mask, np.array(mask), torch.tensor(mask)):
-        assert_picked(batch[several], [graphs[0], graphs[3]])
+    for given in (mask, np.array(mask), torch.tensor(mask)):
+        assert_picked(batch[given], [graphs[0], graphs[3]])
     assert torch.equal(batch["y"], torch.arange(4.0))
 
 
