@@ -404,6 +404,9 @@ def test_command_line_reads_tied_weights_under_one_key(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "2.weight = 4.weight" in shown.output
     assert CliRunner().invoke(app, ["check", str(tmp_path / "once.safetensors"), *options]).exit_code == 0
+    described = json.loads(CliRunner().invoke(app, ["info", str(tmp_path / "once.safetensors"), *options, "--json"]).stdout)
+    assert {param["name"]: param.get("aliases") for param in described["params"]}["2.bias"] == ["4.bias"]
+    assert "aliases" not in described["params"][0]
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     save_file({**state, "4.weight": state["4.weight"] + 1}, tmp_path / "two.safetensors")
     refused = CliRunner().invoke(app, ["info", str(tmp_path / "two.safetensors"), *options])
@@ -454,6 +457,8 @@ def test_functional_call_of_many_tied_networks_and_their_gradients(name: str) ->
     net, x = net.double(), x.double()
     thetas = space.sample(3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     outputs = vmap(lambda theta: called(net, space.unflatten(theta), x))(thetas)
+    with pytest.raises(ValueError, match="multiple values for keys"):  # each key gets an object of its own
+        vmap(lambda state: called(net, state, x))(space.unflatten(thetas))
     # The gradient of a tied weight is the sum over its uses, as in the module itself.
     gradients = torch.func.vmap(torch.func.grad(lambda theta: called(net, space.unflatten(theta), x).square().sum()))(thetas)
     for theta, output, gradient in zip(thetas, outputs, gradients, strict=True):

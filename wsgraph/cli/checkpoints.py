@@ -74,7 +74,10 @@ def _described(space: WeightSpace) -> dict[str, Any]:
         for group in space.groups
     ]
     layers = [{"name": layer.name, "operator": layer.operator, "from": layer.sources, "to": layer.target} for layer in space.layers]
-    params = [{"name": param.name, "shape": param.shape, "moved": space.is_moved(param)} for param in space.params]
+    params = [
+        {"name": param.name, "shape": param.shape, "moved": space.is_moved(param), **({"aliases": param.aliases} if param.aliases else {})}
+        for param in space.params
+    ]
     about = {"space": repr(space), "parameters": space.num_params, "digest": space.digest, "share_with_symmetry": space.coverage}
     return {**about, "groups": groups, "layers": layers, "params": params}
 

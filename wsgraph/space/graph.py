@@ -82,6 +82,8 @@ class ParameterGraph(Data):
     Within a batch of one space the edges lie network by network, then layer by layer, target neuron and source neuron, so that
     :meth:`blocks` is a view of ``edge_attr`` and ``x``.
 
+    ``batch[i]`` is the graph of one network, counted from the end where ``i`` is negative; slices, positions and boolean masks give lists.
+
     It is PyG's ``Data``: whatever works on that (loaders, ``Batch``, layers, samplers, explainers, ``torch.save``) works on it, and a batch
     that PyG collates equals the one that :meth:`WeightSpace.batch` builds at once. Transforms that add attributes or columns, or change
     values, leave a graph that every model reads. Models that read dense blocks refuse one whose nodes or edges were added, removed or
