@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,17 @@ def test_spaces_without_tied_weights_keep_their_text_and_digest() -> None:
     assert WeightSpace.mlp([2, 3, 1]).digest == "f7c96cec4fdf92af"
     assert WeightSpace.cnn([1, 4], [3], "tanh").digest == "47c9793686600fd7"
     assert "aliases" not in WeightSpace.mlp([2, 3, 1]).to_json()
+
+
+def test_spaces_pickled_before_there_were_aliases_are_read() -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    old = copy.deepcopy(space)
+    for param in old.params:
+        del param.__dict__["aliases"]
+    back = pickle.loads(pickle.dumps(old))
+    assert back == space
+    assert hash(back) == hash(space)
+    assert back.to_json() == space.to_json()
 
 
 # == State dicts with one key, with both, with values that differ ==
