@@ -74,7 +74,10 @@ def _described(space: WeightSpace) -> dict[str, Any]:
         for group in space.groups
     ]
     layers = [{"name": layer.name, "operator": layer.operator, "from": layer.sources, "to": layer.target} for layer in space.layers]
-    params = [{"name": param.name, "shape": param.shape, "moved": space.is_moved(param)} for param in space.params]
+    params = [
+        {"name": param.name, "shape": param.shape, "moved": space.is_moved(param), **({"aliases": param.aliases} if param.aliases else {})}
+        for param in space.params
+    ]
     about = {"space": repr(space), "parameters": space.num_params, "digest": space.digest, "share_with_symmetry": space.coverage}
     return {**about, "groups": groups, "layers": layers, "params": params}
 
@@ -165,6 +168,7 @@ def open_network(checkpoint: Path, activation: str | None, module: str | None, i
     import torch
 
     from wsgraph import from_state_dict, load_checkpoint, load_onnx
+    from wsgraph.convert.tracing.tying import tie_state
 
     if checkpoint.suffix.lower() == ".onnx":
         if module is not None or activation is not None:
@@ -187,7 +191,7 @@ def open_network(checkpoint: Path, activation: str | None, module: str | None, i
         raise ValueError("--activation is for weights without --module; a module has its own.")
     network = _make_module(module)
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(tie_state(network, state))
     except RuntimeError as error:
         raise ValueError(f"The weights of {str(checkpoint)!r} are not those of {module!r}: {error}") from None
     generator = torch.Generator().manual_seed(0)

@@ -473,8 +473,10 @@ def _state_dicts(dataset: ZooDataset) -> Iterator[tuple[int, dict[str, Tensor]]]
             if not torch.equal(space.flatten(tensors).to(dtype), thetas):
                 # Weights that moved since they were stored as, say, bfloat16 may need more digits than that.
                 tensors = space._views(thetas)
+            # Files hold tied weights under all their keys, as load_state_dict wants them, and safetensors no memory twice.
+            tied = {alias for param in space.params for alias in param.aliases}
             for i, number in enumerate(part.tolist()):
-                yield number, {key: tensor[i] for key, tensor in tensors.items()}
+                yield number, {key: tensor[i].clone() if key in tied else tensor[i] for key, tensor in tensors.items()}
 
 
 def export_zoo(

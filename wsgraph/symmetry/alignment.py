@@ -475,7 +475,7 @@ class _AnswerAlignment(_Alignment):
         for scale in self.places.scales:
             found = [similarity for (_, name), similarity in self.similarity.items() if name == scale]
             if self.symmetry(scale)[1] and found:
-                agreement = sum(similarity.diagonal(dim1=1, dim2=2) for similarity in found)
+                agreement = torch.stack([similarity.diagonal(dim1=1, dim2=2) for similarity in found]).sum(0)
                 self.scale(scale, torch.where(agreement < 0, -1.0, 1.0).to(agreement))
         self.sign = False
         # Factors of least distance, from what they are and from those that give the weights the reference's balance.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from wsgraph.convert.tracing.lowering import Lowering, lower
-from wsgraph.convert.tracing.tracer import check_module, export, interpret
+from wsgraph.convert.tracing.tracer import check_module, export, interpret, saved_names
+from wsgraph.convert.tracing.tying import tied_keys
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import SpaceMismatchError, WeightSpace
 from wsgraph.space.weight_space import flat_dtype
@@ -37,8 +38,9 @@ class TracedAnswers:
         self.program, self.inputs, self.space, self.samples = export(module, inputs), inputs, space, samples
         scope = Scope()
         self.values: dict[Any, Value] = {}
-        state = module.state_dict()
-        values = interpret(self.program, scope, self.values)
+        self.keys = tied_keys(module)
+        state = {name: tensor for name, tensor in module.state_dict().items() if self.keys[name] == name}
+        values = interpret(self.program, scope, self.keys, self.values)
         self.lowering = Lowering(scope)
         groups, params, _ = lower(scope, values, state, flat_dtype(state.values()), self.lowering)
         if (groups, tuple((param.name, param.axes) for param in params)) != (space.groups, tuple((p.name, p.axes) for p in space.params)):
@@ -94,7 +96,7 @@ class _Runner(torch.fx.Interpreter):
         """What the program is called with: parameters, buffers and constants by name, and the inputs."""
         program = self.answers.program
         signature = program.graph_signature
-        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        names = saved_names(program, self.answers.keys)
         inputs = iter(tree_leaves(self.answers.inputs))
         arguments = []
         for node in program.graph.nodes:
