@@ -178,6 +178,16 @@ class _Program:
         self.lowest_cast: torch.dtype | None = None
         self.outermost = program.graph
         self._read(program.graph, given)
+        self.operators: dict[int, list[_Step]] = {}
+        for step in self.steps:
+            for owner in {id(self.modules.get(path)) for path in step.paths} if step.operator != "output" else ():
+                self.operators.setdefault(owner, []).append(step)
+        self.placeholders: dict[int, list[_Step]] = {}
+        for step, name in self.names.items():
+            self.placeholders.setdefault(id(self.tensors[name]), []).append(step)
+        self.memory: dict[int, list[str]] = {}
+        for name, tensor in self.tensors.items():
+            self.memory.setdefault(_memory(tensor), []).append(name)
 
     def _read(self, graph: Any, given: dict[Any, Any]) -> dict[Any, Any]:
         """Add the steps of a graph whose placeholders are given; returns all of its results."""
@@ -246,8 +256,7 @@ class _Program:
 
     def steps_in(self, module: nn.Module | None) -> list[_Step]:
         """All operators that belong to a module or those within it."""
-        operators = [step for step in self.steps if step.operator != "output"]
-        return [step for step in operators if any(self.modules.get(path) is module for path in step.paths)]
+        return self.operators.get(id(module), [])
 
     def why_unread(self, module: nn.Module) -> str:
         """Why a norm has no operator of its own in the program."""
@@ -270,8 +279,8 @@ class _Program:
         statistics = {key: self.state_name(arguments[key], f"{key.replace(chr(95), chr(32))} of the norm") for key in _OF_NORMS}
         for key, entry in (("weight", "gain"), ("bias", "bias"), *((key, key.replace("_", " ")) for key in _OF_NORMS[2:])):
             self.check_readers(statistics[key], f"its {entry}", {norm})
-        for text, own in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
-            self.check_readers(next(n for n, t in self.tensors.items() if t is own), f"its {text}", {norm})
+        for text, _ in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+            self.check_readers(f"{norm.paths[-1]}.{text}".lstrip("."), f"its {text}", {norm})
         rest = self.rest(norm, owner)
         steps = [norm]
         source = arguments["input"]
@@ -339,8 +348,7 @@ class _Program:
 
     def readers(self, tensor: Tensor) -> list[_Step]:
         """All operators that read a parameter or buffer, whatever it is called, once for each time."""
-        placeholders = [placeholder for placeholder, name in self.names.items() if self.tensors[name] is tensor]
-        return [step for placeholder in placeholders for step, _ in placeholder.readers]
+        return [step for placeholder in self.placeholders.get(id(tensor), []) for step, _ in placeholder.readers]
 
     def check_readers(self, name: str | None, text: str, allowed: set[_Step]) -> None:
         """A tensor must be read by one operator alone, once, whatever it is called."""
@@ -354,8 +362,8 @@ class _Program:
             raise _StaysError(f"{text} is read twice, by {_listed(readers[:1])}")
         if type(tensor) not in (Tensor, nn.Parameter):
             raise _StaysError(f"{text} is no plain tensor ({type(tensor).__name__})")
-        shared = [other for other, one in self.tensors.items() if one is not tensor and _memory(one) == _memory(tensor) != 0]
-        if shared:
+        shared = [other for other in self.memory[_memory(tensor)] if self.tensors[other] is not tensor]
+        if shared and _memory(tensor):
             raise _StaysError(f"{text} lies in the same memory as {shared[0]!r}")
 
     def is_same(self, step: Any) -> bool:
@@ -453,11 +461,11 @@ class _Fold:
     groups: int
 
     @torch.no_grad()
-    def apply(self, module: nn.Module) -> None:
-        """Fold the norm of a module.
+    def weights(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """The weight and the bias of a module's layer after folding.
 
         Raises:
-            _StaysError: If the weights' dtype cannot hold the result; the module is as it was.
+            _StaysError: If their dtype cannot hold them.
         """
         weight, bias = _tensor(module, self.weight), _tensor(module, self.bias)
         gain, shift, mean, variance = (
@@ -477,7 +485,14 @@ class _Fold:
             exact = exact * factor.view(-1, *[1] * (exact.ndim - 1))
         moved = -mean if bias is None else bias.detach().to("cpu", torch.float64) - mean
         moved = moved * factor + (0 if shift is None else shift)
-        new_weight, new_bias = _cast(exact, weight), _cast(moved, weight if bias is None else bias)
+        return _cast(exact, weight), _cast(moved, weight if bias is None else bias)
+
+    @torch.no_grad()
+    def apply(self, module: nn.Module) -> None:
+        """Fold the norm of a module."""
+        weight, bias = _tensor(module, self.weight), _tensor(module, self.bias)
+        new_weight, new_bias = self.weights(module)
+        assert weight is not None
         weight.data = torch.empty_like(weight).copy_(new_weight)
         if bias is None:
             made = nn.Parameter(new_bias.to(weight.device), requires_grad=weight.requires_grad)
@@ -534,7 +549,7 @@ class _Comparison:
         chosen: list[_Fold] = []
         for fold in folds:
             try:
-                fold.apply(copied(self.module))
+                fold.weights(self.module)
             except _StaysError as error:
                 kept[fold.norm] = str(error)
             else:
