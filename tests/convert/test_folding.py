@@ -86,6 +86,29 @@ def without_gradient(net: Any, x: Tensor) -> Tensor:
     return torch.relu(y)
 
 
+class ConvNorm(nn.Conv2d):
+    """A convolution that holds its norm, as detection networks write it."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 6, 3, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, self.weight, self.bias))
+
+
+class Bare(nn.Module):
+    """A convolution that is a function call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.shift = nn.Parameter(torch.ones(6, 3, 2, 2)), nn.Parameter(torch.zeros(6))
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, self.kernel, self.shift))
+
+
 class Twice(nn.Module):
     """Modules that are registered in two places."""
 
@@ -121,6 +144,8 @@ FOLDED: dict[str, tuple[nn.Module, Tensor]] = {
         image(),
     ),
     "nested outputs": (block(lambda net, x: {"a": (net.norm(net.conv(x)), [x.sum()]), "b": None}), image()),
+    "norm inside": (nn.Sequential(ConvNorm(), nn.ReLU()), image()),
+    "function of parameters": (Bare(), image()),
     "registered twice": (Twice(), image()),
 }
 
@@ -321,6 +346,13 @@ STAYS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
         {"1": "it normalises another axis than that of the layer's outputs"},
     ),
     "function of the parent": (Parent, image(), {"mean": "it is a call of batch_norm in the module itself, which does more"}),
+    "function of a norm's parameters": (
+        lambda: block(
+            lambda net, x: F.batch_norm(net.conv(x), net.norm.running_mean, net.norm.running_var, net.norm.weight, net.norm.bias)
+        ),
+        image(),
+        {"norm": "it is a call of batch_norm in the module itself, which does more than that"},
+    ),
     "sums and products": (lambda: nn.Sequential(conv(), Frozen()), image(), {"1": "it normalises in its own way, by aten.add in '1'"}),
     "statistics of the batch": (
         lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, track_running_stats=False)),

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from wsgraph.convert.tracing.tracer import INLINE, bind, check_module, copied, export, first_line, operator_name, paths_of
+from wsgraph.convert.tracing.tracer import INLINE, TraceError, bind, check_module, copied, export, first_line, operator_name, paths_of
 
 __all__ = ["BatchNormFolding", "FoldingWarning", "fold_batchnorm"]
 
@@ -24,8 +25,9 @@ class BatchNormFolding:
     """What became of one batch norm of a module, an entry of ``fold_batchnorm(module, ...).batchnorm_folding``.
 
     Args:
-        norm: Path of the norm in the module; for a call of ``torch.nn.functional.batch_norm``, the name of its running mean.
-        layer: Path of the layer that the norm was folded into, ``None`` where the norm stays.
+        norm: Path of the norm in the module; for a function call, the module or the name of its running mean.
+        layer: Path of the layer that the norm was folded into (for a function call, the name of its weight), ``None`` where the norm
+            stays.
         reason: Why the norm stays, ``None`` where it was folded.
 
     Example:
@@ -101,7 +103,7 @@ def fold_batchnorm(module: nn.Module, *example_inputs: Any) -> nn.Module:
     """
     check_module(module)
     reader = copied(module)  # running a module may change it
-    program = _Program(export(reader, example_inputs), module)
+    program = _Program(export(reader, example_inputs), module, example_inputs)
     found = program.norms()
     folds = [fold for fold in found.values() if isinstance(fold, _Fold)]
     if folds:
@@ -157,14 +159,15 @@ _SAME = {"contiguous", "clone", "alias"}
 _SAME_UNLESS_TRAINED = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _CASTS = {"to", "_to_copy", "type_as"}
 _LAYERS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-# Modules that pass a bias on when they are given one, by the methods that do so.
+# Modules that add a bias when they are given one.
 _TAKE_A_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class _Program:
     """A recorded program beside the module that it was recorded of."""
 
-    def __init__(self, program: Any, module: nn.Module) -> None:
+    def __init__(self, program: Any, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.inputs = inputs
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = {
             **dict(module.named_parameters(remove_duplicate=False)),
@@ -237,6 +240,7 @@ class _Program:
             if step.operator == "batch_norm":
                 known.add(id(self.module_at(step)))
                 name = self.name(step)
+                known.add(id(self.modules.get(name)))
                 if name not in found:
                     try:
                         found[name] = self.fold(step, name)
@@ -250,9 +254,10 @@ class _Program:
     def name(self, norm: _Step) -> str:
         """The path of the module that does nothing but call the norm, or the name of the norm's running mean."""
         mean = self.names.get(norm.arguments["running_mean"])
-        path = norm.paths[-1]
-        own = mean is None or mean == f"{path}.running_mean".lstrip(".") or self.steps_in(self.module_at(norm)) == [norm]
-        return path if own or mean is None else mean
+        if mean is None or self.steps_in(self.module_at(norm)) == [norm]:
+            return norm.paths[-1]
+        path = mean.rpartition(".")[0]
+        return path if mean == f"{path}.running_mean".lstrip(".") and _is_norm(self.modules[path]) else mean
 
     def steps_in(self, module: nn.Module | None) -> list[_Step]:
         """All operators that belong to a module or those within it."""
@@ -299,7 +304,10 @@ class _Program:
         assert weight is not None
         self.check_readers(weight, "the layer's weight", {source})
         self.check_readers(bias, "the layer's bias", {source})
-        layer = self.bias_owner(source, weight) if bias is None else weight.rpartition(".")[0]
+        path = weight.rpartition(".")[0]
+        layer = path if weight == f"{path}.weight".lstrip(".") else weight
+        if bias is None:
+            self.check_bias(source, path)
         if source.value.dtype != norm.value.dtype:
             raise _StaysError(f"the layer returns {source.value.dtype}, the norm {norm.value.dtype}")
         groups = int(source.arguments.get("groups") or 1)
@@ -393,16 +401,41 @@ class _Program:
                 path = next(path for path, other in self.modules.items() if other is module)
                 raise _StaysError(f"{_quoted(path)} has hooks, which would see other values")
 
-    def bias_owner(self, layer: _Step, weight: str) -> str:
-        """The path of a layer that has no bias and adds one when it is given it."""
-        path = weight.rpartition(".")[0]
+    def check_bias(self, layer: _Step, path: str) -> None:
+        """A layer without a bias must add one when it is given it."""
         module = self.modules[path]
-        methods = [getattr(type(module), name, None) for name in ("forward", "_conv_forward")]
-        plain = any(methods == [getattr(known, name, None) for name in ("forward", "_conv_forward")] for known in _TAKE_A_BIAS)
-        replaced = {"forward", "_conv_forward"} & set(vars(module))
-        if self.module_at(layer) is not module or not plain or replaced or getattr(module, "bias", self) is not None:
+        known = isinstance(module, _TAKE_A_BIAS) and module.bias is None and self.module_at(layer) is module
+        if not known or not (_is_plain(module) or path in self.bias_takers):
             raise _StaysError(f"{layer} takes no bias, and {type(module).__name__} is not known to pass one on")
-        return path
+
+    @cached_property
+    def bias_takers(self) -> set[str]:
+        """Layers with forward functions of their own and no bias that read one when they are given it."""
+        reader = copied(self.modules[""])
+        layers = {path: layer for path, layer in reader.named_modules() if isinstance(layer, _TAKE_A_BIAS) and layer.bias is None}
+        layers = {path: layer for path, layer in layers.items() if not _is_plain(layer)}
+        for layer in layers.values():
+            size = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            layer.register_parameter("bias", nn.Parameter(layer.weight.new_zeros(size), requires_grad=False))
+        try:
+            program = _Program(export(copied(reader), self.inputs), reader, self.inputs)
+        except TraceError:
+            return set()
+        found = set()
+        for path, layer in layers.items():
+            steps = program.readers(layer.bias) if layer.bias is not None else []
+            if len(steps) == 1 and steps[0].operator in _LAYERS:
+                weight = steps[0].arguments["weight"]
+                if weight in program.names and program.tensors[program.names[weight]] is layer.weight:
+                    found.add(path)
+        return found
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module runs as torch's own layers do."""
+    methods = [getattr(type(module), name, None) for name in ("forward", "_conv_forward")]
+    plain = any(methods == [getattr(known, name, None) for name in ("forward", "_conv_forward")] for known in _TAKE_A_BIAS)
+    return plain and not {"forward", "_conv_forward"} & set(vars(module))
 
 
 _OF_NORMS = ("weight", "bias", "running_mean", "running_var")
