@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wsgraph import WeightSpace
+    from wsgraph.convert import BatchNormFolding
 
 __all__ = ["Activation", "Inputs", "Module", "open_network"]
 
@@ -33,7 +35,7 @@ Module = Annotated[
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="Shape of an input of the module, such as 1x3x224x224; repeat it for several.")
 ]
-Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first.")]
+Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first, and say which stay.")]
 
 
 @app.command()
@@ -56,8 +58,9 @@ def info(
     with explained():
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
     if as_json:
-        print_json(_described(network.space))
+        print_json(_described(network.space) | network.folding_data())
         return
+    network.print_folding()
     typer.echo(network.space.summary())
     typer.echo("\n".join(network.space.report().splitlines()[1:]))
 
@@ -101,6 +104,7 @@ def convert(
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
         graph = network.space.graph(network.theta)
         save_graph(graph, output)
+    network.print_folding()
     typer.echo(f"{graph!r}: {output}")
 
 
@@ -124,10 +128,12 @@ def check(
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
         difference, moved = network.difference(scale, seed)
     if as_json:
-        print_json({"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance})
+        result = {"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance}
+        print_json(result | network.folding_data())
         if not difference <= tolerance:
             raise typer.Exit(1)
         return
+    network.print_folding()
     typer.echo(f"{network.space!r}")
     typer.echo(f"{100 * moved:.1f} % of the weights moved; largest relative difference of an output: {difference:.1e}")
     if not difference <= tolerance:
@@ -142,6 +148,18 @@ class _Network(NamedTuple):
     theta: Tensor
     module: nn.Module | None
     inputs: tuple[Tensor, ...]
+    folding: tuple[BatchNormFolding, ...] | None = None
+
+    def folding_data(self) -> dict[str, Any]:
+        """What became of every batch norm, for programs, where they were to be folded."""
+        return {} if self.folding is None else {"batch_norms": [asdict(entry) for entry in self.folding]}
+
+    def print_folding(self) -> None:
+        """Say how many batch norms were folded, and which stay and why."""
+        if self.folding is not None:
+            stay = [entry for entry in self.folding if entry.layer is None]
+            lines = [f"{len(self.folding) - len(stay)} of {len(self.folding)} batch norms folded", *map(str, stay)]
+            typer.echo("\n  ".join(lines))
 
     def difference(self, scale: float, seed: int) -> tuple[float, float]:
         """Largest relative difference of the outputs under a random group element, and the share of weights that it moves."""
@@ -205,11 +223,13 @@ def _traced(network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: b
     from wsgraph import fold_batchnorm as fold
     from wsgraph import trace
 
-    if fold_batchnorm:
-        network = fold(network, *arguments)
+    folding: Any = None
     with working("Tracing the network"):
+        if fold_batchnorm:
+            network = fold(network, *arguments)
+            folding = network.batchnorm_folding
         space = trace(network, *arguments)
-    return _Network(space, space.flatten(network.state_dict()), network, arguments)
+    return _Network(space, space.flatten(network.state_dict()), network, arguments, folding)
 
 
 def _shape(text: str) -> list[int]:
