@@ -173,7 +173,7 @@ def recalibrated(module: nn.Module, images: Tensor) -> nn.Module:
     for part in result.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.reset_running_stats()
-            part.momentum = None  # averages over batches
+            part.momentum = None  # which averages over batches
     with torch.no_grad():
         for batch in images.split(256):
             result(batch)
@@ -199,10 +199,10 @@ def between(make: Callable[[], nn.Module], data: ClassificationData, pairs: int,
         for name in METHODS:
             plain, anew = [], []
             for share in shares:
-                middle = copy.deepcopy(first)
-                middle.load_state_dict(space.unflatten(torch.lerp(one, moved[name], share)[0]))
-                plain.append(accuracy(middle, data))
-                anew.append(accuracy(recalibrated(middle, data.images), data) if has_norms else float("nan"))
+                blend = copy.deepcopy(first)
+                blend.load_state_dict(space.unflatten(torch.lerp(one, moved[name], share)[0]))
+                plain.append(accuracy(blend, data))
+                anew.append(accuracy(recalibrated(blend, data.images), data) if has_norms else float("nan"))
             curves.setdefault(name, []).append(plain)
             if has_norms:
                 curves.setdefault(name + RECALIBRATED, []).append(anew)

@@ -2,11 +2,11 @@
 # PyTorch Geometric 2.8.1 (torch 2.13.0): a negative index into a Batch of graphs returns a mixture of two of them.
 #
 # A Batch of four graphs with 1, 2, 3 and 4 nodes, whose nodes, edges and targets carry the number of their graph, is
-# asked for batch[-2]. A list would give graph 2. What comes back has the nodes and the edges' offset of graph 3, and
-# the target of graph 2. batch[-1] raises "narrow(): length must be non-negative".
+# asked for batch[-2]. A list would give graph 2. What comes back has the nodes and the target of graph 3, and edges
+# shifted as for graph 2: from node 3 to node 6, of four nodes. batch[-1] raises "narrow(): length must be non-negative".
 #
 # Seen:
-#   batch[-2]: x [3, 3, 3, 3], edge_index [3, 6], y [2]
+#   batch[-2]: x [3, 3, 3, 3], edge_index [3, 6], y [3]
 #   batch[2]:  x [2, 2, 2], edge_index [0, 2], y [2]
 #   batch[-1]: RuntimeError
 set -euo pipefail
@@ -32,6 +32,6 @@ except RuntimeError as error:
     print(f"batch[-1]: RuntimeError ({str(error).splitlines()[0]})")
 PYTHON
 "$folder/env/bin/python" "$folder/run.py" | tee "$folder/seen"
-grep -qxF 'batch[-2]: x [3, 3, 3, 3], edge_index [3, 6], y [2]' "$folder/seen"
+grep -qxF 'batch[-2]: x [3, 3, 3, 3], edge_index [3, 6], y [3]' "$folder/seen"
 grep -qxF 'batch[2]: x [2, 2, 2], edge_index [0, 2], y [2]' "$folder/seen"
 grep -q '^batch\[-1\]: RuntimeError' "$folder/seen"
