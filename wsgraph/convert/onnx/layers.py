@@ -1,0 +1,619 @@
+"""Operators of ONNX with weights, norms, poolings and resizing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsgraph.convert.onnx.nodes import Floats, Ints, Statistic, UnsupportedError, register
+
+# == Products ==
+
+
+def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float, beta: float, transA: int, transB: int) -> Tensor:
+    a = a.T if transA else a
+    if alpha == beta == 1 and transB and (c is None or c.ndim == 1):
+        return F.linear(a, b, c)
+    product = a @ (b.T if transB else b)
+    product = product if alpha == 1 else alpha * product
+    return product if c is None else product + (c if beta == 1 else beta * c)
+
+
+def _gemm_before(
+    a: Tensor, b: Tensor, c: Tensor, *, alpha: float, beta: float, transA: int, transB: int, broadcast: int
+) -> Tensor:
+    result = _gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
+    if not broadcast and c.shape != result.shape:
+        raise UnsupportedError("a summand of another shape without its attribute broadcast is not supported.")
+    return result
+
+
+def _einsum(*tensors: Tensor, equation: str) -> Tensor:
+    return torch.einsum(equation, *tensors)
+
+
+register("Gemm", (7, 9, 11, 13), _gemm)
+register("Gemm", (1, 6), _gemm_before)
+register("MatMul", (1, 9, 13), lambda a, b: torch.matmul(a, b))
+register("Einsum", (12, 28), _einsum)
+register("Det", (11, 22), lambda x: torch.linalg.det(x))
+
+
+# == Windows ==
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Where a kernel is put: its size, steps and gaps, and what is added to each side of the tensor."""
+
+    kernel: list[int]
+    strides: list[int]
+    dilations: list[int]
+    low: list[int]
+    high: list[int]
+
+    @property
+    def even(self) -> bool:
+        return self.low == self.high
+
+    @property
+    def around(self) -> list[int]:
+        return [side for pair in reversed(list(zip(self.low, self.high, strict=True))) for side in pair]
+
+
+def _windows(
+    x: Tensor,
+    kernel: Sequence[int],
+    strides: Sequence[int] | None,
+    dilations: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    auto_pad: str,
+) -> _Windows:
+    dimensions = len(kernel)
+    if x.ndim != dimensions + 2:
+        raise UnsupportedError(f"a kernel of shape {list(kernel)} on a tensor of shape {list(x.shape)} is not supported.")
+    strides, dilations = list(strides or [1] * dimensions), list(dilations or [1] * dimensions)
+    pads = list(pads or [0] * 2 * dimensions)
+    if auto_pad != "NOTSET" and any(pads):
+        raise UnsupportedError(f"its attributes auto_pad = {auto_pad} and pads = {pads} together are not supported.")
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        total = [
+            max((math.ceil(size / stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+            for size, stride, k, dilation in zip(x.shape[2:], strides, kernel, dilations, strict=True)
+        ]
+        pads = _sides(total, upper=auto_pad == "SAME_UPPER")
+    elif auto_pad not in ("NOTSET", "VALID"):
+        raise UnsupportedError(f"its attribute auto_pad = {auto_pad} is not supported.")
+    if min(pads, default=0) < 0:
+        raise UnsupportedError(f"its attribute pads = {pads} is not supported.")
+    return _Windows(list(kernel), strides, dilations, pads[:dimensions], pads[dimensions:])
+
+
+def _sides(total: Sequence[int], *, upper: bool) -> list[int]:
+    """Padding of both sides; of an odd number, the larger half lies above or below."""
+    small, large = [size // 2 for size in total], [size - size // 2 for size in total]
+    return [*small, *large] if upper else [*large, *small]
+
+
+def _check_kernel(weight: Tensor, kernel_shape: Sequence[int] | None) -> None:
+    if kernel_shape and list(kernel_shape) != list(weight.shape[2:]):
+        raise UnsupportedError(f"its attribute kernel_shape = {list(kernel_shape)} for weights of shape {list(weight.shape)} is not supported.")
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str,
+    dilations: list[int] | None,
+    group: int,
+    kernel_shape: list[int] | None,
+    pads: list[int] | None,
+    strides: list[int] | None,
+) -> Tensor:
+    _check_kernel(weight, kernel_shape)
+    w = _windows(x, weight.shape[2:], strides, dilations, pads, auto_pad)
+    x, padding = (x, w.low) if w.even else (F.pad(x, w.around), 0)
+    function: Callable[..., Tensor] = _by_dimension(F.conv1d, F.conv2d, F.conv3d)(len(w.kernel))
+    return function(x, weight, bias, stride=w.strides, padding=padding, dilation=w.dilations, groups=group)
+
+
+def _by_dimension(*functions: Callable[..., Tensor]) -> Callable[[int], Callable[..., Tensor]]:
+    def choose(dimensions: int) -> Callable[..., Tensor]:
+        if not 1 <= dimensions <= len(functions):
+            raise UnsupportedError(f"{dimensions} dimensions beside batch and channels are not supported.")
+        return functions[dimensions - 1]
+
+    return choose
+
+
+def _conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str,
+    dilations: list[int] | None,
+    group: int,
+    kernel_shape: list[int] | None,
+    output_padding: list[int] | None,
+    output_shape: list[int] | None,
+    pads: list[int] | None,
+    strides: list[int] | None,
+) -> Tensor:
+    _check_kernel(weight, kernel_shape)
+    dimensions = weight.ndim - 2
+    function = _by_dimension(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)(dimensions)
+    strides, dilations = list(strides or [1] * dimensions), list(dilations or [1] * dimensions)
+    more, pads = list(output_padding or [0] * dimensions), list(pads or [0] * 2 * dimensions)
+    reach = [(k - 1) * dilation for k, dilation in zip(weight.shape[2:], dilations, strict=True)]
+    if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise UnsupportedError(f"its attribute auto_pad = {auto_pad} is not supported.")
+    if auto_pad != "NOTSET" and any(pads):
+        raise UnsupportedError(f"its attributes auto_pad = {auto_pad} and pads = {pads} together are not supported.")
+    if output_shape or auto_pad.startswith("SAME"):
+        wanted = list(output_shape or [size * stride for size, stride in zip(x.shape[2:], strides, strict=True)])[-dimensions:]
+        whole = [s * (size - 1) + e + r + 1 for s, size, e, r in zip(strides, x.shape[2:], more, reach, strict=True)]
+        total = [size - want for size, want in zip(whole, wanted, strict=True)]
+        more = [extra + max(-size, 0) for extra, size in zip(more, total, strict=True)]
+        pads = _sides([max(size, 0) for size in total], upper=auto_pad == "SAME_UPPER")
+    if min(pads, default=0) < 0 or any(e >= max(s, d) for e, s, d in zip(more, strides, dilations, strict=True)):
+        raise UnsupportedError(f"pads = {pads} with output_padding = {more} is not supported.")
+    low, high = pads[:dimensions], pads[dimensions:]
+    even = low == high and all(side <= far for side, far in zip(low, reach, strict=True))
+    padding = low if even else [0] * dimensions
+    result = function(x, weight, bias, stride=strides, padding=padding, output_padding=more, groups=group, dilation=dilations)
+    return result if even else F.pad(result, [-side for pair in reversed(list(zip(low, high, strict=True))) for side in pair])
+
+
+def _conv_transpose_before(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str,
+    dilations: list[int] | None,
+    group: int,
+    kernel_shape: list[int] | None,
+    output_padding: list[int] | None,
+    output_shape: list[int] | None,
+    pads: list[int] | None,
+    strides: list[int] | None,
+) -> Tensor:
+    if output_shape or auto_pad.startswith("SAME"):
+        raise UnsupportedError("its attributes output_shape and auto_pad are not supported before operator set 11, which changed their meaning.")
+    return _conv_transpose(
+        x,
+        weight,
+        bias,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        kernel_shape=kernel_shape,
+        output_padding=output_padding,
+        output_shape=None,
+        pads=pads,
+        strides=strides,
+    )
+
+
+register("Conv", (1, 11, 22), _conv)
+register("ConvTranspose", (11, 22), _conv_transpose)
+register("ConvTranspose", (1,), _conv_transpose_before)
+
+
+# == Poolings ==
+
+
+def _pooled_windows(
+    x: Tensor,
+    kernel: Sequence[int],
+    strides: Sequence[int] | None,
+    dilations: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    auto_pad: str,
+    ceil_mode: int | None,
+) -> _Windows:
+    """Windows for poolings: what lies above is as much as the windows reach, no more and no less."""
+    w = _windows(x, kernel, strides, dilations, pads, auto_pad)
+    high = []
+    for size, k, stride, dilation, below, above in zip(x.shape[2:], w.kernel, w.strides, w.dilations, w.low, w.high, strict=True):
+        reach = (k - 1) * dilation + 1
+        steps = (size + below + above - reach) / stride
+        count = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
+        if ceil_mode and (count - 1) * stride >= size + below:
+            count -= 1  # windows that start in the padding above are left out
+        high.append((count - 1) * stride + reach - size - below)
+    return _Windows(w.kernel, w.strides, w.dilations, w.low, high)
+
+
+def _native(x: Tensor, w: _Windows, pads_above: Sequence[int]) -> bool:
+    """Whether PyTorch's own poolings put these windows."""
+    room = all(2 * side <= k for side, k in zip(w.low, w.kernel, strict=True))
+    return room and all(side <= above for side, above in zip(w.high, pads_above, strict=True)) and list(w.low) == list(pads_above)
+
+
+def _max_pool(
+    x: Tensor,
+    *,
+    auto_pad: str,
+    ceil_mode: int | None,
+    dilations: list[int] | None,
+    kernel_shape: list[int],
+    pads: list[int] | None,
+    storage_order: int | None,  # of a second result, which is refused
+    strides: list[int] | None,
+) -> Tensor:
+    w = _windows(x, kernel_shape, strides, dilations, pads, auto_pad)
+    exact = _pooled_windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    function = _by_dimension(F.max_pool1d, F.max_pool2d, F.max_pool3d)(len(w.kernel))
+    dtype = x.dtype
+    if not x.is_floating_point():
+        if dtype not in (torch.uint8, torch.int8):
+            raise UnsupportedError(f"tensors of type {dtype} are not supported.")
+        x = x.float()
+    if _native(x, exact, w.high):
+        return function(x, w.kernel, stride=w.strides, padding=w.low, dilation=w.dilations).to(dtype)
+    padded = F.pad(x, exact.around, value=-math.inf)
+    return function(padded, w.kernel, stride=w.strides, dilation=w.dilations).to(dtype)
+
+
+def _average_pool(
+    x: Tensor,
+    *,
+    auto_pad: str,
+    ceil_mode: int | None,
+    count_include_pad: int | None,
+    dilations: list[int] | None,
+    kernel_shape: list[int],
+    pads: list[int] | None,
+    strides: list[int] | None,
+) -> Tensor:
+    w = _windows(x, kernel_shape, strides, dilations, pads, auto_pad)
+    exact = _pooled_windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    if _native(x, exact, w.high) and set(w.dilations) <= {1}:
+        function = _by_dimension(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)(len(w.kernel))
+        return function(x, w.kernel, stride=w.strides, padding=w.low, count_include_pad=bool(count_include_pad))
+    counted = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype, device=x.device)
+    if count_include_pad:
+        counted = F.pad(counted, w.around, value=1.0)
+        beyond = [side for pair in reversed(list(zip(w.high, exact.high, strict=True))) for side in (0, pair[1] - pair[0])]
+        counted = F.pad(counted, beyond)
+    else:
+        counted = F.pad(counted, exact.around)
+    return _window_sums(F.pad(x, exact.around), exact) / _window_sums(counted, exact)
+
+
+def _window_sums(x: Tensor, w: _Windows) -> Tensor:
+    """Sums over the windows of a tensor that is padded already."""
+    dimensions = len(w.kernel)
+    if set(w.dilations) <= {1}:
+        function = _by_dimension(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)(dimensions)
+        return function(x, w.kernel, stride=w.strides) * math.prod(w.kernel)
+    ones = torch.ones([x.shape[1], 1, *w.kernel], dtype=x.dtype, device=x.device)
+    return _by_dimension(F.conv1d, F.conv2d, F.conv3d)(dimensions)(x, ones, stride=w.strides, dilation=w.dilations, groups=x.shape[1])
+
+
+def _lp_pool(
+    x: Tensor,
+    *,
+    auto_pad: str,
+    ceil_mode: int | None,
+    dilations: list[int] | None,
+    kernel_shape: list[int],
+    p: int,
+    pads: list[int] | None,
+    strides: list[int] | None,
+) -> Tensor:
+    exact = _pooled_windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    return _window_sums(F.pad(x.abs() ** p, exact.around), exact) ** (1 / p)
+
+
+register("MaxPool", (1, 8, 10, 11, 12, 22), _max_pool)
+register("AveragePool", (1, 7, 10, 11, 19, 22), _average_pool)
+register("LpPool", (2, 11, 18, 22), _lp_pool)
+register("GlobalAveragePool", (1, 22), lambda x: x.mean(list(range(2, x.ndim)), keepdim=True))
+register("GlobalMaxPool", (1, 22), lambda x: x.amax(list(range(2, x.ndim)), keepdim=True))
+register("GlobalLpPool", (2, 22), lambda x, *, p: (x.abs() ** p).sum(list(range(2, x.ndim)), keepdim=True) ** (1 / p))
+
+
+# == Norms. Their running momentum is of training alone. ==
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Statistic, variance: Statistic, *, epsilon: float, momentum: float
+) -> Tensor:
+    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
+
+
+def _batch_norm_by_results(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Statistic, variance: Statistic, *, epsilon: float, momentum: float, results: int
+) -> Tensor:
+    if results > 1:
+        raise UnsupportedError("it has the results of training; export the module in evaluation mode.")
+    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
+
+
+def _batch_norm_by_test(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Statistic, variance: Statistic, *, epsilon: float, momentum: float, is_test: int
+) -> Tensor:
+    if not is_test:
+        raise UnsupportedError("it is in training mode (its attribute is_test is 0); export the module in evaluation mode.")
+    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
+
+
+def _layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, axis: int, epsilon: float, results: int
+) -> Tensor | tuple[Tensor, ...]:
+    if results > 1:
+        dims = list(range(axis % x.ndim, x.ndim))
+        mean = x.float().mean(dims, keepdim=True)
+        spread = (x.float().var(dims, correction=0, keepdim=True) + epsilon).rsqrt()
+        normalized = _layer_norm(x, weight, bias, axis=axis, epsilon=epsilon, results=1)
+        assert isinstance(normalized, Tensor)
+        return normalized, mean, spread
+    shape = x.shape[axis:]
+    if weight.shape == shape and (bias is None or bias.shape == shape):
+        return F.layer_norm(x, shape, weight, bias, epsilon)
+    normalized = F.layer_norm(x, shape, None, None, epsilon) * weight
+    return normalized if bias is None else normalized + bias
+
+
+def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, epsilon: float, num_groups: int) -> Tensor:
+    return F.group_norm(x, num_groups, weight, bias, epsilon)
+
+
+def _group_norm_by_groups(x: Tensor, weight: Tensor, bias: Tensor, *, epsilon: float, num_groups: int) -> Tensor:
+    """In operator set 18, gain and bias were those of groups."""
+    each = x.shape[1] // num_groups
+    if weight.shape != (num_groups,) or bias.shape != (num_groups,):
+        raise UnsupportedError(f"gains of shape {list(weight.shape)} for {num_groups} groups are not supported in operator set 18.")
+    return F.group_norm(x, num_groups, weight.repeat_interleave(each), bias.repeat_interleave(each), epsilon)
+
+
+def _local_response(x: Tensor, *, alpha: float, beta: float, bias: float, size: int) -> Tensor:
+    squares = F.pad((x * x).flatten(2).unsqueeze(1), (0, 0, (size - 1) // 2, size - 1 - (size - 1) // 2))
+    total = F.avg_pool2d(squares, (size, 1), stride=1).squeeze(1).reshape(x.shape)
+    return x / (bias + alpha * total) ** beta
+
+
+register("BatchNormalization", (14, 15), _batch_norm)
+register("BatchNormalization", (7, 9), _batch_norm_by_results, results=None)
+register("BatchNormalization", (1, 6), _batch_norm_by_test)
+register("LayerNormalization", (17,), _layer_norm, results=3)
+register("InstanceNormalization", (1, 6, 22), lambda x, w, b, *, epsilon: F.instance_norm(x, weight=w, bias=b, eps=epsilon))
+register("GroupNormalization", (21,), _group_norm)
+register("GroupNormalization", (18,), _group_norm_by_groups)
+register("LRN", (1, 13), _local_response)
+
+
+# == Resizing ==
+
+
+@dataclass(frozen=True)
+class _Coordinates:
+    """How the entries along one dimension are placed over those before."""
+
+    mode: str
+    size: int
+    new: int
+    scale: float
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __call__(self) -> np.ndarray:
+        x = np.arange(self.new, dtype=np.float64)
+        width = self.scale * self.size
+        if self.mode in ("align_corners", "tf_crop_and_resize") and not math.isclose(width, self.new, rel_tol=1e-6):
+            raise UnsupportedError(
+                f"its attribute coordinate_transformation_mode = {self.mode} with scales that give no whole sizes is not supported "
+                "(ONNX's text and its tests disagree about it)."
+            )
+        if self.mode == "align_corners":
+            return x * (self.size - 1) / (self.new - 1) if self.new > 1 else x
+        if self.mode == "tf_crop_and_resize":
+            span = (self.stop - self.start) * (self.size - 1)
+            middle = np.full_like(x, 0.5 * (self.start + self.stop) * (self.size - 1))
+            return self.start * (self.size - 1) + x * span / (self.new - 1) if self.new > 1 else middle
+        if self.mode == "asymmetric":
+            return x / self.scale
+        if self.mode == "tf_half_pixel_for_nn":
+            return (x + 0.5) / self.scale
+        if self.mode == "pytorch_half_pixel" and self.new == 1:
+            return np.zeros(1)
+        if self.mode in ("half_pixel", "pytorch_half_pixel"):
+            return (x + 0.5) / self.scale - 0.5
+        if self.mode == "half_pixel_symmetric":
+            return self.size / 2 * (1 - self.new / width) + (x + 0.5) / self.scale - 0.5
+        raise UnsupportedError(f"its attribute coordinate_transformation_mode = {self.mode} is not supported.")
+
+
+_ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
+def _triangle(x: np.ndarray, a: float) -> np.ndarray:
+    return np.clip(1 - np.abs(x), 0, None)
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    x = np.abs(x)
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))
+
+
+def _resizing_matrix(at: np.ndarray, size: int, kernel: str, scale: float, a: float, *, antialias: bool, exclude: bool) -> np.ndarray:
+    """How much each entry before counts in each entry after, ``[new, size]``."""
+    squeeze = min(scale, 1.0) if antialias else 1.0
+    radius = {"linear": 1, "cubic": 2}[kernel] / squeeze
+    reach = math.ceil(radius)
+    near = np.floor(at).astype(int)[:, None] + np.arange(-reach, reach + 1)
+    counts = {"linear": _triangle, "cubic": _cubic}[kernel]((near - at[:, None]) * squeeze, a)
+    inside = (near >= 0) & (near < size)
+    if exclude:
+        counts = np.where(inside, counts, 0.0)
+    if exclude or antialias:
+        total = counts.sum(1, keepdims=True)
+        counts = counts / np.where(total == 0, 1.0, total)
+    matrix = np.zeros((len(at), size))
+    np.add.at(matrix, (np.arange(len(at))[:, None], near.clip(0, size - 1)), counts)
+    return matrix
+
+
+def _whole_multiples(x: Tensor, dims: Sequence[int], new: Sequence[int]) -> bool:
+    return all(size % x.shape[dim] == 0 for dim, size in zip(dims, new, strict=True))
+
+
+def _interpolated(
+    x: Tensor, dims: Sequence[int], new: Sequence[int], scales: Sequence[float], mode: str, coordinates: str, rounding: str
+) -> Tensor | None:
+    """The same by PyTorch's own function, of which more symmetries are known; ``None`` where that is another one."""
+    if list(dims) != list(range(2, x.ndim)) or x.ndim not in (3, 4, 5) or not x.is_floating_point():
+        return None
+    exact = all(math.isclose(s * x.shape[d], n, rel_tol=1e-9) for s, d, n in zip(scales, dims, new, strict=True))
+    if mode == "nearest":
+        floor = coordinates == "asymmetric" and rounding == "floor" and exact
+        # Whole multiples are alike in all ways of rounding that do not prefer the next entry.
+        if floor or (coordinates in ("half_pixel", "half_pixel_symmetric") and rounding.startswith("round") and _whole_multiples(x, dims, new)):
+            return F.interpolate(x, size=list(new), mode="nearest")
+        return None
+    names = {"linear": ("linear", "bilinear", "trilinear")[x.ndim - 3], "cubic": "bicubic" if x.ndim == 4 else ""}
+    if not exact or not names[mode] or coordinates not in ("align_corners", "half_pixel") or min(new, default=0) < 2:
+        return None
+    return F.interpolate(x, size=list(new), mode=names[mode], align_corners=coordinates == "align_corners")
+
+
+def _resize(
+    x: Tensor,
+    roi: Floats | None = None,
+    scales: Floats | None = None,
+    sizes: Ints | None = None,
+    *,
+    antialias: int | None,
+    axes: list[int] | None,
+    coordinate_transformation_mode: str,
+    cubic_coeff_a: float,
+    exclude_outside: int,
+    extrapolation_value: float,
+    keep_aspect_ratio_policy: str | None,
+    mode: str,
+    nearest_mode: str,
+) -> Tensor:
+    dims = [axis % x.ndim for axis in axes] if axes else list(range(x.ndim))
+    if bool(scales) == bool(sizes) or len(scales or sizes or []) != len(dims):
+        raise UnsupportedError("anything but one scale, or one size, for each dimension is not supported.")
+    before = [x.shape[dim] for dim in dims]
+    if sizes:
+        factors = [new / old for new, old in zip(sizes, before, strict=True)]
+        new = sizes
+        if keep_aspect_ratio_policy not in (None, "stretch"):
+            choose = {"not_larger": min, "not_smaller": max}.get(str(keep_aspect_ratio_policy))
+            if choose is None:
+                raise UnsupportedError(f"its attribute keep_aspect_ratio_policy = {keep_aspect_ratio_policy} is not supported.")
+            factors = [choose(factors)] * len(dims)
+            new = [math.floor(factor * old + 0.5) for factor, old in zip(factors, before, strict=True)]
+    else:
+        factors = list(scales or [])
+        new = []
+    crop = coordinate_transformation_mode == "tf_crop_and_resize"
+    if crop and len(roi or []) != 2 * len(dims):
+        raise UnsupportedError("its attribute coordinate_transformation_mode = tf_crop_and_resize without a roi is not supported.")
+    regions = list(zip(roi[: len(dims)], roi[len(dims) :], strict=True)) if crop and roi else [(0.0, 1.0)] * len(dims)
+    if not sizes:
+        spans = [stop - start if crop else 1.0 for start, stop in regions]
+        new = [_whole(old * span * factor) for old, span, factor in zip(before, spans, factors, strict=True)]
+    moved = [i for i in range(len(dims)) if new[i] != before[i] or factors[i] != 1 or regions[i] != (0.0, 1.0)]
+    if mode == "nearest" and antialias:
+        raise UnsupportedError("its attribute antialias with mode = nearest is not supported.")
+    if mode not in ("nearest", "linear", "cubic"):
+        raise UnsupportedError(f"its attribute mode = {mode} is not supported.")
+    if not antialias and not exclude_outside and (mode != "cubic" or cubic_coeff_a == -0.75):
+        by_torch = _interpolated(
+            x,
+            [dims[i] for i in moved],
+            [new[i] for i in moved],
+            [factors[i] for i in moved],
+            mode,
+            coordinate_transformation_mode,
+            nearest_mode,
+        )
+        if by_torch is not None:
+            return by_torch
+    dtype = x.dtype
+    for i in moved:
+        at = _Coordinates(coordinate_transformation_mode, before[i], new[i], factors[i], *regions[i])()
+        if mode == "nearest":
+            if nearest_mode not in _ROUNDINGS:
+                raise UnsupportedError(f"its attribute nearest_mode = {nearest_mode} is not supported.")
+            index = _ROUNDINGS[nearest_mode](at).astype(int).clip(0, before[i] - 1)
+            x = x.index_select(dims[i], torch.tensor(index, device=x.device))
+        else:
+            if not x.is_floating_point():
+                raise UnsupportedError("whole numbers are not supported.")
+            matrix = _resizing_matrix(
+                at, before[i], mode, factors[i], cubic_coeff_a, antialias=bool(antialias), exclude=bool(exclude_outside)
+            )
+            weights = torch.tensor(matrix, dtype=x.dtype, device=x.device)
+            x = torch.matmul(x.movedim(dims[i], -1), weights.T).movedim(-1, dims[i])
+        if crop and ((at < 0) | (at > before[i] - 1)).any():
+            outside = torch.tensor((at < 0) | (at > before[i] - 1), device=x.device).reshape([-1] + [1] * (x.ndim - dims[i] - 1))
+            x = torch.where(outside, torch.tensor(extrapolation_value, dtype=x.dtype, device=x.device), x)
+    return x.to(dtype)
+
+
+def _whole(size: float) -> int:
+    """The size below, where scales in single precision fall short of a whole one by rounding alone."""
+    return round(size) if math.isclose(size, round(size), rel_tol=1e-6) else math.floor(size)
+
+
+def _upsample(x: Tensor, factors: list[float], mode: str) -> Tensor:
+    """Before operator set 11: coordinates from the first entry, the entry before."""
+    if mode not in ("nearest", "linear"):
+        raise UnsupportedError(f"its attribute mode = {mode} is not supported.")
+    if mode == "nearest" and any(s < 1 and not math.isclose(1 / s, round(1 / s), rel_tol=1e-6) for s in factors):
+        raise UnsupportedError("nearest entries with scales below 1 are not supported before operator set 11 (how they round is not said).")
+    return _resize(
+        x,
+        None,
+        factors,
+        None,
+        antialias=0,
+        axes=None,
+        coordinate_transformation_mode="asymmetric",
+        cubic_coeff_a=-0.75,
+        exclude_outside=0,
+        extrapolation_value=0.0,
+        keep_aspect_ratio_policy=None,
+        mode=mode,
+        nearest_mode="floor",
+    )
+
+
+def _upsample_by_input(x: Tensor, scales: Floats, *, mode: str) -> Tensor:
+    return _upsample(x, scales, mode)
+
+
+register("Resize", (11, 13, 18, 19), _resize)
+register("Resize", (10,), _upsample_by_input)
+register("Upsample", (9,), _upsample_by_input)
+register("Upsample", (7,), lambda x, *, mode, scales: _upsample(x, scales, mode))
+
+
+def _grid_sample(x: Tensor, grid: Tensor, *, align_corners: int, mode: str, padding_mode: str) -> Tensor:
+    names = {"linear": "bilinear", "cubic": "bicubic"}
+    return F.grid_sample(x, grid, mode=names.get(mode, mode), padding_mode=padding_mode, align_corners=bool(align_corners))
+
+
+register("GridSample", (16, 20, 22), _grid_sample)

@@ -1,0 +1,316 @@
+"""ONNX files as modules that can be traced."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsgraph.convert.checkpoint import CheckpointError
+from wsgraph.convert.onnx.graph import Graph, Input, read_graph
+from wsgraph.convert.onnx.nodes import _WEIGHTS, Step, UnsupportedError, to_array, to_tensor
+from wsgraph.convert.tracing.tracer import first_line
+
+__all__ = ["OnnxModule", "OnnxWarning", "load_onnx"]
+
+_SHAPES_KEPT = 16  # shapes of inputs for which what follows from them is kept
+
+
+class OnnxWarning(UserWarning):
+    """What was decided in reading an ONNX file that leaves it open: sizes of inputs, names of weights; or that it holds no weights.
+
+    Example:
+        >>> import warnings
+        >>> warnings.filterwarnings("ignore", category=OnnxWarning)  # doctest: +SKIP
+    """
+
+
+def load_onnx(path: str | os.PathLike[str], shapes: Sequence[Sequence[int]] = ()) -> OnnxModule:
+    """Read a network in the ONNX format as a module with the file's weights, to trace like any other.
+
+    The floating point tensors of the file, initializers and constants alike, are its parameters (statistics of batch norms its buffers),
+    under the names that they have there; numbers without dimensions, and what says how an operator works, are constants. Weights that are
+    stored quantized are parameters as they are dequantized. Nothing in a file is left out: an operator, an attribute, a result or a version
+    of an operator without an equal here is refused by name.
+
+    Args:
+        path: An ``.onnx`` file.
+        shapes: Shapes of the inputs (default: those in the file, with 2 for every size that it leaves open). The module runs on other sizes
+            too where the file leaves them open.
+
+    Returns:
+        A module in evaluation mode; ``example_inputs`` holds random inputs.
+
+    Raises:
+        ImportError: If the package ``onnx`` is not installed.
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is no ONNX model, has anything that has no equal here, or does not run on the shapes.
+
+    Warns:
+        OnnxWarning: If the file leaves sizes open, has names that no state dict can have, or holds no weights.
+
+    Example:
+        >>> module = load_onnx("model.onnx")                          # doctest: +SKIP
+        >>> space = wsgraph.trace(module, *module.example_inputs)     # doctest: +SKIP
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ImportError("Reading ONNX files needs the package onnx: pip install 'wsgraph[onnx]'.") from None
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(str(path))
+    except Exception as error:  # protobuf's, onnx's and the file system's own
+        raise CheckpointError(f"{str(path)!r} is not a complete ONNX model: {first_line(error)}") from error
+    try:
+        graph = read_graph(model, shapes)
+    except UnsupportedError as error:
+        advice = "" if "shapes" in str(error) else " Trace the module that it was exported from, with wsgraph.trace."
+        raise CheckpointError(f"{str(path)!r} {str(error).rstrip('.')}.{advice}") from error
+    except Exception as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+    module = OnnxModule(graph, str(path))
+    for message in module._remarks(given=bool(shapes)):
+        warnings.warn(f"{str(path)!r} {message}", OnnxWarning, stacklevel=2)
+    return module
+
+
+class OnnxModule(nn.Module):
+    """The operators of an ONNX graph, run by PyTorch; what depends on shapes alone is computed once for every shape of the inputs.
+
+    A module that was moved to another floating point type computes in that type throughout: constants and casts of the file follow.
+
+    Args:
+        graph: What :func:`~wsgraph.convert.onnx.graph.read_graph` returned.
+        path: The file, for messages.
+    """
+
+    def __init__(self, graph: Graph, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self._inputs = graph.inputs
+        self._outputs = graph.outputs
+        self._keys: dict[str, str] = {}
+        self._filed: dict[str, torch.dtype] = {}
+        self._constants: dict[str, np.ndarray] = {}
+        self._steps = graph.steps
+        self._fixed: set[str] = set()  # results that are known once the shapes of the inputs are
+        self._by_shapes: dict[tuple[tuple[int, ...], ...], dict[str, Any]] = {}
+        self.example_inputs = tuple(_example(given) for given in graph.inputs)
+        settings = _settings(graph.steps)
+        statistics = {name for step in graph.steps for i, name in enumerate(step.sources) if step.operator.kind(i) == "statistic"}
+        self._constants.update(graph.constants)
+        for name, array in graph.tensors.items():
+            if _is_weight(array) and name not in settings:
+                self._register(name, to_tensor(array), buffer=name in statistics)
+            else:
+                self._constants[name] = array
+        self.eval()
+        self._fold(settings)
+        self._run_first(graph)
+
+    def _register(self, name: str, tensor: Tensor, *, buffer: bool = False) -> None:
+        """Register a weight under its own name, in modules within modules where it has dots, or under one like it that is free."""
+        path = name.split(".")
+        if not all(path) or not _is_free(self, path):
+            path = [name.replace(".", "_") or "weight"]
+            while not _is_free(self, path):
+                path[0] += "_"
+        owner: nn.Module = self
+        for part in path[:-1]:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        if buffer:
+            owner.register_buffer(path[-1], tensor)
+        else:
+            owner.register_parameter(path[-1], nn.Parameter(tensor, requires_grad=False))
+        self._keys[name] = ".".join(path)
+        self._filed[name] = tensor.dtype
+
+    def _fold(self, settings: Collection[str]) -> None:
+        """Compute what is known without the inputs, and find out what is known with their shapes."""
+        left = []
+        for step in self._steps:
+            sources = [name for name in step.sources if name]
+            known = not step.operator.by_shape and all(name in self._constants for name in sources)
+            if known:
+                results = [to_array(result) for result in self._run(step, {**self._constants}, None, None)]
+                for name, result in zip(step.targets, results, strict=False):
+                    if step.operator.holds_weights and _is_weight(result) and name not in settings:
+                        self._register(name, to_tensor(result))
+                    else:
+                        self._constants[name] = result
+                continue
+            if step.operator.by_shape or all(name in self._constants or name in self._fixed for name in sources):
+                self._fixed.update(name for name in step.targets if name)
+            left.append(step)
+        self._steps = left
+        read = {name for step in left for name in step.sources} | set(self._outputs)
+        self._constants = {name: value for name, value in self._constants.items() if name in read}
+
+    def _run_first(self, graph: Graph) -> None:
+        """Run the network once, and compare every value with what ONNX's own inference says of it."""
+        self._by_shapes = {}
+        values: dict[str, Any] = {}
+        with torch.no_grad():
+            try:
+                self._through(self.example_inputs, values)
+            except CheckpointError as error:
+                shapes = ", ".join(f"{given.name} {list(given.shape)}" for given in graph.inputs)
+                raise CheckpointError(f"{error} It was run on inputs of the shapes {shapes or 'none'} (whole numbers as 0); choose others with shapes=.") from error
+        for step in self._steps:
+            for name in step.targets:
+                dtype, sizes = graph.inferred.get(name, (None, None))
+                value = values.get(name)
+                if value is None:
+                    continue
+                value = to_tensor(value)
+                wrong = dtype is not None and value.dtype != dtype
+                wrong |= sizes is not None and (len(sizes) != value.ndim or any(s not in (None, n) for s, n in zip(sizes, value.shape, strict=True)))
+                if wrong:
+                    expected = [("?" if size is None else size) for size in sizes] if sizes is not None else "any shape"
+                    raise CheckpointError(
+                        f"The operator {step.label} of {self._path!r} cannot be run: it gives {value.dtype} {list(value.shape)} for {name!r}, "
+                        f"where ONNX's own inference says {dtype} {expected}."
+                    )
+
+    def _remarks(self, *, given: bool) -> list[str]:
+        """What the file left open, and how it was decided."""
+        remarks = []
+        opened = [text for entry in self._inputs for text in entry.opened]
+        if opened and not given:
+            shapes = ", ".join(str(entry.shape) for entry in self._inputs)
+            remarks.append(f"leaves sizes of its inputs open, fixed at loading: {'; '.join(opened)}. Choose them with shapes=[{shapes}].")
+        changed = [
+            f"{entry.name!r} of {list(entry.declared)} as {list(entry.shape)}"
+            for entry in self._inputs
+            if any(isinstance(size, int) and size != fixed for size, fixed in zip(entry.declared, entry.shape, strict=True))
+        ]
+        if changed:
+            remarks.append(f"fixes sizes that 'shapes' changed: {'; '.join(changed)}. What it computes for these sizes is not said in the file.")
+        renamed = [f"{name!r} is {key!r}" for name, key in self._keys.items() if name != key]
+        if renamed:
+            remarks.append(f"has weights whose names are taken, or cannot be keys of a state dict: {', '.join(renamed)}.")
+        if not self._keys:
+            remarks.append("holds no weights: its module computes a function, of which there is nothing to trace.")
+        return remarks
+
+    def _weights(self) -> tuple[dict[str, Tensor], torch.dtype | None]:
+        """The weights by their names in the file, and the floating point type that they were moved to, if they were."""
+        weights = {}
+        for name, key in self._keys.items():
+            path, _, last = key.rpartition(".")
+            weights[name] = getattr(self.get_submodule(path), last)
+        now = [tensor.dtype for tensor in weights.values()]
+        if now == list(self._filed.values()):
+            return weights, None
+        working = now[0]
+        for dtype in now:
+            working = torch.promote_types(working, dtype)
+        return weights, working
+
+    def _through(self, inputs: Sequence[Tensor], values: dict[str, Any]) -> None:
+        """Compute all values, and keep those that follow from the shapes of the inputs."""
+        weights, working = self._weights()
+        device = next((tensor.device for tensor in (*inputs, *weights.values())), None)
+        shapes = tuple(tuple(int(size) for size in x.shape) for x in inputs)
+        kept = self._by_shapes.get(shapes)
+        if kept is None and self._fixed and torch.compiler.is_exporting():
+            raise RuntimeError("Run the module once on inputs of these shapes before it is exported: what follows from shapes is not known yet.")
+        values.update(self._constants)
+        values.update(weights)
+        values.update(zip((given.name for given in self._inputs), inputs, strict=True))
+        fixed: dict[str, Any] = {}
+        for step in self._steps:
+            if kept is not None and step.targets[0] in kept:
+                values.update((name, kept[name]) for name in step.targets if name)
+                continue
+            results = self._run(step, values, working, device)
+            if any(name in self._fixed for name in step.targets):
+                results = [to_array(result) for result in results]
+                fixed.update(zip(step.targets, results, strict=False))
+            values.update(zip(step.targets, results, strict=False))
+        if kept is None and self._fixed:
+            while len(self._by_shapes) >= _SHAPES_KEPT:
+                del self._by_shapes[next(iter(self._by_shapes))]
+            self._by_shapes[shapes] = fixed
+
+    def _run(self, step: Step, values: dict[str, Any], working: torch.dtype | None, device: torch.device | None) -> list[Any]:
+        try:
+            return step.run(values, working, device)
+        except Exception as error:
+            if torch.compiler.is_exporting():
+                raise
+            raise CheckpointError(f"The operator {step.label} of {self._path!r} cannot be run: {first_line(error)}") from error
+
+    def forward(self, *inputs: Tensor) -> Any:
+        self._check(inputs)
+        values: dict[str, Any] = {}
+        self._through(inputs, values)
+        working = self._weights()[1]
+        outputs = tuple(to_tensor(values[name], working) for name in self._outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _check(self, inputs: Sequence[Tensor]) -> None:
+        names = ", ".join(given.name for given in self._inputs)
+        if len(inputs) != len(self._inputs):
+            raise ValueError(f"Expected the inputs {names} of {self._path!r} (got {len(inputs)} tensors).")
+        for given, x in zip(self._inputs, inputs, strict=True):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"Expected the input {given.name!r} of {self._path!r} as a tensor (got {type(x).__name__}).")
+            if x.is_floating_point() != given.dtype.is_floating_point or (x.dtype == torch.bool) != (given.dtype == torch.bool):
+                raise ValueError(f"Expected the input {given.name!r} of {self._path!r} in the type {given.dtype} (got {x.dtype}).")
+            free = [given.declared[i] != size and not isinstance(given.declared[i], int) for i, size in enumerate(given.shape)]
+            if x.ndim != len(given.shape) or any(n != size and not open_ for n, size, open_ in zip(x.shape, given.shape, free, strict=True)):
+                wanted = [size if not open_ else given.declared[i] or "any" for i, (size, open_) in enumerate(zip(given.shape, free, strict=True))]
+                raise ValueError(
+                    f"Expected the input {given.name!r} of {self._path!r} in the shape {wanted} (got {list(x.shape)}); the file fixes it. "
+                    f"Other sizes can be asked for with load_onnx(..., shapes=)."
+                )
+
+    def extra_repr(self) -> str:
+        count = sum(not set(step.targets) & self._fixed for step in self._steps)
+        return f"{self._path}, {count} operators"
+
+
+def _is_weight(array: np.ndarray) -> bool:
+    return array.ndim > 0 and getattr(torch, str(array.dtype)).is_floating_point
+
+
+def _settings(steps: Sequence[Step]) -> set[str]:
+    """Values that say how operators work, and all that these are made from: no weights."""
+    found: set[str] = set()
+    for step in reversed(steps):
+        if found & set(step.targets) and not step.operator.by_shape:
+            found.update(step.sources)
+        found.update(name for i, name in enumerate(step.sources) if step.operator.kind(i) not in _WEIGHTS)
+    return found
+
+
+_EMPTY = nn.Module()
+
+
+def _is_free(owner: nn.Module, path: Sequence[str]) -> bool:
+    """Whether a module can have a parameter under a path."""
+    for i, part in enumerate(path):
+        inner = owner._modules.get(part) if i < len(path) - 1 else None
+        if inner is None:
+            return not hasattr(owner, part) and not any(hasattr(_EMPTY, name) for name in path[i + 1 :])
+        owner = inner
+    return False
+
+
+def _example(given: Input) -> Tensor:
+    if given.dtype.is_floating_point:
+        return torch.randn(given.shape, generator=torch.Generator().manual_seed(0)).to(given.dtype)
+    return torch.zeros(given.shape, dtype=given.dtype)
