@@ -567,7 +567,11 @@ def test_mixed_dtypes_come_back() -> None:
     space = trace(net, tokens(), strict=True)
     back = space.unflatten(space.flatten(net.state_dict()))
     assert all(back[key].dtype == tensor.dtype and back[key].equal(tensor) for key, tensor in net.state_dict().items())
-    assert trace(nn.ReLU().eval(), tokens()).flatten({}).shape == (0,)
+
+
+def test_modules_without_parameters_are_refused() -> None:
+    with pytest.raises(TraceError, match="The module has no parameters: a weight space needs at least one floating point tensor"):
+        trace(nn.ReLU().eval(), tokens())
 
 
 def test_frequencies_and_slopes_are_kept_to_the_last_digit() -> None:

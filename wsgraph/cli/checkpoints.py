@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -186,12 +187,17 @@ def open_network(checkpoint: Path, activation: str | None, module: str | None, i
     import torch
 
     from wsgraph import from_state_dict, load_checkpoint, load_onnx
+    from wsgraph.convert.onnx import OnnxWarning
     from wsgraph.convert.tracing.tying import tie_state
 
     if checkpoint.suffix.lower() == ".onnx":
         if module is not None or activation is not None:
             raise ValueError("--module and --activation are for weights alone; an .onnx file holds the whole network.")
-        exported = load_onnx(checkpoint, [_shape(text) for text in inputs or ()])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", OnnxWarning)
+            exported = load_onnx(checkpoint, [_shape(text) for text in inputs or ()])
+        for warning in caught:
+            typer.secho(str(warning.message), err=True)
         return _traced(exported, exported.example_inputs, fold_batchnorm)
     state = load_checkpoint(checkpoint)
     if module is None:

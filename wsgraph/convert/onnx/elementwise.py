@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsgraph.convert.onnx.nodes import Ints, Operand, Scalar, Setting, UnsupportedError, dtypes, register, to_tensor
+from wsgraph.convert.onnx.nodes import Ints, Operand, Scalar, Setting, UnsupportedError, dtypes, register
 
 Function = Callable[..., Tensor]
 
@@ -274,7 +274,7 @@ def _dequantize(x: Tensor, scale: Setting, zero: Setting | None = None, *, axis:
 
 
 register("QuantizeLinear", (10, 13, 19, 21, 23, 24, 25, 28), _quantize)
-register("DequantizeLinear", (10, 13, 19, 21, 23, 24, 25, 28), _dequantize, holds_weights=True)
+register("DequantizeLinear", (10, 13, 19, 21, 23, 24, 25, 28), _dequantize)
 
 
 # == Over dimensions ==
@@ -443,4 +443,4 @@ def _dropout(x: Tensor, ratio: Scalar | None = None, training: Scalar | None = N
 register("Dropout", (1, 6), _tested_dropout)
 register("Dropout", (7, 10), _no_dropout)
 register("Dropout", (12, 13, 22), _dropout, results=2)
-register("Identity", (1, 13, 14, 16, 19, 21, 23, 24, 25), lambda x: to_tensor(x))
+register("Identity", (1, 13, 14, 16, 19, 21, 23, 24, 25), lambda x: x, is_view=True)

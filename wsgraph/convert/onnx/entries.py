@@ -50,13 +50,13 @@ def _unsqueeze_by_input(x: Tensor, axes: Ints) -> Tensor:
     return _unsqueeze(x, axes)
 
 
-register("Flatten", (1, 9, 11, 13, 21, 23, 24, 25), _flatten)
-register("Reshape", (5, 13, 14, 19, 21, 23, 24, 25), _reshape)
-register("Reshape", (1,), lambda x, *, shape: _reshape(x, shape, allowzero=0))
-register("Squeeze", (13, 21, 23, 24, 25), _squeeze_by_input)
-register("Squeeze", (1, 11), lambda x, *, axes: _squeeze(x, axes))
-register("Unsqueeze", (13, 21, 23, 24, 25), _unsqueeze_by_input)
-register("Unsqueeze", (1, 11), lambda x, *, axes: _unsqueeze(x, axes))
+register("Flatten", (1, 9, 11, 13, 21, 23, 24, 25), _flatten, is_view=True)
+register("Reshape", (5, 13, 14, 19, 21, 23, 24, 25), _reshape, is_view=True)
+register("Reshape", (1,), lambda x, *, shape: _reshape(x, shape, allowzero=0), is_view=True)
+register("Squeeze", (13, 21, 23, 24, 25), _squeeze_by_input, is_view=True)
+register("Squeeze", (1, 11), lambda x, *, axes: _squeeze(x, axes), is_view=True)
+register("Unsqueeze", (13, 21, 23, 24, 25), _unsqueeze_by_input, is_view=True)
+register("Unsqueeze", (1, 11), lambda x, *, axes: _unsqueeze(x, axes), is_view=True)
 register("Transpose", (1, 13, 21, 23, 24, 25), lambda x, *, perm: x.permute(list(reversed(range(x.ndim))) if perm is None else perm))
 
 

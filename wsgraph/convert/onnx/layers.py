@@ -226,6 +226,8 @@ def _pooled_windows(
     high = []
     for size, k, stride, dilation, below, above in zip(x.shape[2:], w.kernel, w.strides, w.dilations, w.low, w.high, strict=True):
         reach = (k - 1) * dilation + 1
+        if max(below, above) >= reach:
+            raise UnsupportedError(f"pads as large as the kernel, {w.low + w.high}, are not supported: windows would lie in them alone.")
         steps = (size + below + above - reach) / stride
         count = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
         if ceil_mode and (count - 1) * stride >= size + below:
@@ -370,14 +372,6 @@ def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, epsilon: float, num_
     return F.group_norm(x, num_groups, weight, bias, epsilon)
 
 
-def _group_norm_by_groups(x: Tensor, weight: Tensor, bias: Tensor, *, epsilon: float, num_groups: int) -> Tensor:
-    """In operator set 18, gain and bias were those of groups."""
-    each = x.shape[1] // num_groups
-    if weight.shape != (num_groups,) or bias.shape != (num_groups,):
-        raise UnsupportedError(f"gains of shape {list(weight.shape)} for {num_groups} groups are not supported in operator set 18.")
-    return F.group_norm(x, num_groups, weight.repeat_interleave(each), bias.repeat_interleave(each), epsilon)
-
-
 def _local_response(x: Tensor, *, alpha: float, beta: float, bias: float, size: int) -> Tensor:
     squares = F.pad((x * x).flatten(2).unsqueeze(1), (0, 0, (size - 1) // 2, size - 1 - (size - 1) // 2))
     total = F.avg_pool2d(squares, (size, 1), stride=1).squeeze(1).reshape(x.shape)
@@ -390,7 +384,6 @@ register("BatchNormalization", (1, 6), _batch_norm_by_test)
 register("LayerNormalization", (17,), _layer_norm, results=3)
 register("InstanceNormalization", (1, 6, 22), lambda x, w, b, *, epsilon: F.instance_norm(x, weight=w, bias=b, eps=epsilon))
 register("GroupNormalization", (21,), _group_norm)
-register("GroupNormalization", (18,), _group_norm_by_groups)
 register("LRN", (1, 13), _local_response)
 
 
@@ -407,6 +400,7 @@ class _Coordinates:
     scale: float
     start: float = 0.0
     stop: float = 1.0
+    is_plain: bool = True  # neither cubic nor without what lies outside
 
     def __call__(self) -> np.ndarray:
         x = np.arange(self.new, dtype=np.float64)
@@ -426,8 +420,13 @@ class _Coordinates:
             return x / self.scale
         if self.mode == "tf_half_pixel_for_nn":
             return (x + 0.5) / self.scale
-        if self.mode == "pytorch_half_pixel" and self.new == 1:
-            return np.zeros(1)
+        if self.mode == "pytorch_half_pixel" and self.new == 1 and self.size > 1:
+            if self.is_plain and math.isclose(width, 1, rel_tol=1e-6):
+                return np.zeros(1)
+            raise UnsupportedError(
+                "its attribute coordinate_transformation_mode = pytorch_half_pixel for one entry is not supported (ONNX's text, its tests "
+                "and PyTorch disagree about it)."
+            )
         if self.mode in ("half_pixel", "pytorch_half_pixel"):
             return (x + 0.5) / self.scale - 0.5
         if self.mode == "half_pixel_symmetric":
@@ -470,6 +469,18 @@ def _resizing_matrix(at: np.ndarray, size: int, kernel: str, scale: float, a: fl
     matrix = np.zeros((len(at), size))
     np.add.at(matrix, (np.arange(len(at))[:, None], near.clip(0, size - 1)), counts)
     return matrix
+
+
+def _settled(at: np.ndarray, *, whole_sizes: bool) -> np.ndarray:
+    """Coordinates whose halves are exact, since rounding depends on them."""
+    halves = np.round(2 * at) / 2
+    near = np.abs(at - halves) < 1e-5
+    if not whole_sizes and (near & (at != halves)).any():
+        raise UnsupportedError(
+            "nearest entries with these scales are not supported: some coordinates are halfway between entries but for rounding in "
+            "single precision, which runtimes settle differently."
+        )
+    return np.where(near, halves, at)
 
 
 def _whole_multiples(x: Tensor, dims: Sequence[int], new: Sequence[int]) -> bool:
@@ -535,8 +546,8 @@ def _resize(
         spans = [stop - start if crop else 1.0 for start, stop in regions]
         new = [_whole(old * span * factor) for old, span, factor in zip(before, spans, factors, strict=True)]
     moved = [i for i in range(len(dims)) if new[i] != before[i] or factors[i] != 1 or regions[i] != (0.0, 1.0)]
-    if mode == "nearest" and antialias:
-        raise UnsupportedError("its attribute antialias with mode = nearest is not supported.")
+    if mode == "nearest" and (antialias or exclude_outside):
+        raise UnsupportedError(f"its attribute {'antialias' if antialias else 'exclude_outside'} with mode = nearest is not supported.")
     if mode not in ("nearest", "linear", "cubic"):
         raise UnsupportedError(f"its attribute mode = {mode} is not supported.")
     if not antialias and not exclude_outside and (mode != "cubic" or cubic_coeff_a == -0.75):
@@ -553,11 +564,11 @@ def _resize(
             return by_torch
     dtype = x.dtype
     for i in moved:
-        at = _Coordinates(coordinate_transformation_mode, before[i], new[i], factors[i], *regions[i])()
+        at = _Coordinates(coordinate_transformation_mode, before[i], new[i], factors[i], *regions[i], mode != "cubic" and not exclude_outside)()
         if mode == "nearest":
             if nearest_mode not in _ROUNDINGS:
                 raise UnsupportedError(f"its attribute nearest_mode = {nearest_mode} is not supported.")
-            index = _ROUNDINGS[nearest_mode](at).astype(int).clip(0, before[i] - 1)
+            index = _ROUNDINGS[nearest_mode](_settled(at, whole_sizes=bool(sizes))).astype(int).clip(0, before[i] - 1)
             x = x.index_select(dims[i], torch.tensor(index, device=x.device))
         else:
             if not x.is_floating_point():

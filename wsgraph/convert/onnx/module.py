@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,25 +102,18 @@ class OnnxModule(nn.Module):
         self._outputs = graph.outputs
         self._keys: dict[str, str] = {}
         self._filed: dict[str, torch.dtype] = {}
+        self._renamed: dict[str, str] = {}
         self._constants: dict[str, np.ndarray] = {}
-        self._steps = graph.steps
+        self._steps: list[Step] = []
         self._fixed: set[str] = set()  # results that are known once the shapes of the inputs are
         self._by_shapes: dict[tuple[tuple[int, ...], ...], dict[str, Any]] = {}
         self.example_inputs = tuple(_example(given) for given in graph.inputs)
-        settings = _settings(graph.steps)
-        statistics = {name for step in graph.steps for i, name in enumerate(step.sources) if step.operator.kind(i) == "statistic"}
-        self._constants.update(graph.constants)
-        for name, array in graph.tensors.items():
-            if _is_weight(array) and name not in settings:
-                self._register(name, to_tensor(array), buffer=name in statistics)
-            else:
-                self._constants[name] = array
         self.eval()
-        self._fold(settings)
+        self._fold(graph)
         self._run_first(graph)
 
-    def _register(self, name: str, tensor: Tensor, *, buffer: bool = False) -> None:
-        """Register a weight under its own name, in modules within modules where it has dots, or under one like it that is free."""
+    def _register(self, value: str, name: str, tensor: Tensor, *, buffer: bool) -> None:
+        """Register a weight under its name, in modules within modules where it has dots, or under one like it that is free."""
         path = name.split(".")
         if not all(path) or not _is_free(self, path):
             path = [name.replace(".", "_") or "weight"]
@@ -134,29 +128,56 @@ class OnnxModule(nn.Module):
             owner.register_buffer(path[-1], tensor)
         else:
             owner.register_parameter(path[-1], nn.Parameter(tensor, requires_grad=False))
-        self._keys[name] = ".".join(path)
-        self._filed[name] = tensor.dtype
+        self._keys[value] = ".".join(path)
+        self._filed[value] = tensor.dtype
+        if name != self._keys[value]:
+            self._renamed[name] = self._keys[value]
 
-    def _fold(self, settings: Collection[str]) -> None:
-        """Compute what is known without the inputs, and find out what is known with their shapes."""
+    def _fold(self, graph: Graph) -> None:
+        """Compute what is known without the inputs, register the weights, and find out what is known with the inputs' shapes."""
+        settings = _settings(graph.steps)
+        readers = Counter(name for step in graph.steps for name in step.sources)
+        readers.update(self._outputs)
+        weights = {name: array for name, array in graph.tensors.items() if _is_weight(array) and name not in settings}
+        filed = {name: name for name in weights}  # names in the file, by names of values
+        constants = {**graph.constants, **{name: array for name, array in graph.tensors.items() if name not in weights}}
+        stored = {name for name, array in graph.tensors.items() if array.ndim}  # and what is made from them
         left = []
-        for step in self._steps:
+        for step in graph.steps:
             sources = [name for name in step.sources if name]
-            known = not step.operator.by_shape and all(name in self._constants for name in sources)
-            if known:
-                results = [to_array(result) for result in self._run(step, {**self._constants}, None, None)]
-                for name, result in zip(step.targets, results, strict=False):
-                    if step.operator.holds_weights and _is_weight(result) and name not in settings:
-                        self._register(name, to_tensor(result))
-                    else:
-                        self._constants[name] = result
-                continue
-            if step.operator.by_shape or all(name in self._constants or name in self._fixed for name in sources):
-                self._fixed.update(name for name in step.targets if name)
-            left.append(step)
+            if not step.operator.by_shape and all(name in constants for name in sources):
+                results = [to_array(result) for result in self._run(step, {**constants}, None, None)]
+                made = {name: result for name, result in zip(step.targets, results, strict=False) if name}
+                constants.update(made)
+                if any(name in stored and step.operator.kind(place) in _WEIGHTS for place, name in enumerate(step.sources)):
+                    stored.update(made)
+            elif self._is_viewed_weight(step, weights, constants, readers):
+                # Exporters store weights in other dimensions than those in which they are used, in which their neurons lie.
+                tensor = {step.sources[0]: to_tensor(weights.pop(step.sources[0]))}
+                (weights[step.targets[0]],) = (to_array(result) for result in self._run(step, {**constants, **tensor}, None, None))
+                filed[step.targets[0]] = filed.pop(step.sources[0])
+            else:
+                left.append(step)
         self._steps = left
+        # Weights may be stored as whole numbers, and computed from them.
+        for step in left:
+            for place, name in enumerate(step.sources):
+                if name in stored and name not in settings and step.operator.kind(place) in _WEIGHTS and _is_weight(constants.get(name)):
+                    weights[name], filed[name] = constants.pop(name), name
+        statistics = {name for step in left for i, name in enumerate(step.sources) if step.operator.kind(i) == "statistic"}
+        for name, array in weights.items():
+            self._register(name, filed[name], to_tensor(array), buffer=name in statistics)
         read = {name for step in left for name in step.sources} | set(self._outputs)
-        self._constants = {name: value for name, value in self._constants.items() if name in read}
+        self._constants = {name: value for name, value in constants.items() if name in read}
+        for step in left:
+            if step.operator.by_shape or all(name in self._constants or name in self._fixed for name in step.sources if name):
+                self._fixed.update(name for name in step.targets if name)
+
+    @staticmethod
+    def _is_viewed_weight(step: Step, weights: Collection[str], constants: Collection[str], readers: Mapping[str, int]) -> bool:
+        """Whether a step only gives a weight that nothing else reads other dimensions."""
+        first, *others = step.sources or [""]
+        return step.operator.is_view and first in weights and readers[first] == 1 and all(name in constants for name in others if name)
 
     def _run_first(self, graph: Graph) -> None:
         """Run the network once, and compare every value with what ONNX's own inference says of it."""
@@ -167,7 +188,7 @@ class OnnxModule(nn.Module):
                 self._through(self.example_inputs, values)
             except CheckpointError as error:
                 shapes = ", ".join(f"{given.name} {list(given.shape)}" for given in graph.inputs)
-                raise CheckpointError(f"{error} It was run on inputs of the shapes {shapes or 'none'} (whole numbers as 0); choose others with shapes=.") from error
+                raise CheckpointError(f"{error} It was run on inputs of the shapes {shapes or 'none'} (whole numbers as 0); choose others with shapes= (in the shell: --input).") from error
         for step in self._steps:
             for name in step.targets:
                 dtype, sizes = graph.inferred.get(name, (None, None))
@@ -190,7 +211,7 @@ class OnnxModule(nn.Module):
         opened = [text for entry in self._inputs for text in entry.opened]
         if opened and not given:
             shapes = ", ".join(str(entry.shape) for entry in self._inputs)
-            remarks.append(f"leaves sizes of its inputs open, fixed at loading: {'; '.join(opened)}. Choose them with shapes=[{shapes}].")
+            remarks.append(f"leaves sizes of its inputs open, fixed at loading: {'; '.join(opened)}. Choose them with shapes=[{shapes}] (in the shell: --input).")
         changed = [
             f"{entry.name!r} of {list(entry.declared)} as {list(entry.shape)}"
             for entry in self._inputs
@@ -198,7 +219,7 @@ class OnnxModule(nn.Module):
         ]
         if changed:
             remarks.append(f"fixes sizes that 'shapes' changed: {'; '.join(changed)}. What it computes for these sizes is not said in the file.")
-        renamed = [f"{name!r} is {key!r}" for name, key in self._keys.items() if name != key]
+        renamed = [f"{name!r} is {key!r}" for name, key in self._renamed.items()]
         if renamed:
             remarks.append(f"has weights whose names are taken, or cannot be keys of a state dict: {', '.join(renamed)}.")
         if not self._keys:
@@ -283,8 +304,8 @@ class OnnxModule(nn.Module):
         return f"{self._path}, {count} operators"
 
 
-def _is_weight(array: np.ndarray) -> bool:
-    return array.ndim > 0 and getattr(torch, str(array.dtype)).is_floating_point
+def _is_weight(array: np.ndarray | None) -> bool:
+    return array is not None and array.ndim > 0 and getattr(torch, str(array.dtype)).is_floating_point
 
 
 def _settings(steps: Sequence[Step]) -> set[str]:

@@ -75,7 +75,7 @@ class Operator:
             floating point type that the module was moved to.
         results: Number of results that it gives; ``None`` for any.
         by_shape: Whether its results follow from the shapes of its inputs.
-        holds_weights: Whether its results are weights where its inputs are stored in the file.
+        is_view: Whether it gives the entries of its first input in their order, in other dimensions.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Operator:
     context: frozenset[str]
     results: int | None = 1
     by_shape: bool = False
-    holds_weights: bool = False
+    is_view: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _find, (self.name, self.versions[0])
@@ -109,6 +109,8 @@ def same_meaning(name: str, first: int, second: int) -> bool:
     """Whether an operator means the same in two operator sets."""
     from onnx import defs
 
+    if name == "Constant":  # which is no step
+        return True
     versions = [defs.get_schema(name, operator_set, "").since_version for operator_set in (first, second)]
     return versions[0] == versions[1] or (_find(name, versions[0]) is _find(name, versions[1]) is not None)
 
@@ -120,7 +122,7 @@ def register(
     *,
     results: int | None = 1,
     by_shape: bool = False,
-    holds_weights: bool = False,
+    is_view: bool = False,
 ) -> None:
     """Enter an operator, or several with one meaning, into the table.
 
@@ -130,7 +132,7 @@ def register(
         function: See :class:`Operator`.
         results: Number of results that it gives; ``None`` for any.
         by_shape: Whether its results follow from the shapes of its inputs.
-        holds_weights: Whether its results are weights where its inputs are stored in the file.
+        is_view: Whether it gives the entries of its first input in their order, in other dimensions.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     inputs: list[str] = []
@@ -146,7 +148,7 @@ def register(
             inputs.append(kind)
     attributes, context = frozenset(keywords - _CONTEXT), frozenset(keywords & _CONTEXT)
     for name in names.split():
-        entry = Operator(name, tuple(versions), function, tuple(inputs), others, attributes, context, results, by_shape, holds_weights)
+        entry = Operator(name, tuple(versions), function, tuple(inputs), others, attributes, context, results, by_shape, is_view)
         OPERATORS.setdefault(name, []).append(entry)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from wsgraph.convert.tracing.layers import as_layers
@@ -74,8 +73,8 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         and why. A tensor that has several keys, such as a tied weight, is one parameter, with the further keys as ``aliases``.
 
     Raises:
-        TraceError: If the module is in training mode, lazy or on the meta device, does not run on the inputs, or cannot be exported; if
-            tensors share a part of their memory; with ``strict``, if an operator is unknown.
+        TraceError: If the module has no parameters, is in training mode, lazy or on the meta device, does not run on the inputs, or
+            cannot be exported; if tensors share a part of their memory; with ``strict``, if an operator is unknown.
 
     Example:
         >>> import torch
@@ -101,7 +100,9 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
     program = export(module, example_inputs)
     check_constants(module, program)
     whole, keys = module.state_dict(), tied_keys(module)
-    dtype = flat_dtype(whole.values()) if whole else torch.float32
+    if not any(tensor.is_floating_point() and tensor.numel() for tensor in whole.values()):
+        raise TraceError("The module has no parameters: a weight space needs at least one floating point tensor in its state dict.")
+    dtype = flat_dtype(whole.values())
     state = {name: tensor for name, tensor in whole.items() if keys[name] == name}
     if (layers := as_layers(program, state, dtype, keys)) is not None:
         return WeightSpace(layers[0], layers[1], _with_aliases(layers[2], keys))
