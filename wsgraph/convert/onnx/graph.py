@@ -76,7 +76,7 @@ def read_graph(model: Any, shapes: Sequence[Sequence[int]]) -> Graph:
     Raises:
         UnsupportedError: If the model has anything that would be left out; the message continues "the file ...".
     """
-    from onnx import inliner
+    from onnx import defs, inliner
 
     if model.functions:
         model = inliner.inline_local_functions(model)
@@ -84,6 +84,11 @@ def read_graph(model: Any, shapes: Sequence[Sequence[int]]) -> Graph:
     if not operator_set:
         foreign = next((f"{node.domain}.{node.op_type} ({node.name or node.output[0]})" for node in model.graph.node), "none")
         raise UnsupportedError(f"has an operator that wsgraph cannot read, {foreign}")
+    if operator_set > defs.onnx_opset_version():
+        raise UnsupportedError(
+            f"is of ONNX's operator set {operator_set}, and the installed package onnx knows those up to {defs.onnx_opset_version()}: "
+            "install a newer one"
+        )
     source = model.graph
     if source.sparse_initializer:
         raise UnsupportedError(f"has a sparse tensor, {source.sparse_initializer[0].values.name!r}, which wsgraph cannot read")

@@ -483,27 +483,15 @@ def _settled(at: np.ndarray, *, whole_sizes: bool) -> np.ndarray:
     return np.where(near, halves, at)
 
 
-def _whole_multiples(x: Tensor, dims: Sequence[int], new: Sequence[int]) -> bool:
-    return all(size % x.shape[dim] == 0 for dim, size in zip(dims, new, strict=True))
-
-
-def _interpolated(
-    x: Tensor, dims: Sequence[int], new: Sequence[int], scales: Sequence[float], mode: str, coordinates: str, rounding: str
-) -> Tensor | None:
-    """The same by PyTorch's own function, of which more symmetries are known; ``None`` where that is another one."""
-    if list(dims) != list(range(2, x.ndim)) or x.ndim not in (3, 4, 5) or not x.is_floating_point():
-        return None
+def _interpolated(x: Tensor, dims: Sequence[int], new: Sequence[int], scales: Sequence[float], mode: str, coordinates: str) -> Tensor | None:
+    """The same by PyTorch's own function, which is faster; ``None`` where that is another one (for nearest entries it rounds otherwise)."""
+    names = {"linear": {3: "linear", 4: "bilinear", 5: "trilinear"}, "cubic": {4: "bicubic"}}.get(mode, {})
     exact = all(math.isclose(s * x.shape[d], n, rel_tol=1e-9) for s, d, n in zip(scales, dims, new, strict=True))
-    if mode == "nearest":
-        floor = coordinates == "asymmetric" and rounding == "floor" and exact
-        # Whole multiples are alike in all ways of rounding that do not prefer the next entry.
-        if floor or (coordinates in ("half_pixel", "half_pixel_symmetric") and rounding.startswith("round") and _whole_multiples(x, dims, new)):
-            return F.interpolate(x, size=list(new), mode="nearest")
+    if list(dims) != list(range(2, x.ndim)) or x.ndim not in names or not x.is_floating_point() or not exact:
         return None
-    names = {"linear": ("linear", "bilinear", "trilinear")[x.ndim - 3], "cubic": "bicubic" if x.ndim == 4 else ""}
-    if not exact or not names[mode] or coordinates not in ("align_corners", "half_pixel") or min(new, default=0) < 2:
+    if coordinates not in ("align_corners", "half_pixel") or min(new) < 2:
         return None
-    return F.interpolate(x, size=list(new), mode=names[mode], align_corners=coordinates == "align_corners")
+    return F.interpolate(x, size=list(new), mode=names[x.ndim], align_corners=coordinates == "align_corners")
 
 
 def _resize(
@@ -558,7 +546,6 @@ def _resize(
             [factors[i] for i in moved],
             mode,
             coordinate_transformation_mode,
-            nearest_mode,
         )
         if by_torch is not None:
             return by_torch

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wsgraph.convert.checkpoint import CheckpointError
 from wsgraph.convert.onnx.graph import Graph, Input, read_graph
-from wsgraph.convert.onnx.nodes import _WEIGHTS, Step, UnsupportedError, to_array, to_tensor
+from wsgraph.convert.onnx.nodes import KNOWN, WEIGHTS, Step, UnsupportedError, to_array, to_tensor
 from wsgraph.convert.tracing.tracer import first_line
 
 __all__ = ["OnnxModule", "OnnxWarning", "load_onnx"]
@@ -69,7 +69,7 @@ def load_onnx(path: str | os.PathLike[str], shapes: Sequence[Sequence[int]] = ()
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(str(path))
+        _check(model, path)
     except Exception as error:  # protobuf's, onnx's and the file system's own
         raise CheckpointError(f"{str(path)!r} is not a complete ONNX model: {first_line(error)}") from error
     try:
@@ -83,6 +83,23 @@ def load_onnx(path: str | os.PathLike[str], shapes: Sequence[Sequence[int]] = ()
     for message in module._remarks(given=bool(shapes)):
         warnings.warn(f"{str(path)!r} {message}", OnnxWarning, stacklevel=2)
     return module
+
+
+def _check(model: Any, path: Path) -> None:
+    """Let onnx check a file, but for shapes of inputs and outputs, which exporters leave out."""
+    from onnx import ModelProto, checker
+
+    try:
+        checker.check_model(str(path))
+    except checker.ValidationError as error:
+        if "Field 'shape' of 'type' is required" not in str(error):
+            raise
+        shaped = ModelProto()
+        shaped.CopyFrom(model)
+        for value in (*shaped.graph.input, *shaped.graph.output):
+            if value.type.WhichOneof("value") == "tensor_type":
+                value.type.tensor_type.shape.SetInParent()
+        checker.check_model(shaped)
 
 
 class OnnxModule(nn.Module):
@@ -108,9 +125,9 @@ class OnnxModule(nn.Module):
         self._fixed: set[str] = set()  # results that are known once the shapes of the inputs are
         self._by_shapes: dict[tuple[tuple[int, ...], ...], dict[str, Any]] = {}
         self.example_inputs = tuple(_example(given) for given in graph.inputs)
-        self.eval()
         self._fold(graph)
         self._run_first(graph)
+        self.eval()
 
     def _register(self, value: str, name: str, tensor: Tensor, *, buffer: bool) -> None:
         """Register a weight under its name, in modules within modules where it has dots, or under one like it that is free."""
@@ -135,7 +152,7 @@ class OnnxModule(nn.Module):
 
     def _fold(self, graph: Graph) -> None:
         """Compute what is known without the inputs, register the weights, and find out what is known with the inputs' shapes."""
-        settings = _settings(graph.steps)
+        settings = _settings(graph)
         readers = Counter(name for step in graph.steps for name in step.sources)
         readers.update(self._outputs)
         weights = {name: array for name, array in graph.tensors.items() if _is_weight(array) and name not in settings}
@@ -149,7 +166,7 @@ class OnnxModule(nn.Module):
                 results = [to_array(result) for result in self._run(step, {**constants}, None, None)]
                 made = {name: result for name, result in zip(step.targets, results, strict=False) if name}
                 constants.update(made)
-                if any(name in stored and step.operator.kind(place) in _WEIGHTS for place, name in enumerate(step.sources)):
+                if any(name in stored and step.operator.kind(place) in WEIGHTS for place, name in enumerate(step.sources)):
                     stored.update(made)
             elif self._is_viewed_weight(step, weights, constants, readers):
                 # Exporters store weights in other dimensions than those in which they are used, in which their neurons lie.
@@ -162,7 +179,7 @@ class OnnxModule(nn.Module):
         # Weights may be stored as whole numbers, and computed from them.
         for step in left:
             for place, name in enumerate(step.sources):
-                if name in stored and name not in settings and step.operator.kind(place) in _WEIGHTS and _is_weight(constants.get(name)):
+                if name in stored and name not in settings and step.operator.kind(place) in WEIGHTS and _is_weight(constants.get(name)):
                     weights[name], filed[name] = constants.pop(name), name
         statistics = {name for step in left for i, name in enumerate(step.sources) if step.operator.kind(i) == "statistic"}
         for name, array in weights.items():
@@ -308,13 +325,21 @@ def _is_weight(array: np.ndarray | None) -> bool:
     return array is not None and array.ndim > 0 and getattr(torch, str(array.dtype)).is_floating_point
 
 
-def _settings(steps: Sequence[Step]) -> set[str]:
-    """Values that say how operators work, and all that these are made from: no weights."""
-    found: set[str] = set()
-    for step in reversed(steps):
+def _settings(graph: Graph) -> set[str]:
+    """Values that say how operators work, and all that these are made from, as far as no input flows into them: no weights."""
+    flowing = {given.name for given in graph.inputs}
+    for step in graph.steps:
+        if not step.operator.by_shape and flowing & set(step.sources):
+            flowing.update(step.targets)
+    kinds: dict[str, set[str]] = {}
+    for step in graph.steps:
+        for place, name in enumerate(step.sources):
+            kinds.setdefault(name, set()).add(step.operator.kind(place))
+    # What has to be known is, whatever else reads it; other settings may be weights elsewhere.
+    found = {name for name, read in kinds.items() if name not in flowing and (read & {*KNOWN} or not read & {*WEIGHTS})}
+    for step in reversed(graph.steps):
         if found & set(step.targets) and not step.operator.by_shape:
-            found.update(step.sources)
-        found.update(name for i, name in enumerate(step.sources) if step.operator.kind(i) not in _WEIGHTS)
+            found.update(name for name in step.sources if name not in flowing)
     return found
 
 

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "KNOWN",
     "OPERATORS",
+    "WEIGHTS",
     "Array",
     "Floats",
     "Index",
@@ -49,8 +51,8 @@ Scalar = Annotated[Any, "scalar"]  # a number if it is known, else a tensor; no 
 Operand = Annotated[Any, "operand"]  # a number if it is one in the file, else a tensor
 Index = Annotated[Any, "index"]  # an array if it is known, else a tensor
 Statistic = Annotated[Tensor, "statistic"]  # a buffer
-_KNOWN = ("ints", "floats", "number", "array")
-_WEIGHTS = ("tensor", "operand", "statistic")
+KNOWN = ("ints", "floats", "number", "array")
+WEIGHTS = ("tensor", "operand", "statistic")
 
 # Attributes that never had a meaning for values.
 _MEANINGLESS = {"consumed_inputs"}
@@ -193,7 +195,7 @@ class Step:
         if value is None:
             return None
         if isinstance(value, Tensor):
-            if kind in _KNOWN:
+            if kind in KNOWN:
                 raise UnsupportedError(
                     f"its input {place + 1}, {self.sources[place]!r}, depends on the values of the network's inputs; only what is known "
                     "before the network runs is supported there."
