@@ -104,7 +104,9 @@ def classify(test: Any, model: Any, pairs: list[tuple[list[Any], list[Any]]], pa
 
 def refused_operator(reason: str) -> str:
     """What a refusal names: an operator, an input or output, or the type of a tensor."""
-    named = re.search(r"cannot read(?: as it is)?, (?:ai\.onnx\.)?([\w.]+) \(|version that wsgraph cannot read, \d+ of (\w+)|The operator (\w+)", reason)
+    named = re.search(
+        r"cannot read(?: as it is)?, (?:ai\.onnx\.)?([\w.]+) \(|version that wsgraph cannot read, \d+ of (\w+)|The operator (\w+)", reason
+    )
     if named:
         return next(group for group in named.groups() if group)
     typed = re.search(r"cannot read, '[^']*': (an? [\w ]+|a tensor of type \w+)|tensor of type (\w+)", reason)

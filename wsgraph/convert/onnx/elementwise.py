@@ -430,13 +430,17 @@ def _no_dropout(x: Tensor, *, ratio: float) -> Tensor:
 
 def _tested_dropout(x: Tensor, *, ratio: float, is_test: int) -> Tensor:
     if not is_test:
-        raise UnsupportedError("it drops entries at random (its attribute is_test is 0), as in training; export the module in evaluation mode.")
+        raise UnsupportedError(
+            "it drops entries at random (its attribute is_test is 0), as in training; export the module in evaluation mode."
+        )
     return x
 
 
 def _dropout(x: Tensor, ratio: Scalar | None = None, training: Scalar | None = None, *, seed: int | None) -> tuple[Tensor, Tensor]:
     if isinstance(training, Tensor) or (training and ratio != 0):
-        raise UnsupportedError("it drops entries at random (its input training_mode), as in training; export the module in evaluation mode.")
+        raise UnsupportedError(
+            "it drops entries at random (its input training_mode), as in training; export the module in evaluation mode."
+        )
     return x, torch.ones_like(x, dtype=torch.bool)
 
 

@@ -187,7 +187,9 @@ def _array(tensor: Any) -> np.ndarray:
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_type not in dtypes():
-        raise UnsupportedError(f"has a tensor of type {TensorProto.DataType.Name(tensor.data_type)}, {tensor.name!r}, which wsgraph cannot read")
+        raise UnsupportedError(
+            f"has a tensor of type {TensorProto.DataType.Name(tensor.data_type)}, {tensor.name!r}, which wsgraph cannot read"
+        )
     return numpy_helper.to_array(tensor)
 
 
@@ -223,7 +225,9 @@ def _dtype(value: Any, what: str) -> torch.dtype:
 
     kind = value.type.WhichOneof("value") or "untyped"
     if kind != "tensor_type":
-        raise UnsupportedError(f"has {what} that wsgraph cannot read, {value.name!r}: it is of the kind {kind.removesuffix('_type')}, no tensor")
+        raise UnsupportedError(
+            f"has {what} that wsgraph cannot read, {value.name!r}: it is of the kind {kind.removesuffix('_type')}, no tensor"
+        )
     number = value.type.tensor_type.elem_type
     if number not in dtypes():
         raise UnsupportedError(f"has {what} that wsgraph cannot read, {value.name!r}: a tensor of type {TensorProto.DataType.Name(number)}")
@@ -233,7 +237,9 @@ def _dtype(value: Any, what: str) -> torch.dtype:
 def _inputs(values: Sequence[Any], shapes: Sequence[Sequence[int]]) -> list[Input]:
     if len(shapes) not in (0, len(values)):
         names = ", ".join(value.name for value in values) or "none"
-        raise UnsupportedError(f"takes other inputs: expected 'shapes' with one shape for each of {names} (got {[tuple(s) for s in shapes]})")
+        raise UnsupportedError(
+            f"takes other inputs: expected 'shapes' with one shape for each of {names} (got {[tuple(s) for s in shapes]})"
+        )
     inputs = []
     for i, value in enumerate(values):
         dtype = _dtype(value, "an input")
@@ -241,7 +247,9 @@ def _inputs(values: Sequence[Any], shapes: Sequence[Sequence[int]]) -> list[Inpu
         given = tuple(int(size) for size in shapes[i]) if shapes else None
         if not kind.HasField("shape"):
             if given is None:
-                raise UnsupportedError(f"does not say how many dimensions its input {value.name!r} has: give the shapes of all inputs with shapes=")
+                raise UnsupportedError(
+                    f"does not say how many dimensions its input {value.name!r} has: give the shapes of all inputs with shapes="
+                )
             inputs.append(Input(value.name, dtype, (None,) * len(given), given))
             continue
         declared = tuple(_declared(dim) for dim in kind.shape.dim)
@@ -309,5 +317,3 @@ def _check_names(graph: Graph) -> None:
         made.update(name for name in step.targets if name)
     if missing := [name for name in graph.outputs if name not in made]:
         raise UnsupportedError(f"is damaged: nothing makes its output {missing[0]!r}")
-
-

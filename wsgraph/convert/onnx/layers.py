@@ -25,9 +25,7 @@ def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float, beta: 
     return product if c is None else product + (c if beta == 1 else beta * c)
 
 
-def _gemm_before(
-    a: Tensor, b: Tensor, c: Tensor, *, alpha: float, beta: float, transA: int, transB: int, broadcast: int
-) -> Tensor:
+def _gemm_before(a: Tensor, b: Tensor, c: Tensor, *, alpha: float, beta: float, transA: int, transB: int, broadcast: int) -> Tensor:
     result = _gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
     if not broadcast and c.shape != result.shape:
         raise UnsupportedError("a summand of another shape without its attribute broadcast is not supported.")
@@ -103,7 +101,9 @@ def _sides(total: Sequence[int], *, upper: bool) -> list[int]:
 
 def _check_kernel(weight: Tensor, kernel_shape: Sequence[int] | None) -> None:
     if kernel_shape and list(kernel_shape) != list(weight.shape[2:]):
-        raise UnsupportedError(f"its attribute kernel_shape = {list(kernel_shape)} for weights of shape {list(weight.shape)} is not supported.")
+        raise UnsupportedError(
+            f"its attribute kernel_shape = {list(kernel_shape)} for weights of shape {list(weight.shape)} is not supported."
+        )
 
 
 def _conv(
@@ -188,7 +188,9 @@ def _conv_transpose_before(
     strides: list[int] | None,
 ) -> Tensor:
     if output_shape or auto_pad.startswith("SAME"):
-        raise UnsupportedError("its attributes output_shape and auto_pad are not supported before operator set 11, which changed their meaning.")
+        raise UnsupportedError(
+            "its attributes output_shape and auto_pad are not supported before operator set 11, which changed their meaning."
+        )
     return _conv_transpose(
         x,
         weight,
@@ -483,7 +485,9 @@ def _settled(at: np.ndarray, *, whole_sizes: bool) -> np.ndarray:
     return np.where(near, halves, at)
 
 
-def _interpolated(x: Tensor, dims: Sequence[int], new: Sequence[int], scales: Sequence[float], mode: str, coordinates: str) -> Tensor | None:
+def _interpolated(
+    x: Tensor, dims: Sequence[int], new: Sequence[int], scales: Sequence[float], mode: str, coordinates: str
+) -> Tensor | None:
     """The same by PyTorch's own function, which is faster; ``None`` where that is another one (for nearest entries it rounds otherwise)."""
     names = {"linear": {3: "linear", 4: "bilinear", 5: "trilinear"}, "cubic": {4: "bicubic"}}.get(mode, {})
     exact = all(math.isclose(s * x.shape[d], n, rel_tol=1e-9) for s, d, n in zip(scales, dims, new, strict=True))
@@ -551,7 +555,9 @@ def _resize(
             return by_torch
     dtype = x.dtype
     for i in moved:
-        at = _Coordinates(coordinate_transformation_mode, before[i], new[i], factors[i], *regions[i], mode != "cubic" and not exclude_outside)()
+        at = _Coordinates(
+            coordinate_transformation_mode, before[i], new[i], factors[i], *regions[i], mode != "cubic" and not exclude_outside
+        )()
         if mode == "nearest":
             if nearest_mode not in _ROUNDINGS:
                 raise UnsupportedError(f"its attribute nearest_mode = {nearest_mode} is not supported.")

@@ -73,13 +73,14 @@ def load_onnx(path: str | os.PathLike[str], shapes: Sequence[Sequence[int]] = ()
     except Exception as error:  # protobuf's, onnx's and the file system's own
         raise CheckpointError(f"{str(path)!r} is not a complete ONNX model: {first_line(error)}") from error
     try:
-        graph = read_graph(model, shapes)
+        module = OnnxModule(read_graph(model, shapes), str(path))
+    except CheckpointError:
+        raise
     except UnsupportedError as error:
         advice = "" if "shapes" in str(error) else " Trace the module that it was exported from, with wsgraph.trace."
         raise CheckpointError(f"{str(path)!r} {str(error).rstrip('.')}.{advice}") from error
     except Exception as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
-    module = OnnxModule(graph, str(path))
     for message in module._remarks(given=bool(shapes)):
         warnings.warn(f"{str(path)!r} {message}", OnnxWarning, stacklevel=2)
     return module
@@ -205,7 +206,9 @@ class OnnxModule(nn.Module):
                 self._through(self.example_inputs, values)
             except CheckpointError as error:
                 shapes = ", ".join(f"{given.name} {list(given.shape)}" for given in graph.inputs)
-                raise CheckpointError(f"{error} It was run on inputs of the shapes {shapes or 'none'} (whole numbers as 0); choose others with shapes= (in the shell: --input).") from error
+                raise CheckpointError(
+                    f"{error} It was run on inputs of the shapes {shapes or 'none'} (whole numbers as 0); choose others with shapes= (in the shell: --input)."
+                ) from error
         for step in self._steps:
             for name in step.targets:
                 dtype, sizes = graph.inferred.get(name, (None, None))
@@ -214,7 +217,9 @@ class OnnxModule(nn.Module):
                     continue
                 value = to_tensor(value)
                 wrong = dtype is not None and value.dtype != dtype
-                wrong |= sizes is not None and (len(sizes) != value.ndim or any(s not in (None, n) for s, n in zip(sizes, value.shape, strict=True)))
+                wrong |= sizes is not None and (
+                    len(sizes) != value.ndim or any(s not in (None, n) for s, n in zip(sizes, value.shape, strict=True))
+                )
                 if wrong:
                     expected = [("?" if size is None else size) for size in sizes] if sizes is not None else "any shape"
                     raise CheckpointError(
@@ -228,14 +233,18 @@ class OnnxModule(nn.Module):
         opened = [text for entry in self._inputs for text in entry.opened]
         if opened and not given:
             shapes = ", ".join(str(entry.shape) for entry in self._inputs)
-            remarks.append(f"leaves sizes of its inputs open, fixed at loading: {'; '.join(opened)}. Choose them with shapes=[{shapes}] (in the shell: --input).")
+            remarks.append(
+                f"leaves sizes of its inputs open, fixed at loading: {'; '.join(opened)}. Choose them with shapes=[{shapes}] (in the shell: --input)."
+            )
         changed = [
             f"{entry.name!r} of {list(entry.declared)} as {list(entry.shape)}"
             for entry in self._inputs
             if any(isinstance(size, int) and size != fixed for size, fixed in zip(entry.declared, entry.shape, strict=True))
         ]
         if changed:
-            remarks.append(f"fixes sizes that 'shapes' changed: {'; '.join(changed)}. What it computes for these sizes is not said in the file.")
+            remarks.append(
+                f"fixes sizes that 'shapes' changed: {'; '.join(changed)}. What it computes for these sizes is not said in the file."
+            )
         renamed = [f"{name!r} is {key!r}" for name, key in self._renamed.items()]
         if renamed:
             remarks.append(f"has weights whose names are taken, or cannot be keys of a state dict: {', '.join(renamed)}.")
@@ -264,7 +273,9 @@ class OnnxModule(nn.Module):
         shapes = tuple(tuple(int(size) for size in x.shape) for x in inputs)
         kept = self._by_shapes.get(shapes)
         if kept is None and self._fixed and torch.compiler.is_exporting():
-            raise RuntimeError("Run the module once on inputs of these shapes before it is exported: what follows from shapes is not known yet.")
+            raise RuntimeError(
+                "Run the module once on inputs of these shapes before it is exported: what follows from shapes is not known yet."
+            )
         values.update(self._constants)
         values.update(weights)
         values.update(zip((given.name for given in self._inputs), inputs, strict=True))
@@ -308,9 +319,13 @@ class OnnxModule(nn.Module):
                 raise TypeError(f"Expected the input {given.name!r} of {self._path!r} as a tensor (got {type(x).__name__}).")
             if x.is_floating_point() != given.dtype.is_floating_point or (x.dtype == torch.bool) != (given.dtype == torch.bool):
                 raise ValueError(f"Expected the input {given.name!r} of {self._path!r} in the type {given.dtype} (got {x.dtype}).")
-            free = [given.declared[i] != size and not isinstance(given.declared[i], int) for i, size in enumerate(given.shape)]
-            if x.ndim != len(given.shape) or any(n != size and not open_ for n, size, open_ in zip(x.shape, given.shape, free, strict=True)):
-                wanted = [size if not open_ else given.declared[i] or "any" for i, (size, open_) in enumerate(zip(given.shape, free, strict=True))]
+            free = [not isinstance(size, int) for size in given.declared]
+            if x.ndim != len(given.shape) or any(
+                n != size and not open_ for n, size, open_ in zip(x.shape, given.shape, free, strict=True)
+            ):
+                wanted = [
+                    size if not open_ else given.declared[i] or "any" for i, (size, open_) in enumerate(zip(given.shape, free, strict=True))
+                ]
                 raise ValueError(
                     f"Expected the input {given.name!r} of {self._path!r} in the shape {wanted} (got {list(x.shape)}); the file fixes it. "
                     f"Other sizes can be asked for with load_onnx(..., shapes=)."
