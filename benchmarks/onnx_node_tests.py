@@ -1,9 +1,11 @@
-"""The node tests that the package onnx ships, read by wsgraph: which operators are right, and which are refused by name.
+"""The node tests that the package onnx ships, read by wsgraph: right, or refused by name.
 
-Every test is a small model with inputs and outputs. "as shipped": its inputs are given when the module is called. "stored": all inputs but the
-first are put into the file, where exporters put weights, shapes and axes. A test is right if all outputs have the expected type, shape and
-values (to the test's own tolerance, or the last two bits of the type), refused if loading or running raises a CheckpointError, wrong if an output differs, raw if another error is
-raised. Run from the repository root:
+Every test is a small model with inputs and outputs. "as shipped": its inputs are given when the
+module is called. "stored": all inputs but the first are put into the file, where exporters put
+weights, shapes and axes. A test is right if all outputs have the expected type, shape and values
+(to the test's own tolerance, or the last two bits of the type), refused if loading or running
+raises a CheckpointError, wrong if an output differs, raw if another error is raised. Run from the
+repository root:
 
     python benchmarks/onnx_node_tests.py
 """
@@ -104,13 +106,12 @@ def classify(test: Any, model: Any, pairs: list[tuple[list[Any], list[Any]]], pa
 
 def refused_operator(reason: str) -> str:
     """What a refusal names: an operator, an input or output, or the type of a tensor."""
-    named = re.search(
-        r"cannot read(?: as it is)?, (?:ai\.onnx\.)?([\w.]+) \(|version that wsgraph cannot read, \d+ of (\w+)|The operator (\w+)", reason
-    )
+    named = re.search(r"cannot read(?: as it is)?, (?:ai\.onnx\.)?([\w.]+) \(|cannot read, \d+ of (\w+)|The operator (\w+)", reason)
     if named:
-        return next(group for group in named.groups() if group)
-    typed = re.search(r"cannot read, '[^']*': (an? [\w ]+|a tensor of type \w+)|tensor of type (\w+)", reason)
-    return next(group for group in typed.groups() if group) if typed else "other"
+        name = next(group for group in named.groups() if group)
+        return f"{name} (an input that must be known)" if "depends on the values" in reason else name
+    typed = re.search(r"tensor of type (\w+)|of the kind (\w+)", reason)
+    return f"{next(group for group in typed.groups() if group).lower()} values" if typed else "other"
 
 
 def measure(tests: list[Any], console: Console) -> list[dict[str, str]]:
@@ -131,6 +132,7 @@ def measure(tests: list[Any], console: Console) -> list[dict[str, str]]:
 
 
 def main() -> None:
+    """Run all tests, print the table, write the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/onnx_node_tests.json"))
     arguments = parser.parse_args()

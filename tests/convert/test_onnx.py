@@ -1,4 +1,4 @@
-"""ONNX files become modules with the same outputs, whose weight spaces are those of the networks they were exported from."""
+"""ONNX files become modules with the same outputs, or are refused by name."""
 
 import copy
 import sys
@@ -43,7 +43,9 @@ def modelled(
 ) -> Any:
     """A model; inputs are shapes of floating point tensors, or pairs of a type and a shape."""
     typed = {name: given if isinstance(given, tuple) else (FLOAT, given) for name, given in inputs.items()}
-    initializers = [value if hasattr(value, "dims") else numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
+    initializers = [
+        value if hasattr(value, "dims") else numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()
+    ]
     graph = helper.make_graph(
         nodes,
         "network",
@@ -149,10 +151,14 @@ def test_sizes_left_open_are_two_or_given(tmp_path: Path) -> None:
         module(torch.zeros(2, 4, dtype=torch.long))
     with pytest.raises(TypeError, match=r"input 'x' of .* as a tensor \(got list\)"):
         module([0.0])
-    with pytest.raises(CheckpointError, match=r"The operator Gemm \(y\) of .* cannot be run: .* shapes x \[7, 5\] .*; choose others with shapes="):
+    with pytest.raises(
+        CheckpointError, match=r"The operator Gemm \(y\) of .* cannot be run: .* shapes x \[7, 5\] .*; choose others with shapes="
+    ):
         load_onnx(path, [(7, 5)])
     fixed = written(tmp_path / "fixed.onnx", nodes, weights, [1, 4])
-    with pytest.raises(ValueError, match=r"in the shape \[1, 4\] \(got \[5, 4\]\); the file fixes it. Other sizes .* load_onnx\(..., shapes=\)"):
+    with pytest.raises(
+        ValueError, match=r"in the shape \[1, 4\] \(got \[5, 4\]\); the file fixes it. Other sizes .* load_onnx\(..., shapes=\)"
+    ):
         load_onnx(fixed)(torch.randn(5, 4))
     with pytest.warns(OnnxWarning, match=r"fixes sizes that 'shapes' changed: 'x' of \[1, 4\] as \[5, 4\]"):
         assert load_onnx(fixed, [(5, 4)])(torch.randn(5, 4)).shape == (5, 3)
@@ -160,7 +166,9 @@ def test_sizes_left_open_are_two_or_given(tmp_path: Path) -> None:
         with pytest.warns(OnnxWarning, match=sizes):
             load_onnx(written(tmp_path / "missing.onnx", nodes, weights, missing))
     shapeless = written(tmp_path / "shapeless.onnx", nodes, weights, None)  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="does not say how many dimensions its input 'x' has: give the shapes of all inputs with shapes="):
+    with pytest.raises(
+        CheckpointError, match="does not say how many dimensions its input 'x' has: give the shapes of all inputs with shapes="
+    ):
         load_onnx(shapeless)
     assert load_onnx(shapeless, [(3, 4)])(torch.randn(3, 4)).shape == (3, 3)
 
@@ -170,6 +178,10 @@ R = np.random.default_rng(0)
 
 def normal(*shape: int) -> np.ndarray:
     return R.normal(size=shape).astype(np.float32)
+
+
+def single(values: Any) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
 
 
 def ints(*values: int) -> np.ndarray:
@@ -257,13 +269,25 @@ def test_operators(operator: str, sources: dict[str, Any], attributes: dict[str,
 
 
 REFUSED: list[tuple[str, list[Any], dict[str, Any], list[int], int]] = [
-    # operator and its inputs, stored tensors, shape of x, operator set; the message names the operator and what it does not have
-    ("its attribute exclude_outside", [make("Resize", ["x", "", "s"], ["y"], exclude_outside=1)], {"s": np.float32([1, 1, 2, 2])}, [1, 3, 4, 4], 18),
-    ("halfway between entries", [make("Resize", ["x", "", "s"], ["y"], nearest_mode="floor")], {"s": np.float32([1, 1, 0.6, 1])}, [1, 3, 4, 4], 18),
+    # what the message says, nodes, stored tensors, shape of x, operator set
+    (
+        "its attribute exclude_outside",
+        [make("Resize", ["x", "", "s"], ["y"], exclude_outside=1)],
+        {"s": single([1, 1, 2, 2])},
+        [1, 3, 4, 4],
+        18,
+    ),
+    (
+        "halfway between entries",
+        [make("Resize", ["x", "", "s"], ["y"], nearest_mode="floor")],
+        {"s": single([1, 1, 0.6, 1])},
+        [1, 3, 4, 4],
+        18,
+    ),
     (
         "align_corners with scales that give no whole sizes",
         [make("Resize", ["x", "", "s"], ["y"], mode="linear", coordinate_transformation_mode="align_corners")],
-        {"s": np.float32([1, 1, 1.5, 1])},
+        {"s": single([1, 1, 1.5, 1])},
         [1, 3, 5, 4],
         18,
     ),
@@ -274,7 +298,7 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], list[int], int]] = [
         [1, 3, 5, 4],
         18,
     ),
-    ("nearest entries with scales below 1", [make("Resize", ["x", "s"], ["y"])], {"s": np.float32([1, 1, 0.6, 1])}, [1, 3, 4, 4], 10),
+    ("nearest entries with scales below 1", [make("Resize", ["x", "s"], ["y"])], {"s": single([1, 1, 0.6, 1])}, [1, 3, 4, 4], 10),
     ("pads as large as the kernel", [make("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[2, 0, 0, 0])], {}, [1, 3, 4, 4], 18),
     (
         "it gives .* where ONNX's own inference says",
@@ -286,8 +310,20 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], list[int], int]] = [
     ("together", [make("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", pads=[1, 1, 1, 1])], {"w": normal(4, 3, 3, 3)}, [1, 3, 4, 4], 18),
     ("kernel_shape", [make("Conv", ["x", "w"], ["y"], kernel_shape=[1, 1])], {"w": normal(4, 3, 3, 3)}, [1, 3, 4, 4], 18),
     ("auto_pad", [make("ConvTranspose", ["x", "w"], ["y"], auto_pad="SAME_UPPER")], {"w": normal(3, 4, 3, 3)}, [1, 3, 4, 4], 8),
-    ("result 2, 'i'", [make("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2]), make("Cast", ["i"], ["z"], to=FLOAT)], {}, [1, 3, 4, 4], 18),
-    ("training_mode = 1", [make("BatchNormalization", [*"xabmv"], ["y"], training_mode=1)], dict.fromkeys("abmv", normal(3) ** 2), [1, 3, 4, 4], 18),
+    (
+        "result 2, 'i'",
+        [make("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2]), make("Cast", ["i"], ["z"], to=FLOAT)],
+        {},
+        [1, 3, 4, 4],
+        18,
+    ),
+    (
+        "training_mode = 1",
+        [make("BatchNormalization", [*"xabmv"], ["y"], training_mode=1)],
+        dict.fromkeys("abmv", normal(3) ** 2),
+        [1, 3, 4, 4],
+        18,
+    ),
     ("results of training", [make("BatchNormalization", [*"xabmv"], [*"ypqrs"])], dict.fromkeys("abmv", normal(3) ** 2), [1, 3, 4, 4], 9),
     ("spatial = 0", [make("BatchNormalization", [*"xabmv"], ["y"], spatial=0)], dict.fromkeys("abmv", normal(3) ** 2), [1, 3, 4, 4], 7),
     ("training mode", [make("BatchNormalization", [*"xabmv"], ["y"])], dict.fromkeys("abmv", normal(3) ** 2), [1, 3, 4, 4], 6),
@@ -297,10 +333,22 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], list[int], int]] = [
     ("ai.onnx.Bernoulli", [make("Bernoulli", ["x"], ["y"])], {}, [2, 3], 18),
     ("ai.onnx.NonZero", [make("NonZero", ["x"], ["y"])], {}, [2, 3], 18),
     ("ai.onnx.LSTM", [make("LSTM", ["x", "w", "r"], ["y"], hidden_size=2)], {"w": normal(1, 8, 3), "r": normal(1, 8, 2)}, [4, 2, 3], 18),
-    ("ai.onnx.SequenceConstruct", [make("SequenceConstruct", ["x"], ["s"]), make("SequenceAt", ["s", "z"], ["y"])], {"z": np.array(0)}, [2, 3], 18),
+    (
+        "ai.onnx.SequenceConstruct",
+        [make("SequenceConstruct", ["x"], ["s"]), make("SequenceAt", ["s", "z"], ["y"])],
+        {"z": np.array(0)},
+        [2, 3],
+        18,
+    ),
     ("ai.onnx.Optional", [make("Optional", ["x"], ["o"]), make("OptionalGetElement", ["o"], ["y"])], {}, [2, 3], 18),
     ("1 of Cast .* it reads", [make("Cast", ["x"], ["y"], to="FLOAT")], {}, [2, 3], 1),
-    ("type FLOAT8E5M2 is not", [make("Cast", ["x"], ["h"], to=onnx.TensorProto.FLOAT8E5M2), make("Cast", ["h"], ["y"], to=FLOAT)], {}, [2, 3], 19),
+    (
+        "type FLOAT8E5M2 is not",
+        [make("Cast", ["x"], ["h"], to=onnx.TensorProto.FLOAT8E5M2), make("Cast", ["h"], ["y"], to=FLOAT)],
+        {},
+        [2, 3],
+        19,
+    ),
     ("broadcast", [make("Add", ["x", "w"], ["y"])], {"w": normal(3)}, [2, 3], 6),
     ("before operator set 8", [make("Max", ["x", "w"], ["y"])], {"w": normal(3)}, [2, 3], 6),
     ("parts of a dimension", [make("Split", ["x"], ["y", "z"], axis=1)], {}, [2, 3], 13),
@@ -313,7 +361,13 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], list[int], int]] = [
     ("negative pads", [make("Pad", ["x", "p"], ["y"], mode="reflect")], {"p": ints(0, -1, 0, 1)}, [2, 3], 18),
     (r"axes \[1\]", [make("Squeeze", ["x", "a"], ["y"])], {"a": ints(1)}, [2, 3], 18),
     ("value_string", [make("Constant", [], ["s"], value_string=b"text"), make("Relu", ["x"], ["y"])], {}, [2, 3], 18),
-    ("a tensor of type STRING, 't'", [make("Relu", ["x"], ["y"])], {"t": helper.make_tensor("t", onnx.TensorProto.STRING, [1], [b"a"])}, [2, 3], 18),
+    (
+        "a tensor of type STRING, 't'",
+        [make("Relu", ["x"], ["y"])],
+        {"t": helper.make_tensor("t", onnx.TensorProto.STRING, [1], [b"a"])},
+        [2, 3],
+        18,
+    ),
     ("operator set 99, .* install a newer", [make("Relu", ["x"], ["y"])], {}, [2, 3], 99),
 ]
 
@@ -343,7 +397,9 @@ def test_control_flow_and_other_domains_are_refused_by_name(tmp_path: Path) -> N
         load_onnx(saved(path, modelled([fused], {}, {"x": [2, 3]}, opset_imports=both)))
     with pytest.raises(CheckpointError, match=r"cannot read, com.microsoft.FusedGelu \(fused\)"):
         load_onnx(saved(path, modelled([fused], {}, {"x": [2, 3]}, opset_imports=both[1:])))
-    assert load_onnx(saved(path, modelled([make("Relu", ["x"], ["y"])], {}, {"x": [2, 3]}, opset_imports=both)))(-torch.ones(2, 3)).sum() == 0
+    assert (
+        load_onnx(saved(path, modelled([make("Relu", ["x"], ["y"])], {}, {"x": [2, 3]}, opset_imports=both)))(-torch.ones(2, 3)).sum() == 0
+    )
     text = modelled([make("Identity", ["x"], ["y"])], {}, {"x": (onnx.TensorProto.STRING, [2])}, output_type=onnx.TensorProto.STRING)
     with pytest.raises(CheckpointError, match=r"an input that wsgraph cannot read, 'x': a tensor of type STRING"):
         load_onnx(saved(path, text))
@@ -404,11 +460,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(CheckpointError, match="is not a complete ONNX model"):
             load_onnx(broken)
     short = onnx.TensorProto(name="w", data_type=FLOAT, dims=[4, 3], raw_data=b"\0" * 8)
-    with pytest.raises(CheckpointError, match="is not a complete ONNX model: .* w"):
+    with pytest.raises(CheckpointError, match=r"is not a complete ONNX model: .* w"):
         load_onnx(written(broken, [make("Gemm", ["x", "w"], ["y"])], {"w": short}, [2, 4]))
     outside = onnx.TensorProto(name="w", data_type=FLOAT, dims=[4, 3], data_location=1)
     outside.external_data.add(key="location", value="gone.bin")
-    with pytest.raises(CheckpointError, match="is not a complete ONNX model: .* w"):
+    with pytest.raises(CheckpointError, match=r"is not a complete ONNX model: .* w"):
         load_onnx(written(broken, [make("Gemm", ["x", "w"], ["y"])], {"w": outside}, [2, 4]))
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"needs the package onnx: pip install 'wsgraph\[onnx\]'"):
@@ -475,7 +531,12 @@ W, WHOLE = normal(3, 8), R.integers(-9, 9, (3, 8)).astype(np.int8)
         ([constant("W", W.astype(np.float16)), make("Cast", ["W"], ["K"], to=FLOAT)], "K", {"W": (3, 8)}),
         ([constant("W", WHOLE), constant("s", np.float32(0.1)), make("DequantizeLinear", ["W", "s"], ["K"])], "K", {"K": (3, 8)}),
         (
-            [constant("W", WHOLE), constant("s", abs(normal(8))), constant("z", WHOLE[0]), make("DequantizeLinear", ["W", "s", "z"], ["K"])],
+            [
+                constant("W", WHOLE),
+                constant("s", abs(normal(8))),
+                constant("z", WHOLE[0]),
+                make("DequantizeLinear", ["W", "s", "z"], ["K"]),
+            ],
             "K",
             {"K": (3, 8)},
         ),
@@ -500,9 +561,13 @@ def test_weights_are_parameters_however_they_are_stored(nodes: list[Any], weight
 
 
 def test_settings_never_hide_weights(tmp_path: Path) -> None:
-    """The scale below is made from activations, and CastLike reads one for its type alone: the weights before them stay weights."""
+    """A scale made from activations, or an activation read for its type, hides no weight."""
     quantized = [make("DynamicQuantizeLinear", ["h"], ["q", "s", "z"]), make("DequantizeLinear", ["q", "s", "z"], ["r"])]
-    for operator_set, inner in ((13, quantized), (18, [make("Shrink", ["h"], ["r"], lambd=0.3)]), (18, [make("ThresholdedRelu", ["h"], ["r"], alpha=0.3)])):
+    for operator_set, inner in (
+        (13, quantized),
+        (18, [make("Shrink", ["h"], ["r"], lambd=0.3)]),
+        (18, [make("ThresholdedRelu", ["h"], ["r"], alpha=0.3)]),
+    ):
         nodes = [make("MatMul", ["x", "W"], ["h"]), *inner, make("MatMul", ["r", "V"], ["y"])]
         module = load_onnx(written(tmp_path / "model.onnx", nodes, {"W": W, "V": normal(8, 2)}, [2, 3], operator_set=operator_set))
         assert sorted(module.state_dict()) == ["V", "W"]
@@ -557,12 +622,14 @@ def test_a_file_without_weights_is_said_to_have_none(tmp_path: Path) -> None:
         ([make("Cast", ["a"], ["x"], to=FLOAT)], {}, {"a": (onnx.TensorProto.INT32, [2, 3])}),
         ([make("Cast", ["a"], ["d"], to=onnx.TensorProto.DOUBLE), make("Cast", ["d"], ["x"], to=FLOAT)], {}, {"a": [2, 3]}),
         ([make("Add", ["a", "k"], ["x"])], {"k": np.float32(0.1)}, {"a": [2, 3]}),
-        ([constant("k", np.float32([0.5, 2, 3])), make("Mul", ["k", "a"], ["x"])], {}, {"a": [2, 3]}),
+        ([constant("k", single([0.5, 2, 3])), make("Mul", ["k", "a"], ["x"])], {}, {"a": [2, 3]}),
         ([constant("s", ints(2, 3)), make("ConstantOfShape", ["s"], ["z"]), make("Max", ["a", "z"], ["x"])], {}, {"a": [2, 3]}),
         ([make("Greater", ["a", "k"], ["m"]), make("CastLike", ["m", "a"], ["x"])], {"k": np.float32(0.1)}, {"a": [2, 3]}),
     ],
 )
-def test_casts_and_constants_follow_the_type_of_the_module(nodes: list[Any], weights: dict[str, Any], inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_casts_and_constants_follow_the_type_of_the_module(
+    nodes: list[Any], weights: dict[str, Any], inputs: dict[str, Any], tmp_path: Path
+) -> None:
     model = modelled(rectified(nodes), {"W": W, "V": normal(8, 2), **weights}, inputs)
     module = load_onnx(saved(tmp_path / "model.onnx", model))
     given = [torch.ones(2, 3, dtype=x.dtype) if not x.is_floating_point() else x for x in module.example_inputs]
@@ -600,7 +667,7 @@ CHANGED: list[tuple[Any, dict[str, Any], int, Tensor]] = [
     (make("LogSoftmax", ["x"], ["y"]), {}, 11, softmax(X, 1).log()),
     (make("LogSoftmax", ["x"], ["y"]), {}, 13, X.log_softmax(-1)),
     (make("Hardmax", ["x"], ["y"]), {}, 11, F.one_hot(X.flatten(1).argmax(1), 48).view(X.shape).float()),
-    (make("Hardmax", ["x"], ["y"], axis=1), {}, 13, (X == X.amax(1, keepdim=True)).float()),
+    (make("Hardmax", ["x"], ["y"], axis=1), {}, 13, (X.amax(1, keepdim=True) == X).float()),
     (make("Clip", ["x"], ["y"], min=0.0, max=6.0), {}, 6, F.relu6(X)),
     (make("Clip", ["x"], ["y"], min=-0.5), {}, 6, X.clamp(min=-0.5)),
     (make("Clip", ["x", "", "h"], ["y"]), {"h": np.float32(0.5)}, 13, X.clamp(max=0.5)),
@@ -616,15 +683,20 @@ CHANGED: list[tuple[Any, dict[str, Any], int, Tensor]] = [
     (make("ReduceMax", ["x"], ["y"], noop_with_empty_axes=1), {}, 18, X),
     (make("TopK", ["x"], ["y", "i"], k=2), {}, 1, X.topk(2).values),
     (make("TopK", ["x", "k"], ["y", "i"], largest=0, axis=1), {"k": ints(2)}, 11, X.sort(1).values[:, :2]),
-    (make("Upsample", ["x", "s"], ["y"], mode="nearest"), {"s": np.float32([1, 1, 2, 3])}, 9, X.repeat_interleave(2, 2).repeat_interleave(3, 3)),
+    (
+        make("Upsample", ["x", "s"], ["y"], mode="nearest"),
+        {"s": single([1, 1, 2, 3])},
+        9,
+        X.repeat_interleave(2, 2).repeat_interleave(3, 3),
+    ),
     (make("Upsample", ["x"], ["y"], scales=[1.0, 1.0, 2.0, 1.0]), {}, 7, X.repeat_interleave(2, 2)),
-    (make("Resize", ["x", "s"], ["y"], mode="nearest"), {"s": np.float32([1, 1, 0.5, 1])}, 10, X[:, :, ::2]),
+    (make("Resize", ["x", "s"], ["y"], mode="nearest"), {"s": single([1, 1, 0.5, 1])}, 10, X[:, :, ::2]),
     (make("Dropout", ["x"], ["y", "unread"]), {}, 7, X),
     (make("Dropout", ["x"], ["y"], is_test=1), {}, 6, X),
     (make("Dropout", ["x", "r", "t"], ["y"]), {"r": np.float32(0), "t": np.array(True)}, 18, X),
-    (make("Add", ["x", "b"], ["y"], broadcast=1, axis=1), {"b": np.float32([1, 2, 3])}, 6, X + torch.tensor([1.0, 2, 3])[:, None, None]),
-    (make("PRelu", ["x", "b"], ["y"]), {"b": np.float32([1, 2, 3])}, 6, F.prelu(X, torch.tensor([1.0, 2, 3]))),
-    (make("PRelu", ["x", "b"], ["y"]), {"b": np.float32([1, 2, 3, 4])}, 9, torch.where(X < 0, X * torch.tensor([1.0, 2, 3, 4]), X)),
+    (make("Add", ["x", "b"], ["y"], broadcast=1, axis=1), {"b": single([1, 2, 3])}, 6, X + torch.tensor([1.0, 2, 3])[:, None, None]),
+    (make("PRelu", ["x", "b"], ["y"]), {"b": single([1, 2, 3])}, 6, F.prelu(X, torch.tensor([1.0, 2, 3]))),
+    (make("PRelu", ["x", "b"], ["y"]), {"b": single([1, 2, 3, 4])}, 9, torch.where(X < 0, X * torch.tensor([1.0, 2, 3, 4]), X)),
     (make("Split", ["x"], ["y", "z"], axis=3, split=[1, 3]), {}, 2, X[..., :1]),
     (make("Split", ["x"], ["y", "z"], axis=1, num_outputs=2), {}, 18, X[:, :2]),
     (make("SpaceToDepth", ["x"], ["y"], blocksize=2, mode="CRD"), {}, 28, F.pixel_unshuffle(X, 2)),
@@ -666,14 +738,14 @@ def test_every_operator_set_has_its_own_meaning(tmp_path: Path) -> None:
             model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer)
         results = load_onnx(saved(tmp_path / f"{i}.onnx", model))(x)
         result = results[0] if isinstance(results, tuple) else results
-        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5, msg=lambda text, node=node: f"{node}: {text}")
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
 # == Beside ONNX's own evaluator ==
 
 
 def drawn_nodes(generator: np.random.Generator) -> list[tuple[Any, dict[str, Any], list[int], int]]:
-    """Nodes with random attributes, of operators in which the evaluator can be trusted; a shape and an operator set for each."""
+    """Nodes with random attributes, of operators in which the evaluator is right."""
 
     def one(*values: Any) -> Any:
         return values[generator.integers(len(values))]
@@ -684,6 +756,7 @@ def drawn_nodes(generator: np.random.Generator) -> list[tuple[Any, dict[str, Any
     def array(*shape: int) -> np.ndarray:
         return generator.normal(size=shape).astype(np.float32)
 
+    drawn: list[tuple[Any, dict[str, Any], list[int], int]] = []
     dims = one(1, 2, 3)
     sides = [int(side) for side in generator.integers(4, 8, dims)]
     kernel = [int(size) for size in generator.integers(1, 4, dims)]
@@ -694,7 +767,7 @@ def drawn_nodes(generator: np.random.Generator) -> list[tuple[Any, dict[str, Any
         "strides": one(None, [int(step) for step in generator.integers(1, 4, dims)]),
     }
     group = one(1, 2)
-    drawn = [
+    drawn += [
         (
             node("Conv", ["x", "w", *one([], ["b"])], group=group, dilations=one(None, [2] + [1] * (dims - 1)), **placed),
             {"w": array(6, 4 // group, *kernel), "b": array(6)},
@@ -715,11 +788,15 @@ def drawn_nodes(generator: np.random.Generator) -> list[tuple[Any, dict[str, Any
         antialias=one(None, 1) if mode != "nearest" else None,
         extrapolation_value=one(None, 7.0),
     )
-    roi = np.float32([0, 0, 0.25, 0.125, 1, 1, 0.75, 1.25])
-    drawn.append((resize, {"roi": roi, "sizes": ints(1, 2, *generator.integers(2, 9, 2))}, [1, 2, *map(int, generator.integers(2, 7, 2))], 19))
-    scales = {"s": np.float32([1, 1, *generator.choice([0.5, 0.75, 1.5, 2, 2.3, 3], 2)])}
+    roi = single([0, 0, 0.25, 0.125, 1, 1, 0.75, 1.25])
+    drawn.append(
+        (resize, {"roi": roi, "sizes": ints(1, 2, *generator.integers(2, 9, 2))}, [1, 2, *map(int, generator.integers(2, 7, 2))], 19)
+    )
+    scales = {"s": single([1, 1, *generator.choice([0.5, 0.75, 1.5, 2, 2.3, 3], 2)])}
     scaled = one("half_pixel", "asymmetric", "half_pixel_symmetric")
-    drawn.append((node("Resize", ["x", "", "s"], mode=one("linear", "cubic"), coordinate_transformation_mode=scaled), scales, [1, 2, 5, 4], 19))
+    drawn.append(
+        (node("Resize", ["x", "", "s"], mode=one("linear", "cubic"), coordinate_transformation_mode=scaled), scales, [1, 2, 5, 4], 19)
+    )
     rank = one(1, 2, 3, 4)
     shape = [int(size) for size in generator.integers(2, 5, rank)]
     around, wrapping = ints(*generator.integers(0, 4, 2 * rank)), one("constant", "reflect", "edge", "wrap")
@@ -749,30 +826,26 @@ def drawn_nodes(generator: np.random.Generator) -> list[tuple[Any, dict[str, Any
 
 
 def test_random_nodes_are_as_in_the_evaluator_of_onnx(tmp_path: Path) -> None:
-    right, refused = 0, 0
     for seed in range(25):
         for node, weights, shape, operator_set in drawn_nodes(np.random.default_rng(seed)):
             kind = INT64 if node.op_type.startswith("Arg") else FLOAT
             read = {name: value for name, value in weights.items() if name in node.input}
             model = modelled([node], read, {"x": shape}, operator_set=operator_set, output_type=kind)
             x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-            try:
-                result = load_onnx(saved(tmp_path / "model.onnx", model))(x)
-            except CheckpointError as error:
-                assert "not supported" in str(error) or "inference says" in str(error), error
-                refused += 1
-                continue
-            (expected,) = reference(model, x)
-            torch.testing.assert_close(result, torch.tensor(np.array(expected)), atol=1e-4, rtol=1e-4, msg=lambda text, node=node: f"{node}: {text}")
-            right += 1
-    assert right > 350
-    assert refused < 20
+            result = load_onnx(saved(tmp_path / "model.onnx", model))(x)
+            expected = torch.tensor(np.array(reference(model, x)[0]))
+            assert torch.allclose(result, expected, atol=1e-4, rtol=1e-4), node
+            assert result.dtype == expected.dtype
 
 
-# Operators whose functions are written out here; a network around each must keep its function under its symmetries.
+# Operators whose functions are written out here; a network around each must keep its function under
+# its symmetries.
 BETWEEN: list[tuple[list[Any], dict[str, Any]]] = [
-    ([make("Resize", ["h", "", "s"], ["k"], mode="linear", coordinate_transformation_mode="asymmetric")], {"s": np.float32([1, 1, 2, 1.5])}),
-    ([make("Resize", ["h", "", "s"], ["k"], mode="nearest", nearest_mode="ceil")], {"s": np.float32([1, 1, 1.5, 1.5])}),
+    (
+        [make("Resize", ["h", "", "s"], ["k"], mode="linear", coordinate_transformation_mode="asymmetric")],
+        {"s": single([1, 1, 2, 1.5])},
+    ),
+    ([make("Resize", ["h", "", "s"], ["k"], mode="nearest", nearest_mode="ceil")], {"s": single([1, 1, 1.5, 1.5])}),
     ([make("AveragePool", ["h"], ["k"], kernel_shape=[2, 2], pads=[0, 0, 1, 1])], {}),
     ([make("AveragePool", ["h"], ["k"], kernel_shape=[2, 2], dilations=[2, 2])], {}),
     ([make("MaxPool", ["h"], ["k"], kernel_shape=[2, 2], pads=[0, 0, 1, 1])], {}),

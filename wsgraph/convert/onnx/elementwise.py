@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ def _unary(function: Function) -> Function:
     return lambda x: function(x)
 
 
-for _names, _versions in (
+for _names, _since in (
     ("Abs Ceil Exp Floor Log Neg Reciprocal Sigmoid Sqrt Tanh", (1, 6, 13)),
     ("Erf Sign", (9, 13)),
     ("Acos Asin Atan Cos Sin Tan", (7, 22)),
@@ -28,7 +28,7 @@ for _names, _versions in (
     ("IsNaN", (9, 13, 20)),
 ):
     for _name in _names.split():
-        register(_name, _versions, _unary(getattr(torch, _name.lower())))
+        register(_name, _since, _unary(getattr(torch, _name.lower())))
 register("Relu", (1, 6, 13, 14), _unary(F.relu))
 register("Softplus", (1, 22), _unary(F.softplus))
 register("Softsign", (1, 22), _unary(F.softsign))
@@ -105,7 +105,7 @@ register("Clip", (11, 12, 13), _clip)
 
 
 def _legacy(function: Callable[[Any, Any], Tensor]) -> Function:
-    """Before operator set 7, the second tensor was repeated where an attribute said so, along dimensions that another one named."""
+    """Before operator set 7, attributes said whether and along what the second is repeated."""
 
     def apply(a: Tensor, b: Operand, *, axis: int | None, broadcast: int) -> Tensor:
         if isinstance(b, Tensor):
@@ -168,24 +168,23 @@ register("Greater", (7, 9, 13), _operands(torch.gt))
 register("Less", (7, 9, 13), _operands(torch.lt))
 register("GreaterOrEqual", (12, 16), _operands(torch.ge))
 register("LessOrEqual", (12, 16), _operands(torch.le))
-for _name, _old, _function in (
-    ("Add", (1, 6), torch.add),
-    ("Sub", (1, 6), torch.sub),
-    ("Mul", (1, 6), torch.mul),
-    ("Div", (1, 6), _divide),
-    ("Pow", (1,), _power),
-    ("Equal", (1,), torch.eq),
-    ("Greater", (1,), torch.gt),
-    ("Less", (1,), torch.lt),
-    ("And", (1,), torch.logical_and),
-    ("Or", (1,), torch.logical_or),
-    ("Xor", (1,), torch.logical_xor),
-):
-    register(_name, _old, _legacy(_function))
-for _name, _function in (("And", torch.logical_and), ("Or", torch.logical_or), ("Xor", torch.logical_xor)):
-    register(_name, (7,), _tensors(_function))
-for _name, _function in (("And", torch.bitwise_and), ("Or", torch.bitwise_or), ("Xor", torch.bitwise_xor)):
-    register(f"Bitwise{_name}", (18,), _tensors(_function))
+register("And", (7,), _tensors(torch.logical_and))
+register("Or", (7,), _tensors(torch.logical_or))
+register("Xor", (7,), _tensors(torch.logical_xor))
+register("BitwiseAnd", (18,), _tensors(torch.bitwise_and))
+register("BitwiseOr", (18,), _tensors(torch.bitwise_or))
+register("BitwiseXor", (18,), _tensors(torch.bitwise_xor))
+register("Add", (1, 6), _legacy(torch.add))
+register("Sub", (1, 6), _legacy(torch.sub))
+register("Mul", (1, 6), _legacy(torch.mul))
+register("Div", (1, 6), _legacy(_divide))
+register("Pow", (1,), _legacy(_power))
+register("Equal", (1,), _legacy(torch.eq))
+register("Greater", (1,), _legacy(torch.gt))
+register("Less", (1,), _legacy(torch.lt))
+register("And", (1,), _legacy(torch.logical_and))
+register("Or", (1,), _legacy(torch.logical_or))
+register("Xor", (1,), _legacy(torch.logical_xor))
 register("Mod", (10, 13), _modulo)
 register("Mod", (28,), _fmod)
 register("Where", (9, 16), lambda mask, a, b: torch.where(mask, a, b))
@@ -212,14 +211,15 @@ def _alike(function: Function) -> Function:
     return apply
 
 
-for _name, _function, _new in (
-    ("Sum", _many(torch.add), (8, 13)),
-    ("Max", _many(torch.maximum), (8, 12, 13)),
-    ("Min", _many(torch.minimum), (8, 12, 13)),
-    ("Mean", _many(torch.add, mean=True), (8, 13)),
-):
-    register(_name, _new, _function)
-    register(_name, (1, 6), _alike(_function))
+def _register_many(name: str, versions: Sequence[int], function: Function) -> None:
+    register(name, versions, function)
+    register(name, (1, 6), _alike(function))
+
+
+_register_many("Sum", (8, 13), _many(torch.add))
+_register_many("Max", (8, 12, 13), _many(torch.maximum))
+_register_many("Min", (8, 12, 13), _many(torch.minimum))
+_register_many("Mean", (8, 13), _many(torch.add, mean=True))
 
 
 # == Types ==
@@ -301,9 +301,14 @@ def _hardmax(x: Tensor, dim: int) -> Tensor:
     return torch.zeros_like(x).scatter(dim, x.argmax(dim, keepdim=True), 1)
 
 
-for _name, _function in (("Softmax", F.softmax), ("LogSoftmax", F.log_softmax), ("Hardmax", _hardmax)):
-    register(_name, (13,), _over(_function))
-    register(_name, (1, 11), _flattened(_function))
+def _register_over(name: str, function: Callable[..., Tensor]) -> None:
+    register(name, (13,), _over(function))
+    register(name, (1, 11), _flattened(function))
+
+
+_register_over("Softmax", F.softmax)
+_register_over("LogSoftmax", F.log_softmax)
+_register_over("Hardmax", _hardmax)
 
 
 def _reduce(function: Callable[[Tensor, list[int], bool], Tensor], *, is_identity: bool) -> tuple[Function, Function]:
@@ -341,25 +346,24 @@ def _product(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
     return x
 
 
-def _norm(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=keepdim)
+def _register_reduction(
+    name: str, versions: Sequence[int], function: Callable[[Tensor, list[int], bool], Tensor], *, is_identity: bool = False
+) -> None:
+    by_attribute, by_input = _reduce(function, is_identity=is_identity)
+    register(name, versions, by_input)
+    register(name, [version for version in (1, 11, 12, 13) if version < versions[0]], by_attribute)
 
 
-for _name, _new, _function, _same in (
-    ("ReduceSum", (13,), _sum, True),
-    ("ReduceMean", (18,), _floating(torch.mean), True),
-    ("ReduceMax", (18, 20), torch.amax, True),
-    ("ReduceMin", (18, 20), torch.amin, True),
-    ("ReduceProd", (18,), _product, True),
-    ("ReduceL1", (18,), lambda x, dims, keepdim: _sum(x.abs(), dims, keepdim), False),
-    ("ReduceL2", (18,), _floating(lambda x, dim, keepdim: _norm(x, dim, keepdim)), False),
-    ("ReduceSumSquare", (18,), lambda x, dims, keepdim: _sum(x * x, dims, keepdim), False),
-    ("ReduceLogSum", (18, 28), lambda x, dims, keepdim: _sum(x, dims, keepdim).log(), False),
-    ("ReduceLogSumExp", (18, 28), _floating(torch.logsumexp), False),
-):
-    _by_attribute, _by_input = _reduce(_function, is_identity=_same)
-    register(_name, _new, _by_input)
-    register(_name, [version for version in (1, 11, 12, 13) if version < _new[0]], _by_attribute)
+_register_reduction("ReduceSum", (13,), _sum, is_identity=True)
+_register_reduction("ReduceMean", (18,), _floating(torch.mean), is_identity=True)
+_register_reduction("ReduceMax", (18, 20), torch.amax, is_identity=True)
+_register_reduction("ReduceMin", (18, 20), torch.amin, is_identity=True)
+_register_reduction("ReduceProd", (18,), _product, is_identity=True)
+_register_reduction("ReduceL1", (18,), lambda x, dims, keepdim: _sum(x.abs(), dims, keepdim))
+_register_reduction("ReduceL2", (18,), _floating(torch.linalg.vector_norm))
+_register_reduction("ReduceSumSquare", (18,), lambda x, dims, keepdim: _sum(x * x, dims, keepdim))
+_register_reduction("ReduceLogSum", (18, 28), lambda x, dims, keepdim: _sum(x, dims, keepdim).log())
+_register_reduction("ReduceLogSumExp", (18, 28), _floating(torch.logsumexp))
 
 
 def _extreme(name: str) -> Function:

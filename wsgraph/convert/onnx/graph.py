@@ -52,7 +52,8 @@ class Graph:
     Args:
         inputs: What it takes.
         outputs: Names of what it returns.
-        tensors: Tensors that the file holds, by name: those of a network, not those within operators.
+        tensors: Tensors that the file holds, by name: those of a network, not those within
+            operators.
         constants: Tensors within operators that ONNX defines by others.
         steps: Its operators in order.
         inferred: Types and sizes of values as ONNX's own inference gives them, as far as it does.
@@ -74,7 +75,8 @@ def read_graph(model: Any, shapes: Sequence[Sequence[int]]) -> Graph:
         shapes: Shapes of the inputs, or none.
 
     Raises:
-        UnsupportedError: If the model has anything that would be left out; the message continues "the file ...".
+        UnsupportedError: If the model has anything that would be left out; it continues "the file
+            ...".
     """
     from onnx import defs, inliner
 
@@ -86,8 +88,8 @@ def read_graph(model: Any, shapes: Sequence[Sequence[int]]) -> Graph:
         raise UnsupportedError(f"has an operator that wsgraph cannot read, {foreign}")
     if operator_set > defs.onnx_opset_version():
         raise UnsupportedError(
-            f"is of ONNX's operator set {operator_set}, and the installed package onnx knows those up to {defs.onnx_opset_version()}: "
-            "install a newer one"
+            f"is of ONNX's operator set {operator_set}, and the installed package onnx knows those "
+            f"up to {defs.onnx_opset_version()}: install a newer one"
         )
     source = model.graph
     if source.sparse_initializer:
@@ -117,7 +119,7 @@ def read_graph(model: Any, shapes: Sequence[Sequence[int]]) -> Graph:
 
 
 def _expanded(nodes: Sequence[Any], operator_set: int, types: Mapping[str, Any]) -> list[Any]:
-    """The nodes with those that the table lacks replaced by their definitions in ONNX; empty if there are none."""
+    """The nodes with definitions for those that the table lacks; empty if there are none."""
     found, changed = [], False
     for node in nodes:
         definition = None
@@ -129,7 +131,7 @@ def _expanded(nodes: Sequence[Any], operator_set: int, types: Mapping[str, Any])
 
 
 def _definition(node: Any, operator_set: int, types: Mapping[str, Any]) -> Any:
-    """An operator as a function of others, if ONNX defines it so and these others mean the same in the model's operator set."""
+    """An operator as ONNX defines it by others, if these mean the same in the operator set."""
     from onnx import FunctionProto, TypeProto, defs
 
     schema = defs.get_schema(node.op_type, operator_set, "")
@@ -214,8 +216,8 @@ def _taken(nodes: Iterable[Any]) -> tuple[dict[str, np.ndarray], list[Any]]:
             found[node.output[0]] = np.array(value, dtype=np.int64)
         else:
             raise UnsupportedError(
-                f"has an operator that wsgraph cannot read as it is, Constant ({node.name or node.output[0]}): its attribute "
-                f"{attribute.name} is not supported"
+                f"has an operator that wsgraph cannot read as it is, "
+                f"Constant ({node.name or node.output[0]}): its attribute {attribute.name} is not supported"
             )
     return found, others
 
@@ -238,7 +240,7 @@ def _inputs(values: Sequence[Any], shapes: Sequence[Sequence[int]]) -> list[Inpu
     if len(shapes) not in (0, len(values)):
         names = ", ".join(value.name for value in values) or "none"
         raise UnsupportedError(
-            f"takes other inputs: expected 'shapes' with one shape for each of {names} (got {[tuple(s) for s in shapes]})"
+            f"takes other inputs: expected 'shapes' with one shape for each of {names} (got {[tuple(shape) for shape in shapes]})"
         )
     inputs = []
     for i, value in enumerate(values):
@@ -267,7 +269,7 @@ def _declared(dim: Any) -> int | str | None:
 
 
 def _skeleton(model: Any, graph: Graph, nodes: Sequence[Any]) -> Any:
-    """The model without large tensors, with inputs of the shapes for which it is read: what ONNX's inference needs."""
+    """The model without large tensors, of known shapes: what ONNX's inference needs."""
     from onnx import helper, numpy_helper
 
     types = {dtype: number for number, dtype in dtypes().items()}

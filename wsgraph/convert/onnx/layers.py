@@ -48,7 +48,7 @@ register("Det", (11, 22), lambda x: torch.linalg.det(x))
 
 @dataclass(frozen=True)
 class _Windows:
-    """Where a kernel is put: its size, steps and gaps, and what is added to each side of the tensor."""
+    """Where a kernel is put: its size, steps and gaps, and what is added to each side."""
 
     kernel: list[int]
     strides: list[int]
@@ -223,7 +223,7 @@ def _pooled_windows(
     auto_pad: str,
     ceil_mode: int | None,
 ) -> _Windows:
-    """Windows for poolings: what lies above is as much as the windows reach, no more and no less."""
+    """Windows for poolings: what is added above is as much as the windows reach."""
     w = _windows(x, kernel, strides, dilations, pads, auto_pad)
     high = []
     for size, k, stride, dilation, below, above in zip(x.shape[2:], w.kernel, w.strides, w.dilations, w.low, w.high, strict=True):
@@ -409,8 +409,8 @@ class _Coordinates:
         width = self.scale * self.size
         if self.mode in ("align_corners", "tf_crop_and_resize") and not math.isclose(width, self.new, rel_tol=1e-6):
             raise UnsupportedError(
-                f"its attribute coordinate_transformation_mode = {self.mode} with scales that give no whole sizes is not supported "
-                "(ONNX's text and its tests disagree about it)."
+                f"its attribute coordinate_transformation_mode = {self.mode} with scales that give "
+                "no whole sizes is not supported (ONNX's text and its tests disagree about it)."
             )
         if self.mode == "align_corners":
             return x * (self.size - 1) / (self.new - 1) if self.new > 1 else x
@@ -426,8 +426,8 @@ class _Coordinates:
             if self.is_plain and math.isclose(width, 1, rel_tol=1e-6):
                 return np.zeros(1)
             raise UnsupportedError(
-                "its attribute coordinate_transformation_mode = pytorch_half_pixel for one entry is not supported (ONNX's text, its tests "
-                "and PyTorch disagree about it)."
+                "its attribute coordinate_transformation_mode = pytorch_half_pixel for one entry is "
+                "not supported (ONNX's text, its tests and PyTorch disagree about it)."
             )
         if self.mode in ("half_pixel", "pytorch_half_pixel"):
             return (x + 0.5) / self.scale - 0.5
@@ -479,8 +479,8 @@ def _settled(at: np.ndarray, *, whole_sizes: bool) -> np.ndarray:
     near = np.abs(at - halves) < 1e-5
     if not whole_sizes and (near & (at != halves)).any():
         raise UnsupportedError(
-            "nearest entries with these scales are not supported: some coordinates are halfway between entries but for rounding in "
-            "single precision, which runtimes settle differently."
+            "nearest entries with these scales are not supported: some coordinates are halfway "
+            "between entries but for rounding in single precision, which runtimes settle differently."
         )
     return np.where(near, halves, at)
 
@@ -488,7 +488,7 @@ def _settled(at: np.ndarray, *, whole_sizes: bool) -> np.ndarray:
 def _interpolated(
     x: Tensor, dims: Sequence[int], new: Sequence[int], scales: Sequence[float], mode: str, coordinates: str
 ) -> Tensor | None:
-    """The same by PyTorch's own function, which is faster; ``None`` where that is another one (for nearest entries it rounds otherwise)."""
+    """The same by PyTorch's own, faster function; ``None`` where that is another one."""
     names = {"linear": {3: "linear", 4: "bilinear", 5: "trilinear"}, "cubic": {4: "bicubic"}}.get(mode, {})
     exact = all(math.isclose(s * x.shape[d], n, rel_tol=1e-9) for s, d, n in zip(scales, dims, new, strict=True))
     if list(dims) != list(range(2, x.ndim)) or x.ndim not in names or not x.is_floating_point() or not exact:
@@ -578,7 +578,7 @@ def _resize(
 
 
 def _whole(size: float) -> int:
-    """The size below, where scales in single precision fall short of a whole one by rounding alone."""
+    """The size below, but for scales that fall short of a whole one by rounding alone."""
     return round(size) if math.isclose(size, round(size), rel_tol=1e-6) else math.floor(size)
 
 

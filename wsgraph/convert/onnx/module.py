@@ -24,7 +24,7 @@ _SHAPES_KEPT = 16  # shapes of inputs for which what follows from them is kept
 
 
 class OnnxWarning(UserWarning):
-    """What was decided in reading an ONNX file that leaves it open: sizes of inputs, names of weights; or that it holds no weights.
+    """What was decided in reading an ONNX file: open sizes, names of weights; or that it has none.
 
     Example:
         >>> import warnings
@@ -33,17 +33,18 @@ class OnnxWarning(UserWarning):
 
 
 def load_onnx(path: str | os.PathLike[str], shapes: Sequence[Sequence[int]] = ()) -> OnnxModule:
-    """Read a network in the ONNX format as a module with the file's weights, to trace like any other.
+    """Read a network in the ONNX format as a module with its weights, to trace like any other.
 
-    The floating point tensors of the file, initializers and constants alike, are its parameters (statistics of batch norms its buffers),
-    under the names that they have there; numbers without dimensions, and what says how an operator works, are constants. Weights that are
-    stored quantized are parameters as they are dequantized. Nothing in a file is left out: an operator, an attribute, a result or a version
-    of an operator without an equal here is refused by name.
+    The floating point tensors of the file, initializers and constants alike, are its parameters
+    (statistics of batch norms its buffers), under the names that they have there; numbers without
+    dimensions, and what says how an operator works, are constants. Weights that are stored
+    quantized are parameters as they are dequantized. Nothing in a file is left out: an operator, an
+    attribute, a result or a version of an operator without an equal here is refused by name.
 
     Args:
         path: An ``.onnx`` file.
-        shapes: Shapes of the inputs (default: those in the file, with 2 for every size that it leaves open). The module runs on other sizes
-            too where the file leaves them open.
+        shapes: Shapes of the inputs (default: those in the file, with 2 for every size that it
+            leaves open). The module runs on other sizes too where the file leaves them open.
 
     Returns:
         A module in evaluation mode; ``example_inputs`` holds random inputs.
@@ -51,10 +52,12 @@ def load_onnx(path: str | os.PathLike[str], shapes: Sequence[Sequence[int]] = ()
     Raises:
         ImportError: If the package ``onnx`` is not installed.
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is no ONNX model, has anything that has no equal here, or does not run on the shapes.
+        CheckpointError: If the file is no ONNX model, has anything that has no equal here, or does
+            not run on the shapes.
 
     Warns:
-        OnnxWarning: If the file leaves sizes open, has names that no state dict can have, or holds no weights.
+        OnnxWarning: If the file leaves sizes open, has names that no state dict can have, or holds
+            no weights.
 
     Example:
         >>> module = load_onnx("model.onnx")                          # doctest: +SKIP
@@ -104,13 +107,27 @@ def _check(model: Any, path: Path) -> None:
 
 
 class OnnxModule(nn.Module):
-    """The operators of an ONNX graph, run by PyTorch; what depends on shapes alone is computed once for every shape of the inputs.
+    """The operators of an ONNX graph, run by PyTorch.
 
-    A module that was moved to another floating point type computes in that type throughout: constants and casts of the file follow.
+    What depends on shapes alone is computed once for every shape of the inputs.
+
+    A module that was moved to another floating point type computes in that type throughout:
+    constants and casts of the file follow.
 
     Args:
         graph: What :func:`~wsgraph.convert.onnx.graph.read_graph` returned.
         path: The file, for messages.
+
+    Returns:
+        Called with a tensor for each input of the file, its output, or a tuple of its outputs.
+
+    Raises:
+        CheckpointError: If an operator does not run on the inputs.
+        ValueError: If inputs are missing, or of sizes or types that the file does not take.
+
+    Example:
+        >>> module = load_onnx("model.onnx")          # doctest: +SKIP
+        >>> outputs = module(*module.example_inputs)  # doctest: +SKIP
     """
 
     def __init__(self, graph: Graph, path: str) -> None:
@@ -131,7 +148,7 @@ class OnnxModule(nn.Module):
         self.eval()
 
     def _register(self, value: str, name: str, tensor: Tensor, *, buffer: bool) -> None:
-        """Register a weight under its name, in modules within modules where it has dots, or under one like it that is free."""
+        """Register a weight under its name, or one like it that is free; dots make modules."""
         path = name.split(".")
         if not all(path) or not _is_free(self, path):
             path = [name.replace(".", "_") or "weight"]
@@ -152,7 +169,7 @@ class OnnxModule(nn.Module):
             self._renamed[name] = self._keys[value]
 
     def _fold(self, graph: Graph) -> None:
-        """Compute what is known without the inputs, register the weights, and find out what is known with the inputs' shapes."""
+        """Compute what is known without inputs, register weights, find what is known by shapes."""
         settings = _settings(graph)
         readers = Counter(name for step in graph.steps for name in step.sources)
         readers.update(self._outputs)
@@ -170,7 +187,8 @@ class OnnxModule(nn.Module):
                 if any(name in stored and step.operator.kind(place) in WEIGHTS for place, name in enumerate(step.sources)):
                     stored.update(made)
             elif self._is_viewed_weight(step, weights, constants, readers):
-                # Exporters store weights in other dimensions than those in which they are used, in which their neurons lie.
+                # Exporters store weights in other dimensions than those in which they are used, in
+                # which their neurons lie.
                 tensor = {step.sources[0]: to_tensor(weights.pop(step.sources[0]))}
                 (weights[step.targets[0]],) = (to_array(result) for result in self._run(step, {**constants, **tensor}, None, None))
                 filed[step.targets[0]] = filed.pop(step.sources[0])
@@ -198,7 +216,7 @@ class OnnxModule(nn.Module):
         return step.operator.is_view and first in weights and readers[first] == 1 and all(name in constants for name in others if name)
 
     def _run_first(self, graph: Graph) -> None:
-        """Run the network once, and compare every value with what ONNX's own inference says of it."""
+        """Run the network once, and compare every value with what ONNX's inference says of it."""
         self._by_shapes = {}
         values: dict[str, Any] = {}
         with torch.no_grad():
@@ -207,7 +225,8 @@ class OnnxModule(nn.Module):
             except CheckpointError as error:
                 shapes = ", ".join(f"{given.name} {list(given.shape)}" for given in graph.inputs)
                 raise CheckpointError(
-                    f"{error} It was run on inputs of the shapes {shapes or 'none'} (whole numbers as 0); choose others with shapes= (in the shell: --input)."
+                    f"{error} It was run on inputs of the shapes {shapes or 'none'} (whole numbers as "
+                    "0); choose others with shapes= (in the shell: --input)."
                 ) from error
         for step in self._steps:
             for name in step.targets:
@@ -223,7 +242,8 @@ class OnnxModule(nn.Module):
                 if wrong:
                     expected = [("?" if size is None else size) for size in sizes] if sizes is not None else "any shape"
                     raise CheckpointError(
-                        f"The operator {step.label} of {self._path!r} cannot be run: it gives {value.dtype} {list(value.shape)} for {name!r}, "
+                        f"The operator {step.label} of {self._path!r} cannot be run: it gives "
+                        f"{value.dtype} {list(value.shape)} for {name!r}, "
                         f"where ONNX's own inference says {dtype} {expected}."
                     )
 
@@ -234,7 +254,8 @@ class OnnxModule(nn.Module):
         if opened and not given:
             shapes = ", ".join(str(entry.shape) for entry in self._inputs)
             remarks.append(
-                f"leaves sizes of its inputs open, fixed at loading: {'; '.join(opened)}. Choose them with shapes=[{shapes}] (in the shell: --input)."
+                f"leaves sizes of its inputs open, fixed at loading: {'; '.join(opened)}. Choose them "
+                f"with shapes=[{shapes}] (in the shell: --input)."
             )
         changed = [
             f"{entry.name!r} of {list(entry.declared)} as {list(entry.shape)}"
@@ -253,7 +274,7 @@ class OnnxModule(nn.Module):
         return remarks
 
     def _weights(self) -> tuple[dict[str, Tensor], torch.dtype | None]:
-        """The weights by their names in the file, and the floating point type that they were moved to, if they were."""
+        """The weights by name, and the floating point type that they were moved to."""
         weights = {}
         for name, key in self._keys.items():
             path, _, last = key.rpartition(".")
@@ -327,8 +348,9 @@ class OnnxModule(nn.Module):
                     size if not open_ else given.declared[i] or "any" for i, (size, open_) in enumerate(zip(given.shape, free, strict=True))
                 ]
                 raise ValueError(
-                    f"Expected the input {given.name!r} of {self._path!r} in the shape {wanted} (got {list(x.shape)}); the file fixes it. "
-                    f"Other sizes can be asked for with load_onnx(..., shapes=)."
+                    f"Expected the input {given.name!r} of {self._path!r} in the shape {wanted} (got "
+                    f"{list(x.shape)}); the file fixes it. Other sizes can be asked for with "
+                    "load_onnx(..., shapes=)."
                 )
 
     def extra_repr(self) -> str:
@@ -341,7 +363,7 @@ def _is_weight(array: np.ndarray | None) -> bool:
 
 
 def _settings(graph: Graph) -> set[str]:
-    """Values that say how operators work, and all that these are made from, as far as no input flows into them: no weights."""
+    """Values that say how operators work, and all that they are made from without inputs."""
     flowing = {given.name for given in graph.inputs}
     for step in graph.steps:
         if not step.operator.by_shape and flowing & set(step.sources):

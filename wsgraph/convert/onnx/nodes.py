@@ -1,8 +1,10 @@
-"""How nodes of an ONNX graph are read: one table of operators, and one check that nothing in a node is left out.
+"""How nodes of an ONNX graph are read: one table, and one check that nothing is left out.
 
-An entry of the table is a function with the versions of the operator whose meaning it has. Its positional parameters are the operator's
-inputs, its keyword parameters the attributes that it heeds. Whatever else a node holds (an attribute that is not at its default, an input
-or a result more) is refused by :func:`read_node`, for all operators alike; defaults come from ONNX's own schemas.
+An entry of the table is a function with the versions of the operator whose meaning it has. Its
+positional parameters are the operator's inputs, its keyword parameters the attributes that it
+heeds. Whatever else a node holds (an attribute that is not at its default, an input or a result
+more) is refused by :func:`read_node`, for all operators alike; defaults come from ONNX's own
+schemas.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ __all__ = [
     "to_tensor",
 ]
 
-# What an operator takes as an input. All others are tensors, and floating point tensors of the file among them are weights.
+# What an operator takes as an input. All others are tensors, and floating point tensors of the file
+# among them are weights.
 Ints = Annotated[list[int], "ints"]  # known before the network runs
 Floats = Annotated[list[float], "floats"]  # known before the network runs
 Number = Annotated[float, "number"]  # known before the network runs
@@ -68,16 +71,18 @@ class Operator:
 
     Args:
         name: Its name in ONNX.
-        versions: Versions of the operator (the operator sets that changed it) whose meaning this is.
+        versions: Versions of the operator (the operator sets that changed it) whose meaning this
+            is.
         function: The operator as a function of its inputs, with its attributes as keywords.
         inputs: Kinds of the inputs.
         others: Kind of any further inputs; ``None`` if there are none.
         attributes: Names of the attributes that the function heeds.
-        context: Names of what else the function wants to know: ``results``, the number of results that have a name, and ``working``, the
-            floating point type that the module was moved to.
+        context: Names of what else the function wants to know: ``results``, the number of results
+            that have a name, and ``working``, the floating point type that the module was moved to.
         results: Number of results that it gives; ``None`` for any.
         by_shape: Whether its results follow from the shapes of its inputs.
-        is_view: Whether it gives the entries of its first input in their order, in other dimensions.
+        is_view: Whether it gives the entries of its first input in their order, in other
+            dimensions.
     """
 
     name: str
@@ -134,7 +139,8 @@ def register(
         function: See :class:`Operator`.
         results: Number of results that it gives; ``None`` for any.
         by_shape: Whether its results follow from the shapes of its inputs.
-        is_view: Whether it gives the entries of its first input in their order, in other dimensions.
+        is_view: Whether it gives the entries of its first input in their order, in other
+            dimensions.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     inputs: list[str] = []
@@ -180,7 +186,7 @@ class Step:
     attributes: dict[str, Any] = field(repr=False)
 
     def run(self, values: dict[str, Any], working: torch.dtype | None, device: torch.device | None) -> list[Any]:
-        """The results, from tensors and (where they are known before the network runs) numpy arrays."""
+        """The results, from tensors and, where they are known before the network runs, arrays."""
         given = [values[source] if source else None for source in self.sources]
         while given and given[-1] is None:
             given.pop()
@@ -197,8 +203,8 @@ class Step:
         if isinstance(value, Tensor):
             if kind in KNOWN:
                 raise UnsupportedError(
-                    f"its input {place + 1}, {self.sources[place]!r}, depends on the values of the network's inputs; only what is known "
-                    "before the network runs is supported there."
+                    f"its input {place + 1}, {self.sources[place]!r}, depends on the values of the "
+                    "network's inputs; only what is known before the network runs is supported there."
                 )
             return value
         if kind in ("array", "index"):
@@ -232,8 +238,9 @@ def read_node(node: Any, operator_set: int, read: Collection[str]) -> Step:
     if operator is None:
         known = sorted(version for entry in OPERATORS[node.op_type] for version in entry.versions)
         raise UnsupportedError(
-            f"has an operator in a version that wsgraph cannot read, {schema.since_version} of {label}; it reads {known} "
-            "(onnx.version_converter converts many models to another operator set)"
+            f"has an operator in a version that wsgraph cannot read, {schema.since_version} of "
+            f"{label}; it reads {known} (onnx.version_converter converts many models to another "
+            "operator set)"
         )
     try:
         return Step(operator, label, _sources(node, operator), _targets(node, operator, read), _attributes(node, operator, schema))
@@ -300,7 +307,7 @@ def _attribute(value: Any) -> Any:
 
 
 def dtypes() -> dict[int, torch.dtype]:
-    """PyTorch's types by those of ONNX; the others (text, complex numbers, less than 8 bits) are not read."""
+    """PyTorch's types by those of ONNX; others (text, complex, less than 8 bits) are not read."""
     from onnx import TensorProto
 
     names = {"FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "BOOL": "bool"}
