@@ -143,8 +143,12 @@ def main() -> None:
     for way, count in counts.items():
         table.add_row(way, *(f"{count[kind]:,}" for kind in KINDS), f"{sum(count.values()):,}")
     console.print(table)
-    refused = Counter(refused_operator(row["reason"]) for row in rows if row["as shipped"] == "refused")
-    console.print("Refused, as shipped: " + ", ".join(f"{name} {count}" for name, count in refused.most_common()))
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        if row["as shipped"] == "refused":
+            refused.setdefault(refused_operator(row["reason"]), []).append(row["name"])
+    refused = dict(sorted(refused.items(), key=lambda entry: -len(entry[1])))
+    console.print("Refused, as shipped: " + ", ".join(f"{name} {len(tests)}" for name, tests in refused.items()))
     for row in rows:
         for way, reason in (("as shipped", "reason"), ("stored", "reason stored")):
             if row.get(way) in ("wrong", "raw"):
@@ -154,8 +158,7 @@ def main() -> None:
         {
             "machine": {**machine(), "onnx": onnx.__version__},
             "counts": {way: {kind: count[kind] for kind in KINDS} for way, count in counts.items()},
-            "refused": dict(refused.most_common()),
-            "tests": [{key: value for key, value in row.items() if not key.startswith("reason")} for row in rows],
+            "refused": refused,
         },
     )
 

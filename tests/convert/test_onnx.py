@@ -1,10 +1,12 @@
 """ONNX files become modules with the same outputs, or are refused by name."""
 
 import copy
+import json
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -886,3 +888,44 @@ def test_operators_keep_the_symmetries_of_networks(tmp_path: Path) -> None:
             moved.append(nodes[0].op_type)
             assert_function_preserved(module, space, module.example_inputs, draws=1)
     assert len(moved) >= 18
+
+
+# == The benchmark ==
+
+
+def test_the_benchmark_tells_outcomes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import onnx_node_tests
+
+    ones, case = np.ones((2, 3), np.float32), SimpleNamespace(rtol=1e-3, atol=1e-7)
+    relu, unknown = modelled([make("Relu", ["x"], ["y"])], {}, {"x": [2, 3]}), modelled([make("NonZero", ["x"], ["y"])], {}, {"x": [2, 3]})
+
+    def outcome(model: Any, given: Any, expected: Any) -> str:
+        kind, reason = onnx_node_tests.classify(case, model, [([given], [expected])], tmp_path / "model.onnx")
+        assert (kind == "right") == (reason == "")
+        return str(kind)
+
+    assert outcome(relu, ones, ones) == "right"
+    assert outcome(relu, ones, 2 * ones) == outcome(relu, ones, ones.astype(np.float64)) == outcome(relu, ones, ones[0]) == "wrong"
+    assert outcome(unknown, ones, ones) == "refused"
+    assert outcome(relu, "text", ones) == "raw"
+    added = modelled([make("Add", ["x", "b"], ["y"])], {}, {"x": [2, 3], "b": [2, 3]})
+    stored, inputs = onnx_node_tests.with_stored_inputs(added, [ones, ones])
+    assert len(inputs) == 1
+    assert outcome(stored, inputs[0], 2 * ones) == "right"
+    refusal = r"'m.onnx' has an operator that wsgraph cannot read, ai.onnx.NonZero (y). Trace the module"
+    assert onnx_node_tests.refused_operator(refusal) == "NonZero"
+    assert (
+        onnx_node_tests.refused_operator("'m.onnx' has an input that wsgraph cannot read, 'x': a tensor of type STRING.") == "string values"
+    )
+
+
+def test_the_node_tests_of_onnx_meet_what_the_page_says() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    document = json.loads((folder / "results" / "onnx_node_tests.json").read_text())
+    page = (folder / "README.md").read_text()
+    for way, counts in document["counts"].items():
+        assert counts["wrong"] == counts["raw"] == 0
+        assert f"| {way} | {counts['right']:,} | {counts['refused']:,} | 0 | 0 | {sum(counts.values()):,} |" in page
+    assert document["counts"]["as shipped"]["right"] >= 620
+    assert sum(map(len, document["refused"].values())) == document["counts"]["as shipped"]["refused"]
