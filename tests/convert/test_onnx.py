@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tests.convert.test_tracing import image, randomized, tokens
 from wsgraph import CheckpointError, TraceError, load_onnx, trace
 from wsgraph.cli import app
 from wsgraph.convert.onnx import OnnxWarning
+from wsgraph.convert.onnx.nodes import OPERATORS
 from wsgraph.testing import assert_function_preserved
 
 onnx = pytest.importorskip("onnx")
@@ -741,6 +743,39 @@ def test_every_operator_set_has_its_own_meaning(tmp_path: Path) -> None:
         results = load_onnx(saved(tmp_path / f"{i}.onnx", model))(x)
         result = results[0] if isinstance(results, tuple) else results
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_table_names_versions_inputs_and_attributes_of_onnx() -> None:
+    schemas: dict[str, dict[int, Any]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            schemas.setdefault(schema.name, {})[schema.since_version] = schema
+    for name, entries in OPERATORS.items():
+        versions = [version for entry in entries for version in entry.versions]
+        assert len(set(versions)) == len(versions), name
+        known = [version for version in versions if version <= onnx.defs.onnx_opset_version()]
+        assert set(known) <= set(schemas[name]), name
+        for entry in entries:
+            heeded = set().union(*(schemas[name][version].attributes for version in entry.versions if version in known))
+            assert entry.attributes <= heeded, name
+            most = max(schemas[name][version].max_input for version in entry.versions if version in known)
+            assert len(entry.inputs) <= most, name
+
+
+def test_modules_can_be_copied_stored_and_mapped_over_weights(tmp_path: Path) -> None:
+    nodes = [
+        make("MatMul", ["x", "W"], ["h"]),
+        make("Shape", ["h"], ["s"]),
+        make("Reshape", ["h", "s"], ["r"]),
+        make("MatMul", ["r", "V"], ["y"]),
+    ]
+    module = load_onnx(written(tmp_path / "model.onnx", nodes, {"W": W, "V": normal(8, 2)}, [2, 3]))
+    x = module.example_inputs[0]
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert other(x).equal(module(x))
+    several = {name: torch.stack([tensor, 2 * tensor]) for name, tensor in module.state_dict().items()}
+    outputs = torch.func.vmap(lambda state: torch.func.functional_call(module, state, (x,)))(several)
+    torch.testing.assert_close(outputs, torch.stack([module(x), 4 * module(x)]))
 
 
 # == Beside ONNX's own evaluator ==

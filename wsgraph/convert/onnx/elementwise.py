@@ -347,23 +347,28 @@ def _product(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
 
 
 def _register_reduction(
-    name: str, versions: Sequence[int], function: Callable[[Tensor, list[int], bool], Tensor], *, is_identity: bool = False
+    name: str,
+    before: Sequence[int],
+    versions: Sequence[int],
+    function: Callable[[Tensor, list[int], bool], Tensor],
+    *,
+    is_identity: bool = False,
 ) -> None:
     by_attribute, by_input = _reduce(function, is_identity=is_identity)
     register(name, versions, by_input)
-    register(name, [version for version in (1, 11, 12, 13) if version < versions[0]], by_attribute)
+    register(name, before, by_attribute)
 
 
-_register_reduction("ReduceSum", (13,), _sum, is_identity=True)
-_register_reduction("ReduceMean", (18,), _floating(torch.mean), is_identity=True)
-_register_reduction("ReduceMax", (18, 20), torch.amax, is_identity=True)
-_register_reduction("ReduceMin", (18, 20), torch.amin, is_identity=True)
-_register_reduction("ReduceProd", (18,), _product, is_identity=True)
-_register_reduction("ReduceL1", (18,), lambda x, dims, keepdim: _sum(x.abs(), dims, keepdim))
-_register_reduction("ReduceL2", (18,), _floating(torch.linalg.vector_norm))
-_register_reduction("ReduceSumSquare", (18,), lambda x, dims, keepdim: _sum(x * x, dims, keepdim))
-_register_reduction("ReduceLogSum", (18, 28), lambda x, dims, keepdim: _sum(x, dims, keepdim).log())
-_register_reduction("ReduceLogSumExp", (18, 28), _floating(torch.logsumexp))
+_register_reduction("ReduceSum", (1, 11), (13,), _sum, is_identity=True)
+_register_reduction("ReduceMean", (1, 11, 13), (18,), _floating(torch.mean), is_identity=True)
+_register_reduction("ReduceMax", (1, 11, 12, 13), (18, 20), torch.amax, is_identity=True)
+_register_reduction("ReduceMin", (1, 11, 12, 13), (18, 20), torch.amin, is_identity=True)
+_register_reduction("ReduceProd", (1, 11, 13), (18,), _product, is_identity=True)
+_register_reduction("ReduceL1", (1, 11, 13), (18,), lambda x, dims, keepdim: _sum(x.abs(), dims, keepdim))
+_register_reduction("ReduceL2", (1, 11, 13), (18,), _floating(torch.linalg.vector_norm))
+_register_reduction("ReduceSumSquare", (1, 11, 13), (18,), lambda x, dims, keepdim: _sum(x * x, dims, keepdim))
+_register_reduction("ReduceLogSum", (1, 11, 13), (18, 28), lambda x, dims, keepdim: _sum(x, dims, keepdim).log())
+_register_reduction("ReduceLogSumExp", (1, 11, 13), (18, 28), _floating(torch.logsumexp))
 
 
 def _extreme(name: str) -> Function:

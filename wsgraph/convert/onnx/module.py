@@ -140,6 +140,7 @@ class OnnxModule(nn.Module):
         self._renamed: dict[str, str] = {}
         self._constants: dict[str, np.ndarray] = {}
         self._steps: list[Step] = []
+        self._read_last: dict[int, list[str]] = {}  # values that nothing reads after a step
         self._fixed: set[str] = set()  # results that are known once the shapes of the inputs are
         self._by_shapes: dict[tuple[tuple[int, ...], ...], dict[str, Any]] = {}
         self.example_inputs = tuple(_example(given) for given in graph.inputs)
@@ -205,6 +206,9 @@ class OnnxModule(nn.Module):
             self._register(name, filed[name], to_tensor(array), buffer=name in statistics)
         read = {name for step in left for name in step.sources} | set(self._outputs)
         self._constants = {name: value for name, value in constants.items() if name in read}
+        last = {name: place for place, step in enumerate(left) for name in step.sources if name and name not in self._outputs}
+        for name, place in last.items():
+            self._read_last.setdefault(place, []).append(name)
         for step in left:
             if step.operator.by_shape or all(name in self._constants or name in self._fixed for name in step.sources if name):
                 self._fixed.update(name for name in step.targets if name)
@@ -221,7 +225,7 @@ class OnnxModule(nn.Module):
         values: dict[str, Any] = {}
         with torch.no_grad():
             try:
-                self._through(self.example_inputs, values)
+                self._through(self.example_inputs, values, keep_all=True)
             except CheckpointError as error:
                 shapes = ", ".join(f"{given.name} {list(given.shape)}" for given in graph.inputs)
                 raise CheckpointError(
@@ -287,7 +291,7 @@ class OnnxModule(nn.Module):
             working = torch.promote_types(working, dtype)
         return weights, working
 
-    def _through(self, inputs: Sequence[Tensor], values: dict[str, Any]) -> None:
+    def _through(self, inputs: Sequence[Tensor], values: dict[str, Any], *, keep_all: bool = False) -> None:
         """Compute all values, and keep those that follow from the shapes of the inputs."""
         weights, working = self._weights()
         device = next((tensor.device for tensor in (*inputs, *weights.values())), None)
@@ -301,15 +305,18 @@ class OnnxModule(nn.Module):
         values.update(weights)
         values.update(zip((given.name for given in self._inputs), inputs, strict=True))
         fixed: dict[str, Any] = {}
-        for step in self._steps:
-            if kept is not None and step.targets[0] in kept:
+        for place, step in enumerate(self._steps):
+            is_fixed = any(name in self._fixed for name in step.targets)
+            if kept is not None and is_fixed:
                 values.update((name, kept[name]) for name in step.targets if name)
                 continue
             results = self._run(step, values, working, device)
-            if any(name in self._fixed for name in step.targets):
+            if is_fixed:
                 results = [to_array(result) for result in results]
                 fixed.update(zip(step.targets, results, strict=False))
             values.update(zip(step.targets, results, strict=False))
+            for name in self._read_last.get(place, ()) if not keep_all else ():
+                del values[name]
         if kept is None and self._fixed:
             while len(self._by_shapes) >= _SHAPES_KEPT:
                 del self._by_shapes[next(iter(self._by_shapes))]
