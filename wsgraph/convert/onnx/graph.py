@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsgraph.convert.onnx import elementwise, entries, layers  # noqa: F401 (they fill the table)
+from wsgraph.convert.onnx import elementwise, entries, layers, resizing  # noqa: F401 (they fill the table)
 from wsgraph.convert.onnx.nodes import OPERATORS, Step, UnsupportedError, dtypes, read_node, same_meaning
 
 __all__ = ["OPEN_SIZE", "Graph", "Input", "read_graph"]
