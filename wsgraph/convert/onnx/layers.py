@@ -81,10 +81,15 @@ def _windows(
         raise UnsupportedError(f"its attributes auto_pad = {auto_pad} and pads = {pads} together are not supported.")
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         total = [
-            max((math.ceil(size / stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+            (math.ceil(size / stride) - 1) * stride + (k - 1) * dilation + 1 - size
             for size, stride, k, dilation in zip(x.shape[2:], strides, kernel, dilations, strict=True)
         ]
-        pads = _sides(total, upper=auto_pad == "SAME_UPPER")
+        if min(total) < -1:  # at -1 all windows start where they start without padding
+            raise UnsupportedError(
+                f"its attribute auto_pad = {auto_pad} with strides of {strides}, for which ONNX's formula "
+                "gives negative padding, is not supported."
+            )
+        pads = _sides([max(size, 0) for size in total], upper=auto_pad == "SAME_UPPER")
     elif auto_pad not in ("NOTSET", "VALID"):
         raise UnsupportedError(f"its attribute auto_pad = {auto_pad} is not supported.")
     if min(pads, default=0) < 0:
