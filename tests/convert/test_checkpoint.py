@@ -177,6 +177,26 @@ def test_file_without_state_dict(tmp_path: Path, content: Any, message: str) -> 
         load_checkpoint(tmp_path / "model.pt")
 
 
+def test_hyperparameters_in_names_are_no_other_files(tmp_path: Path) -> None:
+    for name in ("optimal.pt", "cnn_optimizer=adam_lr=0.1.pt", "adam_scheduler_cosine.pt", "randomized.pt"):
+        torch.save(weights(), tmp_path / name)
+    others = ("optimizer.pt", "optimizer_0.bin", "scheduler.pt", "lr_scheduler.pt", "scaler.pt", "rng_state_1.pth", "random_states_0.pkl")
+    for name in (*others, "training_args.bin", "trainer_state.pt", "optimizer_state_dict.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(IsADirectoryError, match=r"a folder with 4 networks, 'adam_scheduler_cosine.pt', 'cnn_opt"):
+        load_checkpoint(tmp_path)
+    torch.save({"optimal_model": weights(), "last": weights(1)}, tmp_path / "both.pt")
+    with pytest.raises(CheckpointError, match="holds several state dicts, 'optimal_model', 'last'"):
+        load_checkpoint(tmp_path / "both.pt")
+
+
+def test_averages_of_callbacks_are_for_who_names_them(tmp_path: Path) -> None:
+    torch.save({"state_dict": weights(), "callbacks": {"EMA": {"weights": weights(1)}}}, tmp_path / "model.ckpt")
+    assert torch.equal(load_checkpoint(tmp_path / "model.ckpt")["0.weight"], weights()["0.weight"])
+    averaged = load_checkpoint(tmp_path / "model.ckpt", entry="callbacks.EMA.weights")
+    assert torch.equal(averaged["0.weight"], weights(1)["0.weight"])
+
+
 @pytest.mark.parametrize("suffix, save", [WRITERS["safetensors"], WRITERS["npz"]])
 def test_archive_without_tensors(tmp_path: Path, suffix: str, save: Callable[[dict[str, Tensor], Path], Any]) -> None:
     save({}, tmp_path / f"model{suffix}")

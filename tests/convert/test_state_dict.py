@@ -563,7 +563,11 @@ LOOK_LIKE_CHAINS: dict[str, tuple[dict[str, Tensor], str]] = {
     "square embedding": (state({"tok_emb.weight": (8, 8), "fc.weight": (8, 8), "fc.bias": (8,)}), "'tok_emb.weight' .*table of vectors"),
     "positions": (state({"pos_embed": (1, 8, 8), "fc.weight": (8, 8), "fc.bias": (8,)}), "'pos_embed' .*table of vectors"),
     "recurrent": (joined(i2h=nn.Linear(8, 8), h2h=nn.Linear(8, 8), h2o=nn.Linear(8, 8)), "recurrent"),
-    "attention": (joined(query=nn.Linear(8, 8), key=nn.Linear(8, 8), value=nn.Linear(8, 8)), "attention"),
+    "attention": (joined(q_proj=nn.Linear(8, 8), k_proj=nn.Linear(8, 8)), "attention"),
+    "keys and values": (joined(key=nn.Linear(8, 8), value=nn.Linear(8, 8)), "heads beside each other"),
+    "mask of a layer": (state({"0.weight": (8, 8), "0.mask": (8, 8), "1.weight": (8, 8)}), "'0.mask' .*multiplies its weight"),
+    "prototypes": (state({"0.weight": (8, 8), "0.bias": (8,), "prototypes.weight": (8, 8)}), "'prototypes.weight' .*table"),
+    "upsampling": (state({"up1.weight": (8, 8, 4, 4), "up2.weight": (8, 8, 4, 4), "fc.weight": (2, 8)}), "transposed convolutions"),
     "skip": (joined(down=nn.Linear(8, 8), skip=nn.Linear(8, 8), up=nn.Linear(8, 8)), "residual"),
     "gate": (joined(gate_proj=nn.Linear(8, 8), up_proj=nn.Linear(8, 8), down_proj=nn.Linear(8, 8)), "gate, which multiplies"),
     "depthwise by name": (state({"dwconv.weight": (3, 1, 3, 3), "fc.weight": (2, 3)}), "depthwise or grouped"),
@@ -624,6 +628,13 @@ UNDECIDED: dict[str, tuple[dict[str, Tensor], str]] = {
         state({"alphabet.weight": (10, 4), "fc.bias": (4,), "fc.weight": (4, 4)}),
         "Read as fc.weight, alphabet.weight, .* though the order of the dict says nothing",
     ),
+    "branches of a layer": (
+        state({"convs.0.lin_l.weight": (8, 8), "convs.0.lin_l.bias": (8,), "convs.0.lin_r.weight": (8, 8)}),
+        "names 'lin_l' and 'lin_r' are as those of layers that read the same input",
+    ),
+    "gates of a cell": (joined(W_i=nn.Linear(8, 8), W_f=nn.Linear(8, 8)), "names 'W_i' and 'W_f'"),
+    "two inputs": (joined(fcs1=nn.Linear(8, 8), fca1=nn.Linear(8, 8), fc2=nn.Linear(8, 1)), "names 'fcs1' and 'fca1'"),
+    "two gates": (joined(U=nn.Linear(8, 8), V=nn.Linear(8, 8)), "names 'U' and 'V'"),
     "sections of equal width": (joined(encoder=mlp(8, 8, 8), decoder=mlp(8, 8, 8)), "read one behind the other, as their names say"),
 }
 
@@ -736,6 +747,14 @@ def test_module_instead_of_state_dict() -> None:
 def test_values_that_are_no_tensors(content: dict[Any, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_state_dict(content)
+
+
+def test_tensors_of_other_kinds() -> None:
+    sparse = tensor(2, 2).to_sparse()
+    with pytest.raises(ValueError, match=r"'0.weight' is stored as torch.sparse_coo, not as an ordinary tensor; convert it"):
+        from_state_dict({"0.weight": sparse})
+    with pytest.raises(ValueError, match=r"'weight' has no shape yet, as lazy layers have"):
+        from_state_dict(nn.LazyLinear(4).state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])

@@ -14,6 +14,7 @@ from torch import Tensor
 from wsgraph.convert.key_names import (
     common_prefix,
     foreign_key,
+    names_beside,
     names_members,
     names_sequence,
     role,
@@ -237,6 +238,11 @@ def _check_siblings(weights: Sequence[str], state_dict: Mapping[str, Tensor], pr
                 f"of layers one behind the other. {_TRACE} If it is a chain after all, give its keys other names."
             )
     for parent, children in tree.items():
+        if beside := names_beside(list(children)):
+            doubts.append(
+                f"The names {' and '.join(map(repr, beside))} are as those of layers that read the same input: read one behind the other. "
+                "If they lie beside each other, trace the module."
+            )
         alike = _alike(state_dict, [(start, children[start[len(parent) : -1]]) for start in inner[parent]])
         if not alike:
             continue

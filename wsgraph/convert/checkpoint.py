@@ -20,10 +20,16 @@ from wsgraph.convert.unpickle import Stub, module_tensors, open_inert, resolve_i
 __all__ = ["CheckpointError", "checkpoint_ending", "load_checkpoint", "network_files"]
 
 _INDEX = ".index.json"
-# What training leaves beside a network: an optimizer, a schedule, random states, arguments.
-_OTHER_FILE = re.compile(r"optim|sched|scaler|rng_|random_state|training_args|trainer_state|train_state", re.IGNORECASE)
+# What training leaves beside a network: an optimizer, a schedule, random states, arguments. The whole name must say so, for
+# hyperparameters stand in names of networks too.
+_OTHER_FILE = re.compile(
+    r"(optim(izer)?s?|(lr_?)?sched(uler)?s?|(grad_?)?scaler|rng|random|training_args|train(er)?|amp)(_states?)?(_dict)?([_-]?\d+)*",
+    re.IGNORECASE,
+)
 _OTHER_ENTRY = re.compile(
-    r"optim|sched|scaler|(?<![a-z])(rng|amp|loops|callbacks|hparams|hyper_?param\w*|config|cfg|args|ema_decay)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(optim(izer)?s?|(lr_?)?sched(uler)?s?|(grad_?)?scaler|rng|amp|loops|callbacks|hparams|hyper_?param\w*|config|cfg|args)"
+    r"(?![a-z])",
+    re.IGNORECASE,
 )
 _OPTIMIZER_KEYS = {"param_groups", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta"}
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{3,})-of-(?P<count>\d{3,})$")
@@ -123,7 +129,7 @@ def network_files(names: Iterable[str]) -> list[str]:
         if (
             checkpoint_ending(name)
             and not name.startswith(".")
-            and not _OTHER_FILE.search(name)
+            and not _OTHER_FILE.fullmatch(name[: -len(checkpoint_ending(name) or "")])
             and not (shard and f"{shard['name']}{checkpoint_ending(name)}{_INDEX}" in indexes)
         ):
             whole.append(name)
@@ -274,7 +280,7 @@ def _find_state_dict(content: Any, path: Path, entry: str | None = None) -> dict
         raise CheckpointError(f"Expected the keys of the tensors in {str(path)!r} to be strings (got {unnamed[0]!r}).")
     if content and entry is None and all(isinstance(value, Tensor) for value in content.values()):
         return {key: tensor.detach() for key, tensor in content.items()}
-    candidates = dict(_candidates(content, path))
+    candidates = dict(_candidates(content, path, named=entry is not None))
     if entry is not None:
         if entry not in candidates:
             raise CheckpointError(f"{str(path)!r} has no state dict {entry!r} (it has: {_listed(candidates) or 'none'}).")
@@ -305,12 +311,15 @@ def _opened(value: Any, path: Path) -> Any:
     return value
 
 
-def _candidates(content: Mapping[Any, Any], path: Path, prefix: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """State dicts among the entries of a dict and of dicts within it, by the path of keys that leads to each."""
+def _candidates(content: Mapping[Any, Any], path: Path, prefix: str = "", *, named: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """State dicts among the entries of a dict and of dicts within it, by the path of keys that leads to each.
+
+    Those of callbacks, optimizers and configurations are for who names them.
+    """
     if _OPTIMIZER_KEYS & {key for key in content if isinstance(key, str)}:
         return
     for key, value in content.items():
-        if not isinstance(key, str) or _OTHER_ENTRY.search(key):
+        if not isinstance(key, str) or (_OTHER_ENTRY.search(key) and not named):
             continue
         inner = _opened(value, path)
         if not isinstance(inner, Mapping):
@@ -320,7 +329,7 @@ def _candidates(content: Mapping[Any, Any], path: Path, prefix: str = "") -> Ite
         if _is_state_dict(tensors):
             yield f"{prefix}{key}", tensors
         elif inner is not content:
-            yield from _candidates(inner, path, f"{prefix}{key}.")
+            yield from _candidates(inner, path, f"{prefix}{key}.", named=named)
 
 
 def _is_state_dict(value: Mapping[Any, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["common_prefix", "foreign_key", "names_members", "names_sequence", "role", "several_by_name", "stem", "words"]
+__all__ = ["common_prefix", "foreign_key", "names_beside", "names_members", "names_sequence", "role", "several_by_name", "stem", "words"]
 
 _ROLE = re.compile(r"(?<![a-z])(?:(?P<weight>weights?|kernels?|coefs?|w)|(?P<bias>bias(?:es)?|intercepts?|b))(?![a-z])", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -96,6 +96,10 @@ _FOREIGN = (
         lambda key, state: f"{key.rpartition('_')[0]}_mask" in state,
     ),
     _Foreign(
+        re.compile(r"(?<![a-z])masks?$"),
+        "is a mask, by which a layer multiplies its weight: save the product as the weight, and leave the mask out",
+    ),
+    _Foreign(
         re.compile(r"_(?:orig|u|v)$"),
         "belongs to a weight under spectral norm, not the weight: " + _REMOVE.format("remove_spectral_norm(layer)"),
         lambda key, state: f"{key.rpartition('_')[0]}_orig" in state,
@@ -136,7 +140,9 @@ _FOREIGN = (
         "belongs to a network that makes the weights of another one: read that one by prefix=, or trace the module",
     ),
     _Foreign(
-        _pattern(r"(?:conv_?)?transposed?(?:_?conv\w*)?|convt\w*|conv\d?d?_?t(?:ranspose)?|deconv\w*|tconv\w*|upconv\w*|unconv\w*"),
+        _pattern(
+            r"(?:conv_?)?transposed?(?:_?conv\w*)?|convt\w*|conv\d?d?_?t(?:ranspose)?|deconv\w*|tconv\w*|upconv\w*|unconv\w*|ups?(?:ampl\w*|scal\w*)?"
+        ),
         "is called as transposed convolutions are, whose weights are stored [in, out]: trace the module instead",
         lambda key, state: state[key].ndim > 2,
     ),
@@ -148,7 +154,7 @@ _FOREIGN = (
 )
 _TABLES = _listed(
     "emb embs embed embeds embedding embeddings embedder wte wpe vocab vocabulary codebook lookup token tokens tok pos position positional "
-    "positions"
+    "positions prototype prototypes centers centroids queue memory"
 )
 # Shapes of these layers can chain by accident, above all where all widths are equal.
 _OTHER_WIRING = _pattern(
@@ -186,8 +192,9 @@ _COPIES = _listed(
 )
 # Two of these beside each other read the same layer, or are networks of their own.
 _HEADS = _listed(
-    "policy value actor critic advantage adv pi vf qf action mu mean loc logvar var sigma std logstd scale cls class reg regression "
-    "regressor bbox box boxes objectness aux auxiliary generator discriminator gen disc left right image text vision audio language"
+    "policy value values actor critic advantage adv pi v q vf qf action logits baseline reward done mu mean loc key logvar var sigma std "
+    "logstd scale cls class reg regression regressor bbox box boxes objectness aux auxiliary generator discriminator gen disc left right "
+    "image text vision visual audio language rgb density alpha color heatmap confidence keypoint keypoints mask depth segmentation"
 )
 # Several of these with a number or letter are heads of one trunk, branches, or members of an ensemble.
 _NUMBERED = _listed(
@@ -203,6 +210,10 @@ _MEMBERS = _listed("models nets networks mlps cnns modules submodels")
 _SECTIONS = _listed(
     "encoder decoder features feature extractor backbone body trunk stem base neck head tail classifier predictor projector projection fc "
     "mlp conv convs cnn output out embed down up"
+)
+_PLACES = _listed(
+    "input inputs in hidden output outputs out first second third fourth last mid middle final start end begin pre post intermediate "
+    "initial inner outer one two three four five"
 )
 
 
@@ -231,6 +242,25 @@ def several_by_name(names: Sequence[str], parent: str = "") -> bool:
         or any(first & second for i, first in enumerate(numbered) for second in numbered[i + 1 :])
         or (all(name.isdigit() for name in names) and bool(words(parent) & _COLLECTIONS))
     )
+
+
+def names_beside(names: Sequence[str]) -> list[str]:
+    """Names that one word or letter tells apart, none that says an order: such as ``lin_l`` and ``lin_r``, or ``obs_fc`` and ``act_fc``.
+
+    Example:
+        >>> names_beside(["lin_l", "lin_r", "out"]), names_beside(["input_layer", "output_layer"]), names_beside(["fc1", "fc2"])
+        (['lin_l', 'lin_r'], [], [])
+    """
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            shared = words(first) & words(second)
+            rest = [words(name) - shared for name in (first, second)]
+            unlike = [(a, b) for a, b in zip(first, second, strict=False) if a != b]
+            letter = len(first) == len(second) and len(unlike) == 1 and all(a.isalpha() and b.isalpha() for a, b in unlike)
+            letter = letter and (len(first) > 1 or (first + second).isupper())
+            if ((shared and all(rest)) or letter) and not any((words(name) - shared) & (_PLACES | _SECTIONS) for name in (first, second)):
+                return [first, second]
+    return []
 
 
 def names_sequence(names: Sequence[str]) -> bool:

@@ -6,11 +6,23 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from wsgraph.convert.chain import read_chain
+from wsgraph.space.weight_space import computable
 
-__all__ = ["StoredNetwork", "chosen_network", "list_networks", "matching_network", "prefix_hint", "unwrapped"]
+__all__ = [
+    "StoredNetwork",
+    "check_mapping",
+    "check_values",
+    "chosen_network",
+    "list_networks",
+    "matching_network",
+    "prefix_hint",
+    "unwrapped",
+]
 
 # Wrappers that hold the whole network under their name: DataParallel, torch.compile, Lightning, Fabric, Opacus.
 _WRAPPERS = ("module", "model", "_orig_mod", "_forward_module", "_module")
@@ -166,6 +178,7 @@ def _described(own: Mapping[str, Tensor], prefix: str) -> StoredNetwork:
     try:
         tensors = chosen_network(own, None)
         order, biases, _ = read_chain(tensors, prefix)
+        check_values(tensors)
     except ValueError as error:
         return StoredNetwork(prefix, "", sum(tensor.numel() for tensor in own.values()), str(error))
     weights = [tensors[key] for key in order]
@@ -177,7 +190,13 @@ def _described(own: Mapping[str, Tensor], prefix: str) -> StoredNetwork:
 
 def prefix_hint(state_dict: Mapping[str, Tensor]) -> str:
     """What to do where the tensors are no chain, but those below some prefixes are."""
-    prefixes = [found.prefix for found in _networks_below(state_dict, "") if " | " in found.layers]
+    # What lies directly under a prefix may as well be what one layer is made of.
+    deep = [key for key in state_dict if re.search(r"[./].+[./]", key)]
+    prefixes = [
+        found.prefix
+        for found in _networks_below(state_dict, "")
+        if " | " in found.layers and any(key.startswith(found.prefix) and re.search(r"[./]", key[len(found.prefix) :]) for key in deep)
+    ]
     if not prefixes:
         return ""
     listed = ", ".join(map(repr, prefixes[:_LISTED])) + (f" and {len(prefixes) - _LISTED} more" if len(prefixes) > _LISTED else "")
@@ -203,3 +222,22 @@ def check_mapping(state_dict: Mapping[str, Tensor]) -> None:
                 f"The state dict holds a {type(value).__name__} under {key!r}, not a tensor. Of a training checkpoint pass the entry that "
                 f"holds the weights, such as checkpoint[{entry!r}]; convert arrays with torch.as_tensor."
             )
+        if is_lazy(value):
+            raise ValueError(f"{key!r} has no shape yet, as lazy layers have before they are first used: run the module once.")
+        if value.is_nested or value.layout != torch.strided:
+            kind = "a nested tensor" if value.is_nested else str(value.layout)
+            raise ValueError(f"{key!r} is stored as {kind}, not as an ordinary tensor; convert it, for instance with .to_dense().")
+
+
+def check_values(state_dict: Mapping[str, Tensor]) -> None:
+    """Raise unless tensors are finite floating point numbers on one device."""
+    device = next(iter(state_dict.values())).device
+    for key, tensor in state_dict.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"Expected floating point weights, but {key!r} has dtype {tensor.dtype}; dequantize or convert it first.")
+        if tensor.device != device:
+            raise ValueError(
+                f"Expected all tensors on one device, {device}, but {key!r} is on {tensor.device}; move them with .to(device)."
+            )
+        if not tensor.is_meta and not torch.isfinite(tensor.to(computable(tensor.dtype))).all():
+            raise ValueError(f"{key!r} holds NaN or infinite weights; such a network has diverged and cannot be compared with others.")

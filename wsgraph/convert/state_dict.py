@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from wsgraph.convert.chain import NotAChainError, read_chain
-from wsgraph.convert.networks import check_mapping, chosen_network, prefix_hint
+from wsgraph.convert.networks import check_mapping, check_values, chosen_network, prefix_hint
 from wsgraph.space.weight_space import (
     WeightSpace,
     _Link,
     _per_layer,
     chain_space,
-    computable,
     flat_dtype,
     stored_dtype,
     tell_assumed,
@@ -117,7 +116,7 @@ def read_network(
         raise ValueError(f"{error}{hint}") from None
     chain.warn(stacklevel + 1)
     order, biases = chain.weights, chain.biases
-    _check_values(chosen)
+    check_values(chosen)
     tensors = [chosen[key] for key in order]
     convolutions = sum(tensor.ndim > 2 for tensor in tensors)
     if not convolutions and any(option is not None for option in (stride, padding, pooling, readout)):
@@ -172,16 +171,3 @@ def _assumed(convolutions: int, **options: Any) -> tuple[str, ...]:
     """What of a network with convolutions nobody gave."""
     texts = {"stride": "stride 1", "padding": "padding 0", "pooling": "no pooling", "readout": "global_avg_pool before the linear layers"}
     return tuple(texts[name] for name, value in options.items() if value is None) if convolutions else ()
-
-
-def _check_values(state_dict: Mapping[str, Tensor]) -> None:
-    device = next(iter(state_dict.values())).device
-    for key, tensor in state_dict.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"Expected floating point weights, but {key!r} has dtype {tensor.dtype}; dequantize or convert it first.")
-        if tensor.device != device:
-            raise ValueError(
-                f"Expected all tensors on one device, {device}, but {key!r} is on {tensor.device}; move them with .to(device)."
-            )
-        if not tensor.is_meta and not torch.isfinite(tensor.to(computable(tensor.dtype))).all():
-            raise ValueError(f"{key!r} holds NaN or infinite weights; such a network has diverged and cannot be compared with others.")
