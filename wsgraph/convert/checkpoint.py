@@ -202,10 +202,22 @@ def _load_file(path: Path) -> Any:
     except (CheckpointError, PermissionError):
         raise
     except Exception as error:  # what a parser raises on damaged bytes is not documented and ranges from EOFError to KeyError
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(
-            f"{str(path)!r} is damaged or not a {path.name[-len(ending) :]} file ({type(error).__name__}: {reason})."
-        ) from None
+        reason = _what_it_is(path) or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise CheckpointError(f"{str(path)!r} is damaged or not a {path.name[-len(ending) :]} file ({reason}).") from None
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What a file is that its ending does not say, of the kinds that people meet in its place."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    kinds = {
+        "it is empty": not start,
+        "it is a pointer of Git LFS, which has to be replaced by the file: git lfs pull": start.startswith(b"version https://git-lfs"),
+        "it is a web page": start.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")),
+        "it is a tar archive, which has to be unpacked": start[257:262] == b"ustar",
+        "it is compressed with gzip, and has to be unpacked": start.startswith(b"\x1f\x8b"),
+    }
+    return next((text for text, holds in kinds.items() if holds), None)
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -297,7 +309,7 @@ def _find_state_dict(content: Any, path: Path, entry: str | None = None) -> dict
         )
     if first is not None:
         return {key: tensor.detach() for key, tensor in first.items()}
-    raise CheckpointError(f"{str(path)!r} {_without_network(content)}")
+    raise CheckpointError(f"{str(path)!r} {_without_network(content, path)}")
 
 
 def _opened(value: Any, path: Path) -> Any:
@@ -311,25 +323,37 @@ def _opened(value: Any, path: Path) -> Any:
     return value
 
 
-def _candidates(content: Mapping[Any, Any], path: Path, prefix: str = "", *, named: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _candidates(content: Mapping[Any, Any], path: Path, *, named: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """State dicts among the entries of a dict and of dicts within it, by the path of keys that leads to each.
 
     Those of callbacks, optimizers and configurations are for who names them.
     """
-    if _OPTIMIZER_KEYS & {key for key in content if isinstance(key, str)}:
-        return
-    for key, value in content.items():
-        if not isinstance(key, str) or (_OTHER_ENTRY.search(key) and not named):
+    for where, values in _mappings(content, path, named=named):
+        if _OPTIMIZER_KEYS & {key for key in values if isinstance(key, str)}:
             continue
-        inner = _opened(value, path)
-        if not isinstance(inner, Mapping):
+        for key, value in values.items():
+            inner = _opened(value, path)
+            if not isinstance(key, str) or not isinstance(inner, Mapping) or (_OTHER_ENTRY.search(key) and not named):
+                continue
+            # What layers keep beside their tensors is no weight.
+            tensors = {name: tensor for name, tensor in inner.items() if not (isinstance(name, str) and name.endswith("_extra_state"))}
+            if _is_state_dict(tensors):
+                yield f"{where}{key}", tensors
+
+
+def _mappings(content: Mapping[Any, Any], path: Path, *, named: bool = False) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """A dict and those within it, once each, with the keys that lead to it; without what belongs to an optimizer."""
+    waiting, seen = [("", content)], {id(content)}
+    while waiting:
+        where, values = waiting.pop(0)
+        yield where, values
+        if _OPTIMIZER_KEYS & {key for key in values if isinstance(key, str)}:
             continue
-        # What layers keep beside their tensors is no weight.
-        tensors = {name: tensor for name, tensor in inner.items() if not (isinstance(name, str) and name.endswith("_extra_state"))}
-        if _is_state_dict(tensors):
-            yield f"{prefix}{key}", tensors
-        elif inner is not content:
-            yield from _candidates(inner, path, f"{prefix}{key}.", named=named)
+        for key, value in values.items():
+            inner = _opened(value, path)
+            if isinstance(key, str) and isinstance(inner, Mapping) and id(value) not in seen and (named or not _OTHER_ENTRY.search(key)):
+                seen.add(id(value))
+                waiting.append((f"{where}{key}.", inner))
 
 
 def _is_state_dict(value: Mapping[Any, Any]) -> bool:
@@ -341,17 +365,25 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
 
 
 def _is_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None) -> bool:
-    """Whether two entries are one state dict under two names, as the same tensors in memory show."""
-    return second is not None and first.keys() == second.keys() and all(first[key] is second[key] for key in first)
+    """Whether two entries are one state dict under two names, as the same numbers in memory show."""
+    return second is not None and first.keys() == second.keys() and all(_place(first[key]) == _place(second[key]) for key in first)
 
 
-def _without_network(content: Mapping[Any, Any]) -> str:
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    # Tensors that are not strided have no address.
+    return (tensor.data_ptr(), tensor.shape, tensor.dtype) if tensor.layout == torch.strided else (id(tensor),)
+
+
+def _without_network(content: Mapping[Any, Any], path: Path) -> str:
     keys = {key for key in content if isinstance(key, str)}
     if "param_groups" in keys:
         return "holds the state of an optimizer, not a network; give the file with the weights."
-    if tensors := [key for key, value in content.items() if isinstance(value, Tensor)]:
-        other = next(key for key in content if key not in tensors)
-        return f"mixes tensors with other values ({other!r} is of type {_type(content[other])}); save the tensors on their own."
+    for where, values in _mappings(content, path):
+        tensors = [key for key, value in values.items() if isinstance(value, Tensor) or _type(value).startswith("torch._utils._rebuild")]
+        others = [key for key, value in values.items() if not isinstance(value, Tensor)]
+        if tensors and others:
+            under = f" under {where[:-1]!r}" if where else ""
+            return f"mixes tensors with other values{under} ({others[0]!r} is of type {_type(values[others[0]])}); save the tensors alone."
     listed = _listed(content) or "nothing"
     optimizers = [key for key in keys if _OTHER_ENTRY.search(key)]
     hint = "; what belongs to training alone, such as an optimizer, is no network" if optimizers else ""
