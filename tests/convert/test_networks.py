@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from typer.testing import CliRunner
 
-from wsgraph import AssumedGeometryWarning, from_state_dict, list_networks, trace
+from wsgraph import AssumedGeometryWarning, WeightSpace, from_state_dict, list_networks, trace
 from wsgraph.cli import app
 from wsgraph.data import ZooStore, import_zoo
 
@@ -214,6 +215,21 @@ def test_zoo_says_once_what_was_assumed(tmp_path: Path) -> None:
     assert any([layer.stride for layer in space.layers] == [1, 2, 1] for space in given.spaces)
     with pytest.raises(ValueError, match="are for networks whose space is not known; 'space' has its own"):
         import_zoo(tmp_path / "both", source, space=given.spaces[0], stride=2)
+
+
+@pytest.mark.parametrize("first", ["assumed", "given"])
+def test_what_is_assumed_does_not_split_an_architecture(tmp_path: Path, first: str) -> None:
+    given = WeightSpace.cnn([1, 4], [2])
+    spaces = {"given": given, "assumed": dataclasses.replace(given, assumed=("padding 0",))}
+    zoo = ZooStore.create(tmp_path / "zoo", spaces.pop(first), given.sample(2), {})
+    for space in (*spaces.values(), given):
+        zoo.append(space, given.sample(2), {})
+    zoo = ZooStore(tmp_path / "zoo")
+    assert len(zoo) == 6
+    assert zoo.space == given
+    assert zoo.space.assumed == (("padding 0",) if first == "assumed" else ())
+    zoo.append(given, given.sample(1), {})
+    assert ZooStore(zoo.path).spaces == [given]
 
 
 # == Commands ==

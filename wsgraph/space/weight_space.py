@@ -973,14 +973,13 @@ class WeightSpace:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits of the SHA-256 of :meth:`to_json` without :attr:`assumed`: a name for the space in files.
+        """Sixteen hexadecimal digits of the SHA-256 of :meth:`to_json`: a name for the space in files.
 
         Example:
             >>> WeightSpace.mlp([2, 3]).digest == WeightSpace.mlp([2, 3]).digest != WeightSpace.mlp([2, 4]).digest
             True
         """
-        text = dataclasses.replace(self, assumed=()).to_json() if self.assumed else self.to_json()
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, text: str) -> WeightSpace:
