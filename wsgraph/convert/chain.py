@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -374,6 +375,7 @@ def _pair_biases(state_dict: Mapping[str, Tensor], keys: Sequence[str]) -> tuple
     by_stem: dict[tuple[str, ...], list[str]] = {}
     for key in weights:
         by_stem.setdefault(stem(key), []).append(key)
+    inside = Counter(map(_parent, weights))
     biases: dict[str, str] = {}
     misfits: dict[str, str] = {}
     loose = []
@@ -381,8 +383,7 @@ def _pair_biases(state_dict: Mapping[str, Tensor], keys: Sequence[str]) -> tuple
         if state_dict[key].ndim > 1:
             continue
         owners = by_stem.get(stem(key), []) if role(key) else []
-        inside = [weight for weight in weights if _parent(weight) == _parent(key)]
-        if role(key) and _parent(key) and not owners and len(inside) != 1:
+        if role(key) and _parent(key) and not owners and inside[_parent(key)] != 1:
             misfits[key] = "a bias whose key or place tells which weight it belongs to"
             continue
         if len(owners) != 1 or owners[0] in biases:

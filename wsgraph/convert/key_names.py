@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -31,9 +32,10 @@ def stem(key: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[^\W\d_]+|\d+", rest.lower()))
 
 
-def words(text: str) -> set[str]:
+@functools.lru_cache(maxsize=65536)
+def words(text: str) -> frozenset[str]:
     """The words of a name, whether divided by signs or by capitals: of ``"qNet_target"``, q, net and target."""
-    return {word.lower() for word in _WORD.findall(text)}
+    return frozenset(word.lower() for word in _WORD.findall(text))
 
 
 def common_prefix(keys: Iterable[str]) -> str:
@@ -233,7 +235,7 @@ def several_by_name(names: Sequence[str], parent: str = "") -> bool:
     if len(names) < 2:
         return False
     said = [words(name) for name in names]
-    shared = set[str].intersection(*said)
+    shared = frozenset[str].intersection(*said)
     heads = [own for name in said if (own := (name & _HEADS) - shared)]
     numbered = [own for name in said if (own := name & _NUMBERED)]
     return (
@@ -251,6 +253,7 @@ def names_beside(names: Sequence[str]) -> list[str]:
         >>> names_beside(["lin_l", "lin_r", "out"]), names_beside(["input_layer", "output_layer"]), names_beside(["fc1", "fc2"])
         (['lin_l', 'lin_r'], [], [])
     """
+    names = [name for name in names if not name.isdigit()]
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             shared = words(first) & words(second)
@@ -266,7 +269,7 @@ def names_beside(names: Sequence[str]) -> list[str]:
 def names_sequence(names: Sequence[str]) -> bool:
     """Whether names beside each other are those of consecutive sections of one network, such as encoder and decoder."""
     said = [words(name) for name in names]
-    return all(name & _SECTIONS - set[str].intersection(*said) for name in said)
+    return all(name & _SECTIONS - frozenset[str].intersection(*said) for name in said)
 
 
 def names_members(parent: str) -> bool:

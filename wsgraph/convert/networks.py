@@ -63,7 +63,8 @@ def unwrapped(keys: Iterable[str]) -> dict[str, str]:
         {'0.weight': 'module._orig_mod.0.weight', '0.bias': 'module._orig_mod.0.bias'}
     """
     keys = list(keys)
-    short = {_without_wrappers(keys)(key): key for key in keys}
+    shorten = _without_wrappers(keys)
+    short = {shorten(key): key for key in keys}
     return short if len(short) == len(keys) else {key: key for key in keys}
 
 
