@@ -51,7 +51,7 @@ def module_outputs(module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...
 
     def outputs(thetas: Tensor) -> list[Tensor]:
         # Integers are no weights, and stay what they are.
-        moved = {name: tensor.to(state[name].dtype) for name, tensor in space.unflatten(thetas[0]).items()}
+        moved = {name: tensor.to(state[name].dtype) for name, tensor in space._views(thetas[0]).items()}
         with torch.no_grad():
             return _tensors(torch.func.functional_call(copied, moved, inputs, tie_weights=False))
 

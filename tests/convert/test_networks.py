@@ -197,6 +197,29 @@ def test_zoo_of_a_known_space_reads_wrapped_keys(tmp_path: Path) -> None:
     assert torch.equal(zoo.thetas[0], space.flatten(module.state_dict()))
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.norm, self.decoder = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.decoder(self.norm(self.encoder(x)).relu())
+        return out
+
+
+def test_zoo_of_tied_networks_reads_wrapped_files_of_one_key(tmp_path: Path) -> None:
+    modules = [Tied().eval() for _ in range(3)]
+    for i, module in enumerate(modules):
+        state = AveragedModel(module).state_dict()
+        del state["module.decoder.weight"]
+        save_file(dict(state), tmp_path / f"{i}.safetensors")
+    space = trace(modules[0], torch.randn(2, 4))
+    zoo = import_zoo(tmp_path / "zoo", tmp_path, space=space)
+    for theta, module in zip(zoo.thetas, modules, strict=True):
+        assert torch.equal(theta, space.flatten(module.state_dict()))
+
+
 def cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
+import torch_geometric.transforms as T
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
+import wsgraph
 from tests.space.handmade import branching, residual
 from wsgraph import ParameterGraph, WeightSpace
 from wsgraph.space import SpaceMismatchError
@@ -309,16 +314,16 @@ def test_to_networkx() -> None:
     graph = space.to_networkx(theta)
     assert isinstance(graph, nx.DiGraph)
     assert dict(graph.nodes(data=True)) == {
-        0: {"bias": [0.0], "group": "input", "role": "input", "activation": "identity"},
-        1: {"bias": [9.0], "group": "hidden.1", "role": "hidden", "activation": "relu"},
-        2: {"bias": [10.0], "group": "hidden.1", "role": "hidden", "activation": "relu"},
-        3: {"bias": [15.0], "group": "output", "role": "output", "activation": "identity"},
+        0: {"bias": 0.0, "group": "input", "role": "input", "activation": "identity"},
+        1: {"bias": 9.0, "group": "hidden.1", "role": "hidden", "activation": "relu"},
+        2: {"bias": 10.0, "group": "hidden.1", "role": "hidden", "activation": "relu"},
+        3: {"bias": 15.0, "group": "output", "role": "output", "activation": "identity"},
     }
     assert {(source, target): edge for source, target, edge in graph.edges(data=True)} == {
-        (0, 1): {"weight": [1.0, 2.0, 3.0, 4.0], "layer": "layers.0"},
-        (0, 2): {"weight": [5.0, 6.0, 7.0, 8.0], "layer": "layers.0"},
-        (1, 3): {"weight": [11.0, 12.0], "layer": "layers.1"},
-        (2, 3): {"weight": [13.0, 14.0], "layer": "layers.1"},
+        (0, 1): {"weight": 10.0, "kernel": [1.0, 2.0, 3.0, 4.0], "layer": "layers.0"},
+        (0, 2): {"weight": 26.0, "kernel": [5.0, 6.0, 7.0, 8.0], "layer": "layers.0"},
+        (1, 3): {"weight": 23.0, "kernel": [11.0, 12.0], "layer": "layers.1"},
+        (2, 3): {"weight": 27.0, "kernel": [13.0, 14.0], "layer": "layers.1"},
     }
 
 
@@ -326,7 +331,7 @@ def test_to_networkx_of_a_residual_network() -> None:
     graph = residual().to_networkx()
     assert nx.is_directed_acyclic_graph(graph)
     skips = [edge for edge in graph.edges(data=True) if edge[2]["layer"] == "skip"]
-    assert skips == [(i, i + 9, {"weight": [1.0], "layer": "skip"}) for i in range(3, 7)]
+    assert skips == [(i, i + 9, {"weight": 1.0, "layer": "skip"}) for i in range(3, 7)]
 
 
 def test_to_networkx_keeps_parallel_edges() -> None:
@@ -355,6 +360,187 @@ def test_repr() -> None:
     text = "ParameterGraph(WeightSpace(5 groups, 5 layers, 75 parameters), nodes=18, edges=64)"
     assert repr(residual().graph(sample(residual())[0])) == text
     assert repr(ParameterGraph()) == "ParameterGraph()"
+
+
+def test_algorithms_of_networkx_read_the_weights() -> None:
+    space = SPACES["mlp"]
+    theta = sample(space)[0]
+    graph, weight = space.to_networkx(theta), space.unflatten(theta)["layers.0.weight"]
+    dense = nx.to_numpy_array(graph)
+    assert torch.equal(torch.from_numpy(dense[:2, 2:7]).float().T, weight)
+    assert not dense[2:7, :2].any()
+    assert nx.adjacency_matrix(graph).toarray().tolist() == dense.tolist()
+    lengths = nx.DiGraph([(a, b, {"weight": abs(edge["weight"])}) for a, b, edge in graph.edges(data=True)])
+    path = nx.shortest_path(graph, 0, 13, weight=lambda source, target, edge: abs(edge["weight"]))
+    assert path == nx.shortest_path(lengths, 0, 13, weight="weight")
+    weights = [dense[:2, 2:7][0], dense[2:7, 7:11], dense[7:11, 11:][:, 2]]  # from the first input to the last output
+    sums = weights[0][:, None] + weights[1] + weights[2]
+    assert nx.bellman_ford_path_length(graph, 0, 13) == pytest.approx(sums.min())
+    between = nx.descendants(graph, 0) & nx.ancestors(graph, 13) | {0, 13}
+    assert nx.dag_longest_path_length(graph.subgraph(between)) >= sums.max() - 1e-9
+    assert nx.shortest_path_length(lengths, 0, 13, weight="weight") == pytest.approx(
+        (abs(weights[0])[:, None] + abs(weights[1]) + abs(weights[2])).min()
+    )
+    assert sum(nx.pagerank(lengths).values()) == pytest.approx(1)
+    flow, _ = nx.maximum_flow(lengths, 0, 13, capacity="weight")
+    assert 0 < flow <= lengths.out_degree(0, weight="weight")
+    assert graph.out_degree(0, weight="weight") == pytest.approx(float(weight[:, 0].sum()), abs=1e-6)
+    assert nx.minimum_spanning_tree(graph.to_undirected()).number_of_edges() == 13
+    assert max(nx.betweenness_centrality(lengths, weight="weight").values()) > 0
+
+
+@every_space
+def test_networkx_graphs_become_json_and_graphml(space: WeightSpace, tmp_path: Path) -> None:
+    graph = space.to_networkx(sample(space)[0])
+    back = nx.node_link_graph(json.loads(json.dumps(nx.node_link_data(graph, edges="links"))), edges="links")
+    assert dict(back.nodes(data=True)) == dict(graph.nodes(data=True))
+    assert list(back.edges(data=True)) == list(graph.edges(data=True))
+    for _, _, edge in graph.edges(data=True):
+        assert type(edge["weight"]) is float
+        assert edge["weight"] == pytest.approx(sum(edge.get("kernel", [edge["weight"]])))
+        assert len(edge.get("kernel", [1, 2])) > 1
+    assert {type(value) for _, node in graph.nodes(data=True) for value in node.values()} == {str, float}
+    if not any("kernel" in edge for _, _, edge in graph.edges(data=True)):  # GraphML has no lists
+        nx.write_graphml(graph, tmp_path / "graph.graphml")
+        assert nx.read_graphml(tmp_path / "graph.graphml").number_of_edges() == graph.number_of_edges()
+
+
+def test_weight_of_a_kernel_in_networkx_is_what_reaches_the_target_from_a_constant_source() -> None:
+    space = WeightSpace.cnn([2, 3, 4], [1], "identity", kernel_size=3)
+    theta = sample(space, dtype=torch.float64)[0]
+    graph = space.to_networkx(theta)
+    values = [0.7, -1.3]
+    for node in range(2, graph.number_of_nodes()):
+        read = (values[source] * edge["weight"] for source, _, edge in graph.in_edges(node, data=True))
+        values.append(graph.nodes[node]["bias"] + sum(read))
+    constant = torch.tensor(values[:2], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 7, 7)
+    assert space.evaluate(theta[None], constant).item() == pytest.approx(values[-1])
+
+
+def test_networkx_of_part_of_a_graph_and_of_half_precision() -> None:
+    space = SPACES["mlp"]
+    graph = space.graph(sample(space, dtype=torch.bfloat16)[0])
+    assert type(graph.to_networkx().edges[0, 3]["weight"]) is float
+    part = graph.subgraph(torch.arange(14) != 3).to_networkx()
+    assert [node["group"] for _, node in part.nodes(data=True)].count("hidden.1") == 4
+    assert part.number_of_edges() == 42 - 2 - 4
+
+
+def test_networkx_of_neurons_with_several_biases_and_of_norms() -> None:
+    space = SPACES["branching"]
+    theta = sample(space)[0]
+    tensors, graph = space.unflatten(theta), space.to_networkx(theta)
+    expected = [tensors["head.bias"][0].item(), tensors["shortcut.bias"][0].item()]
+    assert [graph.nodes[9]["bias"], graph.nodes[9]["bias2"]] == expected
+    assert "bias2" not in graph.nodes[0]
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.PReLU(), torch.nn.Linear(3, 1)).eval()
+    traced = wsgraph.trace(net, torch.randn(2, 2))
+    drawn = traced.to_networkx(traced.flatten(net.state_dict()).detach())
+    norm = [node for _, node in drawn.nodes(data=True) if "variance" in node]
+    assert [(node["mean"], node["variance"]) for node in norm] == [(0.0, 1.0)] * 3
+    assert [node["slope"] for _, node in drawn.nodes(data=True) if "slope" in node] == [0.25] * 3
+
+
+# == Networks of a batch ==
+
+
+def batches() -> dict[str, ParameterGraph]:
+    small, other = SPACES["mlp"], WeightSpace.mlp([3, 6, 2])
+    thetas, y = sample(small, 4), torch.arange(4.0)
+    made = small.batch(thetas, y)
+    mixed = [
+        small.graph(thetas[0], 0.0),
+        other.graph(sample(other)[1], 1.0),
+        small.graph(thetas[2], 2.0),
+        other.graph(sample(other)[0], 3.0),
+    ]
+    (loaded,) = DataLoader(made.to_data_list(), batch_size=4, follow_batch=["x", "edge_attr"])
+    batches = {
+        "built": made,
+        "collated": Batch.from_data_list([small.graph(theta, float(i)) for i, theta in enumerate(thetas)]),
+        "mixed": Batch.from_data_list(mixed),
+        "joined": ParameterGraph.join([small.batch(thetas[:2], y[:2]), small.batch(thetas[2:], y[2:])]),
+        "follow_batch": loaded,
+        "moved": small.batch(thetas, y).to("cpu").cpu(),
+        "pickled": pickle.loads(pickle.dumps(made)),
+        "copied": copy.deepcopy(copy.copy(made)),
+        "again": Batch.from_data_list([made[i] for i in (0, -3, 2, -1)]),
+    }
+    return batches
+
+
+@pytest.mark.parametrize("name", batches())
+def test_every_way_of_picking_networks_of_a_batch(name: str) -> None:
+    batch: Any = batches()[name]
+    graphs = batch.to_data_list()
+    assert [graph.y.item() for graph in graphs] == [0, 1, 2, 3]
+    assert all(type(graph) is ParameterGraph and graph.validate() and graph.fits_layout() for graph in graphs)
+
+    def assert_picked(picked: Any, expected: Any) -> None:
+        assert len(picked) == len(expected)
+        for graph, wanted in zip(picked, expected, strict=True):
+            assert_same(graph, wanted)
+
+    for i in range(-4, 4):
+        for index in (i, np.int64(i), np.int8(i), np.array(i), torch.tensor(i), torch.tensor(i, dtype=torch.int32)):
+            assert_same(batch[index], graphs[i])
+        assert_same(batch.get_example(i), graphs[i])
+    for stretch in (slice(None, None, -1), slice(-3, -1), slice(3, None, -2), slice(4, 9)):
+        assert_picked(batch[stretch], graphs[stretch])
+        assert_picked(batch.index_select(stretch), graphs[stretch])
+    for chosen in ([-1, -4, 2], (-2, 0), range(-2, 1), [-2], []):
+        wanted = [graphs[i] for i in chosen]
+        made = torch.tensor(list(chosen), dtype=torch.long)
+        for several in (chosen, made, made.int(), made.numpy(), made[:, None]):
+            assert_picked(batch[several], wanted)
+            assert_picked(batch.index_select(several), wanted)
+    mask = [True, False, False, True]
+    for given in (mask, np.array(mask), torch.tensor(mask)):
+        assert_picked(batch[given], [graphs[0], graphs[3]])
+    assert torch.equal(batch["y"], torch.arange(4.0))
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (4, "Network 4 is out of range: the batch has 4"),
+        (-5, "Network -5 is out of range: the batch has 4"),
+        (torch.tensor(7), "Network 7 is out of range"),
+        (True, r"position of one network to be an integer \(got True\)"),
+        (np.bool_(False), "position of one network to be an integer"),
+        (torch.tensor(True), "position of one network to be an integer"),
+        (torch.tensor(1.0), "position of one network to be an integer"),
+        ([0, 4], r"the batch has 4 networks \(got 0 to 4\)"),
+        (torch.tensor([-5]), "out of range"),
+        ([True, False], r"a mask with one entry per network, 4 \(got 2\)"),
+        (torch.tensor([True] * 5), r"a mask with one entry per network, 4 \(got 5\)"),
+        ([0.0, 1.0], "Expected positions or a boolean mask"),
+        ({1}, r"Expected positions or a boolean mask, one-dimensional \(got set\)"),
+        (1.0, "Expected positions or a boolean mask"),
+        (None, "Expected positions or a boolean mask"),
+    ],
+)
+def test_networks_that_a_batch_does_not_have(index: Any, message: str) -> None:
+    space = SPACES["mlp"]
+    with pytest.raises(IndexError, match=message):
+        space.batch(sample(space, 4))[index]
+
+
+def test_networks_of_a_batch_that_a_transform_changed_are_not_mixed() -> None:
+    # PyG keeps where networks began before the transform, and would make one network of nodes of several.
+    space = SPACES["mlp"]
+    batch: Any = space.batch(sample(space))
+    part = batch.subgraph(torch.arange(batch.num_nodes) > 4)
+    for index in (1, -1, [0, 1], slice(None)):
+        with pytest.raises(SpaceMismatchError, match=r"A transform changed the batch: 'x' has \d+ entries, \d+ when its networks"):
+            part[index]
+    with pytest.raises(SpaceMismatchError, match=r"Transform single graphs, before they are collated"):
+        part.to_data_list()
+    looped = T.AddSelfLoops()(copy.copy(batch))
+    with pytest.raises(SpaceMismatchError, match="'edge_index' has"):
+        looped[0]
+    extended = T.AddRandomWalkPE(2)(copy.copy(batch))  # adds a column, moves nothing
+    assert_same(extended[1], batch[1])
 
 
 # == Errors ==

@@ -1,11 +1,14 @@
+import dataclasses
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.spaces import SPACES
 from tests.symmetry.test_group import draw, relative
 from wsgraph import WeightSpace
+from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -173,3 +176,126 @@ def test_nan_weights_are_refused() -> None:
     thetas[1, -1] = float("nan")
     with pytest.raises(ValueError, match=r"NaN or infinite weights \(first at network 1, parameter 'layers\.2\.bias'\)"):
         space.canonicalize(thetas)
+
+
+# == Neurons that answer 0, ties, extremes ==
+
+
+def _assert_canonical(space: WeightSpace, thetas: Tensor, seed: int) -> None:
+    """One point per orbit, the same again, and the function of before."""
+    g = space.sample_symmetry(len(thetas), (1e-3, 1e3), generator=torch.Generator().manual_seed(seed))
+    canonical = space.canonicalize(thetas)
+    torch.testing.assert_close(space.canonicalize(space.act(g, thetas)), canonical, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(space.canonicalize(canonical), canonical, rtol=1e-9, atol=1e-9)
+    inputs = space.example_inputs(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    outputs = space.evaluate(thetas, inputs)
+    assert (space.evaluate(canonical, inputs) - outputs).abs().max() <= 1e-9 * outputs.abs().max()
+
+
+def _without_biases(space: WeightSpace, thetas: Tensor) -> Tensor:
+    thetas = thetas.clone()
+    for param in space.params:
+        if param.role == "bias":
+            thetas[:, space.slices[param.name]] = 0
+    return thetas
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
+def test_pruned_networks(name: str, share: float) -> None:
+    space = SPACES[name]
+    for seed, biases in ((0, True), (1, False)):
+        generator = torch.Generator().manual_seed(seed)
+        thetas = space.sample(8, generator=generator, dtype=torch.float64)
+        thetas = thetas * (torch.rand(thetas.shape, generator=generator, dtype=torch.float64) < share)
+        _assert_canonical(space, thetas if biases else _without_biases(space, thetas), seed)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_networks_of_equal_magnitudes(name: str) -> None:
+    # Ties everywhere: signs and order must follow the documented rules, and never the last bit or the order that neurons came in.
+    space = SPACES[name]
+    for values in (2, 3):
+        generator = torch.Generator().manual_seed(values)
+        signs = space.sample(8, generator=generator, dtype=torch.float64).sign()
+        _assert_canonical(space, signs * torch.randint(0, values, signs.shape, generator=generator), values)
+
+
+def test_neurons_that_only_others_without_inputs_read_become_zero() -> None:
+    for activation in ("relu", "tanh"):
+        space = WeightSpace.mlp([2, 3, 3, 1], activation)
+        thetas = _without_biases(space, space.sample(2, dtype=torch.float64))
+        tensors = space.unflatten(thetas)
+        tensors["layers.0.weight"][:, 1] = 0  # hidden neuron 1 answers 0,
+        tensors["layers.1.weight"][:, 2, [0, 2]] = 0  # so neuron 2 of the next layer does too,
+        tensors["layers.2.weight"][:, :, 2] = 0  # and nothing reads that one
+        tensors["layers.1.weight"][:, :2, 1] = 0
+        thetas = space.flatten(tensors)
+        assert (space.canonicalize(thetas) != 0).sum() == (thetas != 0).sum() - 2
+        _assert_canonical(space, thetas, 0)
+
+
+def test_dead_neurons_are_settled_by_what_reads_them() -> None:
+    space = WeightSpace.mlp([2, 2, 2], "relu", bias=False)
+    tensors = {
+        "layers.0.weight": torch.tensor([[0.0, 0.0], [3.0, 4.0]]).double(),
+        "layers.1.weight": torch.tensor([[6.0, 1.0], [-8.0, 1.0]]).double(),
+    }
+    canonical = space.unflatten(space.canonicalize(space.flatten(tensors)[None])[0])
+    torch.testing.assert_close(canonical["layers.0.weight"], torch.tensor([[0.0, 0.0], [0.6, 0.8]]).double())
+    torch.testing.assert_close(canonical["layers.1.weight"], torch.tensor([[0.6, 5.0], [-0.8, 5.0]]).double())
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1e13, 1e20])
+@pytest.mark.parametrize("depth", [1, 12])
+def test_tiny_and_huge_networks_stay_in_range(size: float, depth: int) -> None:
+    space = WeightSpace.mlp([3, *[6] * depth, 2])
+    generator = torch.Generator().manual_seed(0)
+    thetas = space.sample(4, generator=generator) * size
+    canonical = space.canonicalize(thetas)
+    assert canonical.isfinite().all()
+    assert (canonical != 0).sum() == (thetas != 0).sum()
+    moved = space.act(space.sample_symmetry(4, (0.5, 2), generator=generator), thetas.double()).float()
+    largest = canonical.abs().amax(1, keepdim=True)
+    torch.testing.assert_close(space.canonicalize(moved) / largest, canonical / largest, rtol=1e-3, atol=1e-4)
+
+
+def test_networks_without_a_form_in_range_are_refused() -> None:
+    space = WeightSpace.mlp([3, 6, 6, 6, 2])
+    thetas = space.sample(2, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [1e37]])
+    with pytest.raises(ValueError, match=r"Network 1 has no canonical form within the range of torch\.float32.*thetas\.double"):
+        space.canonicalize(thetas)
+    assert space.canonicalize(thetas.double()).isfinite().all()
+
+
+def test_a_bias_averaged_with_padding_has_no_phase() -> None:
+    groups = [
+        NeuronGroup("x", 1, "input"),
+        NeuronGroup("h", 4, operators=("avg_pool(3, 1, 1)", "sin(5)", "global_avg_pool")),
+        NeuronGroup("y", 2, "output"),
+    ]
+    params = [
+        Parameter("w", (4, 1, 3, 3), "weight", (Axis(4, (Tie(("h",), 1),)), Axis(1, (Tie(("x",), -1),)), Axis(3), Axis(3))),
+        Parameter("b", (4,), "bias", (Axis(4, (Tie(("h",), 1),)),)),
+        Parameter("v", (2, 4), "weight", (Axis(2, (Tie(("y",), 1),)), Axis(4, (Tie(("h",), -1),)))),
+    ]
+    layers = [Layer("1", "conv", ("x",), "h", "w", "b"), Layer("2", "linear", ("h",), "y", "v")]
+    inputs = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for pool, reduced in (("avg_pool(3, 1, 1)", False), ("avg_pool(3, 1)", True), ("max_pool(3, 1, 1)", True)):
+        groups[1] = dataclasses.replace(groups[1], operators=(pool, "sin(5)", "global_avg_pool"))
+        space = WeightSpace(tuple(groups), tuple(layers), tuple(params))
+        thetas = 3 * space.sample(3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        canonical = space.canonicalize(thetas)
+        assert relative(space.evaluate(canonical, inputs), space.evaluate(thetas, inputs)) < 1e-11
+        assert (float(5 * space.unflatten(canonical)["b"].abs().max()) <= math.pi + 1e-9) == reduced
+
+
+def test_phases_of_residual_networks_are_idempotent() -> None:
+    space = dataclasses.replace(SPACES["residual_tanh"])
+    groups = tuple(
+        dataclasses.replace(group, operators=tuple("sin(3)" if text == "tanh" else text for text in group.operators))
+        for group in space.groups
+    )
+    space = WeightSpace(groups, space.layers, space.params)
+    for seed in range(10):
+        _assert_canonical(space, 4 * space.sample(10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), seed)

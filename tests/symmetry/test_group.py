@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -188,3 +190,18 @@ def test_elements_of_another_space() -> None:
         space.act(space.sample_symmetry(2), space.sample(3))
     with pytest.raises(SpaceMismatchError, match=r"Expected 'thetas' of shape"):
         space.act(space.sample_symmetry(2), torch.zeros(2, 3))
+
+
+def test_weights_and_factors_that_are_no_numbers_are_refused() -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    thetas = space.sample(2, dtype=torch.float64)
+    g = space.sample_symmetry(2)
+    thetas[1, 3] = float("inf")
+    with pytest.raises(ValueError, match=r"NaN or infinite weights \(first at network 1, parameter 'layers\.0\.weight'\)"):
+        space.act(g, thetas)
+    with pytest.raises(ValueError, match="NaN or infinite weights"):
+        space.act(g, thetas[..., None].expand(-1, -1, 4))
+    for value in (0.0, float("nan"), float("inf")):
+        broken = replace(g, scales={"hidden.1": torch.full((2, 3), value)})
+        with pytest.raises(ValueError, match=r"factors of class 'hidden\.1' of the group element must be finite and other than 0"):
+            space.act(broken, space.sample(2))

@@ -120,7 +120,10 @@ def _described(space: WeightSpace) -> dict[str, Any]:
         for group in space.groups
     ]
     layers = [{"name": layer.name, "operator": layer.operator, "from": layer.sources, "to": layer.target} for layer in space.layers]
-    params = [{"name": param.name, "shape": param.shape, "moved": space.is_moved(param)} for param in space.params]
+    params = [
+        {"name": param.name, "shape": param.shape, "moved": space.is_moved(param), **({"aliases": param.aliases} if param.aliases else {})}
+        for param in space.params
+    ]
     about = {"space": repr(space), "parameters": space.num_params, "digest": space.digest, "share_with_symmetry": space.coverage}
     return {**about, "assumed": list(space.assumed), "groups": groups, "layers": layers, "params": params}
 
@@ -254,6 +257,7 @@ def open_network(
     from wsgraph import load_checkpoint, load_onnx
     from wsgraph.convert.networks import matching_network
     from wsgraph.convert.state_dict import read_network
+    from wsgraph.convert.tracing.tying import tie_state
 
     if checkpoint.suffix.lower() == ".onnx":
         if module is not None or activation is not None:
@@ -282,7 +286,7 @@ def open_network(
         raise ValueError("--stride, --padding, --pooling and --readout are for weights without --module; a module has its own.")
     network = _make_module(module)
     try:
-        network.load_state_dict(matching_network(state, network.state_dict().keys(), prefix))
+        network.load_state_dict(tie_state(network, matching_network(state, network.state_dict().keys(), prefix)))
     except RuntimeError as error:
         raise ValueError(f"The weights of {str(checkpoint)!r} are not those of {module!r}: {error}") from None
     generator = torch.Generator().manual_seed(0)

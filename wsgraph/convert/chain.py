@@ -195,11 +195,11 @@ def _shape_misfit(key: str, tensor: Tensor) -> str | None:
 
 def _check_tied(state_dict: Mapping[str, Tensor]) -> None:
     """Raise where two keys hold one tensor, whose copies could not be moved apart."""
-    seen: dict[tuple[int, torch.Size], str] = {}
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     for key, tensor in state_dict.items():
         if tensor.is_meta or not tensor.numel():
             continue
-        first = seen.setdefault((tensor.data_ptr(), tensor.shape), key)
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), key)
         if first != key:
             raise NotAChainError(
                 f"{first!r} and {key!r} are one tensor, which the network uses twice: a chain would have two. Trace the module instead, "

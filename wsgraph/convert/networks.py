@@ -107,13 +107,14 @@ def matching_network(state_dict: Mapping[str, Tensor], names: Collection[str], p
         prefix: What its keys begin with.
 
     Returns:
-        Tensors by key; where keys are missing or too many, as they are, for whoever knows the network to say so.
+        Tensors by key; where keys are unknown, as they are, for whoever knows the network to say so.
     """
     state = _below(state_dict, prefix) if prefix else dict(state_dict)
     shorten = _without_wrappers([key for key, tensor in state.items() if not _is_counter(key, tensor)])
     for found in (state, {shorten(key): tensor for key, tensor in state.items()}):
         known = {key: tensor for key, tensor in found.items() if key in names or not _is_counter(key, tensor)}
-        if known.keys() == set(names) and len(found) == len(state):
+        # Of tied weights, files may hold one key only.
+        if known.keys() <= set(names) and len(found) == len(state):
             return known
     return state
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch_geometric.data import Batch
 from wsgraph.data.random import CounterRandom
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space.indexing import Indices, is_single, position_of, positions_of
 from wsgraph.space.weight_space import SpaceMismatchError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Indices", "ParameterStatistics", "ZooDataset", "group_split"]
 
-Indices = slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray
 _BLOCK_BYTES = 2**26
 
 
@@ -258,12 +258,9 @@ class ZooDataset(Dataset[ParameterGraph]):
     def __getitem__(self, index: Indices) -> ZooDataset: ...
     def __getitem__(self, index: int | Indices) -> ParameterGraph | ZooDataset:
         """The graph of one network with ``y`` of shape ``[1]``, or the dataset of several."""
-        if not isinstance(index, (int, np.integer)) and not (isinstance(index, Tensor) and index.ndim == 0):
-            return self._chosen(self.positions[positions_of(index, len(self))])
-        position = int(index)
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"Network {position} is out of range: the dataset has {len(self)}.")
-        position %= len(self)
+        if not is_single(index):
+            return self._chosen(self.positions[positions_of(cast(Indices, index), len(self))])
+        position = position_of(index, len(self))
         row = torch.tensor([position]) if self.indices is None else self.indices[position : position + 1]
         space = self.store.load_space(self.store.shards[int(self.store.owners(row))].space)
         graph = space.graph(self.store.read(row)[0], None if self._y is None else self._y[position])
@@ -278,26 +275,6 @@ class ZooDataset(Dataset[ParameterGraph]):
         what = repr(spaces[0]) if len(spaces) == 1 else f"{len(spaces)} weight spaces"
         transform = "" if self.transform is None else f", transform={self.transform!r}"
         return f"{type(self).__name__}({len(self):,} of {len(self.store):,} networks, {what}, target={self.target!r}{transform})"
-
-
-def positions_of(indices: Indices, count: int) -> Tensor:
-    """Positions as an index tensor, counted from the front."""
-    if isinstance(indices, slice):
-        return torch.from_numpy(np.arange(count)[indices].copy())
-    if isinstance(indices, np.ndarray) and indices.dtype.kind == "u":
-        indices = indices.astype(np.int64)
-    chosen = torch.as_tensor(np.asarray(indices) if isinstance(indices, Sequence) else indices).cpu()
-    if chosen.numel() == 0 and chosen.dtype != torch.bool:
-        chosen = chosen.long()
-    if chosen.ndim != 1 or chosen.is_floating_point():
-        raise IndexError(f"Expected positions or a boolean mask, one-dimensional (got shape {list(chosen.shape)}, {chosen.dtype}).")
-    if chosen.dtype == torch.bool:
-        if len(chosen) != count:
-            raise IndexError(f"Expected a mask with one entry per network, {count} (got {len(chosen)}).")
-        return chosen.nonzero().flatten()
-    if len(chosen) and not (-count <= int(chosen.min()) and int(chosen.max()) < count):
-        raise IndexError(f"A position is out of range: the dataset has {count} networks (got {int(chosen.min())} to {int(chosen.max())}).")
-    return chosen.long().remainder(count) if count else chosen.long()
 
 
 def group_split(groups: Any, fractions: Mapping[str, float], *, seed: int = 0) -> np.ndarray:

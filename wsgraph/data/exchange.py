@@ -276,7 +276,7 @@ class _Reader:
             state = chosen_network(state, self.prefix)
             space = self._space_of(state, self.activations[number])
         else:
-            state = matching_network(state, [param.name for param in space.params], self.prefix)
+            state = matching_network(state, [key for param in space.params for key in param.keys], self.prefix)
         theta = space.flatten(state)
         space.check_thetas(theta, batched=False)
         return space, theta
@@ -505,8 +505,10 @@ def _state_dicts(dataset: ZooDataset) -> Iterator[tuple[int, dict[str, Tensor]]]
             if not torch.equal(space.flatten(tensors).to(dtype), thetas):
                 # Weights that moved since they were stored as, say, bfloat16 may need more digits than that.
                 tensors = space._views(thetas)
+            # Files hold tied weights under all their keys, as load_state_dict wants them, and safetensors no memory twice.
+            tied = {alias for param in space.params for alias in param.aliases}
             for i, number in enumerate(part.tolist()):
-                yield number, {key: tensor[i] for key, tensor in tensors.items()}
+                yield number, {key: tensor[i].clone() if key in tied else tensor[i] for key, tensor in tensors.items()}
 
 
 def export_zoo(

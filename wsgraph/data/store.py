@@ -22,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wsgraph.data.dataset import Indices, ZooDataset, positions_of
+from wsgraph.data.dataset import ZooDataset
 from wsgraph.data.shards import ArrayRows, MappedRows, Shard, checked_columns, decode_column, encode_column, open_shard, write_shard
 from wsgraph.files import explained_errors, new_folder, write_atomically
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space.indexing import Indices, positions_of
 from wsgraph.space.weight_space import SpaceMismatchError
 
 __all__ = ["PathLike", "ZooStore"]

@@ -366,7 +366,7 @@ def _moved_coordinates(space: WeightSpace, thetas: Tensor, matrices: Tensor, shi
     w = tensors[weight]
     tensors[bias] = tensors[bias] + (w @ shifts[:, :, None].to(w))[:, :, 0]
     tensors[weight] = w @ matrices.to(w)
-    return space.flatten(tensors)
+    return space.flatten({param.name: tensors[param.name] for param in space.params})
 
 
 def _inverse_motion(space: WeightSpace, angle: Tensor, scale: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:

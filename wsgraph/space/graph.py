@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
-from torch_geometric.utils import to_networkx
 
 from wsgraph.space.blocks import Blocks
+from wsgraph.space.indexing import Indices, is_single, position_of, positions_of
 from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class ParameterGraph(Data):
     Within a batch of one space the edges lie network by network, then layer by layer, target neuron and source neuron, so that
     :meth:`blocks` is a view of ``edge_attr`` and ``x``.
 
+    ``batch[i]`` is the graph of one network, counted from the end where ``i`` is negative; slices, positions and boolean masks give lists.
+
     It is PyG's ``Data``: whatever works on that (loaders, ``Batch``, layers, samplers, explainers, ``torch.save``) works on it, and a batch
     that PyG collates equals the one that :meth:`WeightSpace.batch` builds at once. Transforms that add attributes or columns, or change
     values, leave a graph that every model reads. Models that read dense blocks refuse one whose nodes or edges were added, removed or
@@ -106,6 +110,13 @@ class ParameterGraph(Data):
         >>> layer(collated.x, collated.edge_index, collated.edge_attr).shape
         torch.Size([44, 5])
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if issubclass(cls, Batch):  # the class that PyG makes for batches, in which its own methods come before those of graphs
+            for name, method in (("get_example", _get_example), ("index_select", _index_select), ("__getitem__", _get_item)):
+                if name not in vars(cls):
+                    setattr(cls, name, method)
 
     @property
     def num_networks(self) -> int:
@@ -344,26 +355,59 @@ class ParameterGraph(Data):
         return result
 
     def to_networkx(self) -> nx.DiGraph:
-        """The graph in networkx, with ``bias``, ``group``, ``role`` and ``activation`` on nodes, ``weight`` and ``layer`` on edges.
+        r"""The graph in networkx, with plain Python values as attributes, so that its algorithms run and its graphs become JSON.
+
+        Nodes have ``bias`` (0.0 where there is none), ``group``, ``role`` and ``activation``; those of normalisations and learned slopes
+        also ``mean``, ``variance`` or ``slope``, and a neuron with several biases ``bias2`` and so on. Edges have ``layer``
+        and ``weight``, the name under which networkx looks for weights: the entry of the weight, 1.0 of a skip connection. Edges with
+        several kernel positions have them all as a list, ``kernel``, and as ``weight`` their sum: what reaches the target from a source
+        that is 1 at every position. Like the weight of a dense layer, and unlike a norm, it has a sign and moves as the symmetries say.
+
+        Weights are signed. Algorithms that need lengths or capacities take a function of the attributes, or an attribute made of them.
 
         Where several layers join the same groups, the result is a :class:`networkx.MultiDiGraph`, which keeps the edges of each.
 
         Raises:
             SpaceMismatchError: If called on a batch of several networks.
+
+        Example:
+            >>> import networkx as nx
+            >>> import torch
+            >>> from wsgraph import WeightSpace
+            >>> graph = WeightSpace.mlp([1, 2, 1]).to_networkx(torch.tensor([3.0, -4.0, 0.5, 0.0, 1.0, 2.0, 0.0]))
+            >>> graph.nodes[1]
+            {'bias': 0.5, 'group': 'hidden.1', 'role': 'hidden', 'activation': 'relu'}
+            >>> graph.edges[0, 2]
+            {'weight': -4.0, 'layer': 'layers.0'}
+            >>> nx.shortest_path(graph, 0, 3, weight=lambda source, target, edge: abs(edge["weight"]))
+            [0, 1, 3]
         """
+        import networkx as nx
+
         if self.num_networks != 1:
             raise SpaceMismatchError("to_networkx() draws one network: take one with batch[i].")
         space = self.spaces[0]
-        edge_index = cast(Tensor, self.edge_index)
-        parallel = edge_index.unique(dim=1).shape[1] < edge_index.shape[1]
-        result: nx.DiGraph = to_networkx(self, node_attrs=["x", "node_group"], edge_attrs=["edge_attr", "edge_layer"], to_multi=parallel)
-        for _, node in result.nodes(data=True):
-            group = space.groups[node.pop("node_group")]
-            node.update(bias=node.pop("x"), group=group.name, role=group.role, activation=group.activation)
-        for _, _, edge in result.edges(data=True):
-            layer = edge.pop("edge_layer")
-            part = space.topology.edges[layer]
-            edge.update(weight=edge.pop("edge_attr")[: part.num_positions or 1], layer=space.wires[part.wire].name)
+        topology = space.topology
+        x, edge_attr = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
+        pairs = cast(Tensor, self.edge_index).T.tolist()
+        result: nx.DiGraph = nx.MultiDiGraph() if len(set(map(tuple, pairs))) < len(pairs) else nx.DiGraph()
+        labels = [
+            column if (count := topology.columns[: i + 1].count(column)) == 1 else f"{column}{count}"
+            for i, column in enumerate(topology.columns)
+        ]
+        columns: dict[str, set[int]] = {group.name: set() for group in space.groups}
+        for wire, (_, column) in zip((wire for wire in space.wires if not wire.sources), topology.features, strict=True):
+            for name in wire.targets:
+                columns[name].add(column)
+        for node, (values, number) in enumerate(zip(x.tolist(), self.node_group.tolist(), strict=True)):
+            group = space.groups[number]
+            features = {"bias": 0.0, **{labels[column]: values[column] for column in sorted(columns[group.name])}}
+            result.add_node(node, **features, group=group.name, role=group.role, activation=group.activation)
+        for (source, target), values, number in zip(pairs, edge_attr.tolist(), self.edge_layer.tolist(), strict=True):
+            part = topology.edges[number]
+            kernel = values[: part.num_positions or 1]
+            several = {"kernel": kernel} if len(kernel) > 1 else {}
+            result.add_edge(source, target, weight=math.fsum(kernel), **several, layer=space.wires[part.wire].name)
         return result
 
     def __repr__(self) -> str:
@@ -376,6 +420,43 @@ class ParameterGraph(Data):
         network = f"{count}{name}" if len(spaces) == 1 else f"{self.num_networks} networks of {len(spaces)} weight spaces"
         y = f", y={list(self.y.shape)}" if isinstance(self.y, Tensor) else ""
         return f"{type(self).__name__}({network}, nodes={self.x.shape[0]}, edges={self.edge_index.shape[1]}{y})"
+
+
+# == Picking networks of a batch ==
+
+
+def _get_example(batch: Any, idx: Any) -> ParameterGraph:
+    """One network of a batch.
+
+    Raises:
+        IndexError: If the position is no integer, or out of range.
+        SpaceMismatchError: If a transform changed the number of nodes or edges of the batch, so that nothing says whose they are.
+    """
+    position = position_of(idx, batch.num_graphs, "batch")
+    for name, length in (("x", 0), ("edge_index", 1), ("edge_attr", 0)):
+        slices = getattr(batch, "_slice_dict", {}).get(name)
+        if slices is not None and isinstance(value := batch.get(name), Tensor) and int(slices[-1]) != value.shape[length]:
+            raise SpaceMismatchError(
+                f"A transform changed the batch: {name!r} has {value.shape[length]} entries, {int(slices[-1])} when its networks were "
+                "collated, and nothing says which of them are whose. Transform single graphs, before they are collated."
+            )
+    return cast(ParameterGraph, Batch.get_example(batch, position))
+
+
+def _index_select(batch: Any, idx: Indices) -> list[ParameterGraph]:
+    """Several networks of a batch, by a slice, positions or a boolean mask.
+
+    Raises:
+        IndexError: If a position is no integer or out of range, or the mask has not one entry per network.
+        SpaceMismatchError: As for a single network.
+    """
+    flat = idx.reshape(-1) if isinstance(idx, (Tensor, np.ndarray)) else idx  # as PyG takes them
+    return [_get_example(batch, position) for position in positions_of(flat, batch.num_graphs, "batch").tolist()]
+
+
+def _get_item(batch: Any, idx: Any) -> Any:
+    """An attribute by its name, one network by its position, or a list of several."""
+    return _get_example(batch, idx) if is_single(idx) else Batch.__getitem__(batch, idx)
 
 
 def check_graph(batch: object) -> ParameterGraph:

@@ -30,8 +30,9 @@ class Operator:
         sign: :math:`f(-v) = -f(v)`.
         nonlinear: The operator is the group's activation, not pooling or reshaping.
         arguments: How many numbers it may be written with.
+        shift: :math:`f(v + c) = f(v) + c`, where :math:`c` is the same for all values of a neuron.
 
-    ``positive`` and ``sign`` may be functions of the operator's numbers.
+    ``positive``, ``sign`` and ``shift`` may be functions of the operator's numbers.
     """
 
     function: Callable[..., Tensor]
@@ -39,6 +40,7 @@ class Operator:
     sign: bool | Callable[..., bool]
     nonlinear: bool = True
     arguments: tuple[int, ...] = (0,)
+    shift: bool | Callable[..., bool] = False
 
 
 def _pool(kind: str) -> Callable[..., Tensor]:
@@ -57,13 +59,17 @@ def _pool(kind: str) -> Callable[..., Tensor]:
     return pool
 
 
+def _is_unpadded(kernel_size: float = 2, stride: float | None = None, padding: float = 0) -> bool:
+    return padding == 0  # an average over padding holds less of what is added
+
+
 def _sin(values: Tensor, omega: float = 1.0) -> Tensor:
     return torch.sin(omega * values)
 
 
 # The order is part of the graph format: `node_activation` stores positions in this table, so new operators go to the end.
 OPERATORS: dict[str, Operator] = {
-    "identity": Operator(lambda v: v, positive=True, sign=True),
+    "identity": Operator(lambda v: v, positive=True, sign=True, shift=True),
     "relu": Operator(torch.relu, positive=True, sign=False),
     "leaky_relu": Operator(F.leaky_relu, positive=True, sign=False, arguments=(0, 1)),
     "tanh": Operator(torch.tanh, positive=False, sign=True),
@@ -78,12 +84,12 @@ OPERATORS: dict[str, Operator] = {
     "selu": Operator(F.selu, positive=False, sign=False),
     "sigmoid": Operator(torch.sigmoid, positive=False, sign=False),
     "softplus": Operator(F.softplus, positive=False, sign=False),
-    "max_pool": Operator(_pool("max"), positive=True, sign=False, nonlinear=False, arguments=(0, 1, 2, 3)),
-    "avg_pool": Operator(_pool("avg"), positive=True, sign=True, nonlinear=False, arguments=(0, 1, 2, 3)),
-    "global_max_pool": Operator(lambda v: v.flatten(2).amax(-1), positive=True, sign=False, nonlinear=False),
-    "global_avg_pool": Operator(lambda v: v.flatten(2).mean(-1), positive=True, sign=True, nonlinear=False),
-    "flatten": Operator(lambda v: v.flatten(1), positive=True, sign=True, nonlinear=False),
-    "dropout": Operator(lambda v, rate=0.0: v, positive=True, sign=True, nonlinear=False, arguments=(0, 1)),
+    "max_pool": Operator(_pool("max"), positive=True, sign=False, nonlinear=False, arguments=(0, 1, 2, 3), shift=True),
+    "avg_pool": Operator(_pool("avg"), positive=True, sign=True, nonlinear=False, arguments=(0, 1, 2, 3), shift=_is_unpadded),
+    "global_max_pool": Operator(lambda v: v.flatten(2).amax(-1), positive=True, sign=False, nonlinear=False, shift=True),
+    "global_avg_pool": Operator(lambda v: v.flatten(2).mean(-1), positive=True, sign=True, nonlinear=False, shift=True),
+    "flatten": Operator(lambda v: v.flatten(1), positive=True, sign=True, nonlinear=False, shift=True),
+    "dropout": Operator(lambda v, rate=0.0: v, positive=True, sign=True, nonlinear=False, arguments=(0, 1), shift=True),
     "hardswish": Operator(F.hardswish, positive=False, sign=False),
     "hardsigmoid": Operator(F.hardsigmoid, positive=False, sign=False),
     "mish": Operator(F.mish, positive=False, sign=False),

@@ -176,6 +176,7 @@ class Parameter:
         axes: Logical axes in storage order. Their sizes multiply to the number of entries; one stored dimension may hold several
             axes (the flattened input of a linear layer is channel x position).
         dtype: Name of the stored dtype where it differs from that of the flat vector, such as ``"bfloat16"``.
+        aliases: Further keys of the same tensor in the state dict: weights that are tied, layers used under several names.
     """
 
     name: str
@@ -183,13 +184,20 @@ class Parameter:
     role: str
     axes: tuple[Axis, ...]
     dtype: str | None = None
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         object.__setattr__(self, "axes", tuple(self.axes))
+        object.__setattr__(self, "aliases", tuple(self.aliases))
         logical = math.prod(axis.size for axis in self.axes)
         if logical != self.size:
             raise ValueError(f"The axes of parameter {self.name!r} hold {logical} entries, its shape {self.shape} holds {self.size}.")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys of the tensor in the state dict, its name first."""
+        return (self.name, *self.aliases)
 
     @property
     def size(self) -> int:

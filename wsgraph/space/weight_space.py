@@ -107,6 +107,8 @@ class WeightSpace:
         for field in ("groups", "layers", "params", "connections"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
             names = Counter(part.name for part in getattr(self, field))
+            if field == "params":
+                names.update(alias for param in self.params for alias in param.aliases)
             if repeated := sorted(name for name, count in names.items() if count > 1):
                 raise ValueError(f"Names in '{field}' must be unique (repeated: {', '.join(repeated)}).")
         self._check_classes()
@@ -258,9 +260,13 @@ class WeightSpace:
         """The neuron group of that name."""
         return self._groups_by_name[name]
 
+    @cached_property
+    def _params_by_key(self) -> dict[str, Parameter]:
+        return {key: param for param in self.params for key in param.keys}
+
     def param(self, name: str) -> Parameter:
-        """The parameter of that name."""
-        return self._params_by_name[name]
+        """The parameter of that name, or with that alias."""
+        return self._params_by_name[name] if name in self._params_by_name else self._params_by_key[name]
 
     @cached_property
     def num_params(self) -> int:
@@ -667,6 +673,8 @@ class WeightSpace:
     def flatten(self, state_dict: Mapping[str, Tensor]) -> Tensor:
         """Lay the tensors of a state dict end to end, the exact inverse of :meth:`unflatten`.
 
+        A tensor that has several keys lies there once. The state dict may have it under all of them or, as safetensors files do, under one.
+
         Args:
             state_dict: Tensors by key, each of shape ``[*batch, *shape]`` with the same leading batch shape for all (none for one network).
 
@@ -674,7 +682,7 @@ class WeightSpace:
             Tensor of shape ``[*batch, P]``, on the tensors' device and in their (promoted) dtype.
 
         Raises:
-            SpaceMismatchError: If a key is missing or unexpected, or a shape differs.
+            SpaceMismatchError: If a key is missing or unexpected, a shape differs, or two keys of one tensor hold different values.
 
         Example:
             >>> import torch
@@ -684,33 +692,43 @@ class WeightSpace:
             ...
             wsgraph.space.weight_space.SpaceMismatchError: The state dict lacks the key 'layers.0.weight' ...
         """
-        if missing := [param.name for param in self.params if param.name not in state_dict]:
+        given = {param.name: [key for key in param.keys if key in state_dict] for param in self.params}
+        if missing := [param for param in self.params if not given[param.name]]:
             raise SpaceMismatchError(
-                f"The state dict lacks the key {missing[0]!r} and {len(missing) - 1} more (it has: {', '.join(map(repr, state_dict))}). "
-                "A space read from one of the checkpoints, wsgraph.from_state_dict, carries their own keys."
+                f"The state dict lacks the key {' or '.join(map(repr, missing[0].keys))} and {len(missing) - 1} more (it has: "
+                f"{', '.join(map(repr, state_dict))}). A space read from one of the checkpoints, wsgraph.from_state_dict, carries their "
+                "own keys."
             )
-        if unexpected := [key for key in state_dict if key not in self._params_by_name]:
+        if unexpected := [key for key in state_dict if key not in self._params_by_key]:
             raise SpaceMismatchError(f"The state dict has a key {unexpected[0]!r} that {self!r} does not have; flattening would lose it.")
         if not self.params:
             return torch.zeros(0)
-        first = state_dict[self.params[0].name]
+        first = state_dict[given[self.params[0].name][0]]
         batch = first.shape[: max(first.ndim - len(self.params[0].shape), 0)]
         parts = []
         dtype = flat_dtype(state_dict.values())
         for param in self.params:
-            tensor = state_dict[param.name]
-            if tuple(tensor.shape) != (*batch, *param.shape):
-                raise SpaceMismatchError(
-                    f"Expected {param.name!r} of shape {[*batch, *param.shape]} in the state dict (got {list(tensor.shape)})."
-                )
-            converted = tensor.to(dtype)
-            if not tensor.is_floating_point() and not torch.equal(converted.to(tensor.dtype), tensor):
-                raise SpaceMismatchError(
-                    f"The integers of {param.name!r} are too large for {dtype}, in which the other tensors are: flattening would change "
-                    "them. Convert the floating point tensors to float64 first."
-                )
-            parts.append(converted.reshape(*batch, param.size))
+            converted = [self._converted(param, key, state_dict[key], batch, dtype) for key in given[param.name]]
+            for key, other in zip(given[param.name][1:], converted[1:], strict=True):
+                if not holds_same(converted[0], other):
+                    raise SpaceMismatchError(
+                        f"{given[param.name][0]!r} and {key!r} are one tensor in {self!r}, but differ in the state dict: flattening would "
+                        "lose one of them. These weights are of a network that does not tie them: trace that one."
+                    )
+            parts.append(converted[0].reshape(*batch, param.size))
         return torch.cat(parts, dim=-1)
+
+    def _converted(self, param: Parameter, key: str, tensor: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
+        """One tensor of a state dict, checked, in the dtype of the flat vector."""
+        if tuple(tensor.shape) != (*batch, *param.shape):
+            raise SpaceMismatchError(f"Expected {key!r} of shape {[*batch, *param.shape]} in the state dict (got {list(tensor.shape)}).")
+        converted = tensor.to(dtype)
+        if not tensor.is_floating_point() and not torch.equal(converted.to(tensor.dtype), tensor):
+            raise SpaceMismatchError(
+                f"The integers of {key!r} are too large for {dtype}, in which the other tensors are: flattening would change them. Convert "
+                "the floating point tensors to float64 first."
+            )
+        return converted
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of a flat checkpoint by key, the exact inverse of :meth:`flatten`.
@@ -719,7 +737,8 @@ class WeightSpace:
             theta: Tensor of shape ``[*batch, P]``.
 
         Returns:
-            Tensors of shape ``[*batch, *shape]`` by key; views of ``theta``, except where a parameter is stored in another dtype.
+            Tensors of shape ``[*batch, *shape]`` by key; views of ``theta``, except where a parameter is stored in another dtype. All keys
+            of one tensor have the same object, which :func:`torch.func.functional_call` takes for one tensor too.
 
         Raises:
             SpaceMismatchError: If the last dimension is not ``P``.
@@ -729,16 +748,16 @@ class WeightSpace:
         tensors = self._views(theta)
         for param in self.params:
             if param.dtype:
-                tensors[param.name] = tensors[param.name].to(getattr(torch, param.dtype))
+                tensors.update(dict.fromkeys(param.keys, tensors[param.name].to(getattr(torch, param.dtype))))
         return tensors
 
     def _views(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of a flat checkpoint by key, all in its own dtype, so that layers of several stored dtypes compute together."""
-        batch = theta.shape[:-1]
-        return {
-            param.name: theta[..., self.slices[param.name]].unflatten(-1, param.shape or (1,)).reshape((*batch, *param.shape))
-            for param in self.params
-        }
+        batch, tensors = theta.shape[:-1], {}
+        for param in self.params:
+            view = theta[..., self.slices[param.name]].unflatten(-1, param.shape or (1,)).reshape((*batch, *param.shape))
+            tensors.update(dict.fromkeys(param.keys, view))
+        return tensors
 
     def sample(self, batch: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random networks: weights normal with variance 2 / fan-in, biases normal with standard deviation 0.3.
@@ -939,6 +958,7 @@ class WeightSpace:
 
         Raises:
             SpaceMismatchError: If the shape is wrong, the elements belong to another space, or there are too many or too few of them.
+            ValueError: If a weight is NaN or infinite.
         """
         from wsgraph.symmetry import act
 
@@ -967,6 +987,9 @@ class WeightSpace:
     def to_json(self) -> str:
         """The space as JSON text, read back by :meth:`from_json`."""
         parts = {name: [dataclasses.asdict(part) for part in getattr(self, name)] for name in ("groups", "layers", "params", "connections")}
+        for param in parts["params"]:
+            if not param["aliases"]:
+                del param["aliases"]  # spaces without tied weights keep the text and digest that they have in saved zoos
         signal = {} if self.signal is None else {"signal": dataclasses.asdict(self.signal)}
         assumed = {"assumed": self.assumed} if self.assumed else {}
         return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal, **assumed})
@@ -1047,7 +1070,7 @@ class WeightSpace:
             params = [["parameter", "shape", "follows"]]
             for param in self.params:
                 ties = [" x ".join("+".join(dict.fromkeys(tie.groups)) for tie in axis.ties) for axis in param.axes if axis.ties]
-                params.append([param.name, "x".join(map(str, param.shape)) or "-", ", ".join(ties) or "-"])
+                params.append([" = ".join(param.keys), "x".join(map(str, param.shape)) or "-", ", ".join(ties) or "-"])
             return "\n".join([repr(self), *_table(groups), *_table(params)])
         layers = [["layer", "operator", "from", "to", "weight", "bias", "parameters"]]
         for layer in self.layers:
@@ -1094,6 +1117,8 @@ class WeightSpace:
             if group.role == "fixed":
                 reasons.setdefault(group.reason, []).append(group.name)
         lines += [f"Fixed, because of {reason or 'their place'}: {', '.join(names)}." for reason, names in reasons.items()]
+        tied = [" = ".join(param.keys) for param in self.params if param.aliases]
+        lines += [f"Tied, each one tensor that is counted once: {', '.join(tied)}."] if tied else []
         still = [param.name for param in self.params if not self.is_moved(param)]
         lines += [f"Parameters that nothing moves: {', '.join(still)}."] if still else []
         lines += [f"Not on the parameter graph: {', '.join(self.absent_from_graph)}."] if self.absent_from_graph else []
@@ -1135,6 +1160,14 @@ def stored_dtype(tensor: Tensor, flat: torch.dtype) -> str | None:
 def computable(dtype: torch.dtype) -> torch.dtype:
     """The dtype, or float32 in place of 8-bit floats, which PyTorch neither promotes nor computes with."""
     return torch.float32 if dtype.itemsize == 1 else dtype
+
+
+def holds_same(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN in the same places; those on the meta device have none that differ."""
+    if tensor is other or tensor.shape != other.shape or tensor.is_meta or other.is_meta:
+        return tensor.shape == other.shape
+    tensor, other = (t.to(computable(t.dtype)) if t.is_floating_point() else t for t in (tensor, other))
+    return bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
 
 
 def _axis(fields: dict[str, Any]) -> Axis:

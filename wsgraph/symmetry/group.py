@@ -271,12 +271,20 @@ def act(space: WeightSpace, g: GroupElement, thetas: Tensor) -> Tensor:
 
     Raises:
         SpaceMismatchError: If ``g`` belongs to another space, or batch sizes differ.
+        ValueError: If a weight is NaN or infinite, which no symmetry of a network's function moves, or a factor is that or 0.
     """
-    space.check_thetas(thetas[..., 0] if isinstance(thetas, Tensor) and thetas.ndim > 2 else thetas)
+    if isinstance(thetas, Tensor) and thetas.ndim > 2:  # features: the first channel tells the shape, all of them must be finite
+        space.check_thetas(thetas[..., 0])
+        space.check_thetas(thetas.movedim(-1, 1).flatten(0, 1), finite=True)
+    else:
+        space.check_thetas(thetas, finite=True)
     if g.space != space:
         raise SpaceMismatchError(f"The group element belongs to {g.space!r}, not to {space!r}.")
     if g.permutations and g.batch not in (1, thetas.shape[0]):
         raise SpaceMismatchError(f"Expected one group element per network, {thetas.shape[0]} (got {g.batch}).")
+    for label, factors in g.scales.items():
+        if not bool((factors.isfinite() & (factors != 0)).all()):
+            raise ValueError(f"The factors of class {label!r} of the group element must be finite and other than 0.")
     if not space.params:
         return thetas
     g = g.to(thetas.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from wsgraph.convert.tracing.layers import as_layers
 from wsgraph.convert.tracing.lowering import lower
 from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, move, pointwise, register_traced_operator, spatial, statistic
 from wsgraph.convert.tracing.tracer import TraceError, check_module, export, interpret
+from wsgraph.convert.tracing.tying import check_constants, tied_keys
 from wsgraph.convert.tracing.values import Label, Scope, Value
-from wsgraph.space import WeightSpace
+from wsgraph.space import Parameter, WeightSpace
 from wsgraph.space.weight_space import flat_dtype
 
 __all__ = [
@@ -67,11 +70,11 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
 
     Returns:
         A :class:`~wsgraph.WeightSpace` whose parameter names are the keys of ``module.state_dict()``; its ``report()`` says what is fixed
-        and why.
+        and why. A tensor that has several keys, such as a tied weight, is one parameter, with the further keys as ``aliases``.
 
     Raises:
-        TraceError: If the module is in training mode, lazy or on the meta device, does not run on the inputs, or cannot be exported; with
-            ``strict``, if an operator is unknown.
+        TraceError: If the module is in training mode, lazy or on the meta device, does not run on the inputs, or cannot be exported; if
+            tensors share a part of their memory; with ``strict``, if an operator is unknown.
 
     Example:
         >>> import torch
@@ -90,12 +93,14 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         module = fold(module, *example_inputs)
     check_module(module)
     program = export(module, example_inputs)
-    state = module.state_dict()
-    dtype = flat_dtype(state.values()) if state else torch.float32
-    if (parts := as_layers(program, state, dtype)) is not None:
-        return WeightSpace(*parts)
+    check_constants(module, program)
+    whole, keys = module.state_dict(), tied_keys(module)
+    dtype = flat_dtype(whole.values()) if whole else torch.float32
+    state = {name: tensor for name, tensor in whole.items() if keys[name] == name}
+    if (layers := as_layers(program, state, dtype, keys)) is not None:
+        return WeightSpace(layers[0], layers[1], _with_aliases(layers[2], keys))
     scope = Scope()
-    values = interpret(program, scope)
+    values = interpret(program, scope, keys)
     if scope.unknown:
         listed = "; ".join(
             f"{name} in {', '.join(place or 'the module itself' for place in dict.fromkeys(p))}" for name, p in scope.unknown.items()
@@ -107,13 +112,14 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         if strict:
             raise TraceError(message)
         warnings.warn(message, TraceWarning, stacklevel=2)
-    # A tensor shared by several keys is recorded under one of them.
-    first: dict[int, str] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if name in values:
-            first.setdefault(id(tensor), name)
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if name not in values and id(tensor) in first:
-            values[name] = values[first[id(tensor)]]
     groups, params, connections = lower(scope, values, state, dtype)
-    return WeightSpace(groups, (), params, connections)
+    return WeightSpace(groups, (), _with_aliases(params, keys), connections)
+
+
+def _with_aliases(params: Sequence[Parameter], keys: Mapping[str, str]) -> tuple[Parameter, ...]:
+    """Parameters with the further keys of their tensors."""
+    aliases: dict[str, list[str]] = {}
+    for key, name in keys.items():
+        if key != name:
+            aliases.setdefault(name, []).append(key)
+    return tuple(replace(param, aliases=tuple(aliases.get(param.name, ()))) for param in params)

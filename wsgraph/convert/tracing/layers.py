@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from wsgraph.convert.tracing.texts import UnsupportedError, number, operator_text, square
-from wsgraph.convert.tracing.tracer import bind, module_of, operator_name
+from wsgraph.convert.tracing.tracer import bind, module_of, operator_name, saved_names
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.space.weight_space import stored_dtype
 
@@ -46,9 +46,8 @@ _RESHAPE = {"view", "reshape", "flatten", "squeeze", "_unsafe_view"}
 
 
 class _Builder:
-    def __init__(self, program: Any, state: Mapping[str, Tensor], theta_dtype: torch.dtype) -> None:
-        signature = program.graph_signature
-        self.names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    def __init__(self, program: Any, state: Mapping[str, Tensor], theta_dtype: torch.dtype, keys: Mapping[str, str]) -> None:
+        self.names = saved_names(program, keys)
         self.state, self.theta_dtype = state, theta_dtype
         self.nodes = list(program.graph.nodes)
         self.streams: dict[Any, _Stream] = {}
@@ -266,10 +265,10 @@ class _Builder:
 
 
 def as_layers(
-    program: Any, state: Mapping[str, Tensor], theta_dtype: torch.dtype
+    program: Any, state: Mapping[str, Tensor], theta_dtype: torch.dtype, keys: Mapping[str, str]
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]] | None:
     """Groups, layers and parameters of a network that they express in full, ``None`` of others."""
     try:
-        return _Builder(program, state, theta_dtype).build()
+        return _Builder(program, state, theta_dtype, keys).build()
     except (UnsupportedError, IndexError, KeyError, TypeError):  # the latter where operators are called in a way not foreseen here
         return None

@@ -17,7 +17,7 @@ from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.weight_space import stored_dtype
 
-__all__ = ["lower"]
+__all__ = ["Lowering", "lower"]
 
 _ROLES = {"running_mean": "mean", "running_var": "variance", "bias": "bias"}
 
@@ -371,10 +371,14 @@ class Graph:
 
 
 def lower(
-    scope: Scope, values: Mapping[str, Value], state: Mapping[str, Tensor], theta_dtype: torch.dtype
+    scope: Scope,
+    values: Mapping[str, Value],
+    state: Mapping[str, Tensor],
+    theta_dtype: torch.dtype,
+    lowering: Lowering | None = None,
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...], tuple[Connection, ...]]:
     """Groups, parameters of the state dict and connections; tensors that the program does not use have no symmetry."""
-    lowering = Lowering(scope)
+    lowering = lowering or Lowering(scope)
     graph = Graph(scope, lowering, values)
     params = []
     for name, tensor in state.items():

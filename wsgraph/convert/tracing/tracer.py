@@ -17,7 +17,7 @@ from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, unknown
 from wsgraph.convert.tracing.texts import UnsupportedError, operator_text
 from wsgraph.convert.tracing.values import Label, Scope, Value, coded
 
-__all__ = ["TraceError", "bind", "check_module", "export", "first_line", "interpret", "module_of", "operator_name"]
+__all__ = ["TraceError", "bind", "check_module", "export", "first_line", "interpret", "module_of", "operator_name", "saved_names"]
 
 
 class TraceError(ValueError):
@@ -103,25 +103,42 @@ def _place(error: BaseException) -> str:
     return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
-def interpret(program: Any, scope: Scope) -> dict[str, Value]:
+def saved_names(program: Any, keys: Mapping[str, str]) -> dict[str, str]:
+    """Keys of the parameters and buffers that a program takes, by placeholder; of a tensor with several keys, the first."""
+    signature = program.graph_signature
+    return {node: keys.get(name, name) for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()}
+
+
+def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict[Any, Any] | None = None) -> dict[str, Value]:
     """Let all operators of an exported program act on labelled values.
+
+    Args:
+        program: The program.
+        scope: What is known of neurons.
+        keys: For every key of the state dict, the first key of the same tensor.
+        results: Filled with what every operator returns, by node.
 
     Returns:
         The values of the parameters and buffers that the program uses, by name.
     """
     signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = saved_names(program, keys)
     constants = {**signature.inputs_to_lifted_tensor_constants}
     state = program.state_dict
     values: dict[str, Value] = {}
     environment: dict[Any, Any] = {}
     origin: dict[Any, Any] = {}
+    first: dict[str, Any] = {}  # the placeholder of every tensor
     order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
-        if node.op == "placeholder":
+        if node.op == "placeholder" and node.users and names.get(node.name) in first:
+            origin[node] = first[names[node.name]]
+            environment[node] = environment[origin[node]]
+        elif node.op == "placeholder":
             environment[node], origin[node] = _placeholder(node, names, constants, state, program, scope), node
             if node.name in names and node.users:
                 values[names[node.name]] = environment[node]
+                first[names[node.name]] = node
         elif node.op == "get_attr":
             environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, node
         elif node.op == "output":
@@ -131,6 +148,8 @@ def interpret(program: Any, scope: Scope) -> dict[str, Value]:
             scope.outputs = torch.cat([torch.zeros(1, dtype=torch.long), *(output.marks for output in outputs)])
         else:
             _step(node, environment, origin, order, scope)
+            if results is not None:
+                results[node] = environment[node]
     return values
 
 

@@ -1,0 +1,86 @@
+"""Where the entries of a neuron lie, and with which power of its factor: one answer for all that moves or compares neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from wsgraph.space import Axis, NeuronGroup, Parameter, WeightSpace
+
+__all__ = ["Occurrence", "occurrences", "segments"]
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """Entries of a parameter that follow the neurons of one group along one of its axes.
+
+    Args:
+        param: The parameter.
+        axis: Which of its logical axes.
+        group: The group.
+        positions: Where each of its neurons lies along the axis.
+        powers: Scale classes of these neurons, each with the power to which it multiplies the entries.
+        others: The same for all other neurons that the entries follow.
+        beside: Groups along the other axes.
+    """
+
+    param: Parameter
+    axis: int
+    group: NeuronGroup
+    positions: tuple[int, ...]
+    powers: tuple[tuple[str, int], ...]
+    others: tuple[tuple[str, int], ...]
+    beside: tuple[NeuronGroup, ...]
+
+    def power(self, scale: str) -> int:
+        """The power of a scale class of these neurons."""
+        return dict(self.powers).get(scale, 0)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the axis holds these neurons alone, in their order."""
+        return self.positions == tuple(range(self.param.logical_shape[self.axis]))
+
+    def entries(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The entries of every neuron, ``[B, n, D]``, of parameters ``[B, *logical_shape]`` by name."""
+        tensor = tensors[self.param.name].movedim(1 + self.axis, 1)
+        tensor = tensor.flatten(2) if tensor.ndim > 2 else tensor[..., None]
+        if self.whole:
+            return tensor
+        return tensor.index_select(1, torch.tensor(self.positions, device=tensor.device))
+
+
+def occurrences(space: WeightSpace) -> Iterator[Occurrence]:
+    """All of them, parameter by parameter and axis by axis."""
+    for param in space.params:
+        along = [segments(space, axis) for axis in param.axes]
+        for i, axis in enumerate(param.axes):
+            elsewhere = [segment for j, found in enumerate(along) if j != i for segment in found]
+            beside = tuple(group for group, _ in elsewhere)
+            others = tuple(term for _, powers in elsewhere for term in powers)
+            at = torch.tensor(axis.order or range(axis.size)).argsort()
+            start = 0
+            for group, powers in along[i]:
+                positions = tuple(at[start : start + group.size].tolist())
+                start += group.size
+                yield Occurrence(param, i, group, positions, powers, others, beside)
+
+
+def segments(space: WeightSpace, axis: Axis) -> list[tuple[NeuronGroup, tuple[tuple[str, int], ...]]]:
+    """The groups laid end to end along an axis, each with the scale classes that multiply its entries and their powers."""
+    if not axis.ties:
+        return []
+    # All ties of an axis share their permutations; those of equal powers share their scale, which counts once.
+    distinct = {tie.exponents: tie for tie in reversed(axis.ties)}.values()
+    result = []
+    for k, name in enumerate(axis.ties[0].groups):
+        total: dict[str, int] = {}
+        for tie in distinct:
+            label = space.group(tie.groups[k]).scale
+            total[label] = total.get(label, 0) + tie.exponents[k]
+        result.append((space.group(name), tuple((label, power) for label, power in total.items() if power)))
+    return result
