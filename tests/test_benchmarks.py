@@ -254,3 +254,21 @@ def test_tables_are_filled_in(tmp_path: Path) -> None:
     for wrong in (page.replace("<!-- end -->", ""), page + "<!-- end -->\n"):
         with pytest.raises(ValueError, match="Expected '<!-- end -->' after every"):
             readme.filled(wrong, tmp_path)
+
+
+def test_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    document = run("alignment", tmp_path, monkeypatch)
+    assert list(document["architectures"]) == ["MLP", "CNN", "ResNet", "ResNet with batch norms", "transformer layer"]
+    for found in document["architectures"].values():
+        assert found["recovered"] == found["networks"] == 1
+        for kind in ("left_in_place", "moved"):
+            assert all(0.5 < row["median"] <= row["worst"] <= 1 + 1e-9 for row in found[kind].values())
+    for name, found in document["between"].items():
+        methods = [name for name in found["midpoints"] if "recalibrated" not in name]
+        assert methods == ["as trained", "aligned by weights", "aligned by activations"]
+        assert len(found["midpoints"]) == (6 if "norms" in name else 3)
+        # Functions are kept, so the ends of all lines are as accurate as the networks.
+        for method in methods:
+            (curve,) = found["curves"][method]
+            assert (curve[0] + curve[-1]) / 2 == pytest.approx(found["ends"], abs=0.006)
+    assert "Halfway between networks trained apart" in capsys.readouterr().out

@@ -206,6 +206,25 @@ def test_info_and_check_of_a_module(network: Path, module: str) -> None:
     assert "% of the weights moved; largest relative difference of an output: " in text
     folded = call("info", str(network), *options, "--fold-batchnorm")
     assert "WeightSpace(1-4-3, conv 3x3 | linear, relu, 91 parameters)" in folded
+    assert folded.startswith("1 of 1 batch norms folded\n")
+    described = json.loads(call("info", str(network), *options, "--fold-batchnorm", "--json"))
+    assert described["batch_norms"] == [{"norm": "1", "layer": "0", "reason": None}]
+
+
+def test_batch_norms_that_stay_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "norms.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4))\n"
+    )
+    made = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4))
+    torch.save(made.state_dict(), "norms.pth")
+    options = ("norms.pth", "--module", "norms.py:make", "--input", "2x3", "--fold-batchnorm")
+    said = "1 of 2 batch norms folded\n  '3' stays: it follows aten.relu in '2', no linear or convolutional layer\n"
+    assert call("check", *options).startswith(said)
+    assert call("convert", options[0], "graph.pt", *options[1:]).startswith(said)
+    entries = json.loads(call("check", *options, "--json"))["batch_norms"]
+    assert [entry["layer"] for entry in entries] == ["0", None]
+    assert "batch_norms" not in json.loads(call("check", *options[:-1], "--json"))
 
 
 def test_convert_writes_a_graph_that_loads_without_trust(network: Path) -> None:

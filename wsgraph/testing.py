@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsgraph.convert.tracing.tracer import copied
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 from wsgraph.symmetry import SYMMETRIES, GroupElement, act, sample_symmetry
 
@@ -46,14 +47,14 @@ def _tensors(output: Any) -> list[Tensor]:
 def module_outputs(module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
     """The weights ``[1, P]`` of a module in float64, and its outputs as a function of such weights."""
     inputs = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-    copied = copy.deepcopy(module).double().eval()
-    state = {name: tensor.detach() for name, tensor in copied.state_dict().items()}
+    moving = copied(module).double().eval()
+    state = {name: tensor.detach() for name, tensor in moving.state_dict().items()}
 
     def outputs(thetas: Tensor) -> list[Tensor]:
         # Integers are no weights, and stay what they are.
         moved = {name: tensor.to(state[name].dtype) for name, tensor in space._views(thetas[0]).items()}
         with torch.no_grad():
-            return _tensors(torch.func.functional_call(copied, moved, inputs, tie_weights=False))
+            return _tensors(torch.func.functional_call(moving, moved, inputs, tie_weights=False))
 
     return space.flatten(state)[None], outputs
 

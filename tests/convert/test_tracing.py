@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import wsgraph
 from wsgraph import TraceError, TraceWarning, WeightSpace, from_state_dict, trace
 from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
 from wsgraph.nn import build_model
-from wsgraph.testing import assert_function_preserved
+from wsgraph.testing import assert_function_preserved, assert_invariant
 
 
 def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -703,63 +704,117 @@ def test_assert_function_preserved_finds_wrong_spaces() -> None:
     assert assert_function_preserved(nn.Linear(4, 2).eval(), trace(nn.Linear(4, 2).eval(), x), x) == 0
 
 
-# == Batch norms folded ==
+# == Weights that are computed ==
 
 
-class Bottleneck(nn.Module):
-    """A residual block, with a norm before any layer, one read twice and one after a dense layer, which each needs care."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.BatchNorm2d(3)
-        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.a, self.norm_a = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6, affine=False)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.up, self.norm_up = nn.ConvTranspose2d(6, 4, 2, stride=2), nn.BatchNorm2d(4)
-        self.twice, self.norm_twice = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-        self.dense, self.norm_dense = nn.Linear(4, 5), nn.BatchNorm1d(5)
-        self.head = nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(torch.relu(self.norm(self.stem(self.first(x)))))
-        x = torch.relu(x + self.norm_a(self.a(x)))
-        x = torch.relu(self.norm_up(self.up(x)))
-        read_twice = self.twice(x)
-        x = torch.relu(self.norm_twice(read_twice)) + read_twice
-        return self.head(torch.relu(self.norm_dense(self.dense(x.mean((2, 3))))))
+def old_weight_norm(layer: nn.Module, dim: Any = 0) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer, dim=dim)
 
 
-def test_fold_batchnorm_keeps_the_function_and_what_cannot_be_folded() -> None:
-    net, x = randomized(Bottleneck()).double(), image().double()
-    folded = wsgraph.fold_batchnorm(net, x)
-    assert torch.allclose(folded(x), net(x), rtol=1e-12, atol=1e-12)
-    left = [name for name, part in folded.named_modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    assert left == ["first", "norm_twice"]
-    assert "stem.bias" in folded.state_dict()
-    assert "norm.weight" in net.state_dict()
-    space = trace(net, x, fold_batchnorm=True)
-    assert [param.name for param in space.params] == list(folded.state_dict())
-    assert_function_preserved(folded, space, x)
+def weight_norm(layer: nn.Module, dim: Any = 0) -> nn.Module:
+    return parametrizations.weight_norm(layer, dim=dim)
 
 
-class Folded(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.a, self.norm_a = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.head = nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(torch.relu(self.norm(self.stem(x))), 3, stride=2, padding=1)
-        x = torch.relu(self.norm_a(self.a(x)) + x)
-        result: Tensor = self.head(F.avg_pool2d(x, 3, stride=1, padding=1).mean((2, 3)))
-        return result
+def between(layer: nn.Module, activation: nn.Module) -> nn.Sequential:
+    """A layer from 6 to 5 neurons, with others around it."""
+    return nn.Sequential(nn.Linear(4, 6), activation, layer, activation, nn.Linear(5, 2))
 
 
-def test_a_folded_residual_network_is_one_of_layers() -> None:
-    net, x = randomized(Folded()).double(), image().double()
-    space = trace(net, x, fold_batchnorm=True)
-    theta = space.flatten(wsgraph.fold_batchnorm(net, x).state_dict())
-    assert torch.allclose(space.evaluate(theta[None], x)[0], net(x), rtol=1e-12, atol=1e-12)
-    assert [group.operators for group in space.groups[1:3]] == [("relu", "max_pool(3,2,1)"), ("relu", "avg_pool(3,1,1)", "global_avg_pool")]
-    assert not trace(net, x).layers
+def convolutions(layer: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(6, 2, 1))
+
+
+# The layer, the direction's name, and what its inputs, results and directions may do.
+PERMUTATION, SCALE, SIGN = "permutation", "permutation x scale", "permutation x sign"
+WEIGHT_NORMS = {
+    "relu": (lambda: between(weight_norm(nn.Linear(6, 5)), nn.ReLU()), PERMUTATION, SCALE, SCALE),
+    "tanh": (lambda: between(weight_norm(nn.Linear(6, 5)), nn.Tanh()), SIGN, SIGN, SCALE),
+    "inputs": (lambda: between(weight_norm(nn.Linear(6, 5), dim=1), nn.ReLU()), SCALE, PERMUTATION, SCALE),
+    "inputs, tanh": (lambda: between(weight_norm(nn.Linear(6, 5), dim=1), nn.Tanh()), SIGN, SIGN, SCALE),
+    "all": (lambda: between(weight_norm(nn.Linear(6, 5), dim=None), nn.ReLU()), PERMUTATION, PERMUTATION, ""),
+    "all, tanh": (lambda: between(weight_norm(nn.Linear(6, 5), dim=None), nn.Tanh()), SIGN, SIGN, ""),
+    "old": (lambda: between(old_weight_norm(nn.Linear(6, 5)), nn.ReLU()), PERMUTATION, SCALE, SCALE),
+    "old, inputs": (lambda: between(old_weight_norm(nn.Linear(6, 5), 1), nn.ReLU()), SCALE, PERMUTATION, SCALE),
+    "old, all": (lambda: between(old_weight_norm(nn.Linear(6, 5), None), nn.ReLU()), PERMUTATION, PERMUTATION, ""),
+    "convolution": (lambda: convolutions(weight_norm(nn.Conv2d(6, 6, 3))), PERMUTATION, SCALE, SCALE),
+    "transposed": (lambda: convolutions(weight_norm(nn.ConvTranspose2d(6, 6, 3))), SCALE, PERMUTATION, SCALE),
+    "grouped": (
+        lambda: convolutions(weight_norm(nn.Conv2d(6, 6, 3, groups=2))),
+        "permutation of 2 blocks, and of 3 in each",
+        "permutation of 2 blocks, and of 3 in each x scale",
+        "permutation of 2 blocks, and of 3 in each x scale",
+    ),
+    "depthwise": (lambda: convolutions(weight_norm(nn.Conv2d(6, 6, 3, groups=6))), SCALE, SCALE, SCALE),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHT_NORMS)
+def test_weight_norm_has_the_symmetries_of_the_layer_it_makes(name: str) -> None:
+    make, before, after, direction = WEIGHT_NORMS[name]
+    net: Any = randomized(make())
+    inputs = image() if isinstance(net[0], nn.Conv2d) else torch.randn(3, 4)
+    space = trace(net, inputs, strict=True)
+    assert_function_preserved(net, space, inputs, scale=(1e-4, 1e4))
+    found = kinds(space)
+    assert found["0"] == before
+    results = [kind for group, kind in found.items() if group.startswith("2") and not group.startswith("2.")]
+    assert results[-1] == after
+    directions = [kind for group, kind in found.items() if "original1" in group or "weight_v" in group]
+    assert directions == ([direction] if direction else [])
+    assert not space.absent_from_graph
+    theta = space.flatten(net.state_dict())[None].double()
+    form = space.canonicalize(theta)
+    for thetas in (form, space.act(space.sample_symmetry(1, (1e-3, 1e3), generator=torch.Generator().manual_seed(0)), theta)):
+        assert (space.canonicalize(thetas) - form).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        # No factor of the direction reaches the layer, neither along its rows nor along its inputs, and its rows move with the gains.
+        (lambda scope, call: scope.combine(call["v"], call["g"], product=True), r"\(scale\)"),
+        (lambda scope, call: call["v"], r"\(permutation\)"),
+    ],
+)
+def test_wrong_rules_for_weight_norm_are_found(rule: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRACED_OPERATORS, "_weight_norm", rule)
+    net = randomized(between(weight_norm(nn.Linear(6, 5)), nn.ReLU()))
+    with pytest.raises(AssertionError, match=kind):
+        assert_function_preserved(net, trace(net, torch.ones(1, 4)), torch.randn(3, 4), scale=(1e-4, 1e4))
+
+
+def test_weight_norm_of_weights_that_others_read() -> None:
+    def forward(net: Any, x: Tensor) -> Any:
+        y = torch.relu(net.layer(torch.relu(net.layer(x))))
+        return net.head(y), net.layer.parametrizations.weight.original1.square().sum(), net.other(y)
+
+    net = Function(forward, layer=weight_norm(nn.Linear(6, 6)), other=nn.Linear(6, 6), head=nn.Linear(6, 2))
+    net.other.weight = net.layer.parametrizations.weight.original1  # type: ignore[union-attr]
+    inputs = torch.randn(3, 6)
+    assert_function_preserved(randomized(net), trace(net, inputs), inputs, scale=(1e-4, 1e4))
+
+
+def test_directions_computed_from_inputs_lose_their_symmetries() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return F.linear(x, torch._weight_norm(net.make(x).view(4, 3), net.gain.weight.view(4, 1)))
+
+    net = randomized(Function(forward, make=nn.Linear(3, 12), gain=nn.Linear(4, 1)))
+    with pytest.warns(TraceWarning, match="_weight_norm"):
+        space = trace(net, torch.randn(1, 3))
+    assert "permutation" not in str(kinds(space))
+
+
+def test_graphs_of_weight_norm_are_read_invariantly() -> None:
+    net = randomized(between(weight_norm(nn.Linear(6, 5)), nn.ReLU()))
+    space = trace(net, torch.randn(1, 4))
+    assert {"weight", "scale"} == {wire.kind for wire in space.wires if wire.parameter and wire.parameter.startswith("2.para")}
+    assert_invariant(build_model("neural_graph", space, 1, channels=8), space, module=net, inputs=torch.randn(3, 4))
+
+
+def test_spectral_norm_lets_what_its_vectors_allow_pass() -> None:
+    net = randomized(nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 2)))
+    space = trace(net, torch.randn(3, 4), strict=True)
+    assert_function_preserved(net, space, torch.randn(3, 4), scale=(1e-4, 1e4))
+    assert kinds(space)["0"] == SIGN

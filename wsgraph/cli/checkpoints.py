@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wsgraph import WeightSpace
+    from wsgraph.convert import BatchNormFolding
 
 __all__ = [
     "Activation",
@@ -71,7 +73,7 @@ Readout = Annotated[
     str | None,
     typer.Option(help="Without --module: global_avg_pool or global_max_pool between convolutions and linear layers (assumed: the former)."),
 ]
-Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first.")]
+Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first, and say which stay.")]
 
 
 @app.command()
@@ -101,8 +103,9 @@ def info(
         geometry = geometry_of(stride, padding, pooling, readout)
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
     if as_json:
-        print_json(_described(network.space))
+        print_json(_described(network.space) | network.folding_data())
         return
+    network.print_folding()
     typer.echo(network.space.summary())
     told = {*network.space.summary().splitlines()}
     typer.echo("\n".join(line for line in network.space.report().splitlines() if line not in told))
@@ -154,6 +157,7 @@ def convert(
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
         graph = network.space.graph(network.theta)
         save_graph(graph, output)
+    network.print_folding()
     typer.echo(f"{graph!r}: {output}")
 
 
@@ -184,10 +188,12 @@ def check(
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
         difference, moved = network.difference(scale, seed)
     if as_json:
-        print_json({"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance})
+        result = {"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance}
+        print_json(result | network.folding_data())
         if not difference <= tolerance:
             raise typer.Exit(1)
         return
+    network.print_folding()
     typer.echo(f"{network.space!r}")
     typer.echo(f"{100 * moved:.1f} % of the weights moved; largest relative difference of an output: {difference:.1e}")
     if not difference <= tolerance:
@@ -202,6 +208,18 @@ class _Network(NamedTuple):
     theta: Tensor
     module: nn.Module | None
     inputs: tuple[Tensor, ...]
+    folding: tuple[BatchNormFolding, ...] | None = None
+
+    def folding_data(self) -> dict[str, Any]:
+        """What became of every batch norm, for programs, where they were to be folded."""
+        return {} if self.folding is None else {"batch_norms": [asdict(entry) for entry in self.folding]}
+
+    def print_folding(self) -> None:
+        """Say how many batch norms were folded, and which stay and why."""
+        if self.folding is not None:
+            stay = [entry for entry in self.folding if entry.layer is None]
+            lines = [f"{len(self.folding) - len(stay)} of {len(self.folding)} batch norms folded", *map(str, stay)]
+            typer.echo("\n  ".join(lines))
 
     def difference(self, scale: float, seed: int) -> tuple[float, float]:
         """Largest relative difference of the outputs under a random group element, and the share of weights that it moves."""
@@ -300,11 +318,13 @@ def _traced(network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: b
     from wsgraph import fold_batchnorm as fold
     from wsgraph import trace
 
-    if fold_batchnorm:
-        network = fold(network, *arguments)
+    folding: Any = None
     with working("Tracing the network"):
+        if fold_batchnorm:
+            network = fold(network, *arguments)
+            folding = network.batchnorm_folding
         space = trace(network, *arguments)
-    return _Network(space, space.flatten(network.state_dict()), network, arguments)
+    return _Network(space, space.flatten(network.state_dict()), network, arguments, folding)
 
 
 def _shape(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from wsgraph.convert.chain import StateDictWarning
 from wsgraph.convert.checkpoint import load_checkpoint
 from wsgraph.convert.errors import CheckpointError
-from wsgraph.convert.folding import fold_batchnorm
+from wsgraph.convert.folding import BatchNormFolding, FoldingWarning, fold_batchnorm
 from wsgraph.convert.graph_file import save_graph
 from wsgraph.convert.networks import StoredNetwork, list_networks
 from wsgraph.convert.onnx_file import load_onnx
@@ -11,7 +11,9 @@ from wsgraph.convert.state_dict import from_state_dict
 from wsgraph.convert.tracing import TraceError, TraceWarning, trace
 
 __all__ = [
+    "BatchNormFolding",
     "CheckpointError",
+    "FoldingWarning",
     "StateDictWarning",
     "StoredNetwork",
     "TraceError",

@@ -2,36 +2,86 @@
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+import torch
+from torch import Tensor, nn
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
-from wsgraph.convert.tracing.tracer import check_module, export, module_of
+from wsgraph.convert.tracing.tracer import INLINE, TraceError, bind, check_module, copied, export, first_line, operator_name, paths_of
 
-__all__ = ["fold_batchnorm"]
+__all__ = ["BatchNormFolding", "FoldingWarning", "fold_batchnorm"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+@dataclass(frozen=True)
+class BatchNormFolding:
+    """What became of one batch norm of a module, an entry of ``fold_batchnorm(module, ...).batchnorm_folding``.
+
+    Args:
+        norm: Path of the norm in the module; for a function call, the module or the name of its running mean.
+        layer: Path of the layer that the norm was folded into (for a function call, the name of its weight), ``None`` where the norm
+            stays.
+        reason: Why the norm stays, ``None`` where it was folded.
+
+    Example:
+        >>> import torch, wsgraph
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4)).eval()
+        >>> for entry in wsgraph.fold_batchnorm(net, torch.ones(2, 3)).batchnorm_folding:
+        ...     print(entry)
+        '1' is folded into '0'
+        '3' stays: it follows aten.relu in '2', no linear or convolutional layer
+    """
+
+    norm: str
+    layer: str | None = None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        name = _quoted(self.norm)
+        return f"{name} stays: {self.reason}" if self.layer is None else f"{name} is folded into {_quoted(self.layer)}"
+
+
+class FoldingWarning(UserWarning):
+    """Batch norms that ``trace(..., fold_batchnorm=True)`` could not fold are still in the weight space.
+
+    Example:
+        >>> import torch, warnings, wsgraph
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = wsgraph.trace(torch.nn.BatchNorm1d(3).eval(), torch.ones(2, 3), fold_batchnorm=True)
+        >>> str(caught[0].message)
+        '1 of 1 batch norms could not be folded: the module itself stays: it reads an input of the module, no linear or ...'
+    """
 
 
 def fold_batchnorm(module: nn.Module, *example_inputs: Any) -> nn.Module:
     r"""A copy of a module whose batch norms are folded into the linear and convolutional layers that they follow.
 
-    .. math:: W \to \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} W, \qquad b \to \beta + \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} (b - \mu)
+    .. math:: W \to \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} W, \qquad
+              b \to \beta + \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} (b - \mu)
 
-    A norm is folded where it alone reads the layer and both are used once; others, such as those before an activation in a DenseNet, stay.
-    The function in evaluation mode is the same up to rounding.
+    A norm is folded where the program that ``torch.export`` records shows nothing but a layer, then the norm: the layer's
+    output goes to the norm alone (dropout may stand between them), the weights of both are parameters that nothing else reads,
+    and the norm's module does nothing else but call modules that it holds, such as an activation, with the result. Then the
+    outputs of both modules on the example inputs are compared in float64, and a fold that changes them is undone. All other
+    norms stay, and the copy says why.
 
     Args:
-        module: Any module in evaluation mode that :func:`wsgraph.trace` can read.
+        module: Any module in evaluation mode that :func:`wsgraph.trace` can read; it is left as it is.
         example_inputs: What the module is called with.
 
     Returns:
-        The copy; folded norms are ``torch.nn.Identity``, and their layers have a bias.
+        The copy; folded norms are ``torch.nn.Identity`` (those that hold their activation, a ``torch.nn.Sequential`` of it), and their
+        layers have a bias. Its attribute ``batchnorm_folding`` is a tuple with a :class:`~wsgraph.convert.BatchNormFolding` for every
+        batch norm.
 
     Raises:
         TraceError: As :func:`wsgraph.trace`.
@@ -39,44 +89,569 @@ def fold_batchnorm(module: nn.Module, *example_inputs: Any) -> nn.Module:
     Example:
         >>> import torch, wsgraph
         >>> from torch import nn
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
+        >>> net = nn.Sequential(
+        ...     nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+        ... ).eval()
         >>> x = torch.randn(2, 1, 4, 4)
         >>> folded = wsgraph.fold_batchnorm(net, x)
         >>> bool((folded(x) - net(x)).abs().max() < 1e-6)
         True
+        >>> folded.batchnorm_folding
+        (BatchNormFolding(norm='1', layer='0', reason=None),)
         >>> wsgraph.trace(folded, x)
         WeightSpace(1-4-3, conv 3x3 | linear, relu, 91 parameters)
     """
     check_module(module)
-    nodes = [node for node in export(module, example_inputs).graph.nodes if node.op == "call_function"]
-    # A module that several nodes belong to is used several times, or does more than its class says.
-    uses = Counter(module_of(node) for node in nodes)
-    folded = copy.deepcopy(module)
-    modules = dict(folded.named_modules())
-    names = Counter(id(part) for _, part in folded.named_modules(remove_duplicate=False))
-    for node in nodes:
-        source = node.args[0] if node.args else None
-        if source is None or source not in nodes:
-            continue
-        path, before = module_of(node), module_of(source)
-        norm, layer = modules.get(path), modules.get(before)
-        if not (isinstance(norm, _NORMS) and layer is not None and uses[path] == uses[before] == 1 and len(source.users) == 1):
-            continue
-        if norm.running_mean is None or names[id(norm)] > 1 or names[id(layer)] > 1:
-            continue
-        if isinstance(layer, _CONVOLUTIONS):
-            fused: nn.Module = fuse_conv_bn_eval(layer, norm)
-        elif isinstance(layer, _TRANSPOSED) and layer.groups == 1:
-            fused = fuse_conv_bn_eval(layer, norm, transpose=True)
-        elif isinstance(layer, nn.Linear) and source.meta["val"].ndim == 2:
-            fused = fuse_linear_bn_eval(layer, norm)
+    reader = copied(module)  # running a module may change it
+    program = _Program(export(reader, example_inputs), module, example_inputs)
+    found = program.norms()
+    folds = [fold for fold in found.values() if isinstance(fold, _Fold)]
+    if folds:
+        found |= _Comparison(module, example_inputs, program.lowest_cast).confirmed(folds)
+    folded = copied(module)
+    entries = []
+    for name, fold in found.items():
+        if isinstance(fold, _Fold):
+            fold.apply(folded)
+            entries.append(BatchNormFolding(name, layer=fold.layer))
         else:
-            continue
-        _replace(folded, before, fused)
-        _replace(folded, path, nn.Identity())
-    return folded.eval()
+            entries.append(BatchNormFolding(name, reason=fold))
+    folded.batchnorm_folding = tuple(entries)  # type: ignore[assignment]
+    return folded
 
 
-def _replace(module: nn.Module, path: str, part: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, part)
+class _StaysError(Exception):
+    """Why a norm cannot be folded."""
+
+
+# == The program: which operators stand where, and who reads what ==
+
+
+@dataclass(eq=False)
+class _Step:
+    """An operator, or a tensor that the program is given, with its arguments (steps where they are tensors) and its readers."""
+
+    operator: str
+    node: Any
+    arguments: dict[str, Any] = field(default_factory=dict)
+    readers: list[tuple[_Step, str]] = field(default_factory=list)
+
+    @property
+    def value(self) -> Tensor:
+        """Its result, without entries."""
+        result: Tensor = self.node.meta["val"]
+        return result
+
+    @property
+    def paths(self) -> list[str]:
+        """The modules that it belongs to, outermost first."""
+        return paths_of(self.node)
+
+    def __str__(self) -> str:
+        if self.operator == "output":
+            return "the module's output"
+        library = "aten." if isinstance(self.node.target, torch._ops.OpOverload) and "::" not in self.operator else ""
+        return f"{library}{self.operator} in {_quoted(self.paths[-1])}"
+
+
+# Operators that return what they are given, in evaluation mode.
+_SAME = {"contiguous", "clone", "alias"}
+_SAME_UNLESS_TRAINED = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
+_CASTS = {"to", "_to_copy", "type_as"}
+_LAYERS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+# Modules that add a bias when they are given one.
+_TAKE_A_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class _Program:
+    """A recorded program beside the module that it was recorded of."""
+
+    def __init__(self, program: Any, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.inputs = inputs
+        self.modules = dict(module.named_modules(remove_duplicate=False))
+        self.tensors: dict[str, Tensor] = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
+        signature = program.graph_signature
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        given = {node: _Step("placeholder", node) for node in program.graph.nodes if node.op == "placeholder"}
+        self.names = {step: names[node.name] for node, step in given.items() if node.name in names}
+        self.steps: list[_Step] = []
+        self.lowest_cast: torch.dtype | None = None
+        self.outermost = program.graph
+        self._read(program.graph, given)
+        self.operators: dict[int, list[_Step]] = {}
+        for step in self.steps:
+            for owner in {id(self.modules.get(path)) for path in step.paths} if step.operator != "output" else ():
+                self.operators.setdefault(owner, []).append(step)
+        self.placeholders: dict[int, list[_Step]] = {}
+        for step, name in self.names.items():
+            self.placeholders.setdefault(id(self.tensors[name]), []).append(step)
+        self.memory: dict[int, list[str]] = {}
+        for name, tensor in self.tensors.items():
+            self.memory.setdefault(_memory(tensor), []).append(name)
+
+    def _read(self, graph: Any, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Add the steps of a graph whose placeholders are given; returns all of its results."""
+        steps = dict(given)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                continue
+            for entry in pytree.tree_leaves((node.args, node.kwargs)):
+                if isinstance(entry, torch.dtype) and entry.is_floating_point:
+                    self.lowest_cast = min(self.lowest_cast or entry, entry, key=lambda dtype: torch.finfo(dtype).bits)
+            held = [argument for argument in node.all_input_nodes if argument.op == "get_attr"]
+            name = operator_name(node.target)[0] if node.op == "call_function" else node.op
+            if name in INLINE:
+                start = node.args.index(held[0]) + 1
+                inside_graph = getattr(graph.owning_module, str(held[0].target)).graph
+                inner = [inside for inside in inside_graph.nodes if inside.op == "placeholder"]
+                values = [map_arg(argument, steps.__getitem__) for argument in node.args[start:]]
+                results = self._read(inside_graph, dict(zip(inner, values, strict=True)))
+                (end,) = (inside for inside in inside_graph.nodes if inside.op == "output")
+                steps[node] = map_arg(end.args[0], results.__getitem__)
+                continue
+            arguments = {key: map_arg(argument, steps.__getitem__) for key, argument in bind(node).items()}
+            if name == "output" and graph is not self.outermost:
+                continue
+            if getattr(node.target, "__name__", "") == "getitem" and isinstance(arguments["0"], (list, tuple)):
+                steps[node] = arguments["0"][arguments["1"]]
+                continue
+            step = steps[node] = _Step(name, node, arguments)
+            self.steps.append(step)
+            for key, argument in arguments.items():
+                for entry in pytree.tree_leaves(argument):
+                    if isinstance(entry, _Step):
+                        entry.readers.append((step, key))
+        return steps
+
+    def module_at(self, step: _Step) -> nn.Module | None:
+        """The innermost module that an operator belongs to."""
+        return self.modules.get(step.paths[-1])
+
+    # == Norms ==
+
+    def norms(self) -> dict[str, _Fold | str]:
+        """All batch norms by name: how to fold them, or why they stay."""
+        found: dict[str, _Fold | str] = {}
+        known = set()
+        for step in self.steps:
+            if step.operator == "batch_norm":
+                known.add(id(self.module_at(step)))
+                name = self.name(step)
+                known.add(id(self.modules.get(name)))
+                if name not in found:
+                    try:
+                        found[name] = self.fold(step, name)
+                    except _StaysError as error:
+                        found[name] = str(error)
+        for name, module in dict(next(iter(self.modules.values())).named_modules()).items():
+            if _is_norm(module) and id(module) not in known:
+                found.setdefault(name, self.why_unread(module))
+        return found
+
+    def name(self, norm: _Step) -> str:
+        """The path of the module that does nothing but call the norm, or the name of the norm's running mean."""
+        mean = self.names.get(norm.arguments["running_mean"])
+        if mean is None or self.steps_in(self.module_at(norm)) == [norm]:
+            return norm.paths[-1]
+        path = mean.rpartition(".")[0]
+        return path if mean == f"{path}.running_mean".lstrip(".") and _is_norm(self.modules[path]) else mean
+
+    def steps_in(self, module: nn.Module | None) -> list[_Step]:
+        """All operators that belong to a module or those within it."""
+        return self.operators.get(id(module), [])
+
+    def why_unread(self, module: nn.Module) -> str:
+        """Why a norm has no operator of its own in the program."""
+        if own := self.steps_in(module):
+            return f"it normalises in its own way, by {_listed(own)}"
+        if readers := [step for tensor in (*module.parameters(), *module.buffers()) for step in self.readers(tensor)]:
+            return f"it is not called by itself: {_listed(readers)} reads its weights"
+        return "it is not called for these inputs"
+
+    def fold(self, norm: _Step, name: str) -> _Fold:
+        """How to fold a norm.
+
+        Raises:
+            _StaysError: If it cannot be folded.
+        """
+        arguments = norm.arguments
+        if arguments["training"] or arguments["running_mean"] is None or arguments["running_var"] is None:
+            raise _StaysError("it uses the statistics of the batch")
+        owner = self.check_owner(norm, name)
+        statistics = {key: self.state_name(arguments[key], f"{key.replace(chr(95), chr(32))} of the norm") for key in _OF_NORMS}
+        for key, entry in (("weight", "gain"), ("bias", "bias"), *((key, key.replace("_", " ")) for key in _OF_NORMS[2:])):
+            self.check_readers(statistics[key], f"its {entry}", {norm})
+        for text, _ in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+            self.check_readers(f"{norm.paths[-1]}.{text}".lstrip("."), f"its {text}", {norm})
+        rest = self.rest(norm, owner)
+        steps = [norm]
+        source = arguments["input"]
+        while self.is_same(source):
+            steps.append(source)
+            source = next(iter(source.arguments.values()))
+        steps.append(source)
+        transposed = self.check_layer(source, norm)
+        for step in steps[1:]:
+            if len(step.readers) > 1:
+                readers = _listed([reader for reader, _ in step.readers if reader is not norm] or [norm])
+                raise _StaysError(f"{_of(step, source)} is read by {len(step.readers)} operators, also by {readers}")
+        weight = self.state_name(source.arguments["weight"], "weight of the layer")
+        bias = self.state_name(source.arguments["bias"], "bias of the layer")
+        self.check_hooks(steps)
+        assert weight is not None
+        self.check_readers(weight, "the layer's weight", {source})
+        self.check_readers(bias, "the layer's bias", {source})
+        path = weight.rpartition(".")[0]
+        layer = path if weight == f"{path}.weight".lstrip(".") else weight
+        if bias is None:
+            self.check_bias(source, path)
+        if source.value.dtype != norm.value.dtype:
+            raise _StaysError(f"the layer returns {source.value.dtype}, the norm {norm.value.dtype}")
+        groups = int(source.arguments.get("groups") or 1)
+        numbers = (float(arguments["eps"]), groups if transposed else 0)
+        return _Fold(norm.paths[-1], rest, layer, weight, bias, statistics, *numbers)
+
+    def check_owner(self, norm: _Step, name: str) -> nn.Module:
+        """The module that calls the norm, which must do nothing else."""
+        owner = self.module_at(norm)
+        own = self.steps_in(owner)
+        calls = [step for step in own if step.operator == "batch_norm"]
+        if owner is not None and _is_norm(owner) and len(calls) > 1:
+            raise _StaysError(f"it is called {len(calls)} times")
+        if owner is None or name != norm.paths[-1]:
+            raise _StaysError(f"it is a call of batch_norm in {_quoted(norm.paths[-1])}, which does more than that")
+        return owner
+
+    def rest(self, norm: _Step, owner: nn.Module) -> tuple[str, ...]:
+        """The modules within a norm's own that it calls afterwards, one after the other."""
+        others = [step for step in self.steps_in(owner) if step is not norm]
+        runs: dict[tuple[str, str], list[_Step]] = {}
+        for step in others:
+            place = next(i for i, path in enumerate(step.paths) if self.modules.get(path) is owner) + 1
+            child = self.modules.get(step.paths[place]) if place < len(step.paths) else None
+            name = next((name for name, module in owner._modules.items() if module is not None and module is child), "")
+            call = list(step.node.meta["nn_module_stack"])[place] if name else ""  # every call of a module has a name of its own
+            runs.setdefault((name, call), []).append(step)
+        names = [name for name, _ in runs]
+        before = norm
+        for name, run in zip(names, runs.values(), strict=True):
+            given = {entry for step in run for entry in pytree.tree_leaves(step.arguments) if isinstance(entry, _Step)}
+            readers = {reader for step in (before, *run[:-1]) for reader, _ in step.readers}
+            if not name or names.count(name) > 1 or not given <= {before, *run, *self.names} or not readers <= {*run}:
+                raise _StaysError(f"its module ({type(owner).__name__}) does more than normalise: {_listed(others)}")
+            before = run[-1]
+        return tuple(names)
+
+    def state_name(self, argument: Any, text: str) -> str | None:
+        """The name of a parameter or buffer that an operator takes as it is."""
+        if argument is None:
+            return None
+        if argument not in self.names:
+            by = f", by {argument}" if argument.arguments else ""
+            raise _StaysError(f"the {text} is computed{by}" if by else f"the {text} is no parameter or buffer")
+        return self.names[argument]
+
+    def readers(self, tensor: Tensor) -> list[_Step]:
+        """All operators that read a parameter or buffer, whatever it is called, once for each time."""
+        return [step for placeholder in self.placeholders.get(id(tensor), []) for step, _ in placeholder.readers]
+
+    def check_readers(self, name: str | None, text: str, allowed: set[_Step]) -> None:
+        """A tensor must be read by one operator alone, once, whatever it is called."""
+        if name is None:
+            return
+        tensor = self.tensors[name]
+        readers = self.readers(tensor)
+        if others := [step for step in readers if step not in allowed]:
+            raise _StaysError(f"{text} is read elsewhere, by {_listed(others)}")
+        if len(readers) > 1:
+            raise _StaysError(f"{text} is read twice, by {_listed(readers[:1])}")
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise _StaysError(f"{text} is no plain tensor ({type(tensor).__name__})")
+        shared = [other for other in self.memory[_memory(tensor)] if self.tensors[other] is not tensor]
+        if shared and _memory(tensor):
+            raise _StaysError(f"{text} lies in the same memory as {shared[0]!r}")
+
+    def is_same(self, step: Any) -> bool:
+        """Whether a step returns what it is given."""
+        if step.operator in _SAME or (step.operator in _SAME_UNLESS_TRAINED and not step.arguments["train"]):
+            return True
+        before = next(iter(step.arguments.values()), None)
+        return step.operator in _CASTS and isinstance(before, _Step) and before.value.dtype == step.value.dtype
+
+    def check_layer(self, layer: _Step, norm: _Step) -> bool:
+        """Whether the layer is a transposed convolution; its outputs must lie where the norm's channels do."""
+        if layer.operator == "placeholder":
+            what = "a parameter" if layer in self.names else "an input of the module"
+            raise _StaysError(f"it reads {what}, no linear or convolutional layer")
+        if layer.operator not in _LAYERS:
+            raise _StaysError(f"it follows {layer}, no linear or convolutional layer")
+        if layer.value.ndim != _LAYERS[layer.operator] + 2:
+            raise _StaysError(f"it normalises another axis than that of the layer's outputs ({layer})")
+        return "transpose" in layer.operator
+
+    def check_hooks(self, steps: Sequence[_Step]) -> None:
+        """Nobody may look at what flows between the layer and the norm."""
+        inside = [[self.modules.get(path) for path in step.paths] for step in steps]
+        for module in {id(module): module for module in chain(*inside)}.values():
+            common = all(any(other is module for other in one) for one in inside)
+            if module is not None and not common and any(len(getattr(module, hooks)) for hooks in _HOOKS):
+                path = next(path for path, other in self.modules.items() if other is module)
+                raise _StaysError(f"{_quoted(path)} has hooks, which would see other values")
+
+    def check_bias(self, layer: _Step, path: str) -> None:
+        """A layer without a bias must add one when it is given it."""
+        module = self.modules[path]
+        known = isinstance(module, _TAKE_A_BIAS) and module.bias is None and self.module_at(layer) is module
+        if not known or not (_is_plain(module) or path in self.bias_takers):
+            raise _StaysError(f"{layer} takes no bias, and {type(module).__name__} is not known to pass one on")
+
+    @cached_property
+    def bias_takers(self) -> set[str]:
+        """Layers with forward functions of their own and no bias that read one when they are given it."""
+        reader = copied(self.modules[""])
+        layers = {path: layer for path, layer in reader.named_modules() if isinstance(layer, _TAKE_A_BIAS) and layer.bias is None}
+        layers = {path: layer for path, layer in layers.items() if not _is_plain(layer)}
+        for layer in layers.values():
+            size = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            layer.register_parameter("bias", nn.Parameter(layer.weight.new_zeros(size), requires_grad=False))
+        try:
+            program = _Program(export(copied(reader), self.inputs), reader, self.inputs)
+        except TraceError:
+            return set()
+        found = set()
+        for path, layer in layers.items():
+            steps = program.readers(layer.bias) if layer.bias is not None else []
+            if len(steps) == 1 and steps[0].operator in _LAYERS:
+                weight = steps[0].arguments["weight"]
+                if weight in program.names and program.tensors[program.names[weight]] is layer.weight:
+                    found.add(path)
+        return found
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module runs as torch's own layers do."""
+    methods = [getattr(type(module), name, None) for name in ("forward", "_conv_forward")]
+    plain = any(methods == [getattr(known, name, None) for name in ("forward", "_conv_forward")] for known in _TAKE_A_BIAS)
+    return plain and not {"forward", "_conv_forward"} & set(vars(module))
+
+
+_OF_NORMS = ("weight", "bias", "running_mean", "running_var")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or isinstance(getattr(module, "running_var", None), Tensor)
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # tensors without memory of their own
+        return 0
+
+
+def _quoted(path: str) -> str:
+    return repr(path) if path else "the module itself"
+
+
+def _listed(steps: Sequence[_Step]) -> str:
+    texts = list(dict.fromkeys(str(step) for step in steps))
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+
+
+def _of(step: _Step, layer: _Step) -> str:
+    return "the layer's output" if step is layer else f"what {step} returns"
+
+
+# == Folding ==
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """How to fold a norm, by the names of what takes part in it.
+
+    Args:
+        norm: Path of the norm's module.
+        rest: Names of the modules in it that go on with its result.
+        layer: Path of the layer.
+        weight: Name of its weight.
+        bias: Name of its bias.
+        statistics: Names of the norm's tensors.
+        eps: Its epsilon.
+        groups: Of a transposed convolution, 0 for other layers.
+    """
+
+    norm: str
+    rest: tuple[str, ...]
+    layer: str
+    weight: str
+    bias: str | None
+    statistics: dict[str, str | None]
+    eps: float
+    groups: int
+
+    @torch.no_grad()
+    def weights(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """The weight and the bias of a module's layer after folding.
+
+        Raises:
+            _StaysError: If their dtype cannot hold them.
+        """
+        weight, bias = _tensor(module, self.weight), _tensor(module, self.bias)
+        gain, shift, mean, variance = (
+            None if tensor is None else tensor.detach().to("cpu", torch.float64)
+            for tensor in (_tensor(module, self.statistics[key]) for key in _OF_NORMS)
+        )
+        assert weight is not None
+        assert mean is not None
+        assert variance is not None
+        factor = (variance + self.eps).rsqrt() * (1 if gain is None else gain)
+        exact = weight.detach().to("cpu", torch.float64)
+        if self.groups:  # [inputs, outputs per group, ...]: the inputs say which group it is
+            sizes = (self.groups, -1, *exact.shape[1:])
+            rows = factor.view(self.groups, 1, exact.shape[1], *[1] * (exact.ndim - 2))
+            exact = (exact.reshape(sizes) * rows).reshape(exact.shape)
+        else:
+            exact = exact * factor.view(-1, *[1] * (exact.ndim - 1))
+        moved = -mean if bias is None else bias.detach().to("cpu", torch.float64) - mean
+        moved = moved * factor + (0 if shift is None else shift)
+        return _cast(exact, weight), _cast(moved, weight if bias is None else bias)
+
+    @torch.no_grad()
+    def apply(self, module: nn.Module) -> None:
+        """Fold the norm of a module."""
+        weight, bias = _tensor(module, self.weight), _tensor(module, self.bias)
+        new_weight, new_bias = self.weights(module)
+        assert weight is not None
+        weight.data = torch.empty_like(weight).copy_(new_weight)
+        if bias is None:
+            made = nn.Parameter(new_bias.to(weight.device), requires_grad=weight.requires_grad)
+            module.get_submodule(self.layer).register_parameter("bias", made)
+        else:
+            bias.data = torch.empty_like(bias).copy_(new_bias)
+        norm = module.get_submodule(self.norm)
+        left = nn.Sequential(OrderedDict((name, norm.get_submodule(name)) for name in self.rest)) if self.rest else nn.Identity()
+        left.eval()
+        for parent in module.modules():
+            for name, child in parent._modules.items():
+                if child is norm:
+                    parent._modules[name] = left
+
+
+def _tensor(module: nn.Module, name: str | None) -> Tensor | None:
+    if name is None:
+        return None
+    path, _, last = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), last)
+    return tensor
+
+
+def _cast(exact: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the dtype of another one, which must be able to hold it."""
+    result = exact.to(like.dtype)
+    error = (result.double() - exact).abs().amax() if exact.numel() else exact.new_zeros(())
+    if not bool(error <= torch.finfo(like.dtype).eps * exact.abs().amax() if exact.numel() else True):
+        raise _StaysError(f"the layer's weights after folding would not be finite or representable in {like.dtype}")
+    return result
+
+
+class _Comparison:
+    """The outputs of a module beside those of its copies with folded norms."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[Any, ...], lowest_cast: torch.dtype | None) -> None:
+        self.module, self.inputs = module, inputs
+        floats = {t.dtype for t in chain(module.parameters(), module.buffers()) if t.is_floating_point()}
+        lowest = min({*floats, lowest_cast or torch.float64}, key=lambda dtype: torch.finfo(dtype).bits)
+        # Where a module computes in a lower precision whatever its weights have, nothing more can be asked of its outputs.
+        self.tolerances: dict[bool, float] = {True: _TOLERANCE}
+        if lowest_cast is not None and torch.finfo(lowest_cast).bits < 64:
+            self.tolerances[False] = _tolerance(lowest)
+        try:
+            self.expected = {True: self.outputs((), double=True)}
+        except Exception:  # a module that cannot run in float64 is compared as it is
+            self.expected, self.tolerances = {}, {False: _tolerance(lowest)}
+        if False in self.tolerances:
+            self.expected[False] = self.outputs((), double=False)
+
+    def confirmed(self, folds: Sequence[_Fold]) -> dict[str, _Fold | str]:
+        """The folds by the name of the norm that change no output, and for others what they do."""
+        kept: dict[str, _Fold | str] = {}
+        chosen: list[_Fold] = []
+        for fold in folds:
+            try:
+                fold.weights(self.module)
+            except _StaysError as error:
+                kept[fold.norm] = str(error)
+            else:
+                chosen.append(fold)
+        if self.objection(chosen) is not None:
+            chosen, candidates = [], chosen
+            for fold in candidates:
+                objection = self.objection([*chosen, fold])
+                if objection is None:
+                    chosen.append(fold)
+                else:
+                    kept[fold.norm] = objection
+        return kept
+
+    def objection(self, folds: Sequence[_Fold]) -> str | None:
+        """What is wrong with a module whose norms are folded, ``None`` where nothing is."""
+        text = None
+        for double, tolerance in self.tolerances.items():
+            try:
+                outputs = self.outputs(folds, double=double)
+            except Exception as error:
+                text = f"without it the module does not run: {type(error).__name__}: {first_line(error)}".rstrip(".")
+                continue
+            difference = _difference(outputs, self.expected[double])
+            if difference <= tolerance:
+                return None
+            size = f" (relative difference {difference:.0e})" if math.isfinite(difference) else ""
+            text = f"the module's outputs change when it is folded{size}"
+        return text
+
+    def outputs(self, folds: Sequence[_Fold], *, double: bool) -> list[Any]:
+        """The outputs of a copy, always with the same random numbers."""
+        module = copied(self.module)
+        if double:
+            module = module.double()
+        for fold in folds:
+            fold.apply(module)
+        inputs = pytree.tree_map_only(Tensor, lambda x: x.double() if double and x.is_floating_point() else x.clone(), self.inputs)
+        devices = {t.device for t in chain(module.parameters(), module.buffers()) if t.device.type == "cuda"}
+        with torch.no_grad(), torch.random.fork_rng(sorted(devices, key=str)):
+            torch.manual_seed(0)
+            return pytree.tree_leaves(module(*inputs))
+
+
+_TOLERANCE = 1e-9
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return {64: _TOLERANCE, 32: 1e-4}.get(torch.finfo(dtype).bits, 0.1)
+
+
+def _difference(outputs: Sequence[Any], expected: Sequence[Any]) -> float:
+    """The largest difference of an output relative to its largest entry, infinite where they are not of one kind."""
+    if len(outputs) != len(expected):
+        return math.inf
+    return max((_one_difference(one, other) for one, other in zip(outputs, expected, strict=True)), default=0.0)
+
+
+def _one_difference(one: Any, other: Any) -> float:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return 0.0 if type(one) is type(other) and (one is other or one == other or one != one) else math.inf
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return math.inf
+    one, other = (tensor.to_dense() if tensor.is_sparse else tensor for tensor in (one, other))
+    same = (one == other) | ((one != one) & (other != other))
+    if bool(same.all()):
+        return 0.0
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    one, other = one.cpu().to(wide), other.cpu().to(wide)
+    size = other.abs().nan_to_num(0, 0, 0).max()
+    error = torch.where(same.cpu(), 0, (one - other).abs())
+    return float((error / size).nan_to_num(math.inf, math.inf).max())

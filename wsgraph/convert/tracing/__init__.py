@@ -66,7 +66,8 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         module: Any module in evaluation mode.
         example_inputs: What the module is called with; shapes and dtypes matter, values do not.
         strict: Raise where an operator is unknown, instead of a warning.
-        fold_batchnorm: Trace the network that :func:`wsgraph.fold_batchnorm` returns in its place.
+        fold_batchnorm: Trace the network that :func:`wsgraph.fold_batchnorm` returns in its place; a
+            :class:`~wsgraph.convert.FoldingWarning` names every batch norm that stays and says why.
 
     Returns:
         A :class:`~wsgraph.WeightSpace` whose parameter names are the keys of ``module.state_dict()``; its ``report()`` says what is fixed
@@ -88,9 +89,14 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         >>> moved = space.unflatten(space.act(space.sample_symmetry(), theta[None])[0])  # another state dict of the same function
     """
     if fold_batchnorm:
+        from wsgraph.convert.folding import FoldingWarning
         from wsgraph.convert.folding import fold_batchnorm as fold
 
         module = fold(module, *example_inputs)
+        entries: tuple[Any, ...] = module.batchnorm_folding  # type: ignore[assignment]
+        if kept := [str(entry) for entry in entries if entry.layer is None]:
+            message = f"{len(kept)} of {len(entries)} batch norms could not be folded: {'; '.join(kept)}."
+            warnings.warn(message, FoldingWarning, stacklevel=2)
     check_module(module)
     program = export(module, example_inputs)
     check_constants(module, program)

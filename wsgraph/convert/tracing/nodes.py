@@ -54,6 +54,7 @@ class Nodes:
         self._starts: list[int] = [1]
         self._ports: dict[tuple[int, int], Tensor] = {}
         self._twins: dict[int, list[int]] = {}
+        self._gains: dict[int, int] = {}
 
     def begin(self, name: str, *, shared: bool) -> None:
         """An operator starts; ``shared`` says whether others read its arguments too."""
@@ -203,12 +204,27 @@ class Nodes:
     def apply(self, marks: Tensor, pins: Tensor, codes: Tensor, *, product: bool) -> Tensor:
         """A parameter multiplied or added to nodes, entry by entry."""
         if product:
-            return self._paired(marks, pins, codes, ["scale"])
+            return self.gained(self._paired(marks, pins, codes, ["scale"]), pins, codes)
         several = torch.stack([marks, pins]).unique(dim=1).shape[1] > len(marks.unique())
         if several or (self.shared and not self.is_fresh(marks)):
             marks = self._paired(marks, pins, codes, ["operator"])
         self.belong("bias", marks, pins)
         return marks
+
+    def gain(self, pins: Tensor, gains: Tensor) -> None:
+        """Whatever is read through these entries of a parameter is multiplied with those of another one."""
+        self._gains.update(zip(pins.flatten().tolist(), gains.flatten().tolist(), strict=True))
+
+    def has_gain(self, pins: Tensor) -> bool:
+        """Whether all entries have a gain."""
+        return bool(self._gains) and all(pin in self._gains for pin in pins.flatten().tolist())
+
+    def gained(self, marks: Tensor, pins: Tensor, codes: Tensor) -> Tensor:
+        """Nodes times the gains of the entries through which they are read, where those have gains."""
+        if not self.has_gain(pins):
+            return marks
+        gains = torch.tensor([self._gains[pin] for pin in pins.flatten().tolist()])
+        return self._paired(marks.flatten(), gains, codes.flatten(), ["scale"]).view(marks.shape)
 
     def belong(self, kind: str, marks: Tensor, pins: Tensor) -> None:
         """Entries of a parameter belong to nodes."""

@@ -262,7 +262,7 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
     if not transposed:
         nodes = scope.nodes.make(outputs.codes)
         scope.nodes.read("weight", read, nodes, target_pins=outputs.marks, source_pins=pins, groups=groups)
-        return (replace(outputs, dims=(1,), nodes=nodes),)
+        return (replace(outputs, dims=(1,), nodes=scope.nodes.gained(nodes, outputs.marks, outputs.codes)),)
     # The weight is [inputs, outputs per group], so that the outputs have no neurons among its own.
     ids = scope.neurons.new(groups * weight.shape[1])
     scope.neurons.fix(ids, scope.reason)
@@ -380,6 +380,32 @@ def batch_norm(scope: Scope, call: Call) -> Value:
         for label in () if buffer is None or normalized is None else buffer.labels:
             scope.nodes.belong(kind, cast(Label, normalized).marks, label.marks)
     return result
+
+
+def weight_norm(scope: Scope, call: Call) -> Value:
+    r"""``W = g v / |v|``, with norms over all dimensions but one, or over all of them.
+
+    Along that dimension, ``g`` holds the factors of ``W``, and positive ones of ``v`` cancel. Along others, norms let signs pass.
+    """
+    direction, gain = call["v"], call["g"]
+    dim = None if call["dim"] == -1 else call["dim"] % direction.ndim
+    if direction.has_nodes or gain.has_nodes:
+        return unknown(scope, call)[0]
+    own, theirs = (None if dim is None else value.along(dim) for value in (direction, gain))
+    mixed = [
+        label for value in (direction, gain) for label in value.labels if dim in label.dims and label is not own and label is not theirs
+    ]
+    scope.fix(*mixed)
+    labels = [label for label in direction.labels if dim not in label.dims]
+    scope.require(labels, sign=False)
+    if own is not None and theirs is not None:
+        scope.neurons.unify(own.ids, theirs.ids, scope.reason)
+        scope.require([own], positive=False)
+        labels.append(replace(theirs, nodes=own.nodes))
+        scope.nodes.gain(own.marks, theirs.marks)
+    elif gain.whole < 0 and (first := direction.along(0)) is not None:
+        scope.nodes.gain(first.marks, torch.full_like(first.marks, gain.whole))
+    return Value(call.shapes[0], tuple(labels), whole=direction.whole)
 
 
 def instance_norm(scope: Scope, call: Call) -> Value:
@@ -636,13 +662,14 @@ for _names, _rule in {
     # Layers.
     "linear": linear,
     "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d": convolution,
-    "matmul mm bmm mv dot": matmul,
+    "matmul mm bmm mv dot vdot": matmul,
     "addmm baddbmm": addmm,
     "einsum": einsum,
     "scaled_dot_product_attention": attention,
     "embedding": embedding,
     "batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training": batch_norm,
     "instance_norm": instance_norm,
+    "_weight_norm": weight_norm,
     "layer_norm rms_norm native_layer_norm": layer_norm,
     "group_norm": group_norm,
     # Two tensors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,7 +18,20 @@ from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, unknown
 from wsgraph.convert.tracing.texts import UnsupportedError, operator_text
 from wsgraph.convert.tracing.values import Label, Scope, Value, coded
 
-__all__ = ["TraceError", "bind", "check_module", "export", "first_line", "interpret", "module_of", "operator_name", "saved_names"]
+__all__ = [
+    "INLINE",
+    "TraceError",
+    "bind",
+    "check_module",
+    "copied",
+    "export",
+    "first_line",
+    "interpret",
+    "module_of",
+    "operator_name",
+    "paths_of",
+    "saved_names",
+]
 
 
 class TraceError(ValueError):
@@ -54,6 +68,20 @@ def check_module(module: nn.Module) -> None:
         )
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy of a module, also of one that holds tensors with a history, as weight norm's hook does.
+
+    Raises:
+        TraceError: If the module holds something that cannot be copied.
+    """
+    tensors = [entry for part in module.modules() for entry in vars(part).values() if isinstance(entry, Tensor)]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise TraceError(f"The module cannot be copied: {type(error).__name__}: {first_line(error)}") from error
+
+
 def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The module's operators as ``torch.export`` records them.
 
@@ -62,7 +90,7 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             module(*inputs)
             for name, buffer in module.named_buffers():  # a forward function may count its calls
                 if name in buffers and not torch.equal(buffer, buffers[name]):
@@ -155,7 +183,7 @@ def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict
 
 def _step(node: Any, environment: dict[Any, Any], origin: dict[Any, Any], order: Mapping[Any, int], scope: Scope) -> None:
     """One operator of a program."""
-    if str(node.target) in _INLINE:
+    if str(node.target) in INLINE:
         environment[node], origin[node] = _inline(node, environment, scope), node
     elif getattr(node.target, "__name__", "") == "getitem":
         environment[node] = environment[node.args[0]][node.args[1]]
@@ -168,7 +196,7 @@ def _step(node: Any, environment: dict[Any, Any], origin: dict[Any, Any], order:
 
 
 # Parts of a program that torch.export keeps apart, because gradients or automatic casts are switched within them.
-_INLINE = {"wrap_with_set_grad_enabled", "wrap_with_autocast"}
+INLINE = {"wrap_with_set_grad_enabled", "wrap_with_autocast"}
 
 
 def _inline(node: Any, environment: Mapping[Any, Any], scope: Scope) -> list[Any]:
@@ -237,11 +265,16 @@ def _values(argument: Any) -> list[Value]:
     return []
 
 
+def paths_of(node: Any) -> list[str]:
+    """Paths of the modules that a node belongs to, from the whole module to the innermost one."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    paths = (str(path) for path, _ in stack.values())
+    return [path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._").replace("._modules", "") for path in paths]
+
+
 def module_of(node: Any) -> str:
     """Path of the module that a node belongs to."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = str(list(stack.values())[-1][0]) if stack else ""
-    return path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._").replace("._modules", "")
+    return paths_of(node)[-1]
 
 
 def _results(node: Any) -> list[Any]:

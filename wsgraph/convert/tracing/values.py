@@ -496,8 +496,10 @@ class Scope:
             whole = value.whole if value.whole > 0 else self.nodes.gather(value.marks)
             alike = value.is_uniform(names.index(over))  # entries that are all equal may be exchanged, in every weight on its own
             sources = torch.tensor([whole]) if size == 1 else self.nodes.ports(whole, codes, alike=alike)
+        if pins is not None and bool((sources > 0).all()):
+            sources = self.nodes.gained(sources, pins, codes)
         written = [label for label, letters in kept if letters is other_names and bool((label.marks < 0).any())]
-        made = {id(label): self.nodes.make(label.codes) for label in written}
+        made = {id(label): self.nodes.make(self._before_gain(label).codes) for label in written}
         ends: list[tuple[Tensor, Tensor | None]] = [(made[id(label)], label.marks.flatten()) for label in written]
         whole = 0
         if not written:
@@ -507,8 +509,14 @@ class Scope:
         for targets, target_pins in ends:
             if bool((sources > 0).all()):
                 self.nodes.read("weight", sources, targets, target_pins=target_pins, source_pins=pins)
+        for label in written:
+            made[id(label)] = self.nodes.gained(made[id(label)], label.marks, label.codes)
         marked = [(replace(label, nodes=made[id(label)]) if id(label) in made else label, letters) for label, letters in kept]
         return marked, whole
+
+    def _before_gain(self, label: Label) -> Label:
+        """What a weight's neurons are before they are multiplied with its gains, which hold their factors."""
+        return label.without_factors() if self.nodes.has_gain(label.marks) else label
 
     def _contract_pair(self, mine: Label, names: str, theirs: Label, other_names: str, over: str) -> list[tuple[Label, str]]:
         letters, other_letters = ([text[dim] for dim in label.dims] for text, label in ((names, mine), (other_names, theirs)))
