@@ -292,6 +292,19 @@ def test_predict_new_checkpoints(trained: Path) -> None:
     assert len((trained / "all.csv").read_text().splitlines()) == 61
 
 
+def test_predict_of_one_network_of_a_file(trained: Path, tmp_path: Path) -> None:
+    state = load_file(trained / "network0.safetensors")
+    copies = {f"{name}.{key}": value for name in ("net", "net_ema") for key, value in state.items()}
+    copies = {key: value.clone() for key, value in copies.items()}
+    torch.save({"last": {key: 2 * value for key, value in copies.items()}, "best": copies}, tmp_path / "both.pt")
+    expected = json.loads(call("predict", str(trained / "run"), str(trained / "network0.safetensors"), "--json"))["predictions"][0]
+    file = str(tmp_path / "both.pt")
+    assert "holds several state dicts" in call("predict", str(trained / "run"), file, code=1)
+    assert "holds 2 networks" in call("predict", str(trained / "run"), file, "--entry", "best", code=1)
+    given = json.loads(call("predict", str(trained / "run"), file, "--entry", "best", "--prefix", "net", "--json"))["predictions"][0]
+    assert given["predicted_accuracy"] == pytest.approx(expected["predicted_accuracy"], abs=1e-6)
+
+
 def test_predict_goes_on_after_a_bad_checkpoint(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.pt").write_bytes(b"no network")
     save_file(nn.Linear(5, 3).state_dict(), tmp_path / "other.safetensors")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from wsgraph.cli.common import AsJson, Images, explained, given, working, zoo_app
+from wsgraph.cli.checkpoints import Padding, Pooling, Prefix, Readout, Stride, geometry_of, tell_geometry
+from wsgraph.cli.common import AsJson, Images, explained, given, told_warnings, working, zoo_app
 from wsgraph.cli.results import print_json
 
 __all__: list[str] = []
@@ -187,7 +189,7 @@ def zoo_merge(path: _NewFolder, zoos: Annotated[list[Path], typer.Argument(help=
 @zoo_app.command("import")
 def zoo_import(
     path: _NewFolder,
-    source: Annotated[Path, typer.Argument(help="Folder of checkpoints: .safetensors, .pt, .pth, .ckpt or .npz files.")],
+    source: Annotated[Path, typer.Argument(help="Folder of checkpoints: .safetensors, .pt, .pth, .ckpt, .bin, .pkl or .npz files.")],
     activation: Annotated[
         str | None,
         typer.Option(help="Activation of networks of which neither a column 'activation' nor a config.json says it, such as relu."),
@@ -196,17 +198,26 @@ def zoo_import(
         Path | None,
         typer.Option(help="CSV or JSONL table with a column file_name (default: metadata.jsonl or metadata.csv in the folder, if any)."),
     ] = None,
+    prefix: Prefix = None,
+    stride: Stride = None,
+    padding: Padding = None,
+    pooling: Pooling = None,
+    readout: Readout = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, where the table has no column 'split'.")] = 0,
 ) -> None:
     """Make a zoo from a folder of checkpoints and a table of what is known about them, or from a folder of `wsgraph zoo export`.
 
     Example: wsgraph zoo import my-zoo checkpoints --activation relu --table results.csv
     """
+    from wsgraph import AssumedGeometryWarning
     from wsgraph.data import import_zoo
 
-    with explained():
-        store = import_zoo(path, source, activation=activation, table=table, seed=seed)
+    with explained(), told_warnings():
+        warnings.simplefilter("ignore", AssumedGeometryWarning)  # said below, with the names of these options
+        geometry = geometry_of(stride, padding, pooling, readout)
+        store = import_zoo(path, source, activation=activation, prefix=prefix, table=table, seed=seed, **geometry)
     typer.echo(repr(store))
+    tell_geometry(store.spaces)
 
 
 @zoo_app.command("export")

@@ -1,8 +1,11 @@
 """Conversion: from checkpoints and state dicts to weight spaces."""
 
-from wsgraph.convert.checkpoint import CheckpointError, load_checkpoint
+from wsgraph.convert.chain import StateDictWarning
+from wsgraph.convert.checkpoint import load_checkpoint
+from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.folding import BatchNormFolding, FoldingWarning, fold_batchnorm
 from wsgraph.convert.graph_file import save_graph
+from wsgraph.convert.networks import StoredNetwork, list_networks
 from wsgraph.convert.onnx import load_onnx
 from wsgraph.convert.state_dict import from_state_dict
 from wsgraph.convert.tracing import TraceError, TraceWarning, trace
@@ -11,10 +14,13 @@ __all__ = [
     "BatchNormFolding",
     "CheckpointError",
     "FoldingWarning",
+    "StateDictWarning",
+    "StoredNetwork",
     "TraceError",
     "TraceWarning",
     "fold_batchnorm",
     "from_state_dict",
+    "list_networks",
     "load_checkpoint",
     "load_onnx",
     "save_graph",

@@ -189,6 +189,7 @@ class ZooStore:
         self._mapped: OrderedDict[Path, MappedRows] = OrderedDict()
         self._resident = 0
         self._spaces: dict[str, WeightSpace] = getattr(self, "_spaces", {})
+        self._key_by_space: dict[WeightSpace, str] = getattr(self, "_key_by_space", {})
         # Shared with snapshots, and left to them when shards are added.
         self._read: dict[str, Any] = {}
 
@@ -365,10 +366,15 @@ class ZooStore:
             number += 1  # somebody else took that number
 
     def _write_space(self, space: WeightSpace) -> str:
-        file = self.path / "spaces" / f"{space.digest}.json"
+        if len(self._key_by_space) != len(self._keys):
+            self._key_by_space = {self.load_space(key): key for key in reversed(self._keys)}
+        # Spaces that differ in nothing but what was assumed of them are one architecture, and the first stands for both.
+        if (key := self._key_by_space.get(space)) is None:
+            key = self._key_by_space[space] = space.digest
+        file = self.path / "spaces" / f"{key}.json"
         if not file.exists():
             write_atomically(file, lambda temporary: temporary.write_text(space.to_json(), encoding="utf-8"))
-        return space.digest
+        return key
 
     def _check_columns(self, columns: Mapping[str, np.ndarray]) -> None:
         if not self.shards:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsgraph.convert.checkpoint import CheckpointError
+from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.onnx.graph import Graph, Input, read_graph
 from wsgraph.convert.onnx.nodes import KNOWN, WEIGHTS, Step, UnsupportedError, to_array, to_tensor
 from wsgraph.convert.tracing.tracer import first_line
