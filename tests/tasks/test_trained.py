@@ -71,7 +71,7 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
     for broken, message in (
         (text[:100], "is damaged"),
         (text.replace('"wsgraph"', '"other"'), "does not describe a model of wsgraph"),
-        (text.replace('"format": 1', '"format": 99'), "this version reads format 1"),
+        (text.replace('"format": 2', '"format": 99'), "this version reads formats 1 and 2"),
         (text.replace('"statnn"', '"unknown"'), "Unknown model 'unknown'"),
         (text.replace('"out_channels": 1', '"out_channels": 2'), "do not fit the model 'statnn'"),
         (text.replace('"spaces"', '"places"'), "is damaged .KeyError: 'spaces'"),
