@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from wsgraph.nn import build_model, list_models, load_model, model_entry, save_m
 from wsgraph.space import OPERATORS, register_operator
 
 OPERATORS_OF_OTHERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"aa": torch.atan, "bb": torch.asinh}
-SMALL = {"channels": 8}
+SMALL: dict[str, Any] = {"channels": 8}
 
 
 def register(*names: str) -> None:
@@ -85,12 +86,12 @@ def test_models_of_earlier_versions(tmp_path: Path) -> None:
     register("aa", "bb")
     save_model(build_model("neural_graph", WeightSpace.mlp([2, 4, 1], "bb"), 1, **SMALL), tmp_path / "other")
     as_saved_before(tmp_path / "other", torch.randn(28, 8))
-    with pytest.raises(CheckpointError, match="the activation 'bb' was saved by a position .* train the model again"):
+    with pytest.raises(CheckpointError, match=r"the activation 'bb' was saved by a position .* train the model again"):
         load_model(tmp_path / "other")
 
 
 def test_neural_graphs_refuse_activations_that_they_do_not_know() -> None:
     relu, tanh = WeightSpace.mlp([2, 4, 1]), WeightSpace.mlp([2, 4, 1], "tanh")
-    with pytest.raises(ValueError, match="neurons with the activations identity, relu .got 'tanh'.: build the model with all spaces"):
+    with pytest.raises(ValueError, match=r"neurons with the activations identity, relu .got 'tanh'.: build the model with all spaces"):
         build_model("neural_graph", relu, 1)(tanh.batch(tanh.sample(2)))
     assert build_model("neural_graph", [relu, tanh], 1)(tanh.batch(tanh.sample(2))).shape == (2, 1)

@@ -29,7 +29,7 @@ def _wrote(path: Path) -> None:
 
 
 def _parent(path: Path) -> Path:
-    from wsgraph.tasks.training import prepare_folder
+    from wsgraph.tasks.runs import prepare_folder
 
     prepare_folder(path.parent)
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):

@@ -47,7 +47,7 @@ def quickstart(
     from wsgraph.plot import robustness_curve, robustness_data
     from wsgraph.report import write_report
     from wsgraph.tasks import run
-    from wsgraph.tasks.training import prepare_folder
+    from wsgraph.tasks.runs import prepare_folder
 
     with explained():
         prepare_folder(output)
