@@ -194,7 +194,7 @@ def run_prediction(
         config["selected"] = _digest(split.positions for split in splits.values())
     sources = {
         "model": source_of(model_entry(model).build),
-        "task": source_of(task.loss),
+        "task": source_of(task.predict),
         "augment": None if augment is None else _of_others(augment),
     }
     if any(sources.values()):
