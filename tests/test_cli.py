@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.tasks.test_generalization import make_store
 from wsgraph import WeightSpace, __version__
 from wsgraph.cli import app
 from wsgraph.data import ZooStore
+from wsgraph.plot import in_order_of_styles
 from wsgraph.space import Signal
 
 
@@ -169,8 +171,20 @@ def test_quickstart(tmp_path: Path) -> None:
     assert "monomial_gnn" in text
     zoo = tmp_path / "out" / "zoo-relu" / "zoo.json"
     written = zoo.stat().st_mtime_ns
+    # One model has one colour in the figure and on the page, in whatever order they were trained.
+    page = (tmp_path / "out" / "report.html").read_text()
+    colors = dict(re.findall(r'data-series="(\w+)"><svg class="c(\d+)"', page))
+    assert [int(colors[name]) for name in in_order_of_styles(colors)] == [0, 1, 2, 3]
+    trained = (tmp_path / "out" / "statnn" / "best.ckpt").stat().st_mtime_ns
     call(*arguments)
     assert zoo.stat().st_mtime_ns == written
+    assert (tmp_path / "out" / "statnn" / "best.ckpt").stat().st_mtime_ns == trained
+    before = (tmp_path / "out" / "quickstart.json").read_bytes()
+    other = [*arguments[:-1], "2"]
+    assert "another quick start (--epochs 1 there, 2 now): choose another --output, or give --overwrite" in " ".join(
+        call(*other, code=1).split()
+    )
+    assert (tmp_path / "out" / "quickstart.json").read_bytes() == before
 
 
 MODULE = """

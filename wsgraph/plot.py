@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from wsgraph.labels import labelled
+from wsgraph._labels import labelled
 from wsgraph.scores import mean_and_error
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ Point = float | tuple[float, float]
 
 def in_order_of_styles(names: Iterable[str]) -> list[str]:
     """Names of series in the order in which they get their colours, markers and dashes: the same in all figures of the same series.
+
+    Args:
+        names: The names, perhaps some of them repeated.
+
+    Returns:
+        Every name once.
 
     Example:
         >>> in_order_of_styles(["statnn", "np", "statnn"])
@@ -115,7 +121,7 @@ def _by_label(results: Sequence[Result | Mapping[str, Any]]) -> dict[str, list[M
         else (result.config, result.metrics, result.task)
         for result in results
     ]
-    scored_on = {f"{task} on {config.get('zoo')} {config.get('zoo_digest', '')}".strip() for config, _, task in read}
+    scored_on = {f"{task or 'runs'} on {config.get('zoo')} {config.get('zoo_digest', '')}".strip() for config, _, task in read}
     if len(scored_on) > 1:
         raise ValueError(f"Expected runs of one task on one zoo, which can be compared (got {', '.join(sorted(scored_on))}).")
     return labelled([(config, metrics) for config, metrics, _ in read])

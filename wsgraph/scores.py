@@ -61,6 +61,12 @@ def _base(name: str) -> str:
 def label(name: str) -> str:
     """What the column of a score or cost is called.
 
+    Args:
+        name: Its name, perhaps with the suffix of moved networks or further zoos.
+
+    Returns:
+        The head of the column.
+
     Example:
         >>> label("peak_memory_mb"), label("their_score")
         ('peak MB', 'their score')
@@ -70,6 +76,12 @@ def label(name: str) -> str:
 
 def better(name: str) -> int:
     """Whether more (1) or less (-1) of a score or cost is better; 0 if neither, or if that is not known.
+
+    Args:
+        name: Its name, perhaps with the suffix of moved networks or further zoos.
+
+    Returns:
+        1, -1 or 0.
 
     Example:
         >>> better("tau_scale_100"), better("mse"), better("their_loss"), better("their_score")

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from wsgraph.labels import plain
+from wsgraph._labels import plain
 
 __all__ = ["command_of"]
 

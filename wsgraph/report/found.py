@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["Run", "Suite", "find", "number"]
 
-from wsgraph.labels import as_text
+from wsgraph._labels import as_text
 from wsgraph.report.commands import command_of
 
 _QUICKSTART = "wsgraph quickstart"

@@ -15,8 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from wsgraph._labels import as_text, labelled, options_of, plain
 from wsgraph.files import write_atomically
-from wsgraph.labels import as_text, labelled, options_of, plain
 from wsgraph.plot import in_order_of_styles
 from wsgraph.report.charts import chart, legend, style_sheet
 from wsgraph.report.found import Run, Suite, find, number

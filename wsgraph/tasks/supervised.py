@@ -129,7 +129,7 @@ def run_prediction(
     Returns:
         A :class:`~wsgraph.tasks.Result` whose metrics are the task's scores on test networks, each also with the suffix ``_scale_S`` on
         moved ones and ``_on_NAME`` on those of further zoos, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one
-        training step), ``best_epoch`` (the first is 1) and ``validation_loss``.
+        training step, in 10^6 bytes), ``best_epoch`` (the first is 1) and ``validation_loss``.
 
     Raises:
         ValueError: If the model is unknown, an option is out of range, the zoo lacks a split or the target, targets make no sense for the
@@ -256,7 +256,7 @@ def run_prediction(
                 metrics |= {f"{score}_on_{name}": value for name, scores in scored.items() for score, value in scores.items()}
             trained.metrics = dict(metrics)
             metrics["parameters"] = float(sum(parameter.numel() for parameter in module.parameters()))
-            metrics |= {"peak_memory_mb": bytes_used / 2**20, **costs}
+            metrics |= {"peak_memory_mb": bytes_used / 1e6, **costs}
             result = Result(task.name, metrics, module, claim.config, folder, call=_call())
             if is_first_process():
                 trained.save(folder / "model")

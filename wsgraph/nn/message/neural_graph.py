@@ -467,6 +467,7 @@ class NeuralGraphTransformer(NeuralGraphNet):
 
     Raises:
         ValueError: As for :class:`NeuralGraphNet`.
+        TypeError: If ``layer`` is given.
 
     Example:
         >>> space = WeightSpace.mlp([2, 8, 1])
@@ -474,5 +475,9 @@ class NeuralGraphTransformer(NeuralGraphNet):
         torch.Size([4, 33, 3])
     """
 
+    settled_options = ("layer",)
+
     def __init__(self, space: Spaces, out_channels: int, **options: Any) -> None:
+        if "layer" in options:
+            raise TypeError("NeuralGraphTransformer() has no option 'layer': its layers are relational attention.")
         super().__init__(space, out_channels, layer="transformer", **options)
