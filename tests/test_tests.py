@@ -1,7 +1,7 @@
 """Every test asserts something, whatever its parameters are."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ def always_run(statements: list[ast.stmt]) -> Iterator[ast.AST]:
     for statement in statements:
         if isinstance(statement, ast.If):
             yield statement.test
-            if statement.orelse and all(any(map(asserts, always_run(branch))) for branch in (statement.body, statement.orelse)):
-                yield from always_run(statement.body)
+            both = [list(always_run(branch)) for branch in (statement.body, statement.orelse)]
+            yield from (node for node in both[0] if statement.orelse and any(map(asserts, both[1])))
         elif isinstance(statement, (ast.With, ast.For, ast.Try)):
             yield from (item.context_expr for item in getattr(statement, "items", ()))
             yield from always_run(statement.body)
@@ -25,18 +25,20 @@ def always_run(statements: list[ast.stmt]) -> Iterator[ast.AST]:
             yield from ast.walk(statement)
 
 
-def asserts(node: ast.AST) -> bool:
+def asserts(node: ast.AST, helpers: Collection[str] = ()) -> bool:
     """Whether a node is an assertion, or calls a function that makes some."""
     if not isinstance(node, ast.Call):
         return isinstance(node, ast.Assert)
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    return name in _FUNCTIONS or name.startswith(("assert_", "check_"))
+    return name in _FUNCTIONS or name in helpers or name.startswith(("assert_", "check_"))
 
 
 def silent(source: str) -> list[str]:
     """Names of the tests in a file that may pass without an assertion."""
-    tests = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
-    return [test.name for test in tests if not any(map(asserts, always_run(test.body)))]
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    helpers = [node.name for node in functions if any(map(asserts, always_run(node.body)))]
+    tests = [node for node in functions if node.name.startswith("test_")]
+    return [test.name for test in tests if not any(asserts(node, helpers) for node in always_run(test.body))]
 
 
 def test_every_test_asserts_something() -> None:
