@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from tests.tasks.test_generalization import make_store
 from wsgraph import WeightSpace, __version__
 from wsgraph.cli import app
+from wsgraph.cli.results import print_results
 from wsgraph.data import ZooStore
 from wsgraph.plot import in_order_of_styles
 from wsgraph.space import Signal
+from wsgraph.tasks import Result
 
 
 def call(*arguments: str, code: int = 0) -> str:
@@ -397,3 +399,15 @@ def test_pictures_of_editing(tmp_path: Path) -> None:
     assert (tmp_path / "editing.png").read_bytes().startswith(b"\x89PNG")
     text = call("plot", "scatter", str(tmp_path / "run"), "--zoo", str(zoo.path), code=1)
     assert "predicts no single numbers" in text
+
+
+def test_small_errors_are_not_rounded_away(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = {"parameters": 10.0, "seconds_per_epoch": 1.0, "peak_memory_mb": 2.0}
+    results = [
+        Result("inr_editing", {"mse": mse, "mse_scale_1": mse, **costs}, torch.nn.Identity(), {"model": name, "scales": [1.0]}, Path())
+        for name, mse in (("np", 0.00123), ("hnp", 0.00149))
+    ]
+    print_results(results, "Edits")
+    text = capsys.readouterr().out
+    assert "0.00123" in text
+    assert "0.00149" in text

@@ -16,12 +16,16 @@ import wsgraph
 from tests.test_api import parameters_of, public_methods, public_names
 from tests.test_examples import unregistered
 from wsgraph.cli import app
+from wsgraph.report import commands as command_module
+from wsgraph.tasks import run_prediction
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md")
 }
+# Keywords and calls of other libraries.
+THEIR_KEYWORDS = ("tie_weights",)
 OF_OTHERS = ("torch.", "nn.", "F.", "python ", "pip ", "torchrun ")
 
 
@@ -80,7 +84,7 @@ def missing_calls(text: str) -> list[str]:
         called += [span] if re.fullmatch(r"(?:[A-Z]+[a-z]\w*){1,}[A-Z]\w*", span) else []  # a class: words run together
         called += re.findall(r"^(?:zoo|dataset|graph|space|plot)\.(\w+)$", span)
         found += [f"{span}: {name}" for name in called if name not in names and name not in ("sin", "cos")]
-        found += [f"{span}: {name}=" for name in re.findall(r"^(\w+)=", span) if name not in keywords]
+        found += [f"{span}: {name}=" for name in re.findall(r"^(\w+)=", span) if name not in keywords and name not in THEIR_KEYWORDS]
     return found
 
 
@@ -147,3 +151,21 @@ def test_the_plugin_of_the_readme_runs_as_written(tmp_path: Path, monkeypatch: p
         result = CliRunner().invoke(app, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
     assert "| mine | permutation, scale, sign |" in Path("wsgraph-bench/results/invariance.md").read_text()
+
+
+def test_the_command_has_the_defaults_of_the_function() -> None:
+    function = inspect.signature(run_prediction).parameters
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    shared = [option for option in command.params if option.name in function and option.default is not None]
+    assert {option.name for option in shared} >= {"model", "epochs", "seed", "learning_rate", "batch_size", "devices", "standardize"}
+    assert {option.name: option.default for option in shared} == {option.name: function[option.name].default for option in shared}
+
+
+def test_reports_write_options_that_the_command_has() -> None:
+    flags = {
+        *command_module._ONE.values(),
+        *command_module._SEVERAL.values(),
+        *command_module._NAMED.values(),
+        *command_module._FLAGS.values(),
+    }
+    assert flags <= commands()["wsgraph train"]

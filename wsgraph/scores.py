@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["better", "finite_or_none", "label", "mean_and_error", "none_as_nan", "register_score"]
+__all__ = ["better", "finite_or_none", "label", "mean_and_error", "none_as_nan", "places", "register_score"]
 
 # By the name of a score or cost: what its column is called, and whether more (1) or less (-1) is better, or neither (0).
 _MEASURES: dict[str, tuple[str, int]] = {
@@ -89,6 +89,22 @@ def better(name: str) -> int:
     """
     known = _MEASURES.get(_base(name))
     return known[1] if known is not None else -1 if any(word in name for word in ("loss", "mse", "error")) else 0
+
+
+def places(name: str) -> int:
+    """Decimal places that a score is written with in all tables: errors of pixels are small.
+
+    Args:
+        name: Its name, perhaps with the suffix of moved networks or further zoos.
+
+    Returns:
+        The number of places.
+
+    Example:
+        >>> places("tau_scale_10"), places("mse")
+        (3, 5)
+    """
+    return 5 if _base(name).startswith("mse") else 3
 
 
 def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:

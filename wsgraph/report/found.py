@@ -91,7 +91,7 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], list[Suite
             where = f"in the folder {str(path)!r}" if several else f"as the file {str(path)!r}"
             raise ValueError(
                 f"Expected results of {_WRITERS} {where} (found none). Name a folder that holds a result.json, a quickstart.json or the "
-                "JSON file of a suite, in it or below; a run that has not finished has none yet: continue it with --resume."
+                "JSON file of a suite, in it or below; a run that has not finished has none yet: repeat its command to continue it."
             )
         for item in found:
             if isinstance(item, Suite):

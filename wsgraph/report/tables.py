@@ -9,12 +9,12 @@ from html import escape
 from typing import NamedTuple
 
 from wsgraph.report.charts import marker
-from wsgraph.scores import better, label
+from wsgraph.scores import better, label, places
 
 __all__ = ["Cell", "Column", "amount", "column_of", "read_cells", "score_cell", "table"]
 
 _ROUNDING = 1e-9
-_SCORES = ("tau", "r2", "accuracy", "cross_entropy")
+_SCORES = ("tau", "r2", "accuracy", "cross_entropy", "mse", "mse_unedited")
 
 
 class Column(NamedTuple):
@@ -62,10 +62,10 @@ def score_cell(name: str, found: tuple[float, float], note: str = "") -> Cell:
         return Cell("-", mean, note)
     if base in ("parameters", "best_epoch"):
         return Cell(f"{mean:,.0f}" if mean == round(mean) else f"{mean:,.1f}", mean, note)
-    places = 3 if base in _SCORES else 5 if base.startswith("mse") else None
-    if places is None:
+    if base not in _SCORES:
         return Cell(amount(mean), mean, note)
-    return Cell(f"{mean:.{places}f}", mean, ("" if math.isnan(error) else f" ± {error:.{places}f}") + note)
+    digits = places(name)
+    return Cell(f"{mean:.{digits}f}", mean, ("" if math.isnan(error) else f" ± {error:.{digits}f}") + note)
 
 
 _NUMBER = re.compile(r"(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?)( ± \S+)?( \(.*\))?")
