@@ -826,15 +826,6 @@ def test_spectral_norm_lets_what_its_vectors_allow_pass() -> None:
     assert kinds(space)["0"] == SIGN
 
 
-def test_a_folded_residual_network_is_one_of_layers() -> None:
-    net, x = randomized(Folded()).double(), image().double()
-    space = trace(net, x, fold_batchnorm=True)
-    theta = space.flatten(wsgraph.fold_batchnorm(net, x).state_dict())
-    assert torch.allclose(space.evaluate(theta[None], x)[0], net(x), rtol=1e-12, atol=1e-12)
-    assert [group.operators for group in space.groups[1:3]] == [("relu", "max_pool(3,2,1)"), ("relu", "avg_pool(3,1,1)", "global_avg_pool")]
-    assert not trace(net, x).layers
-
-
 class FixedWeight(nn.Module):
     """A linear map by a buffer that no state dict holds, then a layer."""
 
