@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -73,6 +75,11 @@ def callables() -> tuple[set[str], set[str]]:
     return names, keywords
 
 
+def of_others(name: str) -> bool:
+    """Whether a name is one of PyTorch's, or an operator of ONNX."""
+    return hasattr(torch, name) or hasattr(torch.nn.Module, name) or onnx.defs.has(name)
+
+
 def missing_calls(text: str) -> list[str]:
     """Calls, classes and keywords in prose that no public function, class, method or parameter has."""
     names, keywords = callables()
@@ -83,7 +90,7 @@ def missing_calls(text: str) -> list[str]:
         called = re.findall(r"([A-Za-z_]\w*)\(", span) if re.match(r"[A-Za-z_][\w.]*\(", span) else []
         called += [span] if re.fullmatch(r"(?:[A-Z]+[a-z]\w*){1,}[A-Z]\w*", span) else []  # a class: words run together
         called += re.findall(r"^(?:zoo|dataset|graph|space|plot)\.(\w+)$", span)
-        found += [f"{span}: {name}" for name in called if name not in names and name not in ("sin", "cos")]
+        found += [f"{span}: {name}" for name in called if name not in names and not of_others(name)]
         found += [f"{span}: {name}=" for name in re.findall(r"^(\w+)=", span) if name not in keywords and name not in THEIR_KEYWORDS]
     return found
 
