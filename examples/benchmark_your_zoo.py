@@ -31,8 +31,7 @@ if not (folder / "zoo").exists():
     import_zoo(folder / "zoo", files, activation="relu")
 models = ("statnn", "hnp", "monomial_gnn")
 results = [
-    run("generalization", zoo=folder / "zoo", model=model, epochs=epochs, seed=0, output=folder / "runs" / model, resume=True)
-    for model in models
+    run("generalization", zoo=folder / "zoo", model=model, epochs=epochs, seed=0, output=folder / "runs" / model) for model in models
 ]
 for result in results:
     m = result.metrics

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typer.testing import CliRunner
 from tests.tasks.test_generalization import make_store
 from wsgraph import WeightSpace, __version__
 from wsgraph.cli import app
+from wsgraph.cli.results import print_results
 from wsgraph.data import ZooStore
+from wsgraph.plot import in_order_of_styles
 from wsgraph.space import Signal
+from wsgraph.tasks import Result
 
 
 def call(*arguments: str, code: int = 0) -> str:
@@ -169,8 +173,20 @@ def test_quickstart(tmp_path: Path) -> None:
     assert "monomial_gnn" in text
     zoo = tmp_path / "out" / "zoo-relu" / "zoo.json"
     written = zoo.stat().st_mtime_ns
+    # One model has one colour in the figure and on the page, in whatever order they were trained.
+    page = (tmp_path / "out" / "report.html").read_text()
+    colors = dict(re.findall(r'data-series="(\w+)"><svg class="c(\d+)"', page))
+    assert [int(colors[name]) for name in in_order_of_styles(colors)] == [0, 1, 2, 3]
+    trained = (tmp_path / "out" / "statnn" / "best.ckpt").stat().st_mtime_ns
     call(*arguments)
     assert zoo.stat().st_mtime_ns == written
+    assert (tmp_path / "out" / "statnn" / "best.ckpt").stat().st_mtime_ns == trained
+    before = (tmp_path / "out" / "quickstart.json").read_bytes()
+    other = [*arguments[:-1], "2"]
+    assert "another quick start (--epochs 1 there, 2 now): choose another --output, or give --overwrite" in " ".join(
+        call(*other, code=1).split()
+    )
+    assert (tmp_path / "out" / "quickstart.json").read_bytes() == before
 
 
 MODULE = """
@@ -396,3 +412,15 @@ def test_pictures_of_editing(tmp_path: Path) -> None:
     assert (tmp_path / "editing.png").read_bytes().startswith(b"\x89PNG")
     text = call("plot", "scatter", str(tmp_path / "run"), "--zoo", str(zoo.path), code=1)
     assert "predicts no single numbers" in text
+
+
+def test_small_errors_are_not_rounded_away(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = {"parameters": 10.0, "seconds_per_epoch": 1.0, "peak_memory_mb": 2.0}
+    results = [
+        Result("inr_editing", {"mse": mse, "mse_scale_1": mse, **costs}, torch.nn.Identity(), {"model": name, "scales": [1.0]}, Path())
+        for name, mse in (("np", 0.00123), ("hnp", 0.00149))
+    ]
+    print_results(results, "Edits")
+    text = capsys.readouterr().out
+    assert "0.00123" in text
+    assert "0.00149" in text

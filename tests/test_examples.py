@@ -108,7 +108,7 @@ def test_code_of_the_pages_runs_as_printed(page: str, tmp_path: Path, monkeypatc
     for ours, smaller in SMALLER.items():
         code = code.replace(ours, smaller)
     with unregistered():
-        exec(compile(code, page, "exec"), {"__name__": "page"})
+        exec(compile(code, page, "exec"), {"__name__": "__main__"})
 
 
 def test_every_page_is_run_here() -> None:

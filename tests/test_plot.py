@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from torch import nn
@@ -185,3 +187,33 @@ def test_results_are_read_from_folders(tmp_path: Path) -> None:
     (tmp_path / "seed0" / "result.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         read_results(tmp_path)
+
+
+def test_a_model_has_one_style_in_all_figures() -> None:
+    curves: dict[str, dict[float, Any]] = {name: {1: 0.5, 10: 0.4} for name in ("statnn", "np", "mlp")}
+    runs: list[dict[str, Any]] = [
+        {"config": {"model": name}, "metrics": {"tau": 0.5, "seconds_per_epoch": 1.0, "peak_memory_mb": 2.0}} for name in curves
+    ]
+    lines = {line.get_label(): line.get_color() for line in robustness_curve(curves).axes[0].get_lines()}
+    again = {
+        line.get_label(): line.get_color()
+        for line in robustness_curve({name: curves[name] for name in reversed(curves)}).axes[0].get_lines()
+    }
+    points = {dots.get_label(): to_hex(np.asarray(dots.get_facecolor())[0]).upper() for dots in cost_chart(runs).axes[0].collections}
+    assert lines == again == points
+    assert len(set(lines.values())) == 3
+
+
+def test_runs_of_other_options_are_no_seeds() -> None:
+    runs: list[dict[str, Any]] = [
+        {"config": {"model": "np", "zoo": "a", "seed": seed, "learning_rate": rate}, "metrics": {"tau_scale_1": rate + seed}}
+        for rate in (0.1, 0.10000000001)
+        for seed in (0, 1)
+    ]
+    assert robustness_data(runs) == {
+        "np, learning_rate=0.1": {1.0: (pytest.approx(0.6), pytest.approx(0.5))},
+        "np, learning_rate=0.10000000001": {1.0: (pytest.approx(0.6), pytest.approx(0.5))},
+    }
+    runs[0]["config"] = {**runs[0]["config"], "zoo": "b"}
+    with pytest.raises(ValueError, match=r"Expected runs of one task on one zoo, which can be compared \(got runs on a, runs on b\)"):
+        robustness_data(runs)

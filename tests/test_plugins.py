@@ -1,6 +1,9 @@
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from wsgraph.cli import app
 from wsgraph.nn import list_models
 from wsgraph.nn import registry as models
 from wsgraph.plugins import Registry, add_plugin, import_place, load_plugins
+from wsgraph.report import write_report
 from wsgraph.space import OPERATORS
-from wsgraph.tasks import list_tasks
+from wsgraph.tasks import list_tasks, read_results, run
 from wsgraph.tasks import registry as tasks
 
 PLUGIN = '''
@@ -32,7 +36,7 @@ from torch import nn
 from wsgraph.bench import register_suite
 from wsgraph.nn import register_model
 from wsgraph.space import register_operator
-from wsgraph.tasks import register_task, run_generalization
+from wsgraph.tasks import Prediction, register_task, run_generalization, run_prediction
 
 
 @dataclass
@@ -54,6 +58,28 @@ class Theirs(nn.Module):
         return self.head(batch.thetas().mean(1, keepdim=True))
 
 
+def loss(outputs, targets):
+    return nn.functional.mse_loss(outputs[:, 0], targets.to(outputs.dtype))
+
+
+theirs = Prediction(
+    name="their_prediction",
+    target="test_accuracy",
+    score_name="mse",
+    loss=loss,
+    score=lambda outputs, targets: float(loss(outputs, targets)),
+    scores=lambda outputs, targets: {"mse": float(loss(outputs, targets))},
+    width=lambda splits: 1,
+    predict=lambda model, batch: model(batch)[:, 0],
+    columns=lambda predicted: {"accuracy": predicted},
+)
+
+
+@register_task("their_prediction", lambda config: theirs)
+def run_theirs(*, zoo, epochs=3, weight=1.0, **options):
+    return run_prediction(theirs, zoo=zoo, epochs=epochs, record={"weight": weight}, **options)
+
+
 register_operator("cubed", lambda v: v**3, positive=False, sign=True)
 register_task("their_task")(run_generalization)
 register_suite("their_suite")(lambda bench: bench.write_table("their_suite", "Theirs", ["model"], [[name] for name in bench.models], {}))
@@ -64,7 +90,7 @@ register_suite("their_suite")(lambda bench: bench.write_table("their_suite", "Th
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file with the plugin, of which no trace is left afterwards."""
     (tmp_path / "theirs.py").write_text(PLUGIN)
-    registries: list[Any] = [models._MODELS, tasks._TASKS, bench._SUITES, OPERATORS, plugins._loaded]
+    registries: list[Any] = [models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, OPERATORS, plugins._loaded]
     before = [registry.copy() for registry in registries]
     monkeypatch.setenv("WSGRAPH_PLUGINS", "")
     yield tmp_path / "theirs.py"
@@ -98,6 +124,60 @@ def test_files_named_on_the_command_line_are_known_to_the_processes_that_train(p
     before = Cell("generalization", Path(zoo.path), {"model": "theirs"}).name
     plugin.write_text(PLUGIN.replace("mean(1", "std(1"))
     assert Cell("generalization", Path(zoo.path), {"model": "theirs"}).name != before  # another model: it is trained again
+
+
+def reproduced(folder: Path, page: Path) -> str:
+    """The command that a report prints, run as in a process that knows no plugin."""
+    write_report(page, [folder])
+    text = unescape(re.findall(r"<code>(.*?)</code>", page.read_text(), flags=re.DOTALL)[0])
+    for registry in (models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, OPERATORS):
+        for name in [name for name in registry if name in ("theirs", "their_task", "their_prediction", "their_suite", "cubed")]:
+            del registry[name]
+    plugins._loaded.clear()
+    os.environ["WSGRAPH_PLUGINS"] = ""
+    program, *words = shlex.split(text)
+    if program == "python":
+        exec(words[1], {})
+    else:
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+    return text
+
+
+def test_printed_commands_of_plugins_run(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plugin.parent)
+    make_store(plugin.parent / "zoo", networks=24)
+    add_plugin("theirs.py")
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("their_prediction", {"model": "theirs"}),
+        ("their_prediction", {"model": "statnn", "weight": 2.0}),
+        ("generalization", {"model": "theirs", "epochs": 1, "model_options": {}}),
+    ]
+    for i, (task, options) in enumerate(cases):
+        first = run(task, zoo="zoo", seed=1, output=f"first{i}", progress=False, **options)
+        monkeypatch.chdir(plugin.parent)
+        text = reproduced(Path(f"first{i}"), plugin.parent / "report.html")
+        assert "theirs.py" in text
+        again = read_results(f"runs/{first.task}/zoo-{first.config['model']}-seed1")[0]
+        assert again["config"] == first.config
+        assert {name: again["metrics"][name] for name in ("validation_loss", "parameters")} == {
+            name: first.metrics[name] for name in ("validation_loss", "parameters")
+        }
+
+
+def test_a_changed_plugin_makes_other_runs(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plugin.parent)
+    make_store(plugin.parent / "zoo", networks=24)
+    folders = []
+    for text in (PLUGIN, PLUGIN, PLUGIN.replace("mean(1", "std(1")):
+        plugin.write_text(text)
+        for registry in (models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, OPERATORS):
+            for name in [name for name in registry if name in ("theirs", "their_task", "their_prediction", "their_suite", "cubed")]:
+                del registry[name]
+        plugins._loaded.clear()
+        add_plugin("theirs.py")
+        folders.append(run("generalization", zoo="zoo", model="theirs", epochs=1, progress=False).folder)
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_a_plugin_that_fails_is_named_and_takes_nothing_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ def write_run(folder: Path, model: str = "np", seed: int = 0, losses: Sequence[f
     metrics = {"tau": 0.7, "r2": 0.5, "tau_scale_1": 0.7, "tau_scale_10": 0.6, "tau_scale_10000": 0.1, "parameters": 1200.0}
     metrics |= {"peak_memory_mb": 2.5, "seconds_per_epoch": 0.25, **more.pop("metrics", {})}
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"task": more.pop("task", "generalization"), "config": config, "metrics": metrics, "machine": MACHINE}
+    call = {"call": more.pop("call")} if "call" in more else {}
+    document = {"task": more.pop("task", "generalization"), "config": config, "metrics": metrics, "machine": MACHINE, **call}
     (folder / "result.json").write_text(json.dumps(document))
     if losses:
         rows = [f"{epoch},,{loss}\n{epoch},0.5,\n" for epoch, loss in enumerate(losses)]
@@ -161,23 +162,38 @@ def test_the_order_of_what_is_given_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_commands_repeat_the_runs(tmp_path: Path) -> None:
-    config = {"learning_rate": 0.003, "batch_size": 64, "target": "test_accuracy", "weight_decay": 0.01, "canonicalize": ["scale"]}
-    config |= {"test_zoos": {"other": "far away 0123abcd"}, "scales": [1.0, 10000.0]}
-    config |= {
-        "augment": "RandomSymmetry(scale=(1.0, 100.0), distribution='uniform', symmetries=('permutation',), seed=0, probability=0.5)",
-        "augment_validation": True,
-    }
-    config["standardize"] = {"weight": 0.1}
-    write_run(tmp_path / "a", seed=3, config=config)
-    write_run(tmp_path / "b", "mlp", config={"model_options": {"hidden": 8, "name": "it's"}})
-    write_run(tmp_path / "c", "statnn", config={"augment": "WeightNoise(std=0.5)"})
+    options = {"zoo": "far away/mine", "model": "np", "epochs": 2, "scales": [1.0, 10000.0], "augment_scale": 100.0, "train_size": 60}
+    options |= {"canonicalize": ["scale"], "standardize": True, "test_zoos": {"other": "far away/other"}, "learning_rate": 0.0012345678}
+    config = {"seed": 3, "batch_size": 64, "learning_rate": 0.0012345678}
+    write_run(tmp_path / "a", config=config, call={"task": "generalization", "options": options, "plugins": ["mine.py"]})
+    options = {"zoo": "mine", "model": "mlp", "seed": 0, "model_options": {"hidden": 8, "name": "it's"}}
+    write_run(tmp_path / "b", "mlp", call={"task": "generalization", "options": options, "plugins": ["mine.py"]})
+    left_out = {"augment": "WeightNoise(std=0.5)"}
+    call = {"task": "generalization", "options": {"zoo": "mine"}, "unwritten": left_out, "plugins": []}
+    write_run(tmp_path / "c", "statnn", call=call)
+    write_run(tmp_path / "d", "hnp")  # not known how it was called
+    longer = {"continued_from": [10], "epochs": 30}
+    write_run(tmp_path / "e", "magep", config=longer, call={"task": "generalization", "options": {"zoo": "mine"}})
     page = report(tmp_path / "report.html", tmp_path)
     assert (
-        "wsgraph train generalization --zoo mine --model np --epochs 2 --seed 3 --learning-rate 0.003 --batch-size 64 --augment-scale 100 "
-        "--train-size 60 --scale 1 --scale 10000 --canonicalize scale --standardize --test-zoo 'other=far away'"
+        "wsgraph --plugin mine.py train generalization --zoo 'far away/mine' --model np --epochs 2 --seed 3 --learning-rate 0.0012345678 "
+        "--batch-size 64 --augment-scale 100 --train-size 60 --scale 1 --scale 10000 --canonicalize scale --standardize "
+        "--test-zoo 'other=far away/other'\n"
     ) in page.text
-    assert 'run("generalization", zoo="mine", model="mlp", epochs=2, seed=0, model_options={"hidden": 8, "name": "it' in page.text
-    assert "  # augment=WeightNoise(std=0.5)" in page.text
+    assert (
+        'python -c \'from wsgraph.tasks import run; from wsgraph.plugins import add_plugin; add_plugin("mine.py"); '
+        'run("generalization", zoo="mine", model="mlp", seed=0, model_options={"hidden": 8, "name": "it'
+    ) in page.text
+    assert 'run("generalization", zoo="mine")\'  # augment=WeightNoise(std=0.5)' in page.text
+    assert "--epochs 30 --seed 0  # continued from a run of 10 epochs: first that, then this with --resume" in page.text
+    assert "--model hnp" not in page.text
+
+
+def test_runs_of_zoos_of_one_name_are_other_comparisons(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_run(tmp_path / name, config={"zoo_digest": name})
+    headings = re.findall(r"<h2>(.*?)</h2>", report(tmp_path / "report.html", tmp_path).source)
+    assert headings == ["generalization on mine", "generalization on mine", "Machines and versions"]
 
 
 def test_seeds_whose_training_networks_differ_in_spread_are_one_row(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import math
 import os
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from wsgraph._labels import labelled
 from wsgraph.scores import mean_and_error
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "cost_chart",
     "curve_panels",
     "draw_graph",
+    "in_order_of_styles",
     "picture_grid",
     "prediction_scatter",
     "robustness_curve",
@@ -53,6 +55,24 @@ _STYLES = (
 _HATCHES = ("", "///", "...", "xxx")
 
 Point = float | tuple[float, float]
+
+
+def in_order_of_styles(names: Iterable[str]) -> list[str]:
+    """Names of series in the order in which they get their colours, markers and dashes: the same in all figures of the same series.
+
+    Args:
+        names: The names, perhaps some of them repeated.
+
+    Returns:
+        Every name once.
+
+    Example:
+        >>> in_order_of_styles(["statnn", "np", "statnn"])
+        ['np', 'statnn']
+    """
+    return sorted(set(names))
+
+
 SCALES_LABEL = r"upper bound $s$ of the neuron scales $U[1, s]$ applied to test networks"
 TAU_LABEL = r"Kendall's $\tau$ (predicted vs. true accuracy)"
 
@@ -61,10 +81,14 @@ def robustness_data(results: Sequence[Result | Mapping[str, Any]]) -> dict[str, 
     """Kendall's tau by model and by upper bound of the scales, from results of the generalization task.
 
     Args:
-        results: Results, or documents that :func:`wsgraph.tasks.read_results` returned. Several of one model are its seeds.
+        results: Results of one zoo, or documents that :func:`wsgraph.tasks.read_results` returned. Several that differ in nothing but
+            the seed are one curve; where options of one model differ, they are part of its name.
 
     Returns:
         By model and scale the score, or its mean and standard error where there are several seeds.
+
+    Raises:
+        ValueError: If results are of several zoos.
 
     Example:
         >>> runs = [{"config": {"model": "statnn"}, "metrics": {"tau": 0.8, "tau_scale_10": tau}} for tau in (0.5, 1.0)]
@@ -73,10 +97,9 @@ def robustness_data(results: Sequence[Result | Mapping[str, Any]]) -> dict[str, 
     """
     prefix = "tau_scale_"
     found: dict[str, dict[float, list[float]]] = {}
-    for result in results:
-        model, metrics = _read(result)
-        own = found.setdefault(model, {})
-        for name, value in metrics.items():
+    for label, runs in _by_label(results).items():
+        own = found.setdefault(label, {})
+        for name, value in ((name, value) for metrics in runs for name, value in metrics.items()):
             if name.startswith(prefix) and value is not None:
                 own.setdefault(float(name.removeprefix(prefix)), []).append(value)
     return {model: {scale: _point(values) for scale, values in curve.items()} for model, curve in found.items()}
@@ -86,10 +109,22 @@ def _point(values: Sequence[float]) -> Point:
     return values[0] if len(values) == 1 else mean_and_error(values)
 
 
-def _read(result: Result | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The model of a result, and its scores."""
-    config, metrics = (result["config"], result["metrics"]) if isinstance(result, Mapping) else (result.config, result.metrics)
-    return str(config["model"]), metrics
+def _by_label(results: Sequence[Result | Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Scores of runs that differ in nothing but the seed, by the model and what tells them from others of the same model.
+
+    Raises:
+        ValueError: If they are of several zoos or tasks, which no figure compares.
+    """
+    read = [
+        (result["config"], result["metrics"], result.get("task"))
+        if isinstance(result, Mapping)
+        else (result.config, result.metrics, result.task)
+        for result in results
+    ]
+    scored_on = {f"{task or 'runs'} on {config.get('zoo')} {config.get('zoo_digest', '')}".strip() for config, _, task in read}
+    if len(scored_on) > 1:
+        raise ValueError(f"Expected runs of one task on one zoo, which can be compared (got {', '.join(sorted(scored_on))}).")
+    return labelled([(config, metrics) for config, metrics, _ in read])
 
 
 def _power(value: float) -> str:
@@ -138,6 +173,7 @@ def curve_panels(
     if not any(points for curves in panels.values() for points in curves.values()):
         raise ValueError("Expected curves of at least one model with at least one point (got none).")
     models = list(dict.fromkeys(model for curves in panels.values() for model in curves))
+    styled = in_order_of_styles(models)
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(
@@ -148,7 +184,7 @@ def curve_panels(
         axes.set_axis_off()
     for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
         for model, points in curves.items():
-            color, marker, dashes = _STYLES[models.index(model) % len(_STYLES)]
+            color, marker, dashes = _STYLES[styled.index(model) % len(_STYLES)]
             ordered = sorted((x, y if isinstance(y, tuple) else (y, math.nan)) for x, y in points.items())
             x, means, errors = [x for x, _ in ordered], [mean for _, (mean, _) in ordered], [error for _, (_, error) in ordered]
             axes.plot(
@@ -325,8 +361,8 @@ def cost_chart(
     """What models achieve over what they cost: a score against the time of an epoch and against the memory of a training step.
 
     Args:
-        results: Results of one task on one zoo, or documents that :func:`wsgraph.tasks.read_results` returned. Several of one model are its
-            seeds; their means are drawn.
+        results: Results of one task on one zoo, or documents that :func:`wsgraph.tasks.read_results` returned. Of several that differ in
+            nothing but the seed, the mean is drawn.
         path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
         score: Name of the score.
         title: Title above the panels.
@@ -335,7 +371,7 @@ def cost_chart(
         The matplotlib figure.
 
     Raises:
-        ValueError: If no result has the score.
+        ValueError: If no result has the score, or they are of several tasks or zoos.
 
     Example:
         >>> runs = [{"config": {"model": "np"}, "metrics": {"tau": 0.7, "seconds_per_epoch": 2.0, "peak_memory_mb": 83.0}}]
@@ -347,17 +383,18 @@ def cost_chart(
 
     costs = {"seconds_per_epoch": "time of an epoch, s", "peak_memory_mb": "peak memory of a training step, MB"}
     values: dict[str, list[list[float]]] = {}
-    for result in results:
-        model, metrics = _read(result)
-        if metrics.get(score) is not None and all(metrics.get(cost) is not None for cost in costs):
-            values.setdefault(model, []).append([metrics[score], *(metrics[cost] for cost in costs)])
+    for label, runs in _by_label(results).items():
+        for metrics in runs:
+            if metrics.get(score) is not None and all(metrics.get(cost) is not None for cost in costs):
+                values.setdefault(label, []).append([metrics[score], *(metrics[cost] for cost in costs)])
     if not values:
         raise ValueError(f"Expected results with the score {score!r} and their costs (got none among {len(results)} results).")
     means = {model: [statistics.fmean(column) for column in zip(*rows, strict=True)] for model, rows in values.items()}
     figure = Figure(figsize=(7.2, 3.1 + 0.2 * math.ceil(len(means) / 4)), dpi=200, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for k, (axes, label) in enumerate(zip(panels, costs.values(), strict=True), 1):
-        for (model, point), (color, marker, _) in zip(means.items(), itertools.cycle(_STYLES), strict=False):
+        for model, point in means.items():
+            color, marker, _ = _STYLES[in_order_of_styles(means).index(model) % len(_STYLES)]
             axes.scatter(point[k], point[0], color=color, marker=marker, s=45, edgecolor="white", linewidth=0.6, label=model, zorder=2)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+import uuid
 import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["ENTRY_POINTS", "VARIABLE", "Registry", "add_plugin", "import_place", "load_plugins"]
+__all__ = ["ENTRY_POINTS", "VARIABLE", "Registry", "add_plugin", "import_place", "load_plugins", "named_plugins", "source_of"]
 
 ENTRY_POINTS = "wsgraph.plugins"
 """Group of entry points; each names a module that registers what it adds when it is imported."""
@@ -66,9 +69,8 @@ def load_plugins() -> None:
     A module that fails is named in a warning: it must not take the others with it.
     """
     wanted = {f"{entry.name} = {entry.value}": entry.load for entry in entry_points(group=ENTRY_POINTS)}
-    for place in os.environ.get(VARIABLE, "").split(os.pathsep):
-        if place:
-            wanted[place] = lambda place=place: import_place(place)  # type: ignore[misc]
+    for place in named_plugins():
+        wanted[place] = lambda place=place: import_place(place)  # type: ignore[misc]
     for name in [name for name in wanted if name not in _loaded]:
         _loaded.add(name)
         try:
@@ -89,14 +91,48 @@ def add_plugin(place: str) -> None:
     if place not in _loaded:
         import_place(place)
         _loaded.add(place)
-    known = [known for known in os.environ.get(VARIABLE, "").split(os.pathsep) if known]
-    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, place]))
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*named_plugins(), place]))
+
+
+def named_plugins() -> list[str]:
+    """Modules and files of plugins that were named, by :func:`add_plugin` or the environment variable."""
+    return [place for place in os.environ.get(VARIABLE, "").split(os.pathsep) if place]
 
 
 def _origin(value: object) -> object:
     """Where something was defined in a script or notebook; of anything else, an identity of its own."""
     made = getattr(value, "build", value)
     return getattr(made, "__qualname__", "") if getattr(made, "__module__", "") == "__main__" else object()
+
+
+@functools.cache
+def _in_this_session(value: object) -> str:
+    return f"defined in a session {uuid.uuid4().hex}"
+
+
+def source_of(value: Any) -> str | None:
+    """What tells versions of a class or function of a plugin apart: a digest of the file that defines it, ``None`` for one of ours.
+
+    Args:
+        value: The class or function.
+
+    Returns:
+        The digest; of what was defined in a session, that of its own source or, where that is not known, a text that no other has.
+
+    Example:
+        >>> source_of(source_of), len(source_of(hashlib.new))
+        (None, 16)
+    """
+    if str(getattr(value, "__module__", "")).partition(".")[0] == "wsgraph":
+        return None
+    try:
+        content = Path(inspect.getfile(value)).read_bytes()
+    except (OSError, TypeError):
+        try:
+            content = inspect.getsource(value).encode()
+        except (OSError, TypeError):
+            return _in_this_session(value)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Registry(dict[str, Value]):

@@ -3,11 +3,108 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["finite_or_none", "mean_and_error", "none_as_nan"]
+__all__ = ["better", "finite_or_none", "label", "mean_and_error", "none_as_nan", "places", "register_score"]
+
+# By the name of a score or cost: what its column is called, and whether more (1) or less (-1) is better, or neither (0).
+_MEASURES: dict[str, tuple[str, int]] = {
+    "tau": ("tau", 1),
+    "r2": ("r2", 1),
+    "accuracy": ("accuracy", 1),
+    "mse": ("mse", -1),
+    "mse_unedited": ("mse as they are", 0),
+    "cross_entropy": ("cross entropy", -1),
+    "validation_loss": ("validation loss", -1),
+    "best_epoch": ("best epoch", 0),
+    "parameters": ("parameters", 0),
+    "peak_memory_mb": ("peak MB", -1),
+    "seconds_per_epoch": ("s/epoch", -1),
+    "milliseconds": ("ms", -1),
+    "networks_per_second": ("networks/s", 1),
+    "kept_bytes": ("kept MB", -1),
+    "peak_bytes": ("peak MB", -1),
+}
+
+
+def register_score(name: str, *, better: int, label: str | None = None) -> None:
+    """Say of a score of yours what tables call it and which values lead.
+
+    Args:
+        name: Its name among the scores of a task.
+        better: 1 if more is better, -1 if less is, 0 if neither.
+        label: Head of its column (default: the name, with spaces).
+
+    Raises:
+        ValueError: If the name is taken, or ``better`` is another number.
+
+    Example:
+        >>> register_score("spearman", better=1)
+        >>> better("spearman_scale_10")
+        1
+    """
+    if better not in (-1, 0, 1):
+        raise ValueError(f"Expected 'better' to be 1, -1 or 0 (got {better!r}).")
+    made = (name.replace("_", " ") if label is None else label, better)
+    if _MEASURES.get(name, made) != made:
+        raise ValueError(f"The score {name!r} is known already, as {_MEASURES[name]}.")
+    _MEASURES[name] = made
+
+
+def _base(name: str) -> str:
+    return re.split(r"_scale_|_on_", name)[0]
+
+
+def label(name: str) -> str:
+    """What the column of a score or cost is called.
+
+    Args:
+        name: Its name, perhaps with the suffix of moved networks or further zoos.
+
+    Returns:
+        The head of the column.
+
+    Example:
+        >>> label("peak_memory_mb"), label("their_score")
+        ('peak MB', 'their score')
+    """
+    return _MEASURES[_base(name)][0] if _base(name) in _MEASURES else name.replace("_", " ")
+
+
+def better(name: str) -> int:
+    """Whether more (1) or less (-1) of a score or cost is better; 0 if neither, or if that is not known.
+
+    Args:
+        name: Its name, perhaps with the suffix of moved networks or further zoos.
+
+    Returns:
+        1, -1 or 0.
+
+    Example:
+        >>> better("tau_scale_100"), better("mse"), better("their_loss"), better("their_score")
+        (1, -1, -1, 0)
+    """
+    known = _MEASURES.get(_base(name))
+    return known[1] if known is not None else -1 if any(word in name for word in ("loss", "mse", "error")) else 0
+
+
+def places(name: str) -> int:
+    """Decimal places that a score is written with in all tables: errors of pixels are small.
+
+    Args:
+        name: Its name, perhaps with the suffix of moved networks or further zoos.
+
+    Returns:
+        The number of places.
+
+    Example:
+        >>> places("tau_scale_10"), places("mse")
+        (3, 5)
+    """
+    return 5 if _base(name).startswith("mse") else 3
 
 
 def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:

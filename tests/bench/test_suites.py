@@ -20,11 +20,13 @@ from typer.testing import CliRunner
 
 from wsgraph import WeightSpace
 from wsgraph.bench import Cell, Size, list_suites, read_model, register_suite, run_cells, run_suite
+from wsgraph.bench import bench as bench_module
 from wsgraph.bench import cells as cells_module
 from wsgraph.bench.accuracy import reads_functions
 from wsgraph.cli import app
 from wsgraph.data import HyperparameterRanges, SmallCNNZoo, ZhouSIRENs, ZooStore, digits, make_cnn_zoo
 from wsgraph.measure import step_costs
+from wsgraph.scores import register_score
 from wsgraph.tasks.training import DivergedError
 
 TINY = Size(
@@ -413,3 +415,16 @@ def test_names_of_cells(tmp_path: Path) -> None:
     assert len({other.name for other in [cell, *others]}) == 6
     ZooStore(zoos[0]).set_column("split", ["train"] * 3)
     assert Cell("generalization", zoos[0], options).name != cell.name
+
+
+def test_who_leads_is_decided_by_the_score(tmp_path: Path) -> None:
+    values: dict[str, list[float | None]] = {"a": [0.2, 0.4], "b": [0.5], "c": [None]}
+    assert bench_module._gap(values, "tau_scale_100", 3) == "b by 0.200"
+    assert bench_module._gap(values, "tau", 5) == "b by 0.20000"
+    assert bench_module._gap(values, "mse", 3) == "a by 0.200"
+    assert bench_module._gap(values, "unknown", 3) == bench_module._gap({"a": [0.2], "b": [0.2]}, "tau", 3) == "-"
+    assert bench_module._gap({"a": [0.2]}, "tau", 3) == "-"
+    with pytest.raises(ValueError, match="The score 'tau' is known already"):
+        register_score("tau", better=-1)
+    with pytest.raises(ValueError, match="'better' to be 1, -1 or 0"):
+        register_score("other", better=2)

@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations
 import wsgraph
 from wsgraph import TraceError, TraceWarning, WeightSpace, from_state_dict, trace
 from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
+from wsgraph.convert.tracing import layers as tracing_layers
+from wsgraph.convert.tracing.texts import UnsupportedError
 from wsgraph.nn import build_model
 from wsgraph.testing import assert_function_preserved, assert_invariant
 
@@ -822,3 +824,55 @@ def test_spectral_norm_lets_what_its_vectors_allow_pass() -> None:
     space = trace(net, torch.randn(3, 4), strict=True)
     assert_function_preserved(net, space, torch.randn(3, 4), scale=(1e-4, 1e4))
     assert kinds(space)["0"] == SIGN
+
+
+class FixedWeight(nn.Module):
+    """A linear map by a buffer that no state dict holds, then a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mixing", torch.randn(4, 3), persistent=False)
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.relu(nn.functional.linear(x, self.get_buffer("mixing"))))
+
+
+class Unbatched(nn.Module):
+    """A sum of inputs without channels before a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.view(3) + x.reshape(3, 1).flatten())
+
+
+@pytest.mark.parametrize(("module", "shape"), [(FixedWeight(), (2, 3)), (Unbatched(), (3,))])
+def test_what_layers_cannot_express_is_found_without_an_error_within(
+    module: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    original = tracing_layers._Builder.build
+
+    def build(self: Any) -> Any:
+        try:
+            return original(self)
+        except Exception as error:
+            found.append(type(error))
+            raise
+
+    monkeypatch.setattr(tracing_layers._Builder, "build", build)
+    space = wsgraph.trace(module.eval(), torch.randn(shape))
+    assert found == [UnsupportedError]
+    assert not space.layers
+
+
+def test_a_mistake_in_reading_layers_is_not_taken_for_a_network_without_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*_: Any) -> None:
+        raise KeyError("weight")
+
+    monkeypatch.setattr(tracing_layers._Builder, "layer", mistaken)
+    with pytest.raises(KeyError, match="weight"):
+        wsgraph.trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval(), torch.randn(2, 2))

@@ -20,6 +20,7 @@ from wsgraph.nn import (
     build_model,
     list_models,
     model_entry,
+    model_options,
     register_model,
     widths_for_parameters,
 )
@@ -292,7 +293,22 @@ def test_widths_that_are_out_of_reach() -> None:
 
 def test_models_of_one_architecture_refuse_several() -> None:
     spaces = [WeightSpace.mlp([2, 3, 1]), WeightSpace.mlp([2, 4, 1])]
-    for name in list_models():
-        if not model_entry(name).mixed:
-            with pytest.raises(ValueError, match=rf"The model '{name}' reads networks of one architecture \(got 2 weight spaces\)"):
-                build_model(name, spaces, 1)
+    for name in [name for name in list_models() if not model_entry(name).mixed]:
+        with pytest.raises(ValueError, match=rf"The model '{name}' reads networks of one architecture \(got 2 weight spaces\)"):
+            build_model(name, spaces, 1)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_option_that_is_listed_can_be_given(name: str) -> None:
+    space = WeightSpace.mlp([2, 4, 4, 1])
+    given = build_model(name, space, 1, **model_options(name))
+    usual = build_model(name, space, 1)
+    assert {key: value.shape for key, value in given.state_dict().items()} == {
+        key: value.shape for key, value in usual.state_dict().items()
+    }
+
+
+def test_an_option_that_the_class_settles_is_refused() -> None:
+    assert "layer" not in model_options("neural_graph_transformer")
+    with pytest.raises(TypeError, match="has no option 'layer'"):
+        build_model("neural_graph_transformer", WeightSpace.mlp([2, 4, 1]), 1, layer="pna")

@@ -69,11 +69,10 @@ def test_gradients_of_mixed_batches_are_those_of_networks_alone() -> None:
         torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("space", MIXED, ids=str)
+@pytest.mark.parametrize("space", [space for space in MIXED if len(space.groups) > 2], ids=str)  # others have no symmetries
 def test_models_of_many_spaces_keep_the_symmetries_of_each(space: WeightSpace) -> None:
-    if len(space.groups) > 2:
-        assert_invariant(model_for(MIXED, "invariant"), space)
-        assert_equivariant(model_for(MIXED, "equivariant"), space)
+    assert_invariant(model_for(MIXED, "invariant"), space)
+    assert_equivariant(model_for(MIXED, "equivariant"), space)
 
 
 def test_activations_are_told_apart() -> None:

@@ -87,8 +87,7 @@ def test_layers_are_equivariant(layer: str, space: str, dtype: torch.dtype) -> N
     networks = dense(space) if layer in POLYNOMIAL else SPACES[space]
     control = "noise" if layer.startswith("pointwise") else "uncoupled"  # what maps every entry alone commutes with any permutation
     stack = Stack(LAYERS[layer], networks)
-    if dtype is torch.float64 or control == "uncoupled":
-        assert_equivariant(stack, networks, dtype=dtype, control=control)
+    assert_equivariant(stack, networks, dtype=dtype, control=control)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +140,9 @@ def test_every_trained_parameter_acts(layer: str, missing: str | None) -> None:
     torch.manual_seed(0)
     network = LAYERS[layer](space, 2, 3)
     (network(torch.randn(4, space.num_params, 2)).flatten() * torch.randn(4, space.num_params, 3)).sum().backward()
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert (parameter.grad != 0).all(), name
+    for name, parameter in [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]:
+        assert parameter.grad is not None, name
+        assert (parameter.grad != 0).all(), name
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -247,7 +245,7 @@ def test_monomial_linear_against_the_closed_form() -> None:
     torch.testing.assert_close(z3.transpose(1, 2).flatten(1), maps["layers.2.bias"](b3.transpose(1, 2).flatten(1)))
 
 
-@pytest.mark.parametrize("sizes", [[2, 5, 4, 6, 3], [7, 5, 2], [3, 4, 5, 9]])
+@pytest.mark.parametrize("sizes", [[2, 5, 4, 6, 3], [7, 5, 4, 2], [3, 4, 5, 9]])
 def test_magep_against_products_formed_in_full(sizes: list[int]) -> None:
     # Every [WW]^(s,0)(L,t) and [bW]^(s)(L,t) as a matrix, with the layer's own coefficients.
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from wsgraph.nn import list_models
 from wsgraph.tasks import Result, list_tasks, register_task, run, run_seeds, training
 from wsgraph.tasks.generalization import kendall_tau
 from wsgraph.tasks.result import mean_and_error
-from wsgraph.tasks.training import prepare_folder
+from wsgraph.tasks.runs import prepare_folder
 
 SMALL: dict[str, dict[str, Any]] = {
     "monomial_gnn": {"channels": 8, "rounds": 1},
@@ -129,7 +129,7 @@ def test_interrupted_run_resumes_with_the_same_result(store: ZooStore, tmp_path:
     whole = train(store, tmp_path / "whole", **options)
     interrupt(store, tmp_path / "run", monkeypatch, **options)
     assert not (tmp_path / "run" / "result.json").exists()
-    resumed = train(store, tmp_path / "run", resume=True, **options)
+    resumed = train(store, tmp_path / "run", **options)
     assert logged_epochs(tmp_path / "run" / "metrics.csv") == [2, 3, 4]
     assert logged_epochs(tmp_path / "run" / "metrics.1.csv")[:2] == [0, 1]
     assert same(whole, resumed)
@@ -138,22 +138,10 @@ def test_interrupted_run_resumes_with_the_same_result(store: ZooStore, tmp_path:
 def test_resuming_a_finished_run_returns_its_result(store: ZooStore, tmp_path: Path) -> None:
     first = train(store, tmp_path / "run")
     written = (tmp_path / "run" / "best.ckpt").stat().st_mtime_ns
-    again = train(store, tmp_path / "run", resume=True)
+    again = train(store, tmp_path / "run")
     assert (tmp_path / "run" / "best.ckpt").stat().st_mtime_ns == written
     assert same(first, again)
     assert again.metrics["seconds_per_epoch"] == first.metrics["seconds_per_epoch"]
-
-
-def test_resuming_another_run_is_refused(store: ZooStore, tmp_path: Path) -> None:
-    train(store, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"Cannot resume the run in .* which differs \(epochs: 2 there, 3 now; seed: 0 there, 7 now\)"):
-        train(store, tmp_path / "run", epochs=3, seed=7, resume=True)
-
-
-def test_starting_over_removes_what_was_there(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(store, tmp_path / "run", monkeypatch, epochs=4)
-    fresh = train(store, tmp_path / "run", epochs=4)
-    assert same(fresh, train(store, tmp_path / "other", epochs=4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -199,7 +187,7 @@ def test_result_json_has_no_nan() -> None:
 
 
 def test_several_seeds_are_summarised(store: ZooStore, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"zoo": store, "model": "statnn", "epochs": 2, "progress": False, "scales": [1], "resume": True}
+    options: dict[str, Any] = {"zoo": store, "model": "statnn", "epochs": 2, "progress": False, "scales": [1]}
     summary = run_seeds("generalization", seeds=[3, 5, 8], output=tmp_path / "runs", **options)
     taus = [result.metrics["tau"] for result in summary.results]
     assert [result.config["seed"] for result in summary.results] == [3, 5, 8]
@@ -255,7 +243,7 @@ def test_augment_scale_moves_training_networks(store: ZooStore, tmp_path: Path) 
     still = {"epochs": 3, "learning_rate": 1e-12, "weight_decay": 0.0}
     losses = {}
     for scale in (None, 1000):
-        train(store, tmp_path / "still", "neural_graph", augment_scale=scale, **still)
+        train(store, tmp_path / "still", "neural_graph", augment_scale=scale, overwrite=True, **still)
         with (tmp_path / "still" / "metrics.csv").open() as file:
             losses[scale] = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
         assert losses[scale] == pytest.approx(losses[scale][:1] * 3, rel=1e-6)
@@ -275,7 +263,7 @@ def test_further_zoos_are_scored(store: ZooStore, tmp_path: Path) -> None:
     assert result.config["test_zoos"] == dict.fromkeys(("same", "path"), f"same {same_networks.digest}")
     assert len(fewer) == result.config["networks"]["test"]
 
-    wide = WeightSpace.mlp([2, 9, 9, 1], "tanh")
+    wide = WeightSpace.mlp([2, 9, 9, 1])
     thetas = wide.sample(40, generator=torch.Generator().manual_seed(0))
     table = {"test_accuracy": thetas[:, 0].sigmoid(), "split": ["test"] * 40}
     other = ZooStore.create(tmp_path / "wide", wide, thetas, table)
@@ -283,11 +271,12 @@ def test_further_zoos_are_scored(store: ZooStore, tmp_path: Path) -> None:
     assert math.isfinite(moved.metrics["tau_on_wide"])
     assert not any(name.startswith("tau_on_wide_scale") for name in moved.metrics)
     with pytest.raises(
-        ValueError, match=r"'statnn' reads networks of one architecture \(got 2 weight spaces\); these read several: monomial_gnn"
+        ValueError,
+        match=r"'statnn' reads networks of one architecture \(got 2 weight spaces\): 'test_zoos' 'wide' holds networks of .*2-9-9-1",
     ):
         train(store, tmp_path / "c", test_zoos={"wide": other})
-    # Tanh networks pass through parameters that ReLU networks do not train.
-    with pytest.warns(UserWarning, match=r"The networks of 'wide' are not scored by scalegmn: they pass through parameters"):
+    # Deeper networks pass through parameters that shallow ones do not train.
+    with pytest.warns(UserWarning, match=r"in 'test_zoos' 'wide' will not be scored by scalegmn: they pass through parameters"):
         untrained = train(store, tmp_path / "d", "scalegmn", test_zoos={"wide": other, "same": same_networks})
     assert math.isnan(untrained.metrics["tau_on_wide"])
     assert untrained.metrics["tau_on_same"] == untrained.metrics["tau"]
@@ -301,7 +290,7 @@ def test_augmentation_repeats_when_resumed(store: ZooStore, tmp_path: Path, monk
     options: dict[str, Any] = {"epochs": 5, "learning_rate": 1e-3, "augment": augment}
     whole = train(store, tmp_path / "whole", **options)
     interrupt(store, tmp_path / "run", monkeypatch, **options)
-    assert same(whole, train(store, tmp_path / "run", resume=True, **options))
+    assert same(whole, train(store, tmp_path / "run", **options))
 
 
 def test_batches_of_several_architectures(tmp_path: Path) -> None:

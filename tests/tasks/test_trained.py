@@ -71,7 +71,7 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
     for broken, message in (
         (text[:100], "is damaged"),
         (text.replace('"wsgraph"', '"other"'), "does not describe a model of wsgraph"),
-        (text.replace('"format": 1', '"format": 99'), "this version reads format 1"),
+        (text.replace('"format": 2', '"format": 99'), "this version reads formats 1 and 2"),
         (text.replace('"statnn"', '"unknown"'), "Unknown model 'unknown'"),
         (text.replace('"out_channels": 1', '"out_channels": 2'), "do not fit the model 'statnn'"),
         (text.replace('"spaces"', '"places"'), "is damaged .KeyError: 'spaces'"),
@@ -187,12 +187,23 @@ def test_networks_of_interleaved_architectures_keep_their_order(tmp_path: Path) 
 def test_a_folder_never_holds_the_model_of_another_run(store: ZooStore, tmp_path: Path) -> None:
     train("generalization", store, tmp_path / "run")
     with pytest.raises(ValueError, match="diverged"):
-        run("generalization", zoo=store, model="np", epochs=3, learning_rate=1e30, progress=False, output=tmp_path / "run")
+        run(
+            "generalization",
+            zoo=store,
+            model="np",
+            epochs=3,
+            learning_rate=1e30,
+            progress=False,
+            output=tmp_path / "run",
+            overwrite=True,
+        )
     with pytest.raises(FileNotFoundError, match="is not finished"):
         TrainedModel.load(tmp_path / "run")
     train("generalization", store, tmp_path / "b")
     shutil.rmtree(tmp_path / "b" / "model")
-    assert train("generalization", store, tmp_path / "b", resume=True).name == "statnn"
+    with pytest.raises(FileNotFoundError, match=r"the model is missing.*overwrite=True"):
+        train("generalization", store, tmp_path / "b")
+    assert train("generalization", store, tmp_path / "b", overwrite=True).name == "statnn"
 
 
 def test_editors_refuse_other_architectures(pictures: ZooStore, tmp_path: Path) -> None:
@@ -221,7 +232,7 @@ def test_predictions_of_architectures_that_were_not_trained_on_are_called_meanin
     deep = WeightSpace.mlp([2, 5, 5, 1], "tanh")
     table = {"test_accuracy": torch.linspace(0, 1, 6), "split": ["test"] * 6}
     other = ZooStore.create(tmp_path / "deep", deep, deep.sample(6, generator=torch.Generator().manual_seed(0)), table)
-    with pytest.warns(UserWarning, match="are not scored by scalegmn: they pass through parameters"):
+    with pytest.warns(UserWarning, match="will not be scored by scalegmn: they pass through parameters"):
         trained = train("generalization", store, tmp_path / "run", "scalegmn", test_zoos={"deep": other})
     with pytest.warns(UserWarning, match="means nothing: they pass through parameters"), torch.no_grad():
         trained.predict(deep, other.thetas[:])

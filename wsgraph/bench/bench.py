@@ -19,6 +19,7 @@ from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
 from wsgraph.nn import list_models, model_options, widths_for_parameters
 from wsgraph.plugins import Registry
+from wsgraph.scores import better
 from wsgraph.tasks.prediction import distinct_spaces
 from wsgraph.tasks.result import mean_and_error
 
@@ -329,7 +330,7 @@ class Bench:
             found: What :meth:`searched` returned.
             scores: Name of the score in every variant.
             baselines: By the name of a row, the name of a score that is the same for all models.
-            places: Decimal places. With more than three the score is an error: the lowest leads.
+            places: Decimal places.
         """
         columns = list(dict.fromkeys((row["zoo"], row["variant"]) for row in found))
         several = len({zoo for zoo, _ in columns}) > 1
@@ -338,7 +339,7 @@ class Bench:
         for row in found:
             values[row["zoo"], row["variant"]][row["model"]] = scores_of(row, scores[row["variant"]])
         rows = [[model, *(self.cell(values[place].get(model, []), places) for place in columns)] for model in self.models]
-        rows.append(["gap to the second", *(_gap(values[place], places) for place in columns)])
+        rows.append(["gap to the second", *(_gap(values[zoo, variant], scores[variant], places) for zoo, variant in columns)])
         for label, score in (baselines or {}).items():
             known = {(row["zoo"], row["variant"]): scores_of(row, score)[:1] for row in found if row["runs"]}
             rows.append([label, *(summarised(known.get(place, []), places) for place in columns)])
@@ -420,11 +421,13 @@ def documented(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "runs": [{**run, "cell": run["cell"].options} for run in row["runs"]]} for row in found]
 
 
-def _gap(values: Mapping[str, Sequence[float | None]], places: int) -> str:
-    """The best model, and by how much it leads the second."""
+def _gap(values: Mapping[str, Sequence[float | None]], score: str, places: int) -> str:
+    """The best model, and by how much it leads the second; nothing where that is not known, or they are equal."""
     means = {model: mean_and_error(each)[0] for model, each in values.items()}
-    ranked = sorted(((score, model) for model, score in means.items() if not math.isnan(score)), reverse=places <= 3)
-    return f"{ranked[0][1]} by {abs(ranked[0][0] - ranked[1][0]):.{places}f}" if len(ranked) > 1 else "-"
+    ranked = sorted((-better(score) * mean, model) for model, mean in means.items() if not math.isnan(mean))
+    if len(ranked) < 2 or not better(score) or ranked[0][0] == ranked[1][0]:
+        return "-"
+    return f"{ranked[0][1]} by {ranked[1][0] - ranked[0][0]:.{places}f}"
 
 
 # == The registry ==

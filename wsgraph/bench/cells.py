@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import inspect
 import json
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ import torch
 from wsgraph.data import ZooStore
 from wsgraph.files import write_json
 from wsgraph.nn import model_entry
+from wsgraph.plugins import source_of
+from wsgraph.tasks.registry import task_function
 
 if TYPE_CHECKING:
     from wsgraph.tasks import Result
@@ -59,7 +63,9 @@ class Cell:
         """
         zoos = [("", self.zoo), *self.test_zoos.items()]
         contents = {name: ZooStore(path).digest for name, path in zoos}
-        identity = json.dumps([_ALGORITHM, self.task, contents, self.options, *_source(self.options.get("model"))], sort_keys=True)
+        identity = json.dumps(
+            [_ALGORITHM, self.task, contents, self.options, *_sources(self.task, self.options.get("model"))], sort_keys=True
+        )
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return "-".join([self.task, self.zoo.resolve().name, str(self.options.get("model", "")), digest])
 
@@ -70,34 +76,29 @@ class Cell:
             folder: Where results of all cells are kept.
         """
         from wsgraph.tasks import run
-        from wsgraph.tasks.training import OtherRunError
+        from wsgraph.tasks.runs import OtherRunError
 
         further = {"test_zoos": self.test_zoos} if self.test_zoos else {}
         options: dict[str, Any] = {**self.options, **further, "output": folder / self.name / "run", "progress": False}
         try:
-            return run(self.task, zoo=self.zoo, resume=True, **options)
+            return run(self.task, zoo=self.zoo, **options)
         except OtherRunError:  # begun by another version of the library
-            return run(self.task, zoo=self.zoo, resume=False, **options)
+            return run(self.task, zoo=self.zoo, overwrite=True, **options)
 
 
-def _source(model: str | None) -> list[str]:
-    """What tells versions of a model of a plugin apart: the contents of the file that defines it."""
-    build = None if model is None else model_entry(model).build
-    if build is None or build.__module__.startswith("wsgraph."):
-        return []
-    try:
-        return [hashlib.sha256(Path(inspect.getfile(build)).read_bytes()).hexdigest()]
-    except (OSError, TypeError):  # defined in a session
-        return []
+def _sources(task: str, model: str | None) -> list[str]:
+    """What tells versions of a task and a model of plugins apart."""
+    made = [task_function(task), *([] if model is None else [model_entry(model).build])]
+    return [source for value in made if (source := source_of(value)) is not None]
 
 
-def _end_with_parent() -> None:
-    """Leave when the process that started this worker is gone: a killed one cannot tell its workers to."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _end_with(pipe: Connection) -> None:
+    """Leave when the other end of a pipe is closed: by a process that was interrupted, or because it is gone and can tell nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the process that started this one, which closes the pipe
 
     def leave() -> None:
-        parent.join()
+        with contextlib.suppress(EOFError, OSError):
+            pipe.recv()
         os._exit(1)
 
     threading.Thread(target=leave, daemon=True).start()
@@ -159,9 +160,10 @@ def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads:
     if missing:
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         context = multiprocessing.get_context("spawn")
+        theirs, ours = context.Pipe(duplex=False)
         with (
             Progress(*columns, console=Console(stderr=True)) as bar,
-            ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_end_with_parent) as pool,
+            ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_end_with, initargs=(theirs,)) as pool,
         ):
             task = bar.add_task(title, total=len(by_name), completed=len(found))
             try:
@@ -176,5 +178,8 @@ def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads:
                 ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                ours.close()  # ends trainings under way, which continue from their last epoch the next time
                 raise
+        for end in (theirs, ours):
+            end.close()
     return [found[cell.name] for cell in cells]

@@ -53,8 +53,8 @@ def explained() -> Iterator[None]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.secho("Interrupted. Zoos and finished epochs are kept: repeat the command to continue (train: with --resume).", err=True)
+    except KeyboardInterrupt as interrupt:
+        typer.secho(str(interrupt) or "Interrupted. Zoos and finished epochs are kept: repeat the command to continue.", err=True)
         raise typer.Exit(130) from None
 
 

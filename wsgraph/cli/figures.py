@@ -15,7 +15,10 @@ __all__: list[str] = []
 plot_app = typer.Typer(help="Draw figures for papers: .pdf and .svg are vectors, .png has 200 dots per inch.", no_args_is_help=True)
 app.add_typer(plot_app, name="plot")
 
-_Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs, or folders with runs below. Runs of one model are its seeds.")]
+_Runs = Annotated[
+    list[Path],
+    typer.Argument(help="Folders of finished runs on one zoo, or folders with such below. Runs that differ in the seed are averaged."),
+]
 _Zoo = Annotated[Path, typer.Option(help="Folder of the zoo.")]
 _Title = Annotated[str | None, typer.Option(help="Title above the figure.")]
 
@@ -29,7 +32,7 @@ def _wrote(path: Path) -> None:
 
 
 def _parent(path: Path) -> Path:
-    from wsgraph.tasks.training import prepare_folder
+    from wsgraph.tasks.runs import prepare_folder
 
     prepare_folder(path.parent)
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):

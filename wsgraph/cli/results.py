@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from wsgraph.scores import places
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -57,7 +59,7 @@ def print_results(results: list[Result], title: str) -> None:
             f"{m['parameters']:,.0f}",
             f"{m['seconds_per_epoch']:.2f}",
             f"{m['peak_memory_mb']:.1f}",
-            *(f"{m[name]:.3f}" for name in [*scores, *(f"{scores[0]}_scale_{scale:g}" for scale in scales), *further]),
+            *(f"{m[name]:.{places(name)}f}" for name in [*scores, *(f"{scores[0]}_scale_{scale:g}" for scale in scales), *further]),
         ]
         table.add_row(str(result.config["model"]), *row)
     print_whole(table)

@@ -53,7 +53,12 @@ def train(
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Largest learning rate of the one-cycle schedule.")] = 3e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Networks per step.")] = 64,
-    output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and logs (default: runs/TASK/ZOO-MODEL-seedSEED).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for checkpoints and logs (default: runs/TASK/ZOO-MODEL-seedSEED, with -2, -3, ... for runs of other options)."
+        ),
+    ] = None,
     canonicalize: Annotated[
         list[str] | None, typer.Option(help="Settle scale, phase, sign or order in all networks before they are read; repeat it.")
     ] = None,
@@ -73,10 +78,17 @@ def train(
         list[str] | None, typer.Option(help="Further zoo whose test networks are scored, as NAME=FOLDER; repeat it.")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes that train together, each with its share of every batch.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run of fewer epochs; interrupted ones are continued anyway.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Train again, removing the run that --output holds or that has the same options.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a task and print its scores.
+
+    The same command continues a run that was interrupted, and prints the scores of one that has finished. No run replaces another.
 
     Examples: wsgraph train generalization --zoo my-zoo --model monomial_gnn --epochs 30
 
@@ -86,10 +98,11 @@ def train(
 
     torchrun --nproc-per-node 4 -m wsgraph train generalization --zoo my-zoo
     """
-    from wsgraph.tasks import run
-    from wsgraph.tasks.training import is_first_process
+    from wsgraph.tasks.runs import is_first_process
 
     with explained():
+        from wsgraph.tasks import run
+
         for name, value, of in (("operation", operation, "inr_editing"), ("augment-scale", augment_scale, "generalization")):
             if value is not None and task != of:
                 raise ValueError(f"--{name} is for {of}, not for {task}.")
@@ -109,6 +122,7 @@ def train(
             output=output,
             devices=devices,
             resume=resume,
+            overwrite=overwrite,
         )
     if is_first_process() and as_json:
         print_json({**result.document(), "folder": str(result.folder)})
@@ -248,7 +262,7 @@ def bench(
     from dataclasses import replace
 
     from wsgraph.bench import SIZES, run_suite
-    from wsgraph.tasks.training import prepare_folder
+    from wsgraph.tasks.runs import prepare_folder
 
     size = SIZES["full" if full else "quick"]
     with explained():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wsgraph.files import write_atomically
-from wsgraph.space import ParameterGraph
+from wsgraph.space import OPERATORS, ParameterGraph
 
 __all__ = ["save_graph"]
 
@@ -18,8 +19,9 @@ __all__ = ["save_graph"]
 def save_graph(graph: ParameterGraph, path: str | os.PathLike[str]) -> None:
     """Write the parameter graph of one network.
 
-    A ``.pt`` file holds a dict of tensors, and the weight space as JSON under ``"space_json"``; ``torch.load`` reads it without trust in
-    the file, and ``torch_geometric.data.Data`` takes it as keywords. A ``.safetensors`` file holds the same, with the space as metadata.
+    A ``.pt`` file holds a dict of tensors, the weight space as JSON under ``"space_json"``, and under ``"operators_json"`` the names that
+    the numbers of ``node_activation`` stand for; ``torch.load`` reads it without trust in the file, and ``torch_geometric.data.Data``
+    takes it as keywords. A ``.safetensors`` file holds the same, with what is JSON as metadata.
 
     Args:
         graph: A graph from :meth:`WeightSpace.graph`.
@@ -44,12 +46,13 @@ def save_graph(graph: ParameterGraph, path: str | os.PathLike[str]) -> None:
     if path.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"Expected the name of a graph file to end in .pt or .safetensors (got {path.name!r}).")
     tensors: dict[str, Tensor] = {name: value.contiguous() for name, value in graph.to_dict().items() if isinstance(value, Tensor)}
-    space = graph.spaces[0].to_json()
+    # Positions of operators that plugins register depend on the order in which they do.
+    texts = {"space_json": graph.spaces[0].to_json(), "operators_json": json.dumps(list(OPERATORS))}
 
     def save(temporary: Path) -> None:
         if path.suffix == ".pt":
-            torch.save({**tensors, "space_json": space}, temporary)
+            torch.save({**tensors, **texts}, temporary)
         else:
-            save_file(tensors, temporary, metadata={"space_json": space})
+            save_file(tensors, temporary, metadata=texts)
 
     write_atomically(path, save)

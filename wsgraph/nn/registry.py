@@ -250,7 +250,8 @@ def model_options(name: str) -> dict[str, Any]:
         options |= {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in options}
         if not any(each.kind is each.VAR_KEYWORD for each in parameters):  # what it does not name goes to the class that it extends
             break
-    options.pop("task", None)
+    for settled in ("task", *getattr(build, "settled_options", ())):  # by the class itself
+        options.pop(settled, None)
     return options
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from wsgraph.convert import CheckpointError, load_checkpoint
 from wsgraph.files import explained_errors, write_atomically
 from wsgraph.nn.registry import Recipe, recipe_of
 from wsgraph.space import WeightSpace
+from wsgraph.space.operators import operator_symmetry
 
 __all__ = ["load_model", "read_about", "save_model"]
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-_FORMAT = 1
+_FORMAT = 2  # 1 lacked the operators; NeuralGraphNet reads its weights of that time
+_READ = (1, 2)
 
 
 def save_model(
@@ -69,6 +71,7 @@ def save_model(
         "out_channels": recipe.out_channels,
         "task": recipe.task,
         "spaces": [json.loads(space.to_json()) for space in recipe.spaces],
+        "operators": _declared(recipe.spaces),
         "about": dict(about or {}),
     }
     try:
@@ -98,10 +101,11 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
     Raises:
         FileNotFoundError: If the folder holds no model.
         CheckpointError: If a file is damaged, was written by a later version, or the weights do not fit the model.
-        ValueError: If the model is not registered.
+        ValueError: If the model, or an operator of the networks that it reads, is not registered, or the operator with other symmetries.
     """
     path = Path(folder)
     document = _read_config(path)
+    _check_operators(document, path)
     try:
         spaces = tuple(WeightSpace.from_json(json.dumps(space)) for space in document["spaces"])
         recipe = Recipe(document["model"], spaces, document["out_channels"], document["task"], document["options"])
@@ -135,6 +139,43 @@ def read_about(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return about
 
 
+def _operators(space: Mapping[str, Any]) -> list[str]:
+    """Operators that the JSON document of a space names, as written."""
+    return [text for group in space["groups"] for text in group.get("operators", ())]
+
+
+def _declared(spaces: Sequence[WeightSpace]) -> dict[str, list[bool]]:
+    """What the operators of networks are registered to let through, positive factors and signs, by their text."""
+    return {text: list(operator_symmetry(text)) for space in spaces for group in space.groups for text in group.operators}
+
+
+def _check_operators(document: Mapping[str, Any], path: Path) -> None:
+    """Refuse to load where an operator is missing, or one of the same name has other symmetries than when the model was saved."""
+    declared = document.get("operators") or {}
+    try:
+        named = dict.fromkeys(text for space in document["spaces"] for text in _operators(space))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{str(path / _CONFIG)!r} is damaged ({type(error).__name__}: {error}).") from None
+    for text in named:
+        try:
+            found = operator_symmetry(text)
+        except ValueError as error:
+            raise ValueError(
+                f"The model in {str(path)!r} reads networks with the operator {text!r}, which cannot be used here: {error} "
+                "Import the module that registers it before loading, or name the module with --plugin or WSGRAPH_PLUGINS."
+            ) from None
+        if text in declared and list(found) != declared[text]:
+            said, now = (_passing(*passed) for passed in (declared[text], found))
+            raise ValueError(
+                f"The operator {text!r} let {said} through when the model in {str(path)!r} was saved, and lets {now} through as it is "
+                "registered now: register the operator that the model was trained with."
+            )
+
+
+def _passing(positive: bool, sign: bool) -> str:
+    return " and ".join(name for name, passes in (("positive factors", positive), ("signs", sign)) if passes) or "no factors"
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / _CONFIG
     if not file.exists():
@@ -145,9 +186,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{str(file)!r} is damaged ({error}).") from None
     if not isinstance(document, dict) or document.get("library") != "wsgraph":
         raise CheckpointError(f"{str(file)!r} does not describe a model of wsgraph.")
-    if document.get("format") != _FORMAT:
+    if document.get("format") not in _READ:
         raise CheckpointError(
             f"{str(path)!r} was written by wsgraph {document.get('version')} in format {document.get('format')!r}, this version reads "
-            f"format {_FORMAT}: install that version."
+            f"formats {' and '.join(map(str, _READ))}: install that version."
         )
     return document

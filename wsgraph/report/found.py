@@ -11,8 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Run", "Suite", "as_text", "find", "number"]
+__all__ = ["Run", "Suite", "find", "number"]
 
+from wsgraph._labels import as_text
+from wsgraph.report.commands import command_of
+
+_QUICKSTART = "wsgraph quickstart"
 _WRITERS = "`wsgraph train`, `wsgraph bench` or `wsgraph quickstart`"
 
 
@@ -26,7 +30,7 @@ class Run:
         metrics: Scores and costs; NaN where there is none.
         machine: What it ran on.
         losses: Validation loss by epoch, where there is a log.
-        command: The command that trained several runs at once, if it was one.
+        command: The command or call that repeats the run, where that is known; one may make several runs.
     """
 
     task: str
@@ -61,11 +65,6 @@ class Suite:
     figures: tuple[Path, ...] = ()
 
 
-def as_text(value: Any) -> str:
-    """A value of a JSON file as text that is the same for equal values."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
 def number(value: Any) -> float:
     """A score as it was found in a file: NaN unless it is a finite number."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else math.nan
@@ -92,7 +91,7 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], list[Suite
             where = f"in the folder {str(path)!r}" if several else f"as the file {str(path)!r}"
             raise ValueError(
                 f"Expected results of {_WRITERS} {where} (found none). Name a folder that holds a result.json, a quickstart.json or the "
-                "JSON file of a suite, in it or below; a run that has not finished has none yet: continue it with --resume."
+                "JSON file of a suite, in it or below; a run that has not finished has none yet: repeat its command to continue it."
             )
         for item in found:
             if isinstance(item, Suite):
@@ -101,8 +100,10 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], list[Suite
                     suites[as_text(item.document)] = item
             else:
                 known = runs.setdefault(item.identity, item)
-                # A run of the quick start is in its folder, with a log, and in the file of all its runs, which know their command.
-                runs[item.identity] = replace(known, losses=known.losses or item.losses, command=known.command or item.command)
+                # A run of the quick start is in its folder, with a log, and in the file of all its runs, which one command made.
+                commands = sorted((each.command for each in (known, item)), key=lambda text: not text.startswith(_QUICKSTART))
+                command = next(filter(None, commands), "")
+                runs[item.identity] = replace(known, losses=known.losses or item.losses, command=command)
     return [runs[key] for key in sorted(runs)], [suites[key] for key in sorted(suites, key=lambda key: (suites[key].name, key))]
 
 
@@ -127,7 +128,7 @@ def _read(path: Path) -> list[Run | Suite]:
     if isinstance(document.get("suite"), str):
         return [_suite(path, document)]
     if _is_run(document):
-        return [_run(document, losses=_losses(path.parent))]
+        return [_run(document, losses=_losses(path.parent), command=command_of(document))]
     results = document.get("results")
     if isinstance(results, list) and results and all(map(_is_run, results)):
         return [_run(each, command=_quickstart(document, each)) for each in results]
@@ -152,7 +153,7 @@ def _run(document: dict[str, Any], **more: Any) -> Run:
 def _quickstart(document: dict[str, Any], run: dict[str, Any]) -> str:
     try:
         networks, config = int(document["zoo"]["configuration"]["networks"]), run["config"]
-        return f"wsgraph quickstart --networks {networks} --epochs {int(config['epochs'])} --seed {int(config['seed'])}"
+        return f"{_QUICKSTART} --networks {networks} --epochs {int(config['epochs'])} --seed {int(config['seed'])}"
     except (KeyError, OverflowError, TypeError, ValueError):
         return ""
 

@@ -7,8 +7,6 @@ import hashlib
 import json
 import math
 import os
-import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -17,9 +15,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from wsgraph._labels import as_text, labelled, options_of, plain
 from wsgraph.files import write_atomically
+from wsgraph.plot import in_order_of_styles
 from wsgraph.report.charts import chart, legend, style_sheet
-from wsgraph.report.found import Run, Suite, as_text, find, number
+from wsgraph.report.found import Run, Suite, find, number
 from wsgraph.report.tables import Cell, Column, amount, column_of, read_cells, score_cell, table
 from wsgraph.scores import mean_and_error
 
@@ -98,10 +98,10 @@ class _Section:
 def _page(runs: list[Run], suites: list[Suite], title: str | None) -> str:
     comparisons = _comparisons(runs)
     models = {str(run.config.get("model")) for run in runs} | {str(result.get("model")) for suite in suites for result in _results(suite)}
-    # One look for a model on the whole page, in the order of the benchmark, whose figures number its models so too.
+    # One look for a model on the whole page, the same as in figures of the same models.
     labels = [str(result.get("model")) for suite in suites for result in _results(suite)]
     labels += [row.label for _, group in comparisons for row in _rows(group)]
-    styles = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    styles = {label: i for i, label in enumerate(in_order_of_styles(labels))}
     drawn: set[str] = set()
     sections = [_compared(heading, group, styles) for heading, group in comparisons]
     # Other suites hold the same trainings as that of robustness, whose curves are best seen there.
@@ -157,7 +157,7 @@ def _comparisons(runs: list[Run]) -> list[tuple[str, list[Run]]]:
     for run in runs:
         networks = run.config.get("networks")
         test = networks.get("test") if isinstance(networks, dict) else None
-        scored_on = [run.config.get(key) for key in ("zoo", "operation", "target", "select")]
+        scored_on = [run.config.get(key) for key in ("zoo", "zoo_digest", "operation", "target", "select", "selected")]
         groups.setdefault(as_text([run.task, *scored_on, test]), []).append(run)
     found = []
     for group in groups.values():
@@ -167,54 +167,10 @@ def _comparisons(runs: list[Run]) -> list[tuple[str, list[Run]]]:
     return found
 
 
-def _options(run: Run) -> dict[str, Any]:
-    """What a run was trained with, beside its model, zoo and seed, as the command names it."""
-    known = dict(run.config)
-    for name in ("model", "zoo", "seed"):
-        known.pop(name, None)
-    networks, options = known.pop("networks", None), known.pop("model_options", None)
-    if isinstance(networks, dict) and "train" in networks:
-        known["train_size"] = networks["train"]
-    moved = re.fullmatch(
-        r"RandomSymmetry\(scale=\(1\.0, ([\d.e+]+)\), distribution='uniform', .*, probability=0\.5\)", str(known.get("augment"))
-    )
-    if moved and known.get("augment_validation"):
-        known |= {"augment": None, "augment_validation": False, "augment_scale": float(moved[1])}
-    # What parameters were divided by follows from the zoo and the seed.
-    known["standardize"] = True if known.get("standardize") else None
-    if isinstance(options, dict):
-        known |= {f"model_options.{name}": value for name, value in options.items()}
-    return known
-
-
 def _by_model(group: list[Run]) -> dict[str, list[Run]]:
-    """Runs that differ only in the seed, by the model and what tells them from others of the same model."""
-    alike: dict[str, list[Run]] = {}
-    for run in group:
-        alike.setdefault(as_text([run.config.get("model"), _options(run)]), []).append(run)
-    models: dict[str, list[list[Run]]] = {}
-    for same in alike.values():
-        models.setdefault(str(same[0].config.get("model")), []).append(same)
-    labelled = {}
-    for model, several in models.items():
-        options = [_options(same[0]) for same in several]
-        names = [
-            name
-            for name in dict.fromkeys(key for each in options for key in each)
-            if len({as_text(each.get(name)) for each in options}) > 1
-        ]
-        for same, each in zip(several, options, strict=True):
-            told = [f"{name.removeprefix('model_options.')}={_plain(each[name])}" for name in names if _given(each.get(name))]
-            labelled[", ".join([model, *told])] = sorted(same, key=lambda run: as_text(run.config.get("seed")).zfill(20))
-    return labelled
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else as_text(value)
-
-
-def _given(value: Any) -> bool:
-    return value not in (None, False, [], {}, "")
+    """Runs that differ only in the seed, in the order of their seeds, by their label."""
+    runs = labelled([(run.config, run) for run in group])
+    return {label: sorted(same, key=lambda run: as_text(run.config.get("seed")).zfill(20)) for label, same in runs.items()}
 
 
 def _rows(group: list[Run]) -> list[_Row]:
@@ -224,7 +180,7 @@ def _rows(group: list[Run]) -> list[_Row]:
         epochs = sorted({epoch for run in runs for epoch in run.losses})
         logged = [run.losses for run in runs if run.losses]
         losses = {float(epoch + 1): mean_and_error([each[epoch] for each in logged if epoch in each]) for epoch in epochs}
-        rows.append(_Row(label, ", ".join(_plain(run.config.get("seed", "-")) for run in runs), metrics, losses))
+        rows.append(_Row(label, ", ".join(plain(run.config.get("seed", "-")) for run in runs), metrics, losses))
     return rows
 
 
@@ -236,7 +192,7 @@ def _compared(title: str, group: list[Run], styles: Mapping[str, int]) -> _Secti
     test = networks.get("test") if isinstance(networks, dict) else None
     target = "" if config.get("target") is None else f", target {config['target']}"
     # Whatever is compared should differ in nothing but the model.
-    options = [_options(run) for run in group]
+    options = [options_of(run.config) for run in group]
     shared = {name for each in options for name in each if not name.startswith("model_options.")}
     differing = sorted(name for name in shared if len({as_text(each.get(name)) for each in options}) > 1)
     main = _main(rows)
@@ -263,11 +219,13 @@ def _compared(title: str, group: list[Run], styles: Mapping[str, int]) -> _Secti
     if graphs:
         blocks = "".join(f"<div><h3>{heading}</h3>{figures}</div>" for heading, figures in graphs)
         parts.append(f'<div class="panels">{blocks}{legend(styles, lines=True)}</div>')
-    commands = list(dict.fromkeys(run.command or _command(run) for runs in by_model.values() for run in runs))
+    commands = list(dict.fromkeys(run.command for runs in by_model.values() for run in runs if run.command))
     same = {
         name: value for name, value in options[0].items() if all(name in each and as_text(each[name]) == as_text(value) for each in options)
     }
-    own = {label: {name: value for name, value in _options(runs[0]).items() if name not in same} for label, runs in by_model.items()}
+    own = {
+        label: {name: value for name, value in options_of(runs[0].config).items() if name not in same} for label, runs in by_model.items()
+    }
     configuration = {"all": same, **{label: each for label, each in own.items() if each}}
     return _Section(title, parts, commands, configuration, _distinct(group))
 
@@ -297,44 +255,6 @@ def _validation(curves: Mapping[str, Mapping[float, Point]], styles: Mapping[str
 
 def _distinct(group: list[Run]) -> list[dict[str, Any]]:
     return list({as_text(run.machine): run.machine for run in group if run.machine}.values())
-
-
-def _literal(value: Any) -> str:
-    """A value of a JSON file as Python, with quotes that need no escape in a shell."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_literal(name)}: {_literal(each)}" for name, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    return json.dumps(value) if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else repr(value)
-
-
-def _command(run: Run) -> str:
-    """The call that repeats a run: of the command, or of Python where the command lacks an option."""
-    config, options = run.config, _options(run)
-    target = {"generalization": "test_accuracy", "inr_classification": "label"}.get(run.task)
-    others = options.get("test_zoos")
-    zoos = {name: str(zoo).rsplit(" ", 1)[0] for name, zoo in others.items()} if isinstance(others, dict) else {}
-    usual = {"target": (None, target), "weight_decay": (None, 0.01), "select": (None,), "augment": (None,), "test": (None, True)}
-    unusual = {name: options[name] for name, values in usual.items() if options.get(name) not in values}
-    if config.get("model_options") or unusual:
-        given: dict[str, Any] = {name: config.get(name) for name in ("zoo", "model", "epochs", "seed", "model_options")}
-        given |= {name: options.get(name) for name in ("learning_rate", "batch_size", "operation", "augment_scale", "train_size", "scales")}
-        given |= {"canonicalize": options.get("canonicalize"), "standardize": options["standardize"], "test_zoos": zoos, **unusual}
-        # Transforms cannot be read back from their text.
-        augment = given.pop("augment", None)
-        arguments = ", ".join(f"{name}={_literal(value)}" for name, value in given.items() if value not in (None, [], {}))
-        left_out = f"  # augment={' '.join(str(augment).split())}" if augment else ""
-        return shlex.join(["python", "-c", f"from wsgraph.tasks import run; run({_literal(run.task)}, {arguments})"]) + left_out
-    words = ["wsgraph", "train", run.task]
-    for name in ("zoo", "model", "epochs", "seed"):
-        words += [f"--{name}", str(config[name])] if name in config else []
-    for name in ("learning_rate", "batch_size", "operation", "augment_scale", "train_size"):
-        words += [f"--{name.replace('_', '-')}", _plain(options[name])] if _given(options.get(name)) else []
-    for option, values in (("--scale", options.get("scales")), ("--canonicalize", options.get("canonicalize"))):
-        words += [word for value in (values if isinstance(values, list) else []) for word in (option, _plain(value))]
-    words += ["--standardize"] if options["standardize"] else []
-    words += [word for name, zoo in zoos.items() for word in ("--test-zoo", f"{name}={zoo}")]
-    return shlex.join(words)
 
 
 # == What runs and suites share ==
@@ -527,7 +447,7 @@ def _panels(suite: Suite, results: list[dict[str, Any]]) -> dict[str, list[_Row]
     for result in results:
         metrics = [run["metrics"] for run in result["runs"] if isinstance(run, dict) and isinstance(run.get("metrics"), dict)]
         cells = [run.get("cell") for run in result["runs"] if isinstance(run, dict)]
-        used = ", ".join(_plain(cell.get("seed", "-")) for cell in cells if isinstance(cell, dict))
+        used = ", ".join(plain(cell.get("seed", "-")) for cell in cells if isinstance(cell, dict))
         names = metrics[0] if metrics else {}
         means = {name: mean_and_error([number(each.get(name)) for each in metrics]) for name in names}
         note = f" (of {len(seeds)})" if isinstance(seeds, list) and metrics and len(metrics) < len(seeds) else ""
@@ -622,7 +542,7 @@ def _machines(sections: Sequence[_Section]) -> _Section:
     names = list(dict.fromkeys(name for machine in known.values() for name in machine))
     columns = [Column(name.replace("_", " ")) for name in names] + [Column("results")]
     rows = {
-        str(i): [*(Cell(_plain(known[key].get(name, "-"))) for name in names), Cell(", ".join(dict.fromkeys(used[key])))]
+        str(i): [*(Cell(plain(known[key].get(name, "-"))) for name in names), Cell(", ".join(dict.fromkeys(used[key])))]
         for i, key in enumerate(sorted(known), 1)
     }
     parts = (

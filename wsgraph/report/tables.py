@@ -9,29 +9,12 @@ from html import escape
 from typing import NamedTuple
 
 from wsgraph.report.charts import marker
+from wsgraph.scores import better, label, places
 
 __all__ = ["Cell", "Column", "amount", "column_of", "read_cells", "score_cell", "table"]
 
-# By the name of a score or cost: what its column is called, and whether more (1) or less (-1) is better.
-_MEASURES = {
-    "tau": ("tau", 1),
-    "r2": ("r2", 1),
-    "accuracy": ("accuracy", 1),
-    "mse": ("mse", -1),
-    "mse_unedited": ("mse as they are", 0),
-    "cross_entropy": ("cross entropy", -1),
-    "validation_loss": ("validation loss", -1),
-    "best_epoch": ("best epoch", 0),
-    "parameters": ("parameters", 0),
-    "peak_memory_mb": ("peak MB", -1),
-    "seconds_per_epoch": ("s/epoch", -1),
-    "milliseconds": ("ms", -1),
-    "networks_per_second": ("networks/s", 1),
-    "kept_bytes": ("kept MB", -1),
-    "peak_bytes": ("peak MB", -1),
-}
 _ROUNDING = 1e-9
-_SCORES = ("tau", "r2", "accuracy", "cross_entropy")
+_SCORES = ("tau", "r2", "accuracy", "cross_entropy", "mse", "mse_unedited")
 
 
 class Column(NamedTuple):
@@ -56,8 +39,7 @@ def _base(name: str) -> str:
 
 def column_of(name: str, head: str | None = None, group: str = "") -> Column:
     """The column of a score or cost."""
-    known, better = _MEASURES.get(_base(name), (name.replace("_", " "), -1 if "loss" in name or "mse" in name else 0))
-    return Column(known if head is None else head, better, group)
+    return Column(label(name) if head is None else head, better(name), group)
 
 
 def amount(value: float) -> str:
@@ -80,10 +62,10 @@ def score_cell(name: str, found: tuple[float, float], note: str = "") -> Cell:
         return Cell("-", mean, note)
     if base in ("parameters", "best_epoch"):
         return Cell(f"{mean:,.0f}" if mean == round(mean) else f"{mean:,.1f}", mean, note)
-    places = 3 if base in _SCORES else 5 if base.startswith("mse") else None
-    if places is None:
+    if base not in _SCORES:
         return Cell(amount(mean), mean, note)
-    return Cell(f"{mean:.{places}f}", mean, ("" if math.isnan(error) else f" ± {error:.{places}f}") + note)
+    digits = places(name)
+    return Cell(f"{mean:.{digits}f}", mean, ("" if math.isnan(error) else f" ± {error:.{digits}f}") + note)
 
 
 _NUMBER = re.compile(r"(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?)( ± \S+)?( \(.*\))?")

@@ -67,7 +67,7 @@ def _sin(values: Tensor, omega: float = 1.0) -> Tensor:
     return torch.sin(omega * values)
 
 
-# The order is part of the graph format: `node_activation` stores positions in this table, so new operators go to the end.
+# The order is that of the numbers in `node_activation`, so new operators go to the end. Files and saved models name operators.
 OPERATORS: dict[str, Operator] = {
     "identity": Operator(lambda v: v, positive=True, sign=True, shift=True),
     "relu": Operator(torch.relu, positive=True, sign=False),

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ __all__ = [
     "Prediction",
     "TrainedModel",
     "all_match",
+    "check_read",
+    "check_scored",
     "composed",
     "distinct_spaces",
     "float32",
@@ -40,6 +42,8 @@ __all__ = [
 ]
 
 _OWN = "task.safetensors"
+# Draws of a model's parameters that show which of their entries act: a unit that is silent in half of them is in all with 1e-7.
+_DRAWS = 24
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,7 @@ class TrainedModel:
         other = [space for space in spaces if not all_match([space], self.trained_on)]
         if self.task.wrap is not None and other:
             raise SpaceMismatchError(f"A model trained for {self.task.name} changes networks of {self.trained_on[0]!r} (got {other[0]!r}).")
-        if unknown := self._untrained(spaces):
+        if unknown := self.untrained(spaces):
             which = " and ".join(map(repr, spaces))
             warnings.warn(f"What {self.name} predicts of {which} means nothing: {unknown}.", stacklevel=3)
 
@@ -298,8 +302,9 @@ class TrainedModel:
         """
         data = zoo if isinstance(zoo, ZooDataset) else opened(zoo).dataset(split, target=self.config.get("target", self.task.target))
         check_scored(self.task, data, recipe_of(self.model).out_channels, self.trained_on)
-        if unknown := self._untrained(data.spaces):
-            warnings.warn(f"The networks of {Path(data.store.path).name!r} are not scored by {self.name}: {unknown}.", stacklevel=2)
+        if unknown := self.untrained(data.spaces):
+            name = Path(data.store.path).resolve().name
+            warnings.warn(f"The networks of {name!r} are not scored by {self.name}: {unknown}.", stacklevel=2)
         scales = scales if isinstance(scales, Sequence) else [scales]
         moves = {f"_scale_{s:g}": RandomSymmetry((1.0, s), distribution="uniform", seed=self.config.get("seed", 0)) for s in scales}
         metrics: dict[str, float] = {}
@@ -313,25 +318,53 @@ class TrainedModel:
         return metrics
 
     @torch.enable_grad()
-    def _untrained(self, spaces: Sequence[WeightSpace]) -> str:
-        """Which parameters act on these networks but not on those trained on, in words; empty if there is none."""
-        if all_match(spaces, self.trained_on):
+    def untrained(self, spaces: Sequence[WeightSpace]) -> str:
+        """Which parameters act on networks of some spaces but not on those trained on, in words; empty if there is none.
+
+        Args:
+            spaces: Weight spaces of networks.
+
+        Returns:
+            A sentence without its end.
+        """
+        others = [space for space in spaces if not all_match([space], self.trained_on)]
+        if not others:
             return ""
-        device = next(self.module.parameters()).device
-        acting = []
-        # Which parameters a network passes through is a matter of its architecture: any weights will do.
-        for own in (self.trained_on, spaces):
-            self.module.zero_grad(set_to_none=True)
-            generator = torch.Generator().manual_seed(0)
-            batches = [space.batch(space.sample(8, generator=generator)) for space in own]
-            for batch in batches:
-                self.module(batch.to(device)).square().sum().backward()
-            named = self.module.named_parameters()
-            acting.append({name for name, parameter in named if parameter.grad is not None and bool(parameter.grad.any())})
+        mode = self.module.training
+        state = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        self.module.eval()
+        acting, used = self._acting(others), self._acting(self.trained_on)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(_DRAWS):
+            doubtful = [name for name, acts in acting.items() if bool((acts & ~_lines(used[name])).any())]
+            if not doubtful:
+                break
+            # Weights at which units are silent say nothing of what is never used: others are drawn.
+            with torch.no_grad():
+                for parameter in self.module.parameters():
+                    noise = torch.randn(2, *parameter.shape, generator=generator).to(parameter)
+                    parameter.mul_(noise[0].sign()).add_(0.02 * noise[1])
+            used = {name: acts | used[name] for name, acts in self._acting(self.trained_on).items()}
+        self.module.load_state_dict(state)
         self.module.zero_grad(set_to_none=True)
-        names = sorted(acting[1] - acting[0])
+        self.module.train(mode)
+        names = sorted(doubtful)
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         return f"they pass through parameters that those trained on do not use ({listed})" if names else ""
+
+    def _acting(self, spaces: Sequence[WeightSpace]) -> dict[str, Tensor]:
+        """Which entries of all parameters act on networks of some spaces, a matter of their architecture: any weights will do."""
+        device = next(self.module.parameters()).device
+        self.module.zero_grad(set_to_none=True)
+        generator = torch.Generator().manual_seed(0)
+        acting = {name: torch.zeros_like(parameter, dtype=torch.bool) for name, parameter in self.module.named_parameters()}
+        for space in spaces:
+            batch = space.batch(space.sample(8, generator=generator))
+            self.module(batch.to(device)).square().sum().backward()
+        for name, parameter in self.module.named_parameters():
+            if parameter.grad is not None:
+                acting[name] |= parameter.grad != 0
+        return acting
 
     # == On disk ==
 
@@ -373,7 +406,7 @@ class TrainedModel:
         if (path / "model" / "config.json").exists():
             path = path / "model"
         elif (path / "config.json").exists() and not (path / "model.safetensors").exists():
-            raise FileNotFoundError(f"The run in {str(path)!r} is not finished: continue it with 'resume'.")
+            raise FileNotFoundError(f"The run in {str(path)!r} is not finished: repeat what started it to continue it.")
         about, model = read_about(path), load_model(path)
         try:
             name, config, places, metrics = (about[key] for key in ("task", "config", "trained_on", "metrics"))
@@ -398,6 +431,48 @@ class TrainedModel:
     def __repr__(self) -> str:
         scores = "".join(f", {name}={value:.4g}" for name, value in self.metrics.items() if "_scale_" not in name)
         return f"TrainedModel({self.task.name}, {self.name}{scores})"
+
+
+def _lines(used: Tensor) -> Tensor:
+    """Entries that lie, along every axis, at a place where some entry is used: of a product, both factors are."""
+    crossing = torch.ones_like(used)
+    for axis in range(used.ndim):
+        others = [other for other in range(used.ndim) if other != axis]
+        crossing &= used.any(dim=others, keepdim=True) if others else used
+    return crossing
+
+
+def check_read(trained: TrainedModel, networks: Mapping[str, ZooDataset], scored_only: Collection[str]) -> None:
+    """Refuse networks that a model cannot read, or read only through parameters that training does not reach, before it is trained.
+
+    Args:
+        trained: The model, not trained yet.
+        networks: All that it must read, by where they are.
+        scored_only: Those of them that are scored beside others; where these pass through parameters that are not trained, a warning
+            says that they will not be.
+
+    Raises:
+        ValueError: With where they are and their architecture.
+    """
+    device = next(trained.module.parameters()).device
+    for where, data in networks.items():
+        for space in data.spaces:
+            if all_match([space], trained.trained_on):
+                continue
+            try:
+                with torch.no_grad():
+                    trained.module(space.batch(space.sample(2, generator=torch.Generator().manual_seed(0))).to(device))
+            except ValueError as error:
+                raise ValueError(f"The model {trained.name!r} cannot read networks of {space!r} in {where}: {error}") from None
+            if unknown := trained.untrained([space]):
+                if where in scored_only:
+                    warnings.warn(f"Networks of {space!r} in {where} will not be scored by {trained.name}: {unknown}.", stacklevel=2)
+                    continue
+                raise ValueError(
+                    f"The networks of {space!r} in {where} have an architecture that no training network has: {unknown} in "
+                    f"{trained.name!r}, so that nothing of what it says of them is learned. Leave them out with 'select', or add networks "
+                    "like them to the training split."
+                )
 
 
 def check_scored(task: Prediction, data: ZooDataset, width: int, trained_on: Sequence[WeightSpace]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from wsgraph.tasks.result import Result, Summary
 if TYPE_CHECKING:
     from wsgraph.tasks.prediction import Prediction
 
-__all__ = ["list_tasks", "register_task", "run", "run_seeds", "task_prediction"]
+__all__ = ["CALL", "list_tasks", "register_task", "run", "run_seeds", "task_function", "task_prediction"]
 
 _TASKS: Registry[Callable[..., Result]] = Registry("task")
+CALL: ContextVar[tuple[str, dict[str, Any]] | None] = ContextVar("call", default=None)
+"""Task and options of the :func:`run` that is under way."""
 _PREDICTIONS: dict[str, Callable[[Mapping[str, Any]], Prediction]] = {}
 
 
@@ -73,6 +76,21 @@ def task_prediction(name: str, config: Mapping[str, Any]) -> Prediction:
     return _PREDICTIONS[name](config)
 
 
+def task_function(name: str) -> Callable[..., Result]:
+    """The function that runs a task.
+
+    Args:
+        name: One of :func:`list_tasks`.
+
+    Returns:
+        What :func:`register_task` entered.
+
+    Raises:
+        ValueError: If the task is unknown.
+    """
+    return _TASKS.find(name)
+
+
 def run(task: str, **options: Any) -> Result:
     """Train a model on a task and score it.
 
@@ -86,7 +104,12 @@ def run(task: str, **options: Any) -> Result:
     Raises:
         ValueError: If the task is unknown, or as the task says.
     """
-    return _TASKS.find(task)(**options)
+    function = task_function(task)
+    token = CALL.set((task, options))
+    try:
+        return function(**options)
+    finally:
+        CALL.reset(token)
 
 
 def run_seeds(task: str, *, seeds: Sequence[int], output: str | os.PathLike[str] | None = None, **options: Any) -> Summary:
@@ -96,7 +119,7 @@ def run_seeds(task: str, *, seeds: Sequence[int], output: str | os.PathLike[str]
         task: One of :func:`list_tasks`.
         seeds: The seeds, one run for each.
         output: Folder of the runs, ``OUTPUT/seedSEED`` for each (default: the task's own).
-        **options: The task's own, without ``seed``; with ``resume=True`` finished runs are read, not repeated.
+        **options: The task's own, without ``seed``; finished runs are read, not repeated.
 
     Returns:
         A :class:`Summary` with mean and standard error of every score.

@@ -29,6 +29,7 @@ class Result:
         config: Options of the run.
         folder: Where logs and checkpoints lie.
         machine: What it ran on; see :func:`wsgraph.measure.machine`.
+        call: What :func:`wsgraph.tasks.run` was called with, for reports to say how to repeat it; empty if something else was called.
     """
 
     task: str
@@ -37,6 +38,7 @@ class Result:
     config: dict[str, Any]
     folder: Path
     machine: dict[str, Any] = field(default_factory=machine)
+    call: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The result without the model as JSON text; scores that are not finite become null."""
@@ -44,7 +46,8 @@ class Result:
 
     def document(self) -> dict[str, Any]:
         """The result without the model, as plain values."""
-        return {"task": self.task, "config": self.config, "metrics": finite_or_none(self.metrics), "machine": self.machine}
+        called = {"call": self.call} if self.call else {}
+        return {"task": self.task, "config": self.config, "metrics": finite_or_none(self.metrics), "machine": self.machine, **called}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_json` to a file."""

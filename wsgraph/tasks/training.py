@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import math
 import os
-import shutil
+import signal
 import statistics
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,28 +25,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from wsgraph.data.transforms import WeightTransform
-from wsgraph.files import explained_errors, write_json
 from wsgraph.space import ParameterGraph
+from wsgraph.tasks.runs import is_first_process
 
-__all__ = [
-    "DivergedError",
-    "Objective",
-    "OtherRunError",
-    "fit",
-    "is_first_process",
-    "load_best",
-    "prepare_folder",
-    "start_run",
-    "targets_of",
-]
+__all__ = ["DivergedError", "Objective", "fit", "load_best", "targets_of"]
 
 
 class DivergedError(ValueError):
     """A loss stopped being finite."""
-
-
-class OtherRunError(ValueError):
-    """A folder holds a run of another configuration than the one to resume."""
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -142,8 +128,34 @@ class Objective(L.LightningModule):
         """AdamW and one cycle over the whole run."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        schedule = _OneCycle(optimizer, self.learning_rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _OneCycle(torch.optim.lr_scheduler.OneCycleLR):
+    """One cycle over the whole run; a run that is continued with more epochs goes on where the longer cycle is by then."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
+        super().load_state_dict({**state_dict, **own})
+        if state_dict["total_steps"] != self.total_steps:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*use `get_last_lr")  # which is that of the shorter cycle
+                self._last_lr = self.get_lr()
+            for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+                group["lr"] = rate
+
+
+class _BestAndLast(ModelCheckpoint):
+    """Checkpoints of the best and the last epoch, which are found where the folder of the run was moved or copied to."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        moved = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": kept, "dirpath": self.dirpath})
 
 
 class _EpochProgress(Callback):
@@ -186,6 +198,12 @@ class _EpochProgress(Callback):
         if self.bar.disable and (done == total or done % max(1, total // 5) == 0):
             self.console.print(f"{self.title}: epoch {done}/{total}, validation {score}, {self.seconds[-1]:.2f} s/epoch", highlight=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = list(state_dict["seconds"])
+
     def stop(self) -> None:
         """Leave the terminal as it was, also after an error."""
         self.bar.stop()
@@ -213,19 +231,15 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def prepare_folder(folder: str | os.PathLike[str]) -> Path:
-    """Create a folder for results, or say clearly why it cannot be written.
-
-    Raises:
-        OSError: If the folder cannot be created or written.
-    """
-    path = Path(folder)
-    with explained_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    return path
+@contextlib.contextmanager
+def _kept_handler() -> Iterator[None]:
+    """Lightning makes a process that was interrupted once ignore it for ever."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _keep_log(folder: Path) -> None:
@@ -236,51 +250,10 @@ def _keep_log(folder: Path) -> None:
 
 
 def load_best(objective: Objective, folder: Path) -> float:
-    """Load the weights with the lowest validation loss and return their epoch."""
+    """Load the weights with the lowest validation loss and return their epoch, the first of which is 1."""
     checkpoint = torch.load(folder / "best.ckpt", weights_only=True, map_location="cpu")
     objective.load_state_dict(checkpoint["state_dict"])
-    return float(checkpoint["epoch"])
-
-
-def is_first_process() -> bool:
-    """Whether this process writes and reports: the only one, or the first of a distributed run."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
-
-
-def start_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
-    """Record what a run is, and refuse to continue another one.
-
-    In a distributed run the first process records; the others only compare.
-
-    Args:
-        folder: Folder of the run.
-        config: Everything that the run depends on.
-        resume: Whether to continue; otherwise what an earlier run left is removed.
-
-    Raises:
-        OtherRunError: If the folder holds a run of another configuration and ``resume`` is set.
-        ValueError: If the record of the run is damaged.
-    """
-    record = folder / "config.json"
-    if resume and record.exists():
-        try:
-            recorded = json.loads(record.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{str(record)!r} is damaged ({error}). Leave out 'resume' to start over, which removes the run.") from None
-        wanted = json.loads(json.dumps(config))
-        if different := [key for key in {**recorded, **wanted} if recorded.get(key) != wanted.get(key)]:
-            listed = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in different)
-            raise OtherRunError(
-                f"Cannot resume the run in {str(folder)!r}, which differs ({listed}). "
-                "Give the same options again, or leave out 'resume' to start over, which removes what is there."
-            )
-        return
-    if not is_first_process():
-        return
-    for name in ("last.ckpt", "best.ckpt", "result.json", *(path.name for path in folder.glob("metrics*.csv"))):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    write_json(record, config)
+    return float(checkpoint["epoch"] + 1)
 
 
 def fit(
@@ -292,7 +265,7 @@ def fit(
     epochs: int,
     title: str,
     progress: bool,
-    resume: bool,
+    continues: bool,
     accelerator: str,
     devices: int = 1,
 ) -> dict[str, float]:
@@ -306,24 +279,25 @@ def fit(
         epochs: Number of passes over the training split.
         title: Shown beside the progress bar.
         progress: Whether to show progress.
-        resume: Continue from ``last.ckpt`` in the folder if there is one.
+        continues: Whether to continue from ``last.ckpt`` in the folder.
         accelerator: As in Lightning: ``"auto"``, ``"cpu"``, ``"gpu"``.
         devices: Processes that train together on this machine, each with its share of every batch.
 
     Returns:
-        ``seconds_per_epoch`` (median over epochs, training steps only), ``best_epoch`` and its ``validation_loss``.
+        ``seconds_per_epoch`` (median over epochs, training steps only), ``best_epoch`` (the first is 1) and its ``validation_loss``.
 
     Raises:
         DivergedError: If the loss stops being finite.
+        KeyboardInterrupt: If training is interrupted, with what to do.
     """
     shown = _EpochProgress(title, objective.score_name, progress and is_first_process())
-    best = ModelCheckpoint(
+    best = _BestAndLast(
         folder, filename="best", monitor="val_loss", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False
     )
     # The loader also draws a seed for workers whenever it is iterated, which must not shift the order of networks.
     objective.order, train.generator = train.generator, torch.Generator()
-    last = folder / "last.ckpt"
-    if resume and last.exists() and is_first_process():
+    last = folder / "last.ckpt" if continues else None
+    if continues and is_first_process():
         _keep_log(folder)
     # torchrun says itself how many processes there are.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
@@ -343,12 +317,19 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+        interrupted = False
         try:
-            trainer.fit(objective, train, validation, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+            with _kept_handler():
+                trainer.fit(objective, train, validation, ckpt_path=last, weights_only=True)
+            interrupted = trainer.interrupted
+        except SystemExit as end:  # which is how Lightning answers an interrupt
+            interrupted = isinstance(end.__context__, KeyboardInterrupt)
+            if not interrupted:
+                raise
         finally:
             shown.stop()
-    if trainer.interrupted:
-        raise KeyboardInterrupt(f"Training was interrupted; continue with resume=True from {folder}.")
+    if interrupted:
+        raise KeyboardInterrupt(f"Interrupted. Finished epochs are kept in {str(folder)!r}: repeat what started the run to continue it.")
     loss = float("nan") if best.best_model_score is None else float(best.best_model_score)
     if not math.isfinite(loss):
         raise DivergedError("Training diverged: the validation loss is not finite in any epoch. Lower 'learning_rate'.")

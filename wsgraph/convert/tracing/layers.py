@@ -99,6 +99,8 @@ class _Builder:
         if not isinstance(node.meta.get("val"), Tensor):
             raise UnsupportedError
         shape = tuple(node.meta["val"].shape)
+        if len(shape) < 2:  # without channels
+            raise UnsupportedError
         streams = [
             self.streams[argument]
             for value in arguments.values()
@@ -158,6 +160,8 @@ class _Builder:
             self.names.get(entry.name) if isinstance(entry, fx.Node) else None for entry in (arguments["weight"], arguments.get("bias"))
         )
         if weight is None or weight in self.used or (arguments.get("bias") is not None and bias is None) or bias in self.used:
+            raise UnsupportedError
+        if weight not in self.state or (bias is not None and bias not in self.state):  # buffers that no state dict holds
             raise UnsupportedError
         self.used |= {weight} | ({bias} if bias else set())
         self.read(source)
@@ -270,5 +274,5 @@ def as_layers(
     """Groups, layers and parameters of a network that they express in full, ``None`` of others."""
     try:
         return _Builder(program, state, theta_dtype, keys).build()
-    except (UnsupportedError, IndexError, KeyError, TypeError):  # the latter where operators are called in a way not foreseen here
+    except UnsupportedError:
         return None

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.message.wiring import End, Reduce, Wiring
+from wsgraph.nn.message.wiring import End, Reduce, Wiring, activation_name
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
-from wsgraph.space import OPERATORS, ParameterGraph, WeightSpace
-from wsgraph.space.operators import operator_index
+from wsgraph.space import ParameterGraph, WeightSpace
 
 __all__ = ["NeuralGraphConv", "NeuralGraphNet", "NeuralGraphTransformer", "RelationalAttention"]
 
@@ -255,12 +254,22 @@ class RelationalAttention(_GraphLayer):
         return f"{super().extra_repr()}, heads={self.heads}"
 
 
+def _activations(spaces: Sequence[WeightSpace]) -> set[str]:
+    return {activation_name(space, group.name) for space in spaces for group in space.groups}
+
+
 def _sizes(spaces: Sequence[WeightSpace]) -> tuple[int, int, int]:
     """The largest numbers of input or output neurons, of biases per neuron and of weights per edge."""
     positions = max((group.size for space in spaces for group in space.groups if group.role in ("input", "output")), default=1)
     return positions, max(space.topology.node_width for space in spaces), max(space.topology.edge_width for space in spaces)
 
 
+# Rows of the table of activations in models that were saved before each activation was known by its name.
+_FORMER_ROWS = (
+    *("identity", "relu", "leaky_relu", "tanh", "sin", "erf", "softsign", "hardtanh", "relu6", "gelu", "silu", "elu", "selu"),
+    *("sigmoid", "softplus", "max_pool", "avg_pool", "global_max_pool", "global_avg_pool", "flatten", "dropout", "hardswish"),
+    *("hardsigmoid", "mish", "softmax", "log_softmax"),
+)
 # The kinds of edges in networks of layers: skip connections and weights.
 _KINDS = ("sum", "weight")
 _LAYERS: dict[str, type[NeuralGraphConv | RelationalAttention]] = {"pna": NeuralGraphConv, "transformer": RelationalAttention}
@@ -300,7 +309,7 @@ class NeuralGraphNet(nn.Module):
 
     Raises:
         ValueError: If the task or the layer is unknown, or weights out are to read probes; if a batch has larger kernels, more
-            input or output neurons or more biases per neuron than the spaces it was built for.
+            input or output neurons, more biases per neuron or other activations than the spaces it was built for.
 
     Example:
         >>> mlp, cnn = WeightSpace.mlp([1, 8, 3]), WeightSpace.cnn([1, 4, 4], [3])
@@ -335,7 +344,8 @@ class NeuralGraphNet(nn.Module):
         self.sizes = positions, biases, weights = _sizes(spaces)
         self.out_channels = out_channels
         self.from_bias, self.from_weight = (nn.Linear(count, channels, bias=False) for count in (biases, weights))
-        self.activations = nn.Embedding(len(OPERATORS), channels)
+        # By name: a position in the registry depends on what else was registered, and when.
+        self.activations = nn.ParameterDict({name: torch.randn(channels) for name in sorted(_activations(spaces))})
         self.places = nn.ParameterDict({role: torch.randn(positions, channels) for role in ("input", "output")})
         # Codes much longer than what weights contribute would drown them in the norms of the first layer.
         self.kinds = nn.Parameter(0.4 * torch.randn(2, channels))
@@ -388,13 +398,29 @@ class NeuralGraphNet(nn.Module):
                     f"Expected {name!r} with at most {largest} columns (got {count}): "
                     "build the model with the space that has the largest kernels and the most biases per neuron."
                 )
+        if unread := sorted(_activations(spaces).difference(self.activations)):
+            raise ValueError(
+                f"Expected neurons with the activations {', '.join(self.activations)} (got {unread[0]!r}): build the model with all spaces."
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Reads the weights of earlier versions too, which kept one row for every operator in the registry."""
+        table = state_dict.pop(f"{prefix}activations.weight", None)
+        if table is not None:
+            if lost := sorted(set(self.activations).difference(_FORMER_ROWS[: len(table)])):
+                raise RuntimeError(
+                    f"the code of the activation {lost[0]!r} was saved by a position that depended on what was registered then: "
+                    "train the model again"
+                )
+            state_dict |= {f"{prefix}activations.{name}": table[_FORMER_ROWS.index(name)].clone() for name in self.activations}
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _neurons(self, wiring: Wiring) -> list[Tensor]:
         features = []
         for part in wiring.parts:
             biases = F.linear(part.bias, self.from_bias.weight[:, : part.bias.shape[-1]])
             place = part.embed(self.places[part.role]) if part.role in self.places else 0
-            features.append(biases + self.activations.weight[operator_index(part.activation)] + place)
+            features.append(biases + self.activations[part.activation] + place)
         return features
 
     def _edges(self, wiring: Wiring) -> list[Tensor]:
@@ -441,6 +467,7 @@ class NeuralGraphTransformer(NeuralGraphNet):
 
     Raises:
         ValueError: As for :class:`NeuralGraphNet`.
+        TypeError: If ``layer`` is given.
 
     Example:
         >>> space = WeightSpace.mlp([2, 8, 1])
@@ -448,5 +475,9 @@ class NeuralGraphTransformer(NeuralGraphNet):
         torch.Size([4, 33, 3])
     """
 
+    settled_options = ("layer",)
+
     def __init__(self, space: Spaces, out_channels: int, **options: Any) -> None:
+        if "layer" in options:
+            raise TypeError("NeuralGraphTransformer() has no option 'layer': its layers are relational attention.")
         super().__init__(space, out_channels, layer="transformer", **options)

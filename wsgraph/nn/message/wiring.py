@@ -415,7 +415,8 @@ def _aggregate(pieces: list[tuple[Link, Tensor]], end: End, reduce: Reduce) -> T
     return functools.reduce(combine[reduce], results)
 
 
-def _activation(space: WeightSpace, name: str) -> str:
+def activation_name(space: WeightSpace, name: str) -> str:
+    """The activation of a neuron group, by the name of its operator without numbers."""
     return parse_operator(space.group(name).activation)[0]
 
 
@@ -437,7 +438,7 @@ def _dense(batch: ParameterGraph) -> Wiring:
             space.levels[group.name],
             group.role,
             space.class_symmetry(group.scale),
-            _activation(space, group.name),
+            activation_name(space, group.name),
             nodes[:, topology.nodes[group.name], : counts[group.name]],
             torch.arange(group.size, device=nodes.device),
         )
@@ -465,7 +466,10 @@ def _sparse(batch: ParameterGraph) -> Wiring:
 
     # What decides the part of a neuron, per space and group; the level comes first, so that sorting makes the order topological.
     kinds = [
-        [(space.levels[g.name], g.role, space.class_symmetry(g.scale), _activation(space, g.name), counts[g.name]) for g in space.groups]
+        [
+            (space.levels[g.name], g.role, space.class_symmetry(g.scale), activation_name(space, g.name), counts[g.name])
+            for g in space.groups
+        ]
         for space, counts in ((space, _bias_counts(space)) for space in spaces)
     ]
     distinct = sorted({kind for row in kinds for kind in row})
