@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch_geometric.loader import DataLoader as PyGDataLoader
 
 from wsgraph import WeightSpace, files
-from wsgraph.data import ArrayRows, ZooDataset, ZooStore, group_split, shards
+from wsgraph.data import ArrayRows, ZooDataset, ZooStore, ZooWarning, group_split, shards, verify_zoo
 from wsgraph.data import dataset as dataset_module
 from wsgraph.data import store as store_module
 from wsgraph.files import flush
@@ -52,7 +52,7 @@ def test_everything_comes_back(store: ZooStore) -> None:
     assert [opened.table[name].dtype.kind for name in opened.table] == ["f", "i", "U", "b"]
     assert opened.info == {"made_by": "a test", "dropped_non_finite": 0}
     assert len(opened) == 6
-    assert sorted(file.name for file in opened.path.iterdir()) == ["shards", "spaces", "zoo.json"]
+    assert sorted(file.name for file in opened.path.iterdir()) == ["manifest.jsonl", "shards", "spaces", "zoo.json"]
     assert [file.name for file in (opened.path / "shards").iterdir()] == ["000000.safetensors"]
     assert [file.name for file in opened.path.parent.iterdir()] == ["zoo"]
     assert opened.finished
@@ -362,9 +362,9 @@ def test_missing_space(store: ZooStore) -> None:
         ("{", "zoo.json' is damaged: it is not JSON"),
         ("[]", "does not describe a zoo"),
         ('{"format": "other"}', "does not describe a zoo"),
-        ('{"format": "wsgraph.ZooStore", "version": 3}', r"format version 3, this wsgraph reads 2; update wsgraph"),
-        ('{"format": "wsgraph.ZooStore", "version": 1}', r"format version 1, this wsgraph reads 2; make the zoo again"),
-        ('{"format": "wsgraph.ZooStore", "version": 2}', "lacks 'finished' or 'info'"),
+        ('{"format": "wsgraph.ZooStore", "version": 4}', r"format version 4, this wsgraph reads 3; update wsgraph"),
+        ('{"format": "wsgraph.ZooStore", "version": 1}', r"format version 1, this wsgraph reads 3; make the zoo again"),
+        ('{"format": "wsgraph.ZooStore", "version": 3}', "lacks 'finished' or 'info'"),
     ],
 )
 def test_bad_zoo_json(store: ZooStore, text: str, message: str) -> None:
@@ -373,14 +373,15 @@ def test_bad_zoo_json(store: ZooStore, text: str, message: str) -> None:
         ZooStore(store.path)
 
 
-def test_bad_space_json(store: ZooStore) -> None:
+def test_a_weight_space_that_was_changed_under_the_weights(store: ZooStore) -> None:
     (file,) = (store.path / "spaces").iterdir()
-    file.write_text("{}")
-    with pytest.raises(ValueError, match=r"\.json' is damaged\. Expected the JSON text of a weight space"):
-        ZooStore(store.path).space  # noqa: B018
-    file.write_text(WeightSpace.mlp([2, 3]).to_json())
-    with pytest.raises(ValueError, match=r"shards/000000.safetensors' to hold networks of .* the folder mixes two zoos"):
-        ZooStore(store.path).space  # noqa: B018
+    text = file.read_text()
+    for changed in ("{}", WeightSpace.mlp([2, 3]).to_json(), text.replace("tanh", "relu")):
+        file.write_text(changed)
+        with pytest.raises(ValueError, match=rf"{file.name}' was changed after it was written: it is not the weight space .* Restore the"):
+            ZooStore(store.path)
+        (problem,) = verify_zoo(store.path)
+        assert "was changed after it was written" in problem
 
 
 def _shard(store: ZooStore) -> Path:
@@ -394,7 +395,8 @@ def test_truncated_shard(store: ZooStore, kept: int) -> None:
     with pytest.raises(ValueError, match=r"000000.safetensors' is damaged or truncated .* the rest of the zoo opens"):
         ZooStore(store.path)
     file.unlink()
-    assert len(ZooStore(store.path)) == 0
+    with pytest.warns(ZooWarning, match="the shard '000000' of 6 networks is gone"):
+        assert len(ZooStore(store.path)) == 0
 
 
 def test_foreign_and_newer_shards(store: ZooStore) -> None:
@@ -421,14 +423,13 @@ def test_verify_finds_what_changed(store: ZooStore) -> None:
     assert "000000.safetensors' is damaged: its contents do not have the checksum" in problem
 
 
-def test_verify_finds_networks_that_are_not_finite(store: ZooStore) -> None:
+def test_verify_finds_networks_that_are_not_finite(store: ZooStore, monkeypatch: pytest.MonkeyPatch) -> None:
     thetas = _thetas()
     thetas[2, 1] = torch.nan
-    table = store.table
-    _shard(store).unlink()
-    shards.write_shard(_shard(store), store.shards[0].space, thetas, table)
+    monkeypatch.setattr(store_module, "_finite", lambda thetas: torch.ones(len(thetas), dtype=torch.bool))
+    store.append(SPACE, thetas, store.table)
     (problem,) = ZooStore(store.path).verify()
-    assert problem.endswith("holds 1 networks with NaN or infinite weights.")
+    assert "000001.safetensors' holds 1 networks with NaN or infinite weights. Make the zoo again" in problem
 
 
 def test_verify_tells_of_an_unfinished_zoo(tmp_path: Path) -> None:
@@ -616,7 +617,7 @@ def test_columns_set_later(many: ZooStore) -> None:
 def test_a_damaged_file_of_columns(many: ZooStore) -> None:
     many.set_column("split", ["a"] * 20)
     os.truncate(many.path / "columns.safetensors", 100)
-    with pytest.raises(ValueError, match=r"columns.safetensors' is damaged .* Delete it and set its columns again"):
+    with pytest.raises(ValueError, match=r"columns.safetensors' is damaged .* Or delete it and set its columns again"):
         ZooStore(many.path).table  # noqa: B018
     assert any("is damaged" in problem for problem in many.verify())
 
@@ -653,10 +654,15 @@ def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
 def test_a_shard_that_is_gone_is_missed(many: ZooStore) -> None:
     many.finish()
     many.shards[1].file.unlink()
-    store = ZooStore(many.path)
+    with pytest.warns(ZooWarning, match=r"many' is not what was written: the shard '001' of 5 networks is gone"):
+        store = ZooStore(many.path)
     assert store.missing == ["001"]
     assert "1 shards missing" in repr(store)
     assert "The shard '001' of 5 networks is gone" in store.verify()[0]
+    with pytest.warns(ZooWarning):
+        store.finish()  # which says that nothing is missing
+    assert ZooStore(many.path).verify() == []
+    assert len(ZooStore(many.path)) == 15
 
 
 def test_datasets_are_of_the_zoo_as_it_was(many: ZooStore) -> None:
