@@ -1,6 +1,7 @@
 """Conversion: from checkpoints and state dicts to weight spaces."""
 
-from wsgraph.convert.checkpoint import CheckpointError, load_checkpoint
+from wsgraph.convert.checkpoint import load_checkpoint
+from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.folding import fold_batchnorm
 from wsgraph.convert.graph_file import save_graph
 from wsgraph.convert.onnx_file import load_onnx

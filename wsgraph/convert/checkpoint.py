@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
-import pickletools
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +14,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointError", "load_checkpoint"]
+from wsgraph.convert.errors import CheckpointError
+from wsgraph.convert.unpickle import Stub, module_tensors, open_inert, resolve_inert
 
-# How torch.load words that a pickle asks for more than tensors, in its several formats.
-_REFUSAL = re.compile(r"unsupported (global|class)|trying to (call|load)|torchscript|legacy \.tar", re.IGNORECASE)
+__all__ = ["CheckpointError", "checkpoint_ending", "load_checkpoint", "network_files"]
 
-
-class CheckpointError(ValueError):
-    """A checkpoint file cannot be read, is not safe to read, or does not hold one state dict.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from wsgraph import load_checkpoint
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "notes.txt")
-        ...     path.touch()
-        ...     load_checkpoint(path)
-        Traceback (most recent call last):
-        ...
-        CheckpointError: Expected a file ending in .safetensors, .pt, .pth, .ckpt, .npz (got 'notes.txt').
-    """
+_INDEX = ".index.json"
+# What training leaves beside a network: an optimizer, a schedule, random states, arguments.
+_OTHER_FILE = re.compile(r"optim|sched|scaler|rng_|random_state|training_args|trainer_state|train_state", re.IGNORECASE)
+_OTHER_ENTRY = re.compile(
+    r"optim|sched|scaler|(?<![a-z])(rng|amp|loops|callbacks|hparams|hyper_?param\w*|config|cfg|args|ema_decay)(?![a-z])", re.IGNORECASE
+)
+_OPTIMIZER_KEYS = {"param_groups", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta"}
+_SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{3,})-of-(?P<count>\d{3,})$")
+# Nothing of a file is ever run; but one that asks for these was not made to hold a network.
+_PROGRAM = re.compile(
+    r"builtins\.(exec|eval|compile|__import__|open|input|breakpoint)$|pickle\.loads?$"
+    r"|(os|posix|nt|sys|subprocess|shutil|socket|ctypes|importlib|runpy|pty|code|codeop|webbrowser)\."
+)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Load the state dict of a checkpoint file.
+def load_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -> dict[str, Tensor]:
+    """Load the state dict of a checkpoint: a file, or several files that hold one network together.
 
-    Reads ``.safetensors``, ``.pt``, ``.pth`` and ``.ckpt`` (PyTorch, Lightning) and ``.npz`` (NumPy). No code stored in the file is run: a
-    pickle that asks for it is refused. Of a training checkpoint such as ``{"state_dict": {...}, "epoch": 3}`` the state dict is returned.
+    Reads ``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``, ``.bin``, ``.pkl``, ``.pth.tar`` and ``.pt.tar`` (PyTorch, Lightning) and ``.npz``
+    (NumPy). No code stored in a file is run: whatever a pickle holds beside tensors, numbers and containers is skipped, and a file that
+    asks for commands is refused. Of a training checkpoint such as ``{"state_dict": {...}, "epoch": 3}`` the state dict is returned, also
+    from dicts within dicts; of a module that was pickled whole, its parameters and buffers. States of optimizers are never taken.
+
+    Sharded networks, as on the Hugging Face Hub, are read whole from their folder or from ``model.safetensors.index.json``.
 
     Args:
-        path: File to read.
+        path: File to read; an index of shards; or a folder that holds one network.
+        entry: Which state dict of a file with several, such as ``"ema"`` or ``"model.state_dict"``.
 
     Returns:
-        Tensors by key on the CPU, in the order of the file.
+        Tensors by key on the CPU, in the order of the file; those of sharded safetensors, whose order says nothing, sorted.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        IsADirectoryError: If the path is a folder.
-        CheckpointError: If the format is unknown, the file is damaged or would run code, or it holds no state dict or several.
+        FileNotFoundError: If there is no such file, or a shard is missing.
+        IsADirectoryError: If the path is a folder that does not hold one network.
+        CheckpointError: If the format is unknown, the file is damaged or asks for commands, it holds no state dict or several, is one
+            shard of several, or shards and index disagree.
 
     Example:
         >>> import tempfile, torch
@@ -64,20 +67,139 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; give the path of a checkpoint file in it.")
+        path = _only_network(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint file {str(path)!r}.")
-    load = _LOADERS.get(path.suffix.lower())
-    if load is None:
+    if path.name.lower().endswith(_INDEX):
+        if entry is not None:
+            raise CheckpointError(f"'entry' is for a file with several state dicts; {str(path)!r} is the index of one (got {entry!r}).")
+        return _load_sharded(path)
+    shard = _shard_of(path.name)
+    if shard and int(shard["count"]) > 1:
+        raise CheckpointError(
+            f"{str(path)!r} is one of {int(shard['count'])} files that hold one network together. Give their folder, or their index "
+            f"({shard['name']}{checkpoint_ending(path.name)}{_INDEX})."
+        )
+    return _find_state_dict(_load_file(path), path, entry)
+
+
+def checkpoint_ending(name: str) -> str | None:
+    """The ending of a file name that :func:`load_checkpoint` knows, such as ``".pth.tar"``, or ``None``.
+
+    Example:
+        >>> checkpoint_ending("best.pth.tar"), checkpoint_ending("notes.txt")
+        ('.pth.tar', None)
+    """
+    return next((ending for ending in _LOADERS if name.lower().endswith(ending)), None)
+
+
+def network_files(names: Iterable[str]) -> list[str]:
+    """Which of the files in one folder are checkpoints of a network each: of a sharded one, its index.
+
+    Of a folder as on the Hugging Face Hub, which may hold a network in several formats, the one that its
+    own libraries prefer. What training leaves beside a network (optimizers, schedules, random states,
+    arguments) is none.
+
+    Args:
+        names: Names of the files.
+
+    Returns:
+        Names for :func:`load_checkpoint`, sorted.
+
+    Example:
+        >>> network_files(["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"])
+        ['model.safetensors.index.json']
+        >>> network_files(["a.pt", "b.pth.tar", "optimizer.pt", "notes.txt"])
+        ['a.pt', 'b.pth.tar']
+    """
+    names = sorted(names)
+    for hub in ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}"):
+        if hub in names:
+            return [hub]
+    indexes = [name for name in names if name.endswith(_INDEX) and checkpoint_ending(name.removesuffix(_INDEX))]
+    whole = []
+    for name in names:
+        shard = _shard_of(name)
+        if (
+            checkpoint_ending(name)
+            and not name.startswith(".")
+            and not _OTHER_FILE.search(name)
+            and not (shard and f"{shard['name']}{checkpoint_ending(name)}{_INDEX}" in indexes)
+        ):
+            whole.append(name)
+    return sorted(indexes + whole)
+
+
+# == Several files ==
+
+
+def _shard_of(name: str) -> re.Match[str] | None:
+    ending = checkpoint_ending(name)
+    return _SHARD.match(name[: -len(ending)]) if ending else None
+
+
+def _only_network(folder: Path) -> Path:
+    found = network_files(entry.name for entry in folder.iterdir() if entry.is_file())
+    if len(found) != 1:
+        listed = f"{len(found)} networks, {_listed(found)}" if found else f"no checkpoint ({', '.join(_LOADERS)})"
+        raise IsADirectoryError(f"{str(folder)!r} is a folder with {listed}; give the path of a checkpoint file in it.")
+    return folder / found[0]
+
+
+def _load_sharded(index: Path) -> dict[str, Tensor]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{str(index)!r} is damaged or not an index of shards ({error}).") from None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"Expected {str(index)!r} to say in 'weight_map' which file each tensor is in.")
+    files = sorted(set(places.values()))
+    # A name alone: an index must not lead to files elsewhere.
+    if outside := [name for name in files if not name or Path(name).name != name or "\\" in name or name in (".", "..")]:
+        raise CheckpointError(f"Expected {str(index)!r} to name files beside it, without folders (got {_listed(outside)}).")
+    if missing := [name for name in files if not (index.parent / name).is_file()]:
+        raise FileNotFoundError(f"{str(index)!r} names files that are not there: {_listed(missing)}.")
+    if unknown := [name for name in files if checkpoint_ending(name) is None]:
+        raise CheckpointError(f"{str(index)!r} names files that are no checkpoints: {_listed(unknown)}.")
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        found = _find_state_dict(_load_file(index.parent / name), index.parent / name)
+        if lacking := [key for key, place in places.items() if place == name and key not in found]:
+            raise CheckpointError(f"{str(index.parent / name)!r} lacks {_listed(lacking)}, which {index.name!r} says is in it.")
+        for key in found:
+            if key in tensors:
+                raise CheckpointError(f"{key!r} is in two shards of {str(index)!r}, {places[key]!r} and {name!r}.")
+            if places.get(key) != name:
+                said = f"is in {places[key]!r}" if key in places else "does not exist"
+                raise CheckpointError(f"{str(index.parent / name)!r} holds {key!r}, which {said} according to {index.name!r}.")
+        tensors |= found
+    if all(name.endswith(".safetensors") for name in files):
+        # Each shard is sorted, which must not look like the order of a module where they follow each other.
+        return {key: tensors[key] for key in sorted(tensors)}
+    return tensors
+
+
+def _listed(names: Iterable[Any], most: int = 8) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# == One file ==
+
+
+def _load_file(path: Path) -> Any:
+    ending = checkpoint_ending(path.name)
+    if ending is None:
         raise CheckpointError(f"Expected a file ending in {', '.join(_LOADERS)} (got {path.name!r}).")
     try:
-        content = load(path)
+        return _LOADERS[ending](path)
     except (CheckpointError, PermissionError):
         raise
     except Exception as error:  # what a parser raises on damaged bytes is not documented and ranges from EOFError to KeyError
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{str(path)!r} is damaged or not a {path.suffix} file ({type(error).__name__}: {reason}).") from None
-    return _find_state_dict(content, path)
+        raise CheckpointError(
+            f"{str(path)!r} is damaged or not a {path.name[-len(ending) :]} file ({type(error).__name__}: {reason})."
+        ) from None
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -91,21 +213,20 @@ def _load_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a TorchScript archive warns before it is refused
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        if not _is_refusal(str(error)):
-            raise
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {name[1]}, which" if name else "it holds more than tensors, which"
-        raise CheckpointError(
-            f"Refused to load {str(path)!r}: {what} would run code from the file. If you trust the file, save its tensors alone with "
-            "torch.save(model.state_dict(), path), or as safetensors."
-        ) from None
-
-
-def _is_refusal(text: str) -> bool:
-    """Whether torch.load understood the file and turned it down, rather than failed to understand it."""
-    operand = re.search(r"Unsupported operand (\d+)", text)
-    return chr(int(operand[1])) in {op.code for op in pickletools.opcodes} if operand else _REFUSAL.search(text) is not None
+    except PermissionError:
+        raise
+    except Exception:  # it holds more than tensors, was not written by torch.save, or is damaged: what it is shows below
+        pass
+    try:
+        opened = open_inert(path.read_bytes(), pickles=True)
+        if programs := sorted(name for name in opened[2] if _PROGRAM.match(name)):
+            raise CheckpointError(
+                f"it asks for {programs[0]}, which would run code from the file. If you trust the file, save its tensors alone with "
+                "torch.save(model.state_dict(), path), or as safetensors"
+            )
+        return resolve_inert(opened)
+    except CheckpointError as error:
+        raise CheckpointError(f"Refused to load {str(path)!r}: {error}.") from None
 
 
 def _load_numpy(path: Path) -> Any:
@@ -122,6 +243,10 @@ def _load_numpy(path: Path) -> Any:
             f"Refused to load {str(path)!r}: it holds object arrays, which would run code from the file. "
             "Save every weight as an array of numbers."
         ) from None
+    return _as_tensors(arrays, path)
+
+
+def _as_tensors(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Tensor]:
     tensors = {}
     for key, array in arrays.items():
         try:
@@ -131,37 +256,102 @@ def _load_numpy(path: Path) -> Any:
     return tensors
 
 
-_LOADERS = {".safetensors": _load_safetensors, ".pt": _load_torch, ".pth": _load_torch, ".ckpt": _load_torch, ".npz": _load_numpy}
+_LOADERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": _load_safetensors,
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar"), _load_torch),
+    ".npz": _load_numpy,
+}
 
 
-def _is_state_dict(value: Any) -> bool:
+# == The state dict in a file ==
+
+
+def _find_state_dict(content: Any, path: Path, entry: str | None = None) -> dict[str, Tensor]:
+    content = _opened(content, path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{str(path)!r} holds {_kind(content)}; expected a state dict, that is tensors by key.")
+    if unnamed := [key for key, value in content.items() if isinstance(value, Tensor) and not isinstance(key, str)]:
+        raise CheckpointError(f"Expected the keys of the tensors in {str(path)!r} to be strings (got {unnamed[0]!r}).")
+    if content and entry is None and all(isinstance(value, Tensor) for value in content.values()):
+        return {key: tensor.detach() for key, tensor in content.items()}
+    candidates = dict(_candidates(content, path))
+    if entry is not None:
+        if entry not in candidates:
+            raise CheckpointError(f"{str(path)!r} has no state dict {entry!r} (it has: {_listed(candidates) or 'none'}).")
+        return {key: tensor.detach() for key, tensor in candidates[entry].items()}
+    # Vectors alone, such as the weights of classes in a loss, are no network beside one.
+    matrices = {name: found for name, found in candidates.items() if any(tensor.ndim > 1 for tensor in found.values())}
+    candidates = matrices or candidates
+    first = next(iter(candidates.values()), None)
+    if len(candidates) > 1 and not all(_is_same(found, first) for found in candidates.values()):
+        names = list(candidates)
+        raise CheckpointError(
+            f"{str(path)!r} holds several state dicts, {_listed(names)}; choose one with load_checkpoint(path, entry={names[0]!r}), "
+            f"or --entry {names[0]} on the command line."
+        )
+    if first is not None:
+        return {key: tensor.detach() for key, tensor in first.items()}
+    raise CheckpointError(f"{str(path)!r} {_without_network(content)}")
+
+
+def _opened(value: Any, path: Path) -> Any:
+    """The mapping that a value stands for: a module its tensors, a class of dicts its entries, arrays their tensors."""
+    if (tensors := module_tensors(value)) is not None:
+        return tensors
+    if isinstance(value, Stub) and value.entries:
+        return {key: entry for key, entry in value.entries if isinstance(key, str)}
+    if isinstance(value, Mapping) and value and all(isinstance(key, str) and isinstance(v, np.ndarray) for key, v in value.items()):
+        return _as_tensors(value, path)
+    return value
+
+
+def _candidates(content: Mapping[Any, Any], path: Path, prefix: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """State dicts among the entries of a dict and of dicts within it, by the path of keys that leads to each."""
+    if _OPTIMIZER_KEYS & {key for key in content if isinstance(key, str)}:
+        return
+    for key, value in content.items():
+        if not isinstance(key, str) or _OTHER_ENTRY.search(key):
+            continue
+        inner = _opened(value, path)
+        if not isinstance(inner, Mapping):
+            continue
+        # What layers keep beside their tensors is no weight.
+        tensors = {name: tensor for name, tensor in inner.items() if not (isinstance(name, str) and name.endswith("_extra_state"))}
+        if _is_state_dict(tensors):
+            yield f"{prefix}{key}", tensors
+        elif inner is not content:
+            yield from _candidates(inner, path, f"{prefix}{key}.")
+
+
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
     return (
-        isinstance(value, Mapping)
-        and all(isinstance(key, str) and isinstance(entry, Tensor) for key, entry in value.items())
+        all(isinstance(key, str) and isinstance(entry, Tensor) for key, entry in value.items())
         and any(entry.is_floating_point() and entry.ndim for entry in value.values())
+        and not _OPTIMIZER_KEYS & {*value}
     )
 
 
-def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{str(path)!r} holds a {type(content).__name__}; expected a state dict, that is tensors by key.")
-    if unnamed := [key for key, value in content.items() if isinstance(value, Tensor) and not isinstance(key, str)]:
-        raise CheckpointError(f"Expected the keys of the tensors in {str(path)!r} to be strings (got {unnamed[0]!r}).")
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return {key: tensor.detach() for key, tensor in content.items()}
-    candidates = [key for key, value in content.items() if _is_state_dict(value)]
-    if len(candidates) > 1:
-        raise CheckpointError(
-            f"{str(path)!r} holds several state dicts, {', '.join(map(repr, candidates))}; save the one you mean on its own, "
-            f"for instance torch.save(checkpoint[{candidates[0]!r}], path)."
-        )
-    if candidates:
-        return {key: tensor.detach() for key, tensor in content[candidates[0]].items()}
-    listed = ", ".join(map(repr, list(content)[:8])) or "nothing"
+def _is_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None) -> bool:
+    """Whether two entries are one state dict under two names, as the same tensors in memory show."""
+    return second is not None and first.keys() == second.keys() and all(first[key] is second[key] for key in first)
+
+
+def _without_network(content: Mapping[Any, Any]) -> str:
+    keys = {key for key in content if isinstance(key, str)}
+    if "param_groups" in keys:
+        return "holds the state of an optimizer, not a network; give the file with the weights."
     if tensors := [key for key, value in content.items() if isinstance(value, Tensor)]:
         other = next(key for key in content if key not in tensors)
-        kind = type(content[other]).__name__
-        raise CheckpointError(
-            f"{str(path)!r} mixes tensors with other values ({other!r} is of type {kind}); save the tensors on their own."
-        )
-    raise CheckpointError(f"{str(path)!r} holds no tensors and no state dict (it holds: {listed}).")
+        return f"mixes tensors with other values ({other!r} is of type {_type(content[other])}); save the tensors on their own."
+    listed = _listed(content) or "nothing"
+    optimizers = [key for key in keys if _OTHER_ENTRY.search(key)]
+    hint = "; what belongs to training alone, such as an optimizer, is no network" if optimizers else ""
+    return f"holds no tensors and no state dict (it holds: {listed}{hint})."
+
+
+def _kind(value: Any) -> str:
+    return f"an object of the class {value.name}, which is not looked up" if isinstance(value, Stub) else f"a {_type(value)}"
+
+
+def _type(value: Any) -> str:
+    return value.name if isinstance(value, Stub) else type(value).__name__

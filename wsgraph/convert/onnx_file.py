@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsgraph.convert.checkpoint import CheckpointError
+from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.tracing.tracer import first_line
 
 __all__ = ["OnnxModule", "load_onnx"]

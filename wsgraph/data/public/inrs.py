@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from wsgraph.convert import CheckpointError
+from wsgraph.convert.unpickle import Stub, read_inert
 from wsgraph.data.dataset import group_split
 from wsgraph.data.public.base import Archive, PublicZoo, read_splits, splits_file, tracked
-from wsgraph.data.public.unpickle import Stub, read_inert
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import ParameterGraph, Signal, WeightSpace

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsgraph.convert import CheckpointError, TraceError, trace
+from wsgraph.convert.unpickle import read_inert, to_plain
 from wsgraph.data.dataset import group_split
 from wsgraph.data.public.base import Archive, PublicZoo, read_splits, splits_file, tracked
-from wsgraph.data.public.unpickle import read_inert, to_plain
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import ParameterGraph, WeightSpace

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsgraph.convert import CheckpointError
+from wsgraph.convert.errors import CheckpointError
 
-__all__ = ["Stub", "read_inert", "to_plain"]
+__all__ = ["Stub", "module_tensors", "open_inert", "read_inert", "resolve_inert", "to_plain"]
 
 _DTYPES = {
     "torch.DoubleStorage": torch.float64,
@@ -29,7 +29,12 @@ _DTYPES = {
     "torch.CharStorage": torch.int8,
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
+    # Of bytes, whose dtype stands with the tensor.
+    "torch.storage.UntypedStorage": torch.uint8,
 }
+_MODULE = ("_parameters", "_buffers", "_modules")
 # What a file of the format before PyTorch 1.6 begins with.
 _MAGIC = 0x1950A86A20F9469CFC6C
 _OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
@@ -110,8 +115,15 @@ class _Unpickler(pickle.Unpickler):
             self._classes[full] = _stub_class(full)
         return self._classes[full]
 
-    def persistent_load(self, pid: Any, /) -> _Storage:
+    @property
+    def names(self) -> set[str]:
+        """Everything that the file names."""
+        return {*self._classes}
+
+    def persistent_load(self, pid: Any, /) -> Any:
         match pid:
+            case ("module", type() as kind, *_) if issubclass(kind, Stub):  # a class with its source, as PyTorch 1 wrote
+                return kind
             case ("storage", type() as kind, str(key), _, int(length), *_) if issubclass(kind, Stub) and length >= 0:
                 return self.storages.setdefault(key, _Storage(kind.name, key, length))
         raise pickle.UnpicklingError(f"it refers to {pid!r}, which is not a storage")
@@ -137,11 +149,16 @@ class _Resolver:
             "collections.defaultdict": lambda stub: self._pairs(stub.entries),
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": lambda stub: self(stub.args[0]),
+            "torch._utils._rebuild_tensor_v3": self._untyped_tensor,
+            "torch.storage._load_from_bytes": self._storage,
+            **dict.fromkeys(
+                ["torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"], lambda stub: self(stub.args[0])
+            ),
             "builtins.set": lambda stub: set(*stub.args),
             "builtins.frozenset": lambda stub: frozenset(*stub.args),
             "_codecs.encode": self._bytes,
             **dict.fromkeys(["numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"], self._scalar),
+            **dict.fromkeys(["numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"], self._buffer),
             **dict.fromkeys(["numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"], self._array),
         }
 
@@ -160,22 +177,45 @@ class _Resolver:
             resolved = tuple(self(entry) for entry in value)
         elif isinstance(value, Stub) and value.name in self._known:
             resolved = self._known[value.name](value)
+        elif isinstance(value, Stub):
+            self._done[id(value)] = value, value
+            value.entries = [(key, self(entry)) for key, entry in value.entries]
+            if _is_module(value):
+                value.state = self(value.state)
         self._done[id(value)] = value, resolved
         return resolved
 
     def _pairs(self, pairs: Any) -> dict[Any, Any]:
         return {key: self(entry) for key, entry in pairs}
 
-    def _tensor(self, stub: Stub) -> Tensor:
-        storage, offset, size, stride = stub.args[:4]
+    def _numbers(self, storage: Any) -> Tensor:
+        if isinstance(storage, Stub) and storage.name == "torch.storage._load_from_bytes":
+            numbers: Tensor = self(storage)
+            return numbers
         if not isinstance(storage, _Storage):
             raise ValueError(f"a tensor lies in {storage!r}, which is not a storage")
         if storage not in self._storages:
             self._storages[storage] = self._read(storage)
-        if math.prod(size) > storage.length:
-            raise ValueError(f"a tensor of shape {list(size)} is larger than its storage of {storage.length} numbers")
-        # This, unlike the function that the file names, never reaches beyond the storage.
-        return self._storages[storage].as_strided(size, stride, offset)
+        return self._storages[storage]
+
+    def _tensor(self, stub: Stub) -> Tensor:
+        storage, offset, size, stride = stub.args[:4]
+        return _view(self._numbers(storage), offset, size, stride)
+
+    def _untyped_tensor(self, stub: Stub) -> Tensor:
+        storage, offset, size, stride, _, _, kind = stub.args[:7]
+        name = kind.name.removeprefix("torch.") if isinstance(kind, type) and issubclass(kind, Stub) else ""
+        dtype = getattr(torch, name, None) if name.isidentifier() else None
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"a tensor has the dtype {name!r}, which is not known here")
+        return _view(self._numbers(storage).view(dtype), offset, size, stride)
+
+    def _storage(self, stub: Stub) -> Tensor:
+        """The storage of a tensor that was pickled without ``torch.save``: a file of its own among the bytes of the other."""
+        storage, read, _ = _open_legacy(self(stub.args[0]))
+        if not isinstance(storage, _Storage):
+            raise ValueError(f"a tensor lies in {storage!r}, which is not a storage")
+        return read(storage)
 
     def _bytes(self, stub: Stub) -> Any:
         match stub.args:
@@ -203,6 +243,37 @@ class _Resolver:
         _, shape, _, is_fortran, data = stub.state
         return np.frombuffer(self(data), dtype).reshape(shape, order="F" if is_fortran else "C").copy()
 
+    def _buffer(self, stub: Stub) -> Any:
+        data, kind, shape, order = stub.args
+        dtype = self._dtype(kind)
+        return stub if dtype is None else np.frombuffer(data, dtype).reshape(shape, order=order).copy()
+
+
+def _view(numbers: Tensor, offset: int, size: Any, stride: Any) -> Tensor:
+    if math.prod(size) > numbers.numel():
+        raise ValueError(f"a tensor of shape {list(size)} is larger than its storage of {numbers.numel()} numbers")
+    # This, unlike the function that the file names, never reaches beyond the storage.
+    return numbers.as_strided(size, stride, offset)
+
+
+def _is_module(stub: Stub) -> bool:
+    return isinstance(stub.state, dict) and all(isinstance(stub.state.get(key), (dict, Stub)) for key in ("_parameters", "_modules"))
+
+
+def module_tensors(value: Any, prefix: str = "") -> dict[str, Tensor] | None:
+    """Parameters and buffers of a module that was pickled whole, by the keys of its state dict, or ``None`` for any other value.
+
+    The class of the module is neither needed nor known: PyTorch keeps tensors and submodules under names of its own.
+    """
+    if not isinstance(value, Stub) or not _is_module(value) or not all(isinstance(value.state[key], dict) for key in _MODULE):
+        return None
+    left_out = value.state.get("_non_persistent_buffers_set") or ()
+    own = {**value.state["_parameters"], **{name: t for name, t in value.state["_buffers"].items() if name not in left_out}}
+    found = {f"{prefix}{name}": tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
+    for name, inner in value.state["_modules"].items():
+        found |= module_tensors(inner, f"{prefix}{name}.") or {}
+    return found
+
 
 # == Files ==
 
@@ -224,10 +295,18 @@ def _check_order(is_little: bool) -> None:
         raise ValueError("it was written on a big-endian machine")
 
 
-def _open_archive(data: bytes) -> tuple[Any, Callable[[_Storage], Tensor]]:
+_Opened = tuple[Any, Callable[[_Storage], Tensor], set[str]]
+
+
+def _open_archive(data: bytes) -> _Opened:
     archive = zipfile.ZipFile(io.BytesIO(data))
     names = archive.namelist()
     folder = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), "")
+    if folder + "constants.pkl" in names:
+        raise CheckpointError(
+            "it is a TorchScript program, a network with its code; if you trust it, torch.jit.load(path).state_dict() gives its weights, "
+            "for torch.save or safetensors"
+        )
 
     def read(name: str) -> bytes:
         entry = archive.getinfo(folder + name)
@@ -240,10 +319,11 @@ def _open_archive(data: bytes) -> tuple[Any, Callable[[_Storage], Tensor]]:
         return _flat(read(f"data/{where.key}"), where)
 
     _check_order(folder + "byteorder" not in names or read("byteorder") == b"little")
-    return _Unpickler(io.BytesIO(read("data.pkl"))).load(), storage
+    unpickler = _Unpickler(io.BytesIO(read("data.pkl")))
+    return unpickler.load(), storage, unpickler.names
 
 
-def _open_legacy(data: bytes) -> tuple[Any, Callable[[_Storage], Tensor]]:
+def _open_legacy(data: bytes) -> _Opened:
     file = io.BytesIO(data)
     # A damaged file is recognised by its first value, before the others are read.
     if _Unpickler(file).load() != _MAGIC:
@@ -260,11 +340,50 @@ def _open_legacy(data: bytes) -> tuple[Any, Callable[[_Storage], Tensor]]:
         count = int.from_bytes(data[start : start + 8], "little")
         places[key] = slice(start + 8, start + 8 + count * _DTYPES[unpickler.storages[key].kind].itemsize)
         start = places[key].stop
-    return content, lambda where: _flat(data[places[where.key]], where)
+    return content, lambda where: _flat(data[places[where.key]], where), unpickler.names
+
+
+def _open_pickle(data: bytes) -> _Opened:
+    """A pickle that ``torch.save`` did not write, in which storages are files of their own."""
+
+    def storage(where: _Storage) -> Tensor:
+        raise ValueError(f"the storage {where.key!r} is not in it")
+
+    unpickler = _Unpickler(io.BytesIO(data))
+    return unpickler.load(), storage, unpickler.names
+
+
+def open_inert(data: bytes, *, pickles: bool = False) -> _Opened:
+    """What a file of ``torch.save`` holds, for :func:`resolve_inert`, with all names of classes and functions in it.
+
+    Args:
+        data: The bytes of the file.
+        pickles: Whether pickles that ``torch.save`` did not write are read too.
+    """
+    if data[:2] == b"PK":
+        return _open_archive(data)
+    plain = pickles and _Unpickler(io.BytesIO(data)).load() != _MAGIC
+    return _open_pickle(data) if plain else _open_legacy(data)
+
+
+def resolve_inert(opened: _Opened, keys: Collection[str] | None = None) -> Any:
+    """The tensors and plain data of an opened file, and stubs for everything else.
+
+    Args:
+        opened: What :func:`open_inert` returned.
+        keys: Entries of the outermost dict to read (default: all).
+    """
+    content, read, _ = opened
+    resolve = _Resolver(read)
+    if keys is None:
+        return resolve(content)
+    if isinstance(content, dict):
+        return {key: resolve(content[key]) for key in keys if key in content}
+    return content
 
 
 def read_inert(data: bytes, name: str, keys: Collection[str] | None = None) -> Any:
-    """What ``torch.save`` wrote, without running any code: tensors, containers and plain values, and a :class:`Stub` for everything else.
+    """What ``torch.save`` wrote, without running any code: tensors, containers and plain values, and a :class:`Stub` for all else.
 
     Nothing that the file names is imported or called, not even functions of PyTorch: tensors, dicts in order, sets and numbers of NumPy are
     recognised by their names and made here. Both formats of ``torch.save`` are read, with ``nn.Parameter`` as a tensor, all on the CPU.
@@ -285,13 +404,7 @@ def read_inert(data: bytes, name: str, keys: Collection[str] | None = None) -> A
         {'weight': tensor([1., 1.]), 'date': Stub(datetime.date)}
     """
     try:
-        content, read = (_open_archive if data[:2] == b"PK" else _open_legacy)(data)
-        resolve = _Resolver(read)
-        if keys is None:
-            return resolve(content)
-        if isinstance(content, dict):
-            return {key: resolve(content[key]) for key in keys if key in content}
-        return content
+        return resolve_inert(open_inert(data), keys)
     except Exception as error:  # what an unpickler raises on damaged bytes ranges from EOFError to KeyError
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{name!r} is damaged or was not written by torch.save ({type(error).__name__}: {reason}).") from None

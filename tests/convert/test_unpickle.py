@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from wsgraph.convert import CheckpointError
-from wsgraph.data.public.unpickle import Stub, read_inert, to_plain
+from wsgraph.convert.unpickle import Stub, read_inert, to_plain
 from wsgraph.data.public.wild_park import _save_with_omegaconf
 
 
@@ -76,7 +76,20 @@ def test_plain_data_come_back(content: Any, expected: Any, legacy: bool) -> None
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8],
+    [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.complex64,
+        torch.uint16,
+        torch.float8_e4m3fn,
+    ],
 )
 def test_dtypes_come_back(dtype: torch.dtype, legacy: bool) -> None:
     tensor = torch.arange(5).to(dtype)
@@ -269,7 +282,7 @@ def _tensor(size: bytes = b"K\x02K\x01\x86", kind: bytes = b"FloatStorage", key:
     [
         (_tensor(b"K\x03K\x01\x86"), r"a tensor of shape \[3, 1\] is larger than its storage of 2 numbers"),
         (_tensor(length=b"K\x03"), "a storage has 8 bytes, not 3 numbers of torch.float32"),
-        (_tensor(kind=b"ComplexFloatStorage"), "it holds a torch.ComplexFloatStorage, which is not read here"),
+        (_tensor(kind=b"QInt8Storage"), "it holds a torch.QInt8Storage, which is not read here"),
         (_tensor(key=b"K\x00"), "is not a storage"),
         (_tensor(length=b"J\xff\xff\xff\xff"), "is not a storage"),
         (_tensor(key=_text("1")), "no item named 'archive/data/1'"),
