@@ -630,6 +630,29 @@ def test_group_split_keeps_groups_together_and_fills_shares() -> None:
     assert (group_split(groups, {"train": 0.7, "val": 0.1, "test": 0.2}, seed=2) != split).any()
     with pytest.raises(ValueError, match="add up to 1"):
         group_split(groups, {"train": 0.7})
+    for bad, message in (
+        (groups[None], r"'groups' to be a flat list of numbers, bools or strings, .* \(got shape \[1, 1000\]"),
+        (["a", None], r"\(got shape \[2\], dtype object\)"),
+        (["a", "", "b", ""], r"\(2 of 4 are missing, the first is number 1\). Give each of these a group of its own"),
+        ([np.nan, 1.0], r"\(1 of 2 are missing, the first is number 0\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            group_split(bad, {"train": 0.5, "test": 0.5})
+
+
+def test_equal_networks_in_several_splits_are_said(tmp_path: Path) -> None:
+    thetas = _thetas()
+    thetas[3] = thetas[1]  # val and test
+    thetas[4] = thetas[2]  # train both
+    with pytest.warns(ZooWarning, match=r"1 networks that are added .* have the weights of one in another split \('test' and 'val'\)"):
+        store = ZooStore.create(tmp_path / "zoo", SPACE, thetas, _table())
+    same = ZooStore.create(tmp_path / "same", SPACE, thetas, _table(split=["train", "val", "train", "val", "train", "train"]))
+    alike = thetas.clone()
+    alike[5] = alike[0]
+    alike[5, 1] += 1  # between the entries that are compared first
+    ZooStore.create(tmp_path / "alike", SPACE, alike[[0, 5]], {"split": ["train", "test"]})
+    with pytest.warns(ZooWarning, match=r"6 networks are in several .*both', 1 of them in another split there \('zoo and same'\)"):
+        ZooStore.merge(tmp_path / "both", [store, same])
 
 
 def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
@@ -766,7 +789,8 @@ def test_rows_of_a_matrix_are_not_copied(matrix: Path, tmp_path: Path) -> None:
     assert torch.equal(store.thetas, expected)
     assert torch.equal(store.dataset(target="row").batch([3, 39]).thetas(), expected[[3, 39]])
     assert store.verify() == []
-    merged = ZooStore.merge(tmp_path / "merged", [store, store])
+    with pytest.warns(ZooWarning, match="40 networks are in several of the zoos"):
+        merged = ZooStore.merge(tmp_path / "merged", [store, store])
     assert torch.equal(merged.thetas, torch.cat([expected, expected]))
     os.truncate(matrix, matrix.stat().st_size - 10)
     assert "weights.npy' is truncated" in store.verify()[0]

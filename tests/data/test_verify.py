@@ -249,7 +249,7 @@ def test_a_stray_shard_is_left_out_and_said(tmp_path: Path) -> None:
     assert torch.equal(store.thetas, thetas)
     assert store.digest == digest
     assert "1 shards left out" in repr(store)
-    with pytest.raises(FileExistsError, match="aaa.safetensors' exists already"):
+    with pytest.raises(FileExistsError, match=r"aaa.safetensors' exists already"):
         store.append(SPACE, draw(1), {"number": [1]}, name="aaa")
 
 
@@ -277,7 +277,7 @@ def test_headers_lead_nowhere_else(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             ZooStore(zoo)
     save_file(tensors, shard(zoo, 0), {"wsgraph.shard": json.dumps({"version": 1})})
-    with pytest.raises(ValueError, match="is damaged or truncated .its header lacks something: KeyError"):
+    with pytest.raises(ValueError, match=r"is damaged or truncated .its header lacks something: KeyError"):
         ZooStore(zoo)
 
 
@@ -306,7 +306,7 @@ def test_set_columns_are_of_the_networks_that_they_were_set_for(tmp_path: Path) 
     store.append(SPACE, draw(3, 77), {"number": [0, 0, 0]}, name="001")
     (problem,) = store.verify()
     assert "The column 'score' was set for other networks than shard '001' holds now: set it again" in problem
-    with pytest.raises(ValueError, match="no column 'score'.*set it again"):
+    with pytest.raises(ValueError, match=r"no column 'score'.*set it again"):
         ZooStore(zoo.path).column("score")
     store.set_column("score", range(10))
     assert store.verify() == []

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from wsgraph.cli.common import AsJson, Images, explained, given, working, zoo_app
+from wsgraph.cli.common import AsJson, Images, given, working, zoo_app
+from wsgraph.cli.common import explained as _explained
 from wsgraph.cli.results import print_json
 
 __all__: list[str] = []
@@ -36,6 +39,19 @@ _SomeActivations = Annotated[
 _COMMON = ("networks", "seed", "population", "device", "workers", "ray")
 _TRAINING = ("activation", "ranges", "checkpoints", "batch_size", *_COMMON)
 _SHOWN_SPACES = 4
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Errors in one line, and warnings as text without the place in the code that they come
+    from."""
+    with _explained(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                typer.secho(message, fg=typer.colors.YELLOW, err=True)
 
 
 @zoo_app.command("make-cnn")
@@ -157,7 +173,8 @@ def _make_zoo(make: Any, path: Path, images: Path | None, options: dict[str, Any
 def zoo_verify(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], as_json: AsJson = False) -> None:
     """Read all of a zoo and report what is not as it was written; exit status 1 if anything is.
 
-    Checksums, rows and names of all files, NaN, the table, weight spaces; a zoo that does not open is read too.
+    Checksums, rows and names of all files, NaN, the table, weight spaces; a zoo that does not open
+    is read too.
     """
     from wsgraph.data import ZooStore, verify_zoo
 
@@ -181,7 +198,8 @@ def zoo_verify(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")],
 
 @zoo_app.command("upgrade")
 def zoo_upgrade(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
-    """Record checksums of all files of a zoo that was written by an earlier version, in place; weights stay as they are."""
+    """Record checksums of all files of a zoo that was written by an earlier version, in place;
+    weights stay as they are."""
     from wsgraph.data import ZooStore
 
     with explained():
@@ -207,7 +225,7 @@ def zoo_merge(path: _NewFolder, zoos: Annotated[list[Path], typer.Argument(help=
 @zoo_app.command("import")
 def zoo_import(
     path: _NewFolder,
-    source: Annotated[Path, typer.Argument(help="Folder of checkpoints: .safetensors, .pt, .pth, .ckpt or .npz files.")],
+    source: Annotated[Path, typer.Argument(help="Folder of checkpoints, each a file or a folder with an index of shards.")],
     activation: Annotated[
         str | None,
         typer.Option(help="Activation of networks of which neither a column 'activation' nor a config.json says it, such as relu."),

@@ -312,7 +312,8 @@ def group_split(groups: Any, fractions: Mapping[str, float], *, seed: int = 0) -
         Name of the split of every network ``[n]``.
 
     Raises:
-        ValueError: If the shares are negative or do not add up to 1.
+        ValueError: If the shares are negative or do not add up to 1, or ``groups`` is no flat list
+            of values.
 
     Example:
         >>> group_split(["a", "a", "b", "c", "c", "b"], {"train": 2 / 3, "test": 1 / 3}).tolist()
@@ -321,7 +322,22 @@ def group_split(groups: Any, fractions: Mapping[str, float], *, seed: int = 0) -
     shares = np.array(list(fractions.values()), dtype=float)
     if not len(shares) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f"Expected 'fractions' to be shares of at least 0 that add up to 1 (got {dict(fractions)}).")
-    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    values = np.asarray(groups)
+    if values.ndim != 1 or values.dtype.kind not in "biufU":
+        raise ValueError(
+            "Expected 'groups' to be a flat list of numbers, bools or strings, one for every "
+            "network "
+            f"(got shape {list(values.shape)}, dtype {values.dtype})."
+        )
+    unknown = np.isnan(values) if values.dtype.kind == "f" else values == "" if values.dtype.kind == "U" else np.zeros(len(values), bool)
+    if unknown.any():
+        raise ValueError(
+            f"Expected 'groups' to say what every network belongs to ({int(unknown.sum())} of "
+            f"{len(values)} are missing, "
+            f"the first is number {int(unknown.argmax())}). Give each of these a group of its "
+            f"own, or leave it out."
+        )
+    names, group = np.unique(values, return_inverse=True)
     rank = CounterRandom(seed).uniform(torch.zeros(1, dtype=torch.long), "group_split", (len(names),))[0].argsort().argsort().numpy()
     stops = np.round(shares.cumsum() * len(names)).astype(int)
     return np.array(list(fractions))[np.searchsorted(stops, rank, side="right")][group]

@@ -106,7 +106,8 @@ class ColumnPart(NamedTuple):
     Args:
         name: Name of the column.
         shard: Name of the shard.
-        checksum: Checksum of the shard that they were set for; ``None`` in files of earlier versions.
+        checksum: Checksum of the shard that they were set for; ``None`` in files of earlier
+            versions.
         values: The entries.
     """
 
@@ -124,7 +125,8 @@ def save_columns(file: Path, parts: Sequence[ColumnPart]) -> None:
 
 
 def read_columns(file: Path) -> list[ColumnPart]:
-    """The inverse of :func:`save_columns`; also reads what earlier versions wrote, without a checksum.
+    """The inverse of :func:`save_columns`; also reads what earlier versions wrote, without a
+    checksum.
 
     Raises:
         ValueError: If the file is damaged.
@@ -267,7 +269,8 @@ class Shard:
         columns: Names of the table's columns.
         checksum: SHA-256 of weights and columns.
         source: Path from the folder of the file to the matrix that the weights lie in, or ``None`` where they lie in the file itself.
-        fault: Why this is not the shard that belongs to the zoo under its name, or ``None``; one that has a fault is not read.
+        fault: Why this is not the shard that belongs to the zoo under its name, or ``None``; one
+            that has a fault is not read.
     """
 
     file: Path
@@ -353,11 +356,12 @@ class Shard:
         if _checksum(itertools.chain(counted(), (held[_COLUMN + name] for name in self.columns))) != self.checksum:
             file = f" or {str(self.linked_file)!r}, which it links to," if self.is_linked else ""
             yield (
-                f"{str(self.file)!r}{file} is damaged: its contents do not have the checksum that was recorded when it was written. "
+                f"{str(self.file)!r}{file} is damaged: its contents do not have the checksum that "
+                f"was recorded when it was written. "
                 "Restore the file."
             )
         if bad:
-            yield (f"{str(self.file)!r} holds {bad} networks with NaN or infinite weights. Make the zoo again: such networks are left out.")
+            yield f"{str(self.file)!r} holds {bad} networks with NaN or infinite weights. Make the zoo again: such networks are left out."
         if wrong := [name for name in self.columns if len(held[_COLUMN + name]) != self.count]:
             yield f"{str(self.file)!r} holds {self.count} networks, but not as many rows in {', '.join(map(repr, wrong))}."
 
@@ -436,7 +440,7 @@ def write_shard(
         thetas: Finite flat checkpoints ``[n, P]``, or where they lie.
         columns: The table.
         dropped: Number of networks that were left out.
-        announce: Called with the path of the temporary file when it is on disk, before it gets its name.
+        announce: Called with the path of the temporary file, before it gets its name.
 
     Raises:
         FileExistsError: If there is such a file.
@@ -458,8 +462,8 @@ def write_shard(
     with explained_errors(file):
         try:
             save_file(tensors, temporary, {_FORMAT: json.dumps(header)})
-            flush(temporary)
             announce(temporary)
+            flush(temporary)
             publish(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)

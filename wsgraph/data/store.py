@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph.data.copies import Copies, Copy, equal_rows, listed
 from wsgraph.data.dataset import Indices, ZooDataset, positions_of
 from wsgraph.data.manifest import COLUMNS, DOCUMENT, Manifest, Record, ZooWarning, document_text, has_manifest, read_document
 from wsgraph.data.shards import (
@@ -129,22 +130,18 @@ class ZooStore:
     def reload(self) -> None:
         """Read again what the folder holds, after another process added to it."""
         # What is listed first was announced by the time that the manifest is read.
-        listed = {shard_path(file.stem): file for file in list_shards(self.path)} if self._only is None else {}
+        names = {*(list_shards(self.path) if self._only is None else self._only)}
         document = read_document(self.path)
         self.finished, self._info = document["finished"], document["info"]
         self._manifest = Manifest(self.path) if has_manifest(document) else None
         self._recorded = recorded_shards(document, self._manifest)
         if self._only is None:
-            files = {**{name: self.path / name for name in map(shard_path, self._recorded) if (self.path / name).is_file()}, **listed}
-        else:
-            files = {shard_path(name): self.path / shard_path(name) for name in self._only}
-        self._strays = sorted(name for name in files if self._manifest is not None and not self._manifest.knows(name))
+            names |= {name for name in self._recorded.keys() - names if (self.path / shard_path(name)).is_file()}
+        self._strays = sorted(name for name in names if self._manifest is not None and not self._manifest.knows(shard_path(name)))
         shards, unreadable = [], []
-        for name, file in sorted(files.items()):
-            if name in self._strays:
-                continue
+        for name in sorted(names.difference(self._strays)):
             try:
-                shards.append(self._tied(open_shard(file)))
+                shards.append(self._tied(open_shard(self.path / shard_path(name))))
             except ValueError as error:
                 unreadable.append(str(error))
         if unreadable:
@@ -153,7 +150,7 @@ class ZooStore:
         self._index(shards)
         if self._strays or self.missing:
             what = [f"the shard {name!r} of {self._recorded[name]} networks is gone" for name in self.missing]
-            what += [f"{name!r} was not written as a file of it and is left out" for name in self._strays]
+            what += [f"{shard_path(name)!r} was not written as a file of it and is left out" for name in self._strays]
             warnings.warn(
                 f"The zoo {str(self.path)!r} is not what was written: {'; '.join(what[:5])}. `wsgraph zoo verify` says what to do.",
                 ZooWarning,
@@ -162,7 +159,8 @@ class ZooStore:
 
     def _tied(self, shard: Shard) -> Shard:
         """A shard with what speaks against its being the one that was written under its name."""
-        return dataclasses.replace(shard, fault=shard_fault(self.path, self._manifest, shard))
+        fault = shard_fault(self.path, self._manifest, shard)
+        return shard if fault is None else dataclasses.replace(shard, fault=fault)
 
     @property
     def missing(self) -> list[str]:
@@ -172,7 +170,8 @@ class ZooStore:
 
     @property
     def linked_files(self) -> list[Path]:
-        """Files that hold weights of this zoo and are not its own, of networks appended as :class:`ArrayRows`."""
+        """Files that hold weights of this zoo and are not its own, of networks appended as
+        :class:`ArrayRows`."""
         return list(dict.fromkeys(shard.linked_file for shard in self.shards if shard.linked_file is not None))
 
     @property
@@ -369,6 +368,18 @@ class ZooStore:
         kept = finite.nonzero().flatten()
         row_bytes = 16 if isinstance(thetas, ArrayRows) else space.num_params * thetas.element_size()
         parts = kept.split(max(1, _SHARD_BYTES // row_bytes)) if name is None and len(kept) else [kept]
+        if "split" in columns and not isinstance(thetas, ArrayRows):
+            splits = columns["split"].tolist()
+            across = [(splits[i], splits[j]) for i, j in equal_rows(thetas) if splits[i] != splits[j] and finite[i]]
+            if across:
+                warnings.warn(
+                    f"{len(across)} networks that are added to a zoo have the weights of one in "
+                    f"another split "
+                    f"({across[0][0]!r} and {across[0][1]!r}): what is learned of one is scored "
+                    f"on the other.",
+                    ZooWarning,
+                    stacklevel=2,
+                )
         key = self._write_space(space)
         dropped, before = len(finite) - len(kept), self.shards
         records = []
@@ -392,8 +403,10 @@ class ZooStore:
     def _writable(self) -> Manifest:
         if self._manifest is None:
             raise ValueError(
-                f"The zoo {str(self.path)!r} was written by an earlier version of wsgraph, without checksums of everything, and is read only. "
-                "Upgrade it in place with store.upgrade() or `wsgraph zoo upgrade`, which reads it once."
+                f"The zoo {str(self.path)!r} was written by an earlier version of wsgraph, "
+                f"without checksums of everything, and is read only. "
+                "Upgrade it in place with store.upgrade() or `wsgraph zoo upgrade`, which reads "
+                "it once."
             )
         return self._manifest
 
@@ -453,9 +466,11 @@ class ZooStore:
         self._index(self.shards)
 
     def upgrade(self) -> None:
-        """Record size and checksum of every file of a zoo that was written by an earlier version, which :meth:`verify` then compares.
+        """Record size and checksum of every file of a zoo that was written by an earlier version,
+        which :meth:`verify` then compares.
 
-        Everything is read once; weights are not written again. A zoo that has them already is left as it is.
+        Everything is read once; weights are not written again. A zoo that has them already is left
+        as it is.
 
         Raises:
             OSError: If it cannot be written, with what to do about it.
@@ -520,7 +535,8 @@ class ZooStore:
         self._read.pop("table", None)
 
     def _later_parts(self, *, lost: bool = False) -> list[ColumnPart]:
-        """What was set after shards were written; nothing where the file is gone, if that is allowed."""
+        """What was set after shards were written; nothing where the file is gone, if that is
+        allowed."""
         parts, fault = load_columns(self.path, self._manifest)
         if fault is not None and self._manifest is not None:
             self._manifest.reload()  # another process may have set a column meanwhile
@@ -581,8 +597,10 @@ class ZooStore:
         names = [name for name in stores[0].table if all(name in store.table for store in stores) and name != "zoo"]
         dropped = sum(store.info["dropped_non_finite"] for store in stores)
         info = {"merged": [{"zoo": store.path.name, "info": store.info} for store in stores], "dropped_non_finite": dropped}
+        copies, owners, splits = Copies(), list[int](), list[Any]()
+        shared: list[Copy] = []
         with cls.writing(path, info=info) as merged:
-            for store in stores:
+            for number, store in enumerate(stores):
                 # Small shards side by side become large ones; those that link to a matrix may be larger than memory.
                 for key, run in itertools.groupby(enumerate(store.shards), key=lambda pair: pair[1].space):
                     numbers = [number for number, _ in run]
@@ -591,7 +609,26 @@ class ZooStore:
                     for part in positions.split(max(1, _SHARD_BYTES // (space.num_params * store.dtype.itemsize))):
                         columns = {name: store.table[name][part.numpy()] for name in names}
                         columns["zoo"] = np.full(len(part), store.path.name)
-                        merged.append(space, store.read(part), columns)
+                        thetas = store.read(part)
+                        owners += [number] * len(part)
+                        splits += columns["split"].tolist() if "split" in columns else [None] * len(part)
+                        shared += [copy for copy in copies.add(space, thetas) if owners[copy.number] != owners[copy.first]]
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore", ZooWarning)  # what equals within a zoo is not of this making
+                            merged.append(space, thetas, columns)
+        if shared:
+            pairs = dict.fromkeys((stores[owners[copy.first]].path.name, stores[owners[copy.number]].path.name) for copy in shared)
+            across = sum(splits[copy.number] != splits[copy.first] for copy in shared)
+            names = [f"{first} and {second}" for first, second in pairs]
+            warnings.warn(
+                f"{len(shared)} networks are in several of the zoos that were merged into "
+                f"{str(merged.path)!r}, "
+                f"{across} of them in another split there ({listed(names)}). "
+                "Leave them out, or give equal networks one split, before training on some and "
+                "scoring on others.",
+                ZooWarning,
+                stacklevel=2,
+            )
         return merged
 
     # == Reading ==
@@ -834,7 +871,8 @@ class ZooStore:
         return self.dataset(target=target).of_space(space)
 
     def verify(self) -> list[str]:
-        """Read everything in the folder, and say what is wrong, a sentence each: :func:`verify_zoo`.
+        """Read everything in the folder, and say what is wrong, a sentence each:
+        :func:`verify_zoo`.
 
         Returns:
             The problems; an empty list for a zoo that is whole.

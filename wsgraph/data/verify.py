@@ -33,9 +33,11 @@ __all__ = [
 NOT_FINISHED = "The zoo is not finished. Repeat the command or call that makes it: it will continue."
 
 
-def list_shards(folder: Path) -> list[Path]:
-    """The shards that lie in the folder of a zoo."""
-    return sorted(file for file in (folder / "shards").glob("*.safetensors") if not file.name.startswith("."))
+def list_shards(folder: Path) -> list[str]:
+    """Names of the shards that lie in the folder of a zoo, sorted."""
+    ending = ".safetensors"
+    names = os.listdir(folder / "shards") if (folder / "shards").is_dir() else []
+    return sorted(name.removesuffix(ending) for name in names if name.endswith(ending) and not name.startswith("."))
 
 
 def shard_path(name: str) -> str:
@@ -52,7 +54,8 @@ def recorded_shards(document: Mapping[str, Any], manifest: Manifest | None) -> d
 
 
 def shard_fault(folder: Path, manifest: Manifest | None, shard: Shard) -> str | None:
-    """Why a shard is not the one that was written under its name, in a sentence; ``None`` where nothing speaks against it."""
+    """Why a shard is not the one that was written under its name, in a sentence; ``None`` where
+    nothing speaks against it."""
     try:
         check_inside(folder, shard.file)
     except ValueError as error:
@@ -88,7 +91,8 @@ def columns_record(file: Path, parts: list[ColumnPart]) -> Record:
 
 
 def load_columns(folder: Path, manifest: Manifest | None) -> tuple[list[ColumnPart], str | None]:
-    """Columns that were set after shards were written, and what is wrong with their file, if anything is."""
+    """Columns that were set after shards were written, and what is wrong with their file, if
+    anything is."""
     file = folder / COLUMNS
     record = None if manifest is None else manifest.written.get(COLUMNS)
     if not file.exists():
@@ -103,7 +107,8 @@ def load_columns(folder: Path, manifest: Manifest | None) -> tuple[list[ColumnPa
 
 
 def check_parts(parts: list[ColumnPart], shards: Mapping[str, Shard], file: Path) -> Iterator[tuple[ColumnPart, str | None]]:
-    """Parts of columns of shards that are there, each with why it says nothing about their networks, or ``None``.
+    """Parts of columns of shards that are there, each with why it says nothing about their
+    networks, or ``None``.
 
     Raises:
         ValueError: If a part has another number of rows than its shard.
@@ -116,7 +121,8 @@ def check_parts(parts: list[ColumnPart], shards: Mapping[str, Shard], file: Path
             continue
         if len(part.values) != shard.count:
             raise ValueError(
-                f"The column {part.name!r} in {str(file)!r} has {len(part.values)} rows for the {shard.count} networks of shard "
+                f"The column {part.name!r} in {str(file)!r} has {len(part.values)} rows for the "
+                f"{shard.count} networks of shard "
                 f"{part.shard!r}. Restore the file, or set the column again."
             )
         yield part, None
@@ -125,24 +131,30 @@ def check_parts(parts: list[ColumnPart], shards: Mapping[str, Shard], file: Path
 def not_checked(folder: Path) -> str:
     """What :func:`verify_zoo` cannot check of a zoo that was written by an earlier version."""
     return (
-        f"{str(folder)!r} was written by an earlier version of wsgraph: it has no {LOG}, so whether shards were swapped, copied or brought "
-        f"from elsewhere, and whether {COLUMNS} and {DOCUMENT} were changed, is not checked. store.upgrade() or `wsgraph zoo upgrade` "
+        f"{str(folder)!r} was written by an earlier version of wsgraph: it has no {LOG}, so "
+        f"whether shards were swapped, copied or brought "
+        f"from elsewhere, and whether {COLUMNS} and {DOCUMENT} were changed, is not checked. "
+        f"store.upgrade() or `wsgraph zoo upgrade` "
         "records the checksums of what is there now."
     )
 
 
 def verify_zoo(path: str | os.PathLike[str]) -> list[str]:
-    """Read everything in the folder of a zoo, also of one that does not open, and say what is wrong, a sentence each.
+    """Read everything in the folder of a zoo, also of one that does not open, and say what is
+    wrong, a sentence each.
 
-    Every file is compared with the manifest: rows, size and checksum of shards, of columns that were set later and of ``zoo.json``, and
-    whether it belongs to the zoo at all; weights with the checksum in their shard, and whether they are finite; weight spaces with the
+    Every file is compared with the manifest: rows, size and checksum of shards, of columns that
+    were set later and of ``zoo.json``, and
+    whether it belongs to the zoo at all; weights with the checksum in their shard, and whether
+    they are finite; weight spaces with the
     checksum that is their name; columns with the shards that they were set for.
 
     Args:
         path: The folder.
 
     Returns:
-        The problems, each with the file and what to do; an empty list for a zoo that is what was written.
+        The problems, each with the file and what to do; an empty list for a zoo that is what was
+        written.
 
     Raises:
         FileNotFoundError: If the folder or ``zoo.json`` is missing.
@@ -174,8 +186,8 @@ def _problems(folder: Path) -> Iterator[str]:
         return
     shards: list[Shard] = []
     listed = list_shards(folder)
-    for file in listed:
-        name = shard_path(file.stem)
+    for name in map(shard_path, listed):
+        file = folder / name
         if manifest is not None and not manifest.knows(name):
             try:
                 yield manifest.fault(Record.of(name, file, open_shard(file).count)) or ""
@@ -194,7 +206,7 @@ def _problems(folder: Path) -> Iterator[str]:
                 continue  # what it leads to is not read
         shards.append(dataclasses.replace(shard, fault=fault))
         yield from shard.problems()
-    recorded, there = recorded_shards(document, manifest), {file.stem for file in listed}
+    recorded, there = recorded_shards(document, manifest), {*listed}
     for name, count in recorded.items():
         if name not in there:
             yield f"The shard {name!r} of {count} networks is gone. Restore it, or repeat the call that made the zoo."
@@ -251,12 +263,14 @@ def _documents(folder: Path, document: Mapping[str, Any], manifest: Manifest, re
         yield fault
     for number in manifest.unreadable:
         yield (
-            f"Line {number} of {str(folder / LOG)!r} is no record of a file: it was changed by hand, or the disk was full. Restore the file, "
+            f"Line {number} of {str(folder / LOG)!r} is no record of a file: it was changed by "
+            f"hand, or the disk was full. Restore the file, "
             "or delete the line if nothing else is wrong."
         )
     shards, networks = document.get("shards", 0), document.get("networks", 0)
     if len(recorded) < shards or sum(recorded.values()) < networks:
         yield (
-            f"{str(folder / LOG)!r} records {len(recorded)} shards with {sum(recorded.values()):,} networks, but there were {shards} with "
+            f"{str(folder / LOG)!r} records {len(recorded)} shards with "
+            f"{sum(recorded.values()):,} networks, but there were {shards} with "
             f"{networks:,} when the zoo was finished: lines are gone. Restore the file."
         )
