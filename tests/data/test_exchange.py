@@ -355,6 +355,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["file_name", '""'], "Expected a column 'file_name' in"),
         (["file_name,a", "0.pt,1", "1.pth"], r"as many entries as columns in every row of '.*metadata.csv' \(row 2 has others\)"),
         (["file_name", '"0.pt'], "is not a CSV file"),
+        (["file_name,a,a", "0.pt,1,2", "1.pth,1,2"], "metadata.csv' has several columns 'a'. Rename or remove all but one"),
         (["file_name,weight_space", "0.pt,../x", "1.pth,"], r"to name files in '.*spaces' \(got '../x', which is not there\)"),
         (["file_name,weight_space", "0.pt,x", "1.pth,"], r"to name files in '.*spaces' \(got 'x', which is not there\)"),
         (["file_name,activation", "0.pt,relu", "1.pth,"], "which activation '1.pth' have"),
@@ -376,6 +377,11 @@ def test_tables_that_do_not_fit(tmp_path: Path, lines: list[str], message: str) 
         ("[1]", r"to hold an object in line 1, such as .* \(got list"),
         ('{"file_name": "0.pt", "weight_space": [1]}\n{"file_name": "1.pth"}', r"column 'weight_space' to hold .* \(got list\)"),
         ('{"file_name": 3}', "Expected a column 'file_name'"),
+        ('{"file_name": "0.pt", "a": 1, "a": 2}', "metadata.jsonl' says 'a' twice in line 1. Leave one of each"),
+        (
+            '{"file_name": "0.pt", "a": 9007199254740993}\n{"file_name": "1.pth"}',
+            r"'a', which has fractions or lacks values, to hold integers that a float can hold, up to 2\*\*53 \(got 9007199254740993",
+        ),
         (
             '{"file_name": "0.pt", "a": "x"}\n{"file_name": "1.pth", "a": 1}',
             r"column 'a' to hold numbers, booleans or text alone \(got int, str\)",
@@ -564,7 +570,8 @@ def test_what_training_leaves_beside_networks_is_skipped_and_listed(tmp_path: Pa
             torch.save(optimizer.state_dict(), runs / f"run-{number}" / name)
     torch.save(optimizer.state_dict(), runs / "opt_1.pt")  # whose name does not say it
     zoo, _notes = imported(
-        tmp_path / "zoo", "31 files are no networks of their own, such as optimizer states .*: 'opt_1.pt', 'run-0/optimizer"
+        tmp_path / "zoo",
+        "31 files or folders are no networks of their own and were skipped, such as states of optimizers.*: 'opt_1.pt', 'run-0/opt",
     )
     assert len(zoo) == 5
     assert len(zoo.info["imported"]["skipped"]) == 31
@@ -683,6 +690,20 @@ def test_files_whose_names_are_nearly_equal(tmp_path: Path) -> None:
     write_csv(runs / "metadata.csv", "file_name", "net.pt", "Net.pt", "net.safetensors", "Other.PT")
     with pytest.raises(FileNotFoundError, match=r"not in '.*runs': 'Other.PT' \('other.pt' is there for 'Other.PT'\)\. Correct or"):
         import_zoo(tmp_path / "none", runs, activation="relu")
+
+
+def test_what_lies_between_networks_is_said(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for number in range(10):
+        write_network(runs / f"{number}.pt", number)
+    zoo, notes = imported(runs.parent / "zoo")
+    os.rename(zoo.path, runs / "zoo")
+    write_network(tmp_path / "elsewhere" / "best.pt", 99)
+    (runs / "best").symlink_to(tmp_path / "elsewhere")
+    write_csv(runs / "results.csv", "file_name,test_accuracy", *[f"{i}.pt,0.5" for i in range(10)])
+    zoo, notes = imported(tmp_path / "again", "2 files or folders are no networks .* other zoos or links to folders: 'best', 'zoo'")
+    assert len(zoo) == 10
+    assert notes[-1] == "'results.csv' beside the checkpoints was not read: only metadata.jsonl or metadata.csv is, or table=..."
 
 
 def test_notes_on_the_command_line(tmp_path: Path) -> None:

@@ -254,6 +254,13 @@ def test_bad_targets(store: ZooStore) -> None:
         (_thetas() * torch.nan, _table(), r"at least one network with finite weights \(dropped: 6\)"),
         (_thetas(), _table(short=[1, 2], long=range(7)), r"one entry per network, 6 \('short' has 2, 'long' has 7\)"),
         (_thetas(), _table(objects=[None] * 6), r"column 'objects' of 'table' to be a flat list of numbers, bools or strings"),
+        (_thetas(), _table(mixed=[1, "a", 2, 3, 4, 5]), r"'mixed' of 'table' to hold numbers or strings, not both \(got 1 among strings\)"),
+        (_thetas(), _table(ints=[2**63, -1, 0, 0, 0, 0]), r"integers that a float can hold, .* \(got 9223372036854775808\). Write such"),
+        (_thetas(), _table(ints=[2**53 + 1, 0.5, 0, 0, 0, 0]), r"integers that a float can hold, .* \(got 9007199254740993\)"),
+        (_thetas(), _table(text=["a\0"] * 6), "that do not end with a zero character"),
+        (_thetas(), _table(text=["\ud800"] * 6), r"Expected text in column 'text' of 'table' \(.*surrogates not allowed\)"),
+        (_thetas(), {"": range(6)}, r"the names of the columns of 'table' to be text \(got ''\)"),
+        (_thetas(), {3: range(6)}, r"the names of the columns of 'table' to be text \(got 3\)"),
         (_thetas(), _table(matrix=torch.zeros(6, 2)), r"column 'matrix' .* \(got shape \[6, 2\]"),
     ],
 )
@@ -660,7 +667,8 @@ def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expected zoos that are finished"):
         ZooStore.merge(tmp_path / "both", [store, many])
     many.finish()
-    merged = ZooStore.merge(tmp_path / "both", [store, many])
+    with pytest.warns(ZooWarning, match=r"are left out of .*both' \(zoo: 'epochs', 'split', 'good'; many: 'number', 'run'\)"):
+        merged = ZooStore.merge(tmp_path / "both", [store, many])
     assert len(merged) == 26
     assert list(merged.table) == ["test_accuracy", "zoo"]
     assert merged.column("zoo").tolist() == ["zoo"] * 6 + ["many"] * 20
@@ -672,6 +680,11 @@ def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
     assert len(ZooStore.merge(tmp_path / "one", [store, empty])) == 6
     with pytest.raises(ValueError, match="at least one zoo"):
         ZooStore.merge(tmp_path / "none", [])
+    namesake = ZooStore.create(tmp_path / "other" / "zoo", SPACE, 2 * _thetas(), _table())
+    merged = ZooStore.merge(tmp_path / "namesakes", [store, namesake])
+    assert merged.column("zoo").tolist() == [f"{tmp_path.name}/zoo"] * 6 + ["other/zoo"] * 6
+    with pytest.warns(ZooWarning, match="are left out of .*twice' .namesakes: 'zoo'"):
+        ZooStore.merge(tmp_path / "twice", [merged])
 
 
 def test_a_shard_that_is_gone_is_missed(many: ZooStore) -> None:
@@ -843,6 +856,11 @@ def test_select(many: ZooStore) -> None:
     assert len(many.dataset(target=None).select({"single": 0.1})) == 3
     with pytest.raises(ValueError, match="no column 'epoch'"):
         dataset.select({"epoch": 3})
+    with pytest.raises(ValueError, match=r"the condition on 'run', which holds strings, to be of that kind too \(got 1\)"):
+        dataset.select({"run": 1})
+    with pytest.raises(ValueError, match=r"on 'number', which holds numbers or bools, to be of that kind too \(got \['1', 2\]\)"):
+        dataset.select({"number": ["1", 2]})
+    assert len(dataset.select({"run": []})) == 0
     with pytest.raises(ValueError, match=r"return a mask with one entry per network, 20 \(got shape \[\], bool\)"):
         dataset.select({"number": lambda number: True})
 

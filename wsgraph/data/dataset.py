@@ -147,7 +147,8 @@ class ZooDataset(Dataset[ParameterGraph]):
             conditions: For every column a value, a list or set of values, or a function of the column that returns a mask.
 
         Raises:
-            ValueError: If there is no such column, or a function returns no mask.
+            ValueError: If there is no such column, a function returns no mask, or strings are
+                looked for among numbers or the reverse.
 
         Example:
             >>> import tempfile
@@ -172,6 +173,9 @@ class ZooDataset(Dataset[ParameterGraph]):
                 mask &= chosen
                 continue
             values = np.asarray(list(wanted) if isinstance(wanted, (set, frozenset, range, tuple)) else wanted)
+            if values.size and (values.dtype.kind == "U") != (column.dtype.kind == "U"):
+                holds = "strings" if column.dtype.kind == "U" else "numbers or bools"
+                raise ValueError(f"Expected the condition on {name!r}, which holds {holds}, to be of that kind too (got {wanted!r}).")
             # Numbers as the column holds them: 0.1 is not among floats of single precision.
             mask &= np.isin(column, values.astype(column.dtype) if column.dtype.kind == "f" and values.dtype.kind in "fiu" else values)
         return self._chosen(self.positions[torch.from_numpy(mask)])

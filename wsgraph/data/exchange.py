@@ -11,7 +11,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -52,9 +53,19 @@ _NUMBER = re.compile(r"[+-]?((0|[1-9]\d{0,17})(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(
 # == Tables ==
 
 
+def _repeated(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
 def _read_json(file: Path, text: str, where: str = "") -> dict[str, Any]:
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if repeated := _repeated(name for name, _ in pairs):
+            raise ValueError(f"{str(file)!r} says {listed(repeated)} twice{where}. Leave one of each.")
+        return dict(pairs)
+
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
         raise ValueError(f"{str(file)!r} is not JSON{where} ({error}).") from None
     if not isinstance(found, dict):
@@ -82,9 +93,12 @@ def _read_table(file: Path) -> dict[str, list[Any]]:
         rows = [_read_json(file, line, f" in line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
         try:
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            rows, header = list(reader), reader.fieldnames or []
         except csv.Error as error:
             raise ValueError(f"{str(file)!r} is not a CSV file ({error}).") from None
+        if repeated := _repeated(header):
+            raise ValueError(f"{str(file)!r} has several columns {listed(repeated)}. Rename or remove all but one.")
         if ragged := [i for i, row in enumerate(rows, 1) if None in row or None in row.values()]:
             raise ValueError(f"Expected as many entries as columns in every row of {str(file)!r} (row {ragged[0]} has others).")
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain.from_iterable(rows))}
@@ -125,6 +139,11 @@ def _column(name: str, values: Sequence[Any]) -> np.ndarray:
         except OverflowError:
             raise ValueError(f"Expected the column {name!r} to hold integers of 64 bits; write larger ones as text.") from None
     elif kinds <= {int, float} or kinds == {bool}:
+        if large := [value for value in values if isinstance(value, int) and abs(value) > 2**53]:
+            raise ValueError(
+                f"Expected the column {name!r}, which has fractions or lacks values, to hold integers that a float can "
+                f"hold, up to 2**53 (got {large[0]}). Write them as text."
+            )
         column = np.array([math.nan if value is None else value for value in values])
     else:
         mixed = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -175,13 +194,16 @@ def _networks(folder: Path) -> tuple[list[str], list[str]]:
     skipped: list[str] = []
     for where, inner, files in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".")]
+        # Links to folders are not followed, and the shards of a zoo hold many networks each.
+        closed = [name for name in inner if Path(where, name).is_symlink() or Path(where, name, "zoo.json").exists()]
+        inner[:] = [name for name in inner if name not in closed]
         chosen = network_files(files)
         shards = {shard for name in chosen for shard in _shards_of(Path(where) / name)}
         chosen = [name for name in chosen if name not in shards]
         looks = [name for name in files if checkpoint_ending(name) and not name.startswith(".")]
         rest = {*looks} - {*chosen} - shards
-        for names, kept in ((chosen, found), (rest, skipped)):
-            kept += [(Path(where) / name).relative_to(folder).as_posix() for name in names]
+        for names, kept in ((chosen, found), ([*rest, *closed], skipped)):
+            kept += [(PurePosixPath(Path(where).relative_to(folder).as_posix()) / name).as_posix() for name in names]
     return sorted(found), sorted(skipped)
 
 
@@ -222,7 +244,7 @@ def _checked_files(folder: Path, table: Path, files: Sequence[str], present: Seq
     for name in present:
         of_folder.setdefault(PurePosixPath(name).parent.as_posix(), []).append(name)
     files = [of_folder[name][0] if len(of_folder.get(name, ())) == 1 else name for name in files]
-    if repeated := [name for name, again in itertools.groupby(sorted(files)) if len(list(again)) > 1]:
+    if repeated := _repeated(files):
         raise ValueError(f"{str(table)!r} has several rows of {listed(repeated)}. Leave one of each.")
     if missing := [name for name in files if not (folder / name).is_file()]:
         near = {_stem(name): name for name in present}
@@ -520,6 +542,7 @@ def _append(store: ZooStore, reader: _Reader, columns: dict[str, np.ndarray], *,
 
 # == What an import should say ==
 
+_KINDS = "such as states of optimizers, copies in another format, other zoos or links to folders"
 _SPLITS = ("train", "val", "test")
 _SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test", "eval": "val"}
 # Names of columns that say what networks have in common.
@@ -532,9 +555,7 @@ def _notes(
     """What one might otherwise not notice of a zoo that was imported, a sentence each; ``shares``
     if its split was drawn."""
     if skipped := sorted([*folder.skipped, *read.others]):
-        yield (
-            f"{len(skipped)} files are no networks of their own, such as optimizer states or copies in another format: {listed(skipped)}."
-        )
+        yield (f"{len(skipped)} files or folders are no networks of their own and were skipped, {_KINDS}: {listed(skipped)}.")
     if read.dropped:
         yield f"{len(read.dropped)} networks with NaN or infinite weights were left out: {listed(folder.files[i] for i in read.dropped)}."
     yield from _notes_on_copies(folder, columns, read)
@@ -555,7 +576,10 @@ def _notes(
     if lost := {name: count for name, count in lost.items() if count}:
         counts = ", ".join(f"{name!r} of {count}" for name, count in lost.items())
         yield f"Values are missing, which are NaN (of text: empty) in the zoo: {counts} of {len(folder.files)} networks."
-    if not folder.columns:
+    unread = sorted(file.name for file in folder.path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
+    if not folder.has_table and unread:
+        yield f"{listed(unread)} beside the checkpoints was not read: only {' or '.join(_TABLES)} is, or table=..."
+    elif not folder.columns:
         yield (
             "Nothing is known of the networks but their files: what should be predicted, such as test_accuracy, needs a table metadata.csv."
         )

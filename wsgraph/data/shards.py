@@ -53,12 +53,41 @@ def _column(name: str, values: Any) -> np.ndarray:
         values = values.detach().cpu()
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     column = np.asarray(values)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"Expected the names of the columns of 'table' to be text (got {name!r}).")
     if column.ndim != 1 or column.dtype.kind not in "biufU" or (column.dtype.itemsize > 8 and column.dtype.kind != "U"):
         raise ValueError(
             f"Expected column {name!r} of 'table' to be a flat list of numbers, bools or strings "
             f"(got shape {list(column.shape)}, dtype {column.dtype})."
         )
+    if not isinstance(values, np.ndarray):
+        _check_entries(name, values, column)
+    if column.dtype.kind == "U":
+        try:
+            "".join(column.tolist()).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"Expected text in column {name!r} of 'table' ({error}).") from None
     return column
+
+
+def _check_entries(name: str, values: Iterable[Any], column: np.ndarray) -> None:
+    """Refuse entries that an array holds as something else."""
+    if column.dtype.kind == "U":
+        entries = list(values)
+        if other := [value for value in entries if not isinstance(value, str)]:
+            raise ValueError(
+                f"Expected column {name!r} of 'table' to hold numbers or strings, not both "
+                f"(got {other[0]!r} among strings). Write all as strings, or give NaN or '' where there is no value."
+            )
+        if any(value.endswith("\0") for value in entries):
+            raise ValueError(f"Expected strings in column {name!r} of 'table' that do not end with a zero character.")
+    elif column.dtype.kind == "f":
+        whole = [value for value in values if isinstance(value, int) and abs(value) > 2**53]
+        if whole:
+            raise ValueError(
+                f"Expected column {name!r} of 'table' to hold integers that a float can hold, up to 2**53, "
+                f"beside floats or in no common type of 64 bits (got {whole[0]}). Write such integers as strings."
+            )
 
 
 def may_be_joined(first: np.ndarray, second: np.ndarray) -> bool:

@@ -574,8 +574,10 @@ class ZooStore:
     def merge(cls, path: PathLike, stores: Sequence[ZooStore]) -> ZooStore:
         """Write the networks of several zoos, in their order, as one.
 
-        The new zoo has the columns that all zoos have, and ``zoo``, the folder name of the zoo that each network comes from. Its shards are
-        large, however small those of the zoos are: of a single zoo this makes one that is read faster.
+        The new zoo has the columns that all zoos have, and ``zoo``, the folder name of the zoo that
+        each network comes from (with the folders above it where two have one name). Its shards are
+        large, however small those of the zoos are: of a single zoo this makes one that is read
+        faster. Columns that are left out, and networks that several zoos hold, are warned of.
 
         Args:
             path: Folder to write, which must not exist.
@@ -595,8 +597,10 @@ class ZooStore:
         if unfinished := [str(store.path) for store in stores if not store.finished or store.missing]:
             raise ValueError(f"Expected zoos that are finished, but {', '.join(map(repr, unfinished))} lacks networks. Finish it first.")
         names = [name for name in stores[0].table if all(name in store.table for store in stores) and name != "zoo"]
+        labels = _distinct([store.path for store in stores])
         dropped = sum(store.info["dropped_non_finite"] for store in stores)
-        info = {"merged": [{"zoo": store.path.name, "info": store.info} for store in stores], "dropped_non_finite": dropped}
+        described = [{"zoo": label, "info": store.info} for label, store in zip(labels, stores, strict=True)]
+        info = {"merged": described, "dropped_non_finite": dropped}
         copies, owners, splits = Copies(), list[int](), list[Any]()
         shared: list[Copy] = []
         with cls.writing(path, info=info) as merged:
@@ -608,7 +612,7 @@ class ZooStore:
                     space = store.load_space(key)
                     for part in positions.split(max(1, _SHARD_BYTES // (space.num_params * store.dtype.itemsize))):
                         columns = {name: store.table[name][part.numpy()] for name in names}
-                        columns["zoo"] = np.full(len(part), store.path.name)
+                        columns["zoo"] = np.full(len(part), labels[number])
                         thetas = store.read(part)
                         owners += [number] * len(part)
                         splits += columns["split"].tolist() if "split" in columns else [None] * len(part)
@@ -616,14 +620,22 @@ class ZooStore:
                         with warnings.catch_warnings():
                             warnings.simplefilter("ignore", ZooWarning)  # what equals within a zoo is not of this making
                             merged.append(space, thetas, columns)
+        left = {label: [name for name in store.table if name not in names] for label, store in zip(labels, stores, strict=True)}
+        if left := {label: columns for label, columns in left.items() if columns}:
+            told = "; ".join(f"{label}: {listed(columns)}" for label, columns in left.items())
+            warnings.warn(
+                f"Columns that not all zoos have, or that are named 'zoo', are left out of {str(merged.path)!r} ({told}).",
+                ZooWarning,
+                stacklevel=2,
+            )
         if shared:
-            pairs = dict.fromkeys((stores[owners[copy.first]].path.name, stores[owners[copy.number]].path.name) for copy in shared)
+            pairs = dict.fromkeys((labels[owners[copy.first]], labels[owners[copy.number]]) for copy in shared)
             across = sum(splits[copy.number] != splits[copy.first] for copy in shared)
-            names = [f"{first} and {second}" for first, second in pairs]
+            told = listed(f"{first} and {second}" for first, second in pairs)
             warnings.warn(
                 f"{len(shared)} networks are in several of the zoos that were merged into "
                 f"{str(merged.path)!r}, "
-                f"{across} of them in another split there ({listed(names)}). "
+                f"{across} of them in another split there ({told}). "
                 "Leave them out, or give equal networks one split, before training on some and "
                 "scoring on others.",
                 ZooWarning,
@@ -908,6 +920,16 @@ class ZooStore:
         state += f", {len(self.missing)} shards missing" if self.missing else ""
         state += f", {len(self._strays)} shards left out" if self._strays else ""
         return f"ZooStore({str(self.path)!r}, {len(self):,} networks, {what}{columns}{splits}{shards}{linked}{state})"
+
+
+def _distinct(paths: Sequence[Path]) -> list[str]:
+    """Names of folders, with as many of the folders above as it takes to tell them apart."""
+    different = len({*paths})
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len({*names}) == different:
+            break
+    return names
 
 
 def _writing(text: str) -> Callable[[Path], object]:
