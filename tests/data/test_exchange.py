@@ -680,6 +680,11 @@ def test_values_that_are_missing_and_networks_that_are_left_out_are_said(tmp_pat
     assert "(of text: empty) in the zoo: 'test_accuracy' of 1, 'name' of 2 of 10 networks." in notes[-1]
     assert len(notes) == 2
     assert len(zoo) == 8
+    zoo.set_column("nothing", np.full(8, np.nan))
+    text = " ".join(call("zoo", "info", str(zoo.path)).split())
+    assert "1 missing (NaN)" in text
+    assert "no values, 8 missing (NaN)" in text
+    assert notes[0] in text
 
 
 def test_files_whose_names_are_nearly_equal(tmp_path: Path) -> None:

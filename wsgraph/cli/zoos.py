@@ -286,6 +286,8 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], a
         print_json({**about, "columns": {name: str(column.dtype) for name, column in columns.items()}, "info": store.info})
         return
     typer.echo(title)
+    for note in store.info.get("imported", {}).get("notes", []):
+        typer.secho(note, fg=typer.colors.YELLOW)
     for space in spaces[:_SHOWN_SPACES]:
         typer.echo(space.summary())
     if len(spaces) > _SHOWN_SPACES:
@@ -293,8 +295,11 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], a
     table = Table("column", "values")
     for name, column in columns.items():
         if column.dtype.kind in "fiu":
-            quartiles = np.nanquantile(column, [0, 0.25, 0.5, 0.75, 1])
-            table.add_row(escape(name), "min {:.4g}, quartiles {:.4g} {:.4g} {:.4g}, max {:.4g}".format(*quartiles))
+            known = column[~np.isnan(column)]
+            missing = f", {len(column) - len(known)} missing (NaN)" if len(known) < len(column) else ""
+            quartiles = np.quantile(known, [0, 0.25, 0.5, 0.75, 1]) if len(known) else []
+            told = "min {:.4g}, quartiles {:.4g} {:.4g} {:.4g}, max {:.4g}".format(*quartiles) if len(known) else "no values"
+            table.add_row(escape(name), told + missing)
         else:
             values, counts = np.unique(column, return_counts=True)
             listed = ", ".join(f"{value} ({count})" for value, count in list(zip(values, counts, strict=True))[:8])

@@ -83,6 +83,13 @@ class ZooStore:
     at all, whatever happens to the process that writes it. Opening reads headers alone: weights are mapped into memory and read from disk
     where they are used, and handed back after use, so that a zoo may be larger than memory.
 
+    ``manifest.jsonl`` says of every file how many networks it is about, its size and its checksum,
+    as it was written. Opening compares shards with it by their headers, and weight spaces with the
+    checksum that is their name; :meth:`verify` compares everything. A shard that was exchanged is not
+    read, one that was not written as a file of this zoo is left out with a warning, and nothing is
+    read outside of the folder but the files of networks that were appended as :class:`ArrayRows`,
+    which :attr:`linked_files` and the representation name.
+
     Args:
         path: Folder written by :meth:`create`, :meth:`begin` or :meth:`writing`.
         shards: Names of the shards to open (default: all there are).
@@ -95,8 +102,9 @@ class ZooStore:
         finished: Whether everything that should be in the zoo is there.
 
     Raises:
-        FileNotFoundError: If the folder or ``zoo.json`` is missing.
-        ValueError: If a file is damaged, or was written by another version.
+        FileNotFoundError: If the folder, ``zoo.json``, the manifest or a weight space is missing.
+        ValueError: If a file is damaged, a weight space was changed after it was written, or another
+            version wrote the zoo.
 
     Example:
         >>> import tempfile, torch
