@@ -240,6 +240,46 @@ def test_a_shard_that_is_not_the_one_that_was_written_is_not_read(tmp_path: Path
             read()
 
 
+def test_a_shard_that_is_exchanged_while_the_zoo_is_open_is_not_read(tmp_path: Path) -> None:
+    store, other = make(tmp_path / "zoo"), make(tmp_path / "other", 1)
+    os.replace(shard(other.path, 1), shard(store.path, 1))
+    for read in (lambda: store.read(torch.arange(10)), lambda: store.table):
+        with pytest.raises(ValueError, match=r"001.safetensors' was exchanged since the zoo was opened. Open the zoo again"):
+            read()
+    with pytest.raises(ValueError, match=r"is not what manifest.jsonl records"):
+        ZooStore(store.path).thetas  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["shards", "spaces", "zoo.json", "manifest.jsonl"])
+def test_what_belongs_to_a_zoo_lies_in_its_folder(tmp_path: Path, name: str) -> None:
+    zoo = make(tmp_path / "zoo").path
+    link_away(zoo / name, tmp_path / "away")
+    expected = "is a link to '.*away(/.*)?', outside of the zoo, and is not read"
+    if name == "shards":
+        with pytest.raises(ValueError, match=expected):
+            ZooStore(zoo).thetas  # noqa: B018
+    else:
+        with pytest.raises(ValueError, match=expected):
+            ZooStore(zoo)
+    assert all(re.search(expected, problem) for problem in verify_zoo(zoo))
+    assert len(verify_zoo(zoo)) >= 1
+    # The zoo itself may lie anywhere.
+    os.remove(zoo / name)
+    os.rename(tmp_path / "away", zoo / name)
+    (tmp_path / "link").symlink_to(zoo)
+    assert ZooStore(tmp_path / "link").verify() == verify_zoo(tmp_path / "link") == []
+
+
+def test_a_change_of_info_that_is_meant(tmp_path: Path) -> None:
+    zoo = make(tmp_path / "zoo").path
+    edit(zoo / "zoo.json", '"seed": 0', '"seed": 7')
+    (problem,) = verify_zoo(zoo)
+    assert problem.endswith("If its change is meant, store.finish() records it.")
+    ZooStore(zoo).finish()
+    assert verify_zoo(zoo) == []
+    assert ZooStore(zoo).info["seed"] == 7
+
+
 def test_a_stray_shard_is_left_out_and_said(tmp_path: Path) -> None:
     zoo, other = make(tmp_path / "zoo"), make(tmp_path / "other", 1)
     thetas, digest = zoo.thetas, zoo.digest

@@ -10,6 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -340,29 +341,41 @@ class Shard:
         """The weights, mapped.
 
         Raises:
-            ValueError: If the shard has a fault.
+            ValueError: If the shard has a fault, or was exchanged since its header was read.
         """
         self._check()
         return self._open()
 
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with safe_open(self.file, "pt") as tensors:
+            self._check_same(tensors.metadata())
+            yield tensors
+
+    def _check_same(self, metadata: Mapping[str, str] | None) -> None:
+        """Refuse a file that took the place of the one whose header was read."""
+        if json.loads((metadata or {}).get(_FORMAT, "{}")).get("checksum") != self.checksum:
+            raise ValueError(f"{str(self.file)!r} was exchanged since the zoo was opened. Open the zoo again.")
+
     def _open(self) -> MappedRows:
         if self.linked_file is not None:
-            with safe_open(self.file, "pt") as tensors:
+            with self._opened() as tensors:
                 rows, columns = tensors.get_tensor("rows"), tensors.get_tensor("columns")
             return ArrayRows(self.linked_file, rows, columns).open()
         with self.file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length))
+        self._check_same(header.get("__metadata__"))
         return MappedRows(self.file, 8 + length + header["thetas"]["data_offsets"][0], self.shape, self.dtype)
 
     def table(self) -> dict[str, np.ndarray]:
         """The columns of the table by name.
 
         Raises:
-            ValueError: If the shard has a fault.
+            ValueError: If the shard has a fault, or was exchanged since its header was read.
         """
         self._check()
-        with safe_open(self.file, "pt") as tensors:
+        with self._opened() as tensors:
             return {name: decode_column(tensors.get_tensor(_COLUMN + name)) for name in self.columns}
 
     def problems(self) -> Iterator[str]:

@@ -178,14 +178,16 @@ def verify_zoo(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _problems(folder: Path) -> Iterator[str]:
+    listed = list_shards(folder)  # before the manifest, which then says what each of them is
     try:
         document = read_document(folder)
         manifest = Manifest(folder) if has_manifest(document) else None
     except (OSError, ValueError) as error:
         yield str(error)
         return
+    recorded = recorded_shards(document, manifest)
+    listed += [name for name in recorded.keys() - {*listed} if os.path.lexists(folder / shard_path(name))]
     shards: list[Shard] = []
-    listed = list_shards(folder)
     for name in map(shard_path, listed):
         file = folder / name
         if manifest is not None and not manifest.knows(name):
@@ -206,9 +208,8 @@ def _problems(folder: Path) -> Iterator[str]:
                 continue  # what it leads to is not read
         shards.append(dataclasses.replace(shard, fault=fault))
         yield from shard.problems()
-    recorded, there = recorded_shards(document, manifest), {*listed}
     for name, count in recorded.items():
-        if name not in there:
+        if name not in listed:
             yield f"The shard {name!r} of {count} networks is gone. Restore it, or repeat the call that made the zoo."
     yield from _spaces(folder, shards)
     yield from _columns(folder, manifest, shards)
@@ -260,7 +261,7 @@ def _columns(folder: Path, manifest: Manifest | None, shards: list[Shard]) -> It
 
 def _documents(folder: Path, document: Mapping[str, Any], manifest: Manifest, recorded: Mapping[str, int]) -> Iterator[str]:
     if fault := manifest.fault(Record.of(DOCUMENT, folder / DOCUMENT)):
-        yield fault
+        yield f"{fault} If its change is meant, store.finish() records it."
     for number in manifest.unreadable:
         yield (
             f"Line {number} of {str(folder / LOG)!r} is no record of a file: it was changed by "
