@@ -280,6 +280,13 @@ def test_a_change_of_info_that_is_meant(tmp_path: Path) -> None:
     assert ZooStore(zoo).info["seed"] == 7
 
 
+def test_a_zoo_with_an_exchanged_shard_cannot_be_finished(tmp_path: Path) -> None:
+    zoo = make(tmp_path / "zoo").path
+    shutil.copy(shard(zoo, 0), shard(zoo, 1))
+    with pytest.raises(ValueError, match=r"001.*holds what was written as.* Until then the zoo cannot be finished"):
+        ZooStore(zoo).finish()
+
+
 def test_a_stray_shard_is_left_out_and_said(tmp_path: Path) -> None:
     zoo, other = make(tmp_path / "zoo"), make(tmp_path / "other", 1)
     thetas, digest = zoo.thetas, zoo.digest
@@ -416,8 +423,12 @@ def test_a_writer_may_die_at_any_step(tmp_path: Path, monkeypatch: pytest.Monkey
             assert len(opened) in (10, 12)
             if number == 1:
                 assert opened.column("score")[0] in (0, 100)
-            act(opened, number)
+            if step % 2:
+                opened.finish()
+            else:
+                act(opened, number)
             assert verify_zoo(zoo) == []
+            assert len(ZooStore(zoo)) == len(opened)
         assert step > 4  # that is, the loop went through several
 
 

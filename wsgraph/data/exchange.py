@@ -332,7 +332,7 @@ class _Reader:
         if space is None and (silent := [folder.files[i] for i in free if self.activations[i] is None]):
             raise ValueError(
                 f"Nothing says which activation {listed(silent)} have, and weights alone do not "
-                f"show it, although it decides their "
+                "show it, although it decides their "
                 "symmetries. Give 'activation', such as relu, or a column 'activation'; or 'space' for networks that are no plain chain."
             )
 
@@ -568,7 +568,7 @@ def _notes(
             yield (
                 f"No network fell to {listed(lacking)} of {len(store)} networks and shares "
                 f"{', '.join(f'{share:g}' for share in shares.values())}, and training needs "
-                f"train, val and test. Add networks, choose other "
+                "train, val and test. Add networks, choose other "
                 "shares (split=...), or name splits in a column 'split'."
             )
         yield from _notes_on_groups(folder, columns)
@@ -592,7 +592,7 @@ def _notes_on_copies(folder: _Folder, columns: Mapping[str, np.ndarray], read: _
         pairs = [f"{files[i]} ({splits[i]}) = {files[j]} ({splits[j]})" for i, j in across] if splits is not None else []
         yield (
             f"{len(across)} networks have the weights of one in another split, so that what is "
-            f"learned of one is scored on the other: "
+            "learned of one is scored on the other: "
             f"{listed(pairs)}. Put equal networks into one split."
         )
     elif read.copies and not folder.export:
@@ -638,7 +638,7 @@ def _notes_on_groups(folder: _Folder, columns: Mapping[str, np.ndarray]) -> Iter
             advice = "store.set_column('split', group_split(store.column(...), ...))"
             yield (
                 f"Checkpoints of {what} lie in several splits: {listed(map(str, divided))}. If "
-                f"they are of one training run, they are near "
+                "they are of one training run, they are near "
                 f"copies: put them into one split with {advice}."
             )
             return

@@ -58,7 +58,7 @@ def check_inside(folder: Path, file: Path) -> None:
     if not real.is_relative_to(folder):
         raise ValueError(
             f"{str(file)!r} is a link to {str(real)!r}, outside of the zoo, and is not read. Put "
-            f"the file itself there (`cp -rL` "
+            "the file itself there (`cp -rL` "
             "copies a folder with what its links lead to)."
         )
 
@@ -207,8 +207,7 @@ class Manifest:
         if not file.is_file():
             raise FileNotFoundError(
                 f"The zoo {str(self.folder)!r} lacks {LOG}, without which nobody can tell what "
-                f"belongs to it. Restore the file, or make the "
-                "zoo again."
+                "belongs to it. Restore the file, or make the zoo again."
             )
         for number, entry in enumerate(_entries(file.read_bytes()), 1):
             if entry is None:

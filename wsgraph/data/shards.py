@@ -399,7 +399,7 @@ class Shard:
             file = f" or {str(self.linked_file)!r}, which it links to," if self.is_linked else ""
             yield (
                 f"{str(self.file)!r}{file} is damaged: its contents do not have the checksum that "
-                f"was recorded when it was written. "
+                "was recorded when it was written. "
                 "Restore the file."
             )
         if bad:

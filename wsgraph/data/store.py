@@ -381,10 +381,8 @@ class ZooStore:
             across = [(splits[i], splits[j]) for i, j in equal_rows(thetas) if splits[i] != splits[j] and finite[i]]
             if across:
                 warnings.warn(
-                    f"{len(across)} networks that are added to a zoo have the weights of one in "
-                    f"another split "
-                    f"({across[0][0]!r} and {across[0][1]!r}): what is learned of one is scored "
-                    f"on the other.",
+                    f"{len(across)} networks that are added to a zoo have the weights of one in another split "
+                    f"({across[0][0]!r} and {across[0][1]!r}): what is learned of one is scored on the other.",
                     ZooWarning,
                     stacklevel=2,
                 )
@@ -411,10 +409,9 @@ class ZooStore:
     def _writable(self) -> Manifest:
         if self._manifest is None:
             raise ValueError(
-                f"The zoo {str(self.path)!r} was written by an earlier version of wsgraph, "
-                f"without checksums of everything, and is read only. "
-                "Upgrade it in place with store.upgrade() or `wsgraph zoo upgrade`, which reads "
-                "it once."
+                f"The zoo {str(self.path)!r} was written by an earlier version of wsgraph, without "
+                "checksums of everything, and is read only. Upgrade it in place with store.upgrade() "
+                "or `wsgraph zoo upgrade`, which reads it once."
             )
         return self._manifest
 
@@ -462,10 +459,25 @@ class ZooStore:
             )
 
     def finish(self, **info: Any) -> None:
-        """Record that nothing is missing, and more about how the zoo was made."""
+        """Record that nothing is missing, and more about how the zoo was made.
+
+        Shards that are gone are not expected any more.
+
+        Args:
+            **info: What to add to :attr:`info`.
+
+        Raises:
+            OSError: If it cannot be written, with what to do about it.
+            ValueError: If a shard is not the one that was written under its name.
+        """
         self.reload()
         manifest = self._writable()
+        if fault := next((shard.fault for shard in self.shards if shard.fault is not None), None):
+            raise ValueError(f"{fault} Until then the zoo cannot be finished.")
         manifest.remove(map(shard_path, self.missing))
+        # What a writer left that died before it noted that its shard was there.
+        unnoted = [shard for shard in self.shards if shard.name not in self._recorded]
+        manifest.record(Record.of(shard_path(shard.name), shard.file, shard.count) for shard in unnoted)
         everything = {**self._info, **info}
         networks = sum(shard.count for shard in self.shards)
         text = document_text(everything, finished=True, shards=len(self.shards), networks=networks)

@@ -132,9 +132,9 @@ def not_checked(folder: Path) -> str:
     """What :func:`verify_zoo` cannot check of a zoo that was written by an earlier version."""
     return (
         f"{str(folder)!r} was written by an earlier version of wsgraph: it has no {LOG}, so "
-        f"whether shards were swapped, copied or brought "
+        "whether shards were swapped, copied or brought "
         f"from elsewhere, and whether {COLUMNS} and {DOCUMENT} were changed, is not checked. "
-        f"store.upgrade() or `wsgraph zoo upgrade` "
+        "store.upgrade() or `wsgraph zoo upgrade` "
         "records the checksums of what is there now."
     )
 
@@ -265,7 +265,7 @@ def _documents(folder: Path, document: Mapping[str, Any], manifest: Manifest, re
     for number in manifest.unreadable:
         yield (
             f"Line {number} of {str(folder / LOG)!r} is no record of a file: it was changed by "
-            f"hand, or the disk was full. Restore the file, "
+            "hand, or the disk was full. Restore the file, "
             "or delete the line if nothing else is wrong."
         )
     shards, networks = document.get("shards", 0), document.get("networks", 0)
