@@ -385,25 +385,22 @@ def import_zoo(
 ) -> ZooStore:
     """Make a zoo from a folder of checkpoints and a table of what is known about them; no code stored in a file is run.
 
-    Checkpoints are files of :func:`wsgraph.load_checkpoint` anywhere below the folder, also ``NAME/model.safetensors`` with
-    ``NAME/config.json``, whose single values become columns. A sharded network is its index, such
-    as
-    ``NAME/model.safetensors.index.json``; states of optimizers and what else training leaves
-    beside networks
-    are none, and skipped. The table is ``metadata.jsonl`` or ``metadata.csv`` in the folder, as
-    Hugging
-    Face data sets have, with the column ``file_name`` (the path from the folder) and any others: numbers, booleans or text. Missing numbers
-    and booleans become NaN, missing text is empty. Without a table, checkpoints lie in the order of their paths.
+    Checkpoints are files of :func:`wsgraph.load_checkpoint` anywhere below the folder, also
+    ``NAME/model.safetensors`` with ``NAME/config.json``, whose single values become columns. A
+    sharded network is its index, such as ``NAME/model.safetensors.index.json``; states of
+    optimizers and what else training leaves beside networks are none, and skipped. The table is
+    ``metadata.jsonl`` or ``metadata.csv`` in the folder, as Hugging Face data sets have, with the
+    column ``file_name`` (the path from the folder) and any others: numbers, booleans or text.
+    Missing numbers and booleans become NaN, missing text is empty. Without a table, checkpoints lie
+    in the order of their paths.
 
     Networks are plain chains of layers, read by :func:`wsgraph.from_state_dict`, unless ``space`` says otherwise. Their activation is not
     seen in weights and never guessed. Networks of several architectures are grouped by architecture, in parts of 1,000; the column
     ``file`` keeps where each comes from.
 
     What one should know of the zoo is warned of, and kept in ``info["imported"]["notes"]``: files
-    that were
-    skipped, networks that were left out, equal networks (of which a split that is drawn keeps all
-    in one),
-    splits without a network or that training does not read, values that are missing.
+    that were skipped, networks that were left out, equal networks (of which a split that is drawn
+    keeps all in one), splits without a network or that training does not read, missing values.
 
     A folder of :func:`export_zoo` gives the zoo that was exported: its weight spaces, columns and order of networks, and nothing else.
 

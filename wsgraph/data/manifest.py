@@ -128,8 +128,7 @@ class Record(NamedTuple):
         rows: Number of networks, 0 for ``zoo.json``.
         bytes: Size of the file.
         checksum: SHA-256 of the file; of a ``.safetensors`` file that of its header, which holds
-            the checksum of the contents, so that
-            it can be compared without reading these.
+            the checksum of the contents, so that it can be compared without reading these.
         columns: Names of the columns in ``columns.safetensors``.
     """
 
@@ -155,13 +154,11 @@ class Record(NamedTuple):
 
 
 class Manifest:
-    """The records of the files of a zoo, ``manifest.jsonl``: a log that processes append to
-    without waiting for each other.
+    """The records of the files of a zoo, ``manifest.jsonl``, a log that several processes append to.
 
-    A file is *announced* before it gets its name, and recorded as *written* when it has it.
-    Whenever a process dies, what lies in the folder
-    is what was last written or something announced since: everything else did not get there by
-    :class:`ZooStore`.
+    A file is *announced* before it gets its name, and recorded as *written* when it has it. Whenever
+    a process dies, what lies in the folder is what was last written or something announced since:
+    everything else did not get there by :class:`ZooStore`.
 
     Args:
         folder: The folder of the zoo.

@@ -144,10 +144,9 @@ def verify_zoo(path: str | os.PathLike[str]) -> list[str]:
     wrong, a sentence each.
 
     Every file is compared with the manifest: rows, size and checksum of shards, of columns that
-    were set later and of ``zoo.json``, and
-    whether it belongs to the zoo at all; weights with the checksum in their shard, and whether
-    they are finite; weight spaces with the
-    checksum that is their name; columns with the shards that they were set for.
+    were set later and of ``zoo.json``, and whether it belongs to the zoo at all; weights with the
+    checksum in their shard, and whether they are finite; weight spaces with the checksum that is
+    their name; columns with the shards that they were set for.
 
     Args:
         path: The folder.
