@@ -18,7 +18,9 @@ images = torch.randn(5, 1, 28, 28)
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "model.safetensors"
     save_file(module.state_dict(), path)
-    space, theta = wsgraph.from_state_dict(wsgraph.load_checkpoint(path), activation="relu")
+    state_dict = wsgraph.load_checkpoint(path)
+# What weights do not show of convolutions: without these arguments it would be assumed, with a warning.
+space, theta = wsgraph.from_state_dict(state_dict, activation="relu", stride=1, padding=0, pooling="none", readout="global_avg_pool")
 print(space.summary())
 
 graph = space.graph(theta)

@@ -11,36 +11,45 @@ if TYPE_CHECKING:
     from wsgraph import bench, convert, data, measure, nn, plot, plugins, space, symmetry, tasks, testing  # noqa: F401
     from wsgraph.convert import (
         CheckpointError,
+        StateDictWarning,
+        StoredNetwork,
         TraceError,
         TraceWarning,
         fold_batchnorm,
         from_state_dict,
+        list_networks,
         load_checkpoint,
         load_onnx,
         trace,
     )
-    from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
+    from wsgraph.space import AssumedGeometryWarning, ParameterGraph, SpaceMismatchError, WeightSpace
     from wsgraph.symmetry import GroupElement
 
 __version__ = "0.1.0"
 __all__ = [
+    "AssumedGeometryWarning",
     "CheckpointError",
     "GroupElement",
     "ParameterGraph",
     "SpaceMismatchError",
+    "StateDictWarning",
+    "StoredNetwork",
     "TraceError",
     "TraceWarning",
     "WeightSpace",
     "__version__",
     "fold_batchnorm",
     "from_state_dict",
+    "list_networks",
     "load_checkpoint",
     "load_onnx",
     "trace",
 ]
 
 # PyTorch takes seconds to import, and help and completion on the command line must not wait for it: names are imported when they are used.
-_PLACES = dict.fromkeys(("ParameterGraph", "SpaceMismatchError", "WeightSpace"), "space") | {"GroupElement": "symmetry"}
+_PLACES = dict.fromkeys(("AssumedGeometryWarning", "ParameterGraph", "SpaceMismatchError", "WeightSpace"), "space") | {
+    "GroupElement": "symmetry"
+}
 _MODULES = ("bench", "convert", "data", "measure", "nn", "plot", "plugins", "report", "scores", "space", "symmetry", "tasks", "testing")
 
 

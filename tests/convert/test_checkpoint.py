@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import enum
 import functools
+import gzip
 import importlib
 import json
 import pickle
@@ -177,6 +178,26 @@ def test_file_without_state_dict(tmp_path: Path, content: Any, message: str) -> 
         load_checkpoint(tmp_path / "model.pt")
 
 
+def test_hyperparameters_in_names_are_no_other_files(tmp_path: Path) -> None:
+    for name in ("optimal.pt", "cnn_optimizer=adam_lr=0.1.pt", "adam_scheduler_cosine.pt", "randomized.pt"):
+        torch.save(weights(), tmp_path / name)
+    others = ("optimizer.pt", "optimizer_0.bin", "scheduler.pt", "lr_scheduler.pt", "scaler.pt", "rng_state_1.pth", "random_states_0.pkl")
+    for name in (*others, "training_args.bin", "trainer_state.pt", "optimizer_state_dict.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(IsADirectoryError, match=r"a folder with 4 networks, 'adam_scheduler_cosine.pt', 'cnn_opt"):
+        load_checkpoint(tmp_path)
+    torch.save({"optimal_model": weights(), "last": weights(1)}, tmp_path / "both.pt")
+    with pytest.raises(CheckpointError, match="holds several state dicts, 'optimal_model', 'last'"):
+        load_checkpoint(tmp_path / "both.pt")
+
+
+def test_averages_of_callbacks_are_for_who_names_them(tmp_path: Path) -> None:
+    torch.save({"state_dict": weights(), "callbacks": {"EMA": {"weights": weights(1)}}}, tmp_path / "model.ckpt")
+    assert torch.equal(load_checkpoint(tmp_path / "model.ckpt")["0.weight"], weights()["0.weight"])
+    averaged = load_checkpoint(tmp_path / "model.ckpt", entry="callbacks.EMA.weights")
+    assert torch.equal(averaged["0.weight"], weights(1)["0.weight"])
+
+
 @pytest.mark.parametrize("suffix, save", [WRITERS["safetensors"], WRITERS["npz"]])
 def test_archive_without_tensors(tmp_path: Path, suffix: str, save: Callable[[dict[str, Tensor], Path], Any]) -> None:
     save({}, tmp_path / f"model{suffix}")
@@ -300,6 +321,18 @@ def test_modules_pickled_whole(tmp_path: Path, wrap: bool, legacy: bool) -> None
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
 
+def test_dicts_that_hold_each_other(tmp_path: Path) -> None:
+    first: dict[str, Any] = {"epoch": 1}
+    second: dict[str, Any] = {"first": first, "again": first}
+    first |= {"second": second, "again": second}
+    torch.save(first, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors and no state dict"):
+        load_checkpoint(tmp_path / "model.pt")
+    second["weights"] = weights()
+    torch.save(first, tmp_path / "model.pt")
+    assert load_checkpoint(tmp_path / "model.pt").keys() == weights().keys()
+
+
 def test_objects_are_called_by_their_class(tmp_path: Path) -> None:
     torch.save(argparse.Namespace(x=1), tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=r"holds an object of the class argparse.Namespace, which is not looked up; expected a state"):
@@ -355,6 +388,36 @@ def test_file_of_another_kind(tmp_path: Path, suffix: str, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"is damaged or not a \."):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth.tar", ".npz"])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html></html>", "a web page"),
+        (gzip.compress(b"weights"), "compressed with gzip"),
+        (b"model".ljust(257, b"\0") + b"ustar" + b"\0" * 762, "a tar archive, which has to be unpacked"),
+    ],
+)
+def test_file_that_is_something_else(tmp_path: Path, suffix: str, content: bytes, reason: str) -> None:
+    (tmp_path / f"model{suffix}").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"is damaged or not a \{suffix} file \(.*{reason}"):
+        load_checkpoint(tmp_path / f"model{suffix}")
+
+
+def test_tensors_that_are_not_read(tmp_path: Path) -> None:
+    sparse = torch.eye(2).to_sparse()
+    torch.save({"state_dict": {"w": sparse, "b": torch.ones(2)}, "best": np.float64(1)}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"under 'state_dict' \('w' is of type torch._utils._rebuild_sparse_tensor\)"):
+        load_checkpoint(tmp_path / "model.pt")
+
+
+def test_module_and_its_state_dict_are_one_network(tmp_path: Path) -> None:
+    module = nn.Linear(2, 3)
+    torch.save({"model": module, "state_dict": module.state_dict()}, tmp_path / "model.pt")
+    assert load_checkpoint(tmp_path / "model.pt").keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("suffix, save", [WRITERS["npz"], WRITERS["compressed npz"]])

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from wsgraph import WeightSpace
+from wsgraph import AssumedGeometryWarning, StateDictWarning, WeightSpace
 from wsgraph.convert import from_state_dict
+from wsgraph.nn import Probes
 
 
 def tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -20,7 +25,9 @@ def state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
 
 
 def read(state_dict: dict[str, Tensor], activation: str = "relu", **options: Any) -> tuple[WeightSpace, Tensor]:
-    """Read a state dict and check the round trip bit for bit."""
+    """Read a state dict, with the geometry that is assumed otherwise, and check the round trip bit for bit."""
+    if any(tensor.ndim > 2 for tensor in state_dict.values()):
+        options = {"stride": 1, "padding": 0, "pooling": "none", **options}
     space, theta = from_state_dict(state_dict, activation, **options)
     back = space.unflatten(theta)
     assert back.keys() == state_dict.keys()
@@ -47,7 +54,7 @@ NAMINGS = {
     "one prefix": ("net.w1", "net.b1", "net.w2", "net.b2", "net.w3", "net.b3"),
     "kernel": ("Dense_0/kernel", "Dense_0/bias", "Dense_1/kernel", "Dense_1/bias", "Dense_2/kernel", "Dense_2/bias"),
     "nested": ("net.0.linear.weight", "net.0.linear.bias", "net.1.linear.weight", "net.1.linear.bias", "head.weight", "head.bias"),
-    "module": ("module.fc1.weight", "module.fc1.bias", "module.fc2.weight", "module.fc2.bias", "module.out.weight", "module.out.bias"),
+    "attribute": ("actor.fc1.weight", "actor.fc1.bias", "actor.fc2.weight", "actor.fc2.bias", "actor.out.weight", "actor.out.bias"),
     "other separator": ("w_1", "bias.1", "w_2", "bias.2", "w_3", "bias.3"),
     "no role word": ("arr_0", "arr_1", "arr_2", "arr_3", "arr_4", "arr_5"),
     "distinct names": ("first.weight", "first.bias", "second.weight", "second.bias", "last.weight", "last.bias"),
@@ -120,7 +127,8 @@ def test_classifier_listed_first_is_found_by_its_shape() -> None:
 
 
 def test_convolutions_come_before_linear_layers() -> None:
-    space, _ = read(state({"classifier.weight": (16, 16), "features.0.weight": (16, 1, 3, 3), "features.1.weight": (16, 16, 3, 3)}))
+    shapes = {"classifier.weight": (16, 16), "features.0.weight": (16, 1, 3, 3), "features.1.weight": (16, 16, 3, 3)}
+    space, _ = read(state(shapes), readout="global_avg_pool")
     assert weights(space) == ["features.0.weight", "features.1.weight", "classifier.weight"]
 
 
@@ -204,8 +212,8 @@ def test_bias_of_wrong_size() -> None:
 
 
 def test_transposed_weights_are_named_as_such() -> None:
-    with pytest.raises(ValueError, match=r"^'fc/bias' of shape \[4\].*weights stored as \[in, out\] have to be transposed first"):
-        from_state_dict(state({"fc/kernel": (2, 4), "fc/bias": (4,)}))
+    with pytest.raises(ValueError, match=r"^'fc.bias' of shape \[4\].*weights stored as \[in, out\] have to be transposed first"):
+        from_state_dict(state({"fc.weight": (2, 4), "fc.bias": (4,)}))
 
 
 # == Dtype, device ==
@@ -292,7 +300,7 @@ def test_activations_per_hidden_group() -> None:
 CNNS: dict[str, tuple[nn.Module, dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
     "global average": (
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)),
-        {},
+        {"readout": "global_avg_pool"},
         (2, 8, 8),
         ("relu", "global_avg_pool"),
     ),
@@ -341,7 +349,7 @@ CNNS: dict[str, tuple[nn.Module, dict[str, Any], tuple[int, ...], tuple[str, ...
     ),
     "3d": (
         nn.Sequential(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(2, 3)),
-        {},
+        {"readout": "global_avg_pool"},
         (1, 4, 4, 4),
         ("relu", "global_avg_pool"),
     ),
@@ -446,10 +454,6 @@ NO_CHAINS = {
         state({"weight": (1, 2), "temperature": ()}),
         r"^'temperature' of shape \[\] .* expected a weight of 2 to 5 dimensions or a",
     ),
-    "counter": (
-        {**state({"weight": (1, 2)}), "num_batches_tracked": torch.tensor(3)},
-        r"^'num_batches_tracked' of shape \[\] .* expected a weight of 2 to 5 dimensions or a bias of 1",
-    ),
     "six dimensions": (state({"weight": (1, 1, 1, 1, 1, 1)}), r"^'weight' of shape .* expected a weight of 2 to 5 dimensions or a bias"),
     "size zero": (state({"weight": (0, 2)}), r"^'weight' of shape \[0, 2\] .* expected no dimension of size 0"),
     "bias of two dimensions": (state({"fc.weight": (8, 4), "fc.bias": (1, 8)}), r"^'fc.bias' of shape \[1, 8\] .* a bias of 1 dimension"),
@@ -466,6 +470,255 @@ def test_network_that_is_no_chain(state_dict: dict[str, Tensor], message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         from_state_dict(state_dict)
     assert caught.match(ADVICE)
+
+
+# == Networks that only look like a chain ==
+
+
+def mlp(*sizes: int, bias: bool = True) -> nn.Sequential:
+    return nn.Sequential(*(nn.Linear(a, b, bias=bias) for a, b in itertools.pairwise(sizes)))
+
+
+def joined(**networks: nn.Module) -> dict[str, Tensor]:
+    return nn.ModuleDict(networks).state_dict()
+
+
+def reparametrized(change: Callable[[Any], Any]) -> dict[str, Tensor]:
+    """Two square layers, of which the first is changed: all shapes would chain."""
+    module = mlp(8, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of weight norm under its old names
+        change(module[0])
+    return module.state_dict()
+
+
+def lists(*modules: nn.Module) -> nn.ModuleList:
+    return nn.ModuleList(modules)
+
+
+TIED = tensor(8, 8)
+# Every one of these was read as a chain, without a word.
+LOOK_LIKE_CHAINS: dict[str, tuple[dict[str, Tensor], str]] = {
+    # Adapters
+    "LoRA": (state({"a.lora_A.weight": (4, 16), "a.lora_B.weight": (16, 4)}), "'a.lora_A.weight' .*adapter.*merge it"),
+    "LoRA of kohya": (state({"a.lora_down.weight": (4, 16), "a.lora_up.weight": (16, 4)}), "belongs to an adapter"),
+    "LoRA of diffusers": (state({"a.lora.down.weight": (4, 16), "a.lora.up.weight": (16, 4)}), "belongs to an adapter"),
+    "LoRA in a network": ({**mlp(8, 8).state_dict(), **state({"0.lora_A": (2, 8), "0.lora_B": (8, 2)})}, "'0.lora_A' .*adapter"),
+    "DoRA": (state({"a.weight": (8, 8), "a.lora_magnitude_vector": (8,)}), "'a.lora_magnitude_vector' .*adapter"),
+    "LoHa": (state({"a.hada_w1_a": (8, 2), "a.hada_w1_b": (2, 8)}), "belongs to an adapter"),
+    "IA3": (state({"a.ia3_l": (8, 1)}), "belongs to an adapter"),
+    # Parametrized weights
+    "weight norm, old": (reparametrized(lambda layer: nn.utils.weight_norm(layer)), "weight norm, not the weight.*remove_weight_norm"),
+    "weight norm": (reparametrized(nn.utils.parametrizations.weight_norm), "parametrized.*remove_parametrizations"),
+    "spectral norm, old": (reparametrized(nn.utils.spectral_norm), "spectral norm, not the weight.*remove_spectral_norm"),
+    "spectral norm": (reparametrized(nn.utils.parametrizations.spectral_norm), "parametrized.*remove_parametrizations"),
+    "orthogonal": (reparametrized(nn.utils.parametrizations.orthogonal), "parametrized.*remove_parametrizations"),
+    "pruned": (reparametrized(lambda layer: prune.l1_unstructured(layer, "weight", 0.5)), "is pruned, not the weight.*prune.remove"),
+    "pruned bias": (reparametrized(lambda layer: prune.l1_unstructured(layer, "bias", 0.5)), "is pruned.*prune.remove"),
+    "noisy layer": (state({"fc.weight_mu": (8, 8), "fc.weight_sigma": (8, 8)}), "drawn at random"),
+    "Bayesian layer": (
+        state({"fc.weight_mu": (8, 8), "fc.weight_rho": (8, 8), "fc.bias_mu": (8,), "fc.bias_rho": (8,)}),
+        "drawn at random",
+    ),
+    "spline layer": (state({"0.base_weight": (8, 8), "0.spline_scaler": (8, 8)}), "'0.spline_scaler' .* belongs to no layer"),
+    "factors": (state({"a.U": (8, 2), "a.V": (2, 8), "b.U": (2, 8), "b.V": (2, 2)}), "one of several matrices of the layer 'a' .'U', 'V'."),
+    "factors with a bias": (state({"fc.U": (8, 2), "fc.V": (2, 8), "fc.bias": (8,)}), "'fc.bias' .*whose key or place"),
+    "tied": ({"enc.weight": TIED, "dec.weight": TIED}, "'enc.weight' and 'dec.weight' are one tensor"),
+    # Several networks
+    "online and target": (
+        joined(q_net=mlp(8, 8, 8), q_net_target=mlp(8, 8, 8)),
+        r"holds 2 networks, under 'q_net.', 'q_net_target.': choose one with prefix='q_net.' \(--prefix",
+    ),
+    "moving average": (joined(model=mlp(8, 8, 8), ema_model=mlp(8, 8, 8)), "2 networks, under 'model.', 'ema_model.'"),
+    "student and teacher": (joined(student=mlp(8, 8, 8), teacher=mlp(8, 8, 8)), "holds 2 networks"),
+    "fast and slow": (joined(fast=mlp(8, 8, 8), slow=mlp(8, 8, 8)), "holds 2 networks"),
+    "layers and their copies": (
+        joined(fc1=nn.Linear(8, 8), fc2=nn.Linear(8, 8), fc1_target=nn.Linear(8, 8), fc2_target=nn.Linear(8, 8)),
+        "names 'fc1', 'fc2', 'fc1_target', 'fc2_target' are those of networks",
+    ),
+    "policy and value": (joined(policy=mlp(8, 8, 8), value=mlp(8, 8, 1)), "2 networks, under 'policy.', 'value.'"),
+    "generator and discriminator": (joined(generator=mlp(8, 8, 8), discriminator=mlp(8, 8, 1)), "holds 2 networks"),
+    "names of no meaning": (joined(G=mlp(8, 8, 8), D=mlp(8, 8, 1)), "2 networks, under 'G.', 'D.'"),
+    "momentum contrast": (joined(encoder_q=mlp(8, 8, 8), encoder_k=mlp(8, 8, 8)), "2 networks, under 'encoder_q.', 'encoder_k.'"),
+    "twins": (joined(q1=mlp(8, 8, 8), q2=mlp(8, 8, 8)), "2 networks, under 'q1.', 'q2.'"),
+    "siamese branches": (joined(left=mlp(8, 8), right=mlp(8, 8), out=nn.Linear(8, 1)), "names 'left', 'right', 'out'"),
+    "ensemble": (joined(members=lists(mlp(8, 8, 8), mlp(8, 8, 8))), "2 networks, under 'members.0.', 'members.1.'"),
+    "list of networks": (joined(nets=lists(mlp(4, 8, 4), mlp(4, 8, 4))), "2 networks, under 'nets.0.', 'nets.1.'"),
+    "deep copies": ({f"agent.{k}": t for k, t in joined(net=mlp(8, 8, 8), old=mlp(8, 8, 8)).items()}, "under 'agent.net.', 'agent.old.'"),
+    "hypernetwork": (joined(hypernet=mlp(8, 8, 8), main=mlp(8, 8, 8)), "makes the weights of another one"),
+    "experts": (joined(router=nn.Linear(8, 8), experts=lists(mlp(8, 8, 8), mlp(8, 8, 8))), "mixture of experts"),
+    # Several heads
+    "two heads": (
+        joined(trunk=nn.Linear(8, 8), policy=nn.Linear(8, 8), value=nn.Linear(8, 1)),
+        "names 'trunk', 'policy', 'value' are those of networks or heads beside each other",
+    ),
+    "dueling heads": (joined(body=mlp(8, 8, 8), advantage=nn.Linear(8, 8), value=nn.Linear(8, 1)), "heads beside each other"),
+    "numbered heads": (joined(trunk=mlp(8, 8), head1=nn.Linear(8, 8), head2=nn.Linear(8, 8)), "heads beside each other"),
+    "list of heads": (joined(trunk=mlp(8, 8, 8), heads=lists(nn.Linear(8, 8), nn.Linear(8, 8))), "names '0', '1' under 'heads.'"),
+    "moments": (joined(enc=mlp(8, 8), mu=nn.Linear(8, 8), logvar=nn.Linear(8, 8), dec=mlp(8, 8)), "heads beside each other"),
+    "detection": (joined(body=mlp(8, 8), cls_head=nn.Linear(8, 8), bbox_head=nn.Linear(8, 4)), "heads beside each other"),
+    "tasks": (joined(shared=mlp(8, 8), task_a=nn.Linear(8, 8), task_b=nn.Linear(8, 8)), "heads beside each other"),
+    # Other layers
+    "embedding": (state({"emb.weight": (10, 4), "fc.weight": (4, 4), "fc.bias": (4,)}), "'emb.weight' .*table of vectors"),
+    "square embedding": (state({"tok_emb.weight": (8, 8), "fc.weight": (8, 8), "fc.bias": (8,)}), "'tok_emb.weight' .*table of vectors"),
+    "positions": (state({"pos_embed": (1, 8, 8), "fc.weight": (8, 8), "fc.bias": (8,)}), "'pos_embed' .*table of vectors"),
+    "recurrent": (joined(i2h=nn.Linear(8, 8), h2h=nn.Linear(8, 8), h2o=nn.Linear(8, 8)), "recurrent"),
+    "attention": (joined(q_proj=nn.Linear(8, 8), k_proj=nn.Linear(8, 8)), "attention"),
+    "keys and values": (joined(key=nn.Linear(8, 8), value=nn.Linear(8, 8)), "heads beside each other"),
+    "mask of a layer": (state({"0.weight": (8, 8), "0.mask": (8, 8), "1.weight": (8, 8)}), "'0.mask' .*multiplies its weight"),
+    "prototypes": (state({"0.weight": (8, 8), "0.bias": (8,), "prototypes.weight": (8, 8)}), "'prototypes.weight' .*table"),
+    "upsampling": (state({"up1.weight": (8, 8, 4, 4), "up2.weight": (8, 8, 4, 4), "fc.weight": (2, 8)}), "transposed convolutions"),
+    "skip": (joined(down=nn.Linear(8, 8), skip=nn.Linear(8, 8), up=nn.Linear(8, 8)), "residual"),
+    "gate": (joined(gate_proj=nn.Linear(8, 8), up_proj=nn.Linear(8, 8), down_proj=nn.Linear(8, 8)), "gate, which multiplies"),
+    "depthwise by name": (state({"dwconv.weight": (3, 1, 3, 3), "fc.weight": (2, 3)}), "depthwise or grouped"),
+    "transposed by name": (state({"deconv.weight": (8, 8, 3, 3), "fc.weight": (2, 8)}), "transposed convolutions"),
+    "transposed": (state({"0.weight": (16, 8, 4, 4), "2.weight": (8, 4, 4, 4), "fc.weight": (2, 4)}), "transposed convolutions"),
+    "bilinear": (state({"bilinear.weight": (8, 8, 8), "fc.weight": (8, 8)}), "bilinear"),
+    "optimizer": ({**mlp(8, 8).state_dict(), "optimizer.exp_avg": tensor(8, 8)}, "'optimizer.exp_avg' .* state of an optimizer"),
+    "quantised": (state({"0.weight": (8, 8), "0.weight_scale": (8,), "1.weight": (8, 8)}), "quantised network: dequantize"),
+    "quantised zero point": ({**state({"weight": (1, 2)}), "zero_point": torch.tensor(3)}, "'zero_point' .*quantised"),
+    # Layout
+    "kernels of Flax": (state({"a/kernel": (8, 8), "a/bias": (8,), "b/kernel": (8, 8), "b/bias": (8,)}), r"stored \[in, out\] are"),
+    "kernels of Keras": (state({"a/kernel": (3, 3, 3, 3), "b/kernel": (3, 3, 3, 3), "c/kernel": (10, 3)}), r"stored \[in, out\] are"),
+    "kernels of Haiku": (state({"net/~/linear/w": (8, 8), "net/~/linear/b": (8,)}), r"stored \[in, out\] are"),
+    "matrices of scikit-learn": (state({"coefs_0": (8, 8), "intercepts_0": (8,), "coefs_1": (8, 8)}), r"stored \[in, out\] are"),
+    "channels last": (
+        state({"a.weight": (3, 3, 1, 16), "b.weight": (3, 3, 16, 16), "fc.weight": (10, 3)}),
+        r"'a.weight' .* stored as \[\*kernel, in, out\]",
+    ),
+    "transposed matrices": (state({"a.weight": (2, 8), "b.weight": (8, 1)}), r"stored as \[in, out\], not as \[out, in\]"),
+    "order of groups": (
+        state({"head.weight": (8, 8), "trunk.weight": (8, 8), "trunk.bias": (8,), "head.bias": (8,)}),
+        "order of the layers is ambiguous",
+    ),
+    "stacked ensemble": (
+        state({"0.weight": (5, 8, 4), "0.bias": (5, 8), "1.weight": (5, 2, 8)}),
+        "'0.bias' .*bias of 1 dimension .of networks stacked",
+    ),
+    # Beside a network
+    "log_std": ({**mlp(8, 8, 2).state_dict(), "log_std": tensor(2)}, "'log_std' .*what belongs to no layer has to be left out"),
+    "log_std of two dimensions": ({**mlp(8, 8, 2).state_dict(), "actor_logstd": tensor(1, 2)}, "'actor_logstd' .* belongs to no layer"),
+    "covariance": ({**mlp(8, 8, 2).state_dict(), "cov": tensor(2, 2)}, "'cov' .* belongs to no layer, .* leave it out"),
+    "frequencies": ({"B": tensor(8, 8), **mlp(8, 8, 2).state_dict()}, "'B' .* belongs to no layer"),
+    "shift of the inputs": ({**mlp(8, 8, 2, bias=False).state_dict(), "obs_shift": tensor(8)}, "'obs_shift' .*has to be left out"),
+    "scales of layers": (state({"0.weight": (8, 8), "0.s": (8,), "1.weight": (2, 8)}), "'0.s' .*has to be left out"),
+}
+
+
+@pytest.mark.parametrize("state_dict, message", LOOK_LIKE_CHAINS.values(), ids=LOOK_LIKE_CHAINS.keys())
+def test_what_only_looks_like_a_chain_is_refused(state_dict: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_state_dict(state_dict)
+
+
+UNDECIDED: dict[str, tuple[dict[str, Tensor], str]] = {
+    "depthwise": (
+        nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8, 2)).state_dict(),
+        r"'0.weight' of shape \[3, 1, 3, 3\] before '1.weight' .* depthwise convolution of 3 channels .* ordinary convolution of 1 channel",
+    ),
+    "residual blocks": (joined(blocks=lists(mlp(8, 16, 8), mlp(8, 16, 8))), "blocks under 'blocks.' have layers of the same shapes"),
+    "unnamed ensemble": (lists(mlp(8, 8, 8), mlp(8, 8, 8)).state_dict(), "blocks under .* of ensembles do"),
+    "gated layer": (state({"w1.weight": (16, 8), "w2.weight": (8, 16), "w3.weight": (16, 8)}), "shapes of a gated layer"),
+    "sorted, without biases": (state({"a.weight": (4, 4), "b.weight": (4, 4)}), "alphabetical order.*number its keys"),
+    "unlike the order": (
+        state({"out.weight": (2, 4), "out.bias": (2,), "in.weight": (4, 3), "in.bias": (4,)}),
+        "Read as in.weight, out.weight, the only order that shapes allow, though the layers do not follow",
+    ),
+    "table under another name": (
+        state({"alphabet.weight": (10, 4), "fc.bias": (4,), "fc.weight": (4, 4)}),
+        "Read as fc.weight, alphabet.weight, .* though the order of the dict says nothing",
+    ),
+    "branches of a layer": (
+        state({"convs.0.lin_l.weight": (8, 8), "convs.0.lin_l.bias": (8,), "convs.0.lin_r.weight": (8, 8)}),
+        "names 'lin_l' and 'lin_r' are as those of layers that read the same input",
+    ),
+    "gates of a cell": (joined(W_i=nn.Linear(8, 8), W_f=nn.Linear(8, 8)), "names 'W_i' and 'W_f'"),
+    "two inputs": (joined(fcs1=nn.Linear(8, 8), fca1=nn.Linear(8, 8), fc2=nn.Linear(8, 1)), "names 'fcs1' and 'fca1'"),
+    "two gates": (joined(U=nn.Linear(8, 8), V=nn.Linear(8, 8)), "names 'U' and 'V'"),
+    "sections of equal width": (joined(encoder=mlp(8, 8, 8), decoder=mlp(8, 8, 8)), "read one behind the other, as their names say"),
+}
+
+
+@pytest.mark.parametrize("state_dict, message", UNDECIDED.values(), ids=UNDECIDED.keys())
+def test_what_may_be_another_network_is_said(state_dict: dict[str, Tensor], message: str) -> None:
+    geometry: dict[str, Any] = {"stride": 1, "padding": 0, "pooling": "none", "readout": "global_avg_pool"}
+    options = geometry if any(value.ndim > 2 for value in state_dict.values()) else {}
+    with pytest.warns(StateDictWarning, match=message):
+        from_state_dict(state_dict, **options)
+
+
+ORDINARY = {
+    "autoencoder": joined(encoder=mlp(8, 4, 2), decoder=mlp(2, 4, 8)),
+    "sections": joined(backbone=mlp(8, 8, 8), head=nn.Linear(8, 2)),
+    "digits": nn.Sequential(nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16, 10)).state_dict(),
+    "convolutions, then linear": joined(features=nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), classifier=mlp(8, 8, 10)),
+    "one head": joined(fc1=nn.Linear(8, 8), fc2=nn.Linear(8, 8), value=nn.Linear(8, 1)),
+    "linear layer called embed": joined(embed=nn.Linear(8, 8), body=mlp(8, 8, 8), head=nn.Linear(8, 2)),
+    "names": joined(input_layer=nn.Linear(8, 8), hidden_layer=nn.Linear(8, 8), output_layer=nn.Linear(8, 8)),
+    "a target network alone": {f"target_net.{key}": value for key, value in mlp(8, 8, 2).state_dict().items()},
+    "an expert alone": {f"experts.0.{key}": value for key, value in mlp(8, 8, 2).state_dict().items()},
+    "blocks of convolutions": joined(
+        block1=nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), block2=nn.Sequential(nn.Conv2d(8, 16, 3)), fc=nn.Linear(16, 2)
+    ),
+    "transposed kernels of another name": state({"a/kernel": (8, 2), "a/bias": (8,), "b/kernel": (8, 8), "b/bias": (8,)}),
+    "equal values": {"a.weight": tensor(4, 4), "b.weight": tensor(4, 4), "b.bias": tensor(4)},
+}
+
+
+@pytest.mark.parametrize("state_dict", ORDINARY.values(), ids=ORDINARY.keys())
+def test_ordinary_networks_are_read_without_a_word(state_dict: dict[str, Tensor]) -> None:
+    options = {"readout": "global_avg_pool"} if any(value.ndim > 2 for value in state_dict.values()) else {}
+    space, _ = read(state_dict, **options)
+    assert len(space.layers) == sum(value.ndim > 1 for value in state_dict.values())
+
+
+# == Geometry ==
+
+
+def test_geometry_that_nobody_gave_is_said_and_marked() -> None:
+    assumed = "stride 1, padding 0, no pooling, global_avg_pool before the linear layers"
+    message = f"Weights do not show {assumed}; this was assumed of .*stride=, padding="
+    with pytest.warns(AssumedGeometryWarning, match=message):
+        space, theta = from_state_dict(CNN)
+    assert space.assumed == ("stride 1", "padding 0", "no pooling", "global_avg_pool before the linear layers")
+    told = f"Assumed, since weights do not show it: {assumed}."
+    assert space.summary().splitlines()[-1] == space.report().splitlines()[-1] == told
+    given, _ = from_state_dict(CNN, stride=1, padding=0, pooling="none", readout="global_avg_pool")
+    assert given.assumed == ()
+    assert (given, given.digest, hash(given)) == (space, space.digest, hash(space))
+    back = WeightSpace.from_json(space.to_json())
+    assert back.assumed == space.assumed
+    assert WeightSpace.from_json(given.to_json()).assumed == ()
+    # Told once for each space: by from_state_dict of its own, by evaluate() of one from a file.
+    inputs = tensor(1, 2, 8, 8)
+    space.evaluate(theta[None], inputs)
+    with pytest.warns(AssumedGeometryWarning, match="Weights do not show"):
+        back.evaluate(theta[None], inputs)
+    back.evaluate(theta[None], inputs)
+    with pytest.warns(AssumedGeometryWarning, match="and 1 more spaces"):
+        Probes([WeightSpace.from_json(space.to_json()), dataclasses.replace(space, assumed=("padding 0",))], 2)
+    Probes(dataclasses.replace(space, assumed=()), 2)
+
+
+@pytest.mark.parametrize(
+    "options, assumed",
+    [
+        ({"stride": 2, "padding": 1, "pooling": "none"}, ("global_avg_pool before the linear layers",)),
+        ({"stride": [1, 2], "readout": "global_max_pool", "pooling": [None, "none"]}, ("padding 0",)),
+        ({"stride": 1, "padding": 0, "readout": "global_max_pool"}, ("no pooling",)),
+    ],
+)
+def test_only_what_was_not_given_is_assumed(options: dict[str, Any], assumed: tuple[str, ...]) -> None:
+    with pytest.warns(AssumedGeometryWarning, match=f"Weights do not show {assumed[0]}; "):
+        assert from_state_dict(CNN, **options)[0].assumed == assumed
+
+
+def test_nothing_is_assumed_of_flattening_and_of_linear_layers() -> None:
+    shapes = {"c.weight": (4, 1, 3, 3), "fc.weight": (10, 4 * 9)}
+    assert from_state_dict(state(shapes), stride=2, padding=1, pooling="none")[0].assumed == ()
+    assert from_state_dict(MLP)[0].assumed == ()
+    with pytest.raises(ValueError, match=r"'readout' is 'global_avg_pool', but 'fc.weight' reads several positions of every channel"):
+        from_state_dict(state(shapes), stride=2, padding=1, pooling="none", readout="global_avg_pool")
 
 
 # == Wrong values ==
@@ -494,6 +747,14 @@ def test_module_instead_of_state_dict() -> None:
 def test_values_that_are_no_tensors(content: dict[Any, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_state_dict(content)
+
+
+def test_tensors_of_other_kinds() -> None:
+    sparse = tensor(2, 2).to_sparse()
+    with pytest.raises(ValueError, match=r"'0.weight' is stored as torch.sparse_coo, not as an ordinary tensor; convert it"):
+        from_state_dict({"0.weight": sparse})
+    with pytest.raises(ValueError, match=r"'weight' has no shape yet, as lazy layers have"):
+        from_state_dict(nn.LazyLinear(4).state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
@@ -539,7 +800,7 @@ def test_unknown_readout(readout: str) -> None:
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 1}, {"pooling": "max_pool(2)"}])
 def test_options_of_convolutions_without_convolutions(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="The state dict has no convolutions: leave out 'stride', 'padding' and 'pooling'"):
+    with pytest.raises(ValueError, match="The state dict has no convolutions: leave out 'stride', 'padding', 'pooling'"):
         from_state_dict(MLP, **options)
 
 

@@ -130,7 +130,8 @@ def test_parts_of_a_zoo(tmp_path: Path) -> None:
 
 def test_what_is_exported_can_be_read_by_others(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
-    space, theta = from_state_dict(module.state_dict(), "relu")
+    geometry: dict[str, Any] = {"stride": 1, "padding": 0, "pooling": "none", "readout": "global_avg_pool"}
+    space, theta = from_state_dict(module.state_dict(), "relu", **geometry)
     zoo = ZooStore.create(
         tmp_path / "zoo", space, torch.stack([theta, 2 * theta]), {"test_accuracy": [0.5, math.nan], "loss": [1, math.inf]}
     )

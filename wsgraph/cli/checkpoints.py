@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from wsgraph.cli.common import AsJson, Seed, app, explained, working
+from wsgraph.cli.common import AsJson, Seed, app, explained, given, told_warnings, working
 from wsgraph.cli.results import print_json
 
 if TYPE_CHECKING:
@@ -15,10 +17,27 @@ if TYPE_CHECKING:
 
     from wsgraph import WeightSpace
 
-__all__ = ["Activation", "Inputs", "Module", "open_network"]
+__all__ = [
+    "Activation",
+    "Entry",
+    "Inputs",
+    "Module",
+    "Padding",
+    "Pooling",
+    "Prefix",
+    "Readout",
+    "Stride",
+    "geometry_of",
+    "open_network",
+    "tell_geometry",
+]
 
 Checkpoint = Annotated[
-    Path, typer.Argument(help="A .safetensors, .pt, .pth, .ckpt or .npz file with a network's weights, or an .onnx file.")
+    Path,
+    typer.Argument(
+        help="A .safetensors, .pt, .pth, .ckpt, .bin, .pkl or .npz file with a network's weights, a folder or index of shards, or an "
+        ".onnx file."
+    ),
 ]
 Activation = Annotated[
     str | None,
@@ -33,6 +52,25 @@ Module = Annotated[
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="Shape of an input of the module, such as 1x3x224x224; repeat it for several.")
 ]
+Prefix = Annotated[
+    str | None, typer.Option(help="What the keys of the network begin with, such as q_net., where the file holds several networks.")
+]
+Entry = Annotated[str | None, typer.Option(help="Which state dict of a file with several, such as ema or model.state_dict.")]
+Stride = Annotated[list[int] | None, typer.Option(help="Without --module: stride of the convolutions; repeat it for each (assumed: 1).")]
+Padding = Annotated[
+    list[int] | None, typer.Option(help="Without --module: zero padding of the convolutions; repeat it for each (assumed: 0).")
+]
+Pooling = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Without --module: pooling after all convolutions but the last, such as 'max_pool(2)', or none; repeat it for each "
+        "convolution, the last one included (assumed: none)."
+    ),
+]
+Readout = Annotated[
+    str | None,
+    typer.Option(help="Without --module: global_avg_pool or global_max_pool between convolutions and linear layers (assumed: the former)."),
+]
 Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first.")]
 
 
@@ -43,6 +81,12 @@ def info(
     module: Module = None,
     inputs: Inputs = None,
     fold_batchnorm: Fold = False,
+    prefix: Prefix = None,
+    entry: Entry = None,
+    stride: Stride = None,
+    padding: Padding = None,
+    pooling: Pooling = None,
+    readout: Readout = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the neuron groups, layers, symmetries and parameters of a checkpoint.
@@ -54,12 +98,14 @@ def info(
     wsgraph info model.onnx
     """
     with explained():
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+        geometry = geometry_of(stride, padding, pooling, readout)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
     if as_json:
         print_json(_described(network.space))
         return
     typer.echo(network.space.summary())
-    typer.echo("\n".join(network.space.report().splitlines()[1:]))
+    told = {*network.space.summary().splitlines()}
+    typer.echo("\n".join(line for line in network.space.report().splitlines() if line not in told))
 
 
 def _described(space: WeightSpace) -> dict[str, Any]:
@@ -76,7 +122,7 @@ def _described(space: WeightSpace) -> dict[str, Any]:
     layers = [{"name": layer.name, "operator": layer.operator, "from": layer.sources, "to": layer.target} for layer in space.layers]
     params = [{"name": param.name, "shape": param.shape, "moved": space.is_moved(param)} for param in space.params]
     about = {"space": repr(space), "parameters": space.num_params, "digest": space.digest, "share_with_symmetry": space.coverage}
-    return {**about, "groups": groups, "layers": layers, "params": params}
+    return {**about, "assumed": list(space.assumed), "groups": groups, "layers": layers, "params": params}
 
 
 @app.command()
@@ -87,6 +133,12 @@ def convert(
     module: Module = None,
     inputs: Inputs = None,
     fold_batchnorm: Fold = False,
+    prefix: Prefix = None,
+    entry: Entry = None,
+    stride: Stride = None,
+    padding: Padding = None,
+    pooling: Pooling = None,
+    readout: Readout = None,
 ) -> None:
     """Write the parameter graph of a checkpoint: x, edge_index, edge_attr and what belongs to every neuron and edge.
 
@@ -95,7 +147,8 @@ def convert(
     from wsgraph.convert.graph_file import save_graph
 
     with explained():
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+        geometry = geometry_of(stride, padding, pooling, readout)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
         graph = network.space.graph(network.theta)
         save_graph(graph, output)
     typer.echo(f"{graph!r}: {output}")
@@ -108,6 +161,12 @@ def check(
     module: Module = None,
     inputs: Inputs = None,
     fold_batchnorm: Fold = False,
+    prefix: Prefix = None,
+    entry: Entry = None,
+    stride: Stride = None,
+    padding: Padding = None,
+    pooling: Pooling = None,
+    readout: Readout = None,
     scale: Annotated[float, typer.Option(min=1, help="Largest factor of a neuron; the smallest is its inverse.")] = 1000.0,
     tolerance: Annotated[float, typer.Option(help="Largest relative difference that passes.")] = 1e-8,
     seed: Seed = 0,
@@ -118,7 +177,8 @@ def check(
     Example: wsgraph check model.pth --module models.py:make --input 1x3x32x32
     """
     with explained():
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm)
+        geometry = geometry_of(stride, padding, pooling, readout)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
         difference, moved = network.difference(scale, seed)
     if as_json:
         print_json({"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance})
@@ -150,9 +210,10 @@ class _Network(NamedTuple):
         g = self.space.sample_symmetry(1, (1 / scale, scale), generator=generator)
         if self.module is None:
             theta = self.theta.double()[None]
-            inputs = self.space.example_inputs(8, generator=generator, dtype=torch.float64)
-            moved = self.space.act(g, theta)
-            before, after = ([self.space.evaluate(weights, inputs)] for weights in (theta, moved))
+            space = dataclasses.replace(self.space, assumed=())  # what was assumed is said already
+            inputs = space.example_inputs(8, generator=generator, dtype=torch.float64)
+            moved = space.act(g, theta)
+            before, after = ([space.evaluate(weights, inputs)] for weights in (theta, moved))
         else:
             theta, outputs = module_outputs(self.module, self.space, self.inputs)
             moved = self.space.act(g, theta)
@@ -160,18 +221,48 @@ class _Network(NamedTuple):
         return largest_difference(after, before), float((moved != theta).double().mean())
 
 
-def open_network(checkpoint: Path, activation: str | None, module: str | None, inputs: list[str] | None, fold_batchnorm: bool) -> _Network:
+def geometry_of(stride: list[int] | None, padding: list[int] | None, pooling: list[str] | None, readout: str | None) -> dict[str, Any]:
+    """The options of :func:`wsgraph.from_state_dict` that were given."""
+    one_or_all = {name: values[0] if len(values) == 1 else values for name, values in given(pooling=pooling or None).items()}
+    return {**given(stride=stride or None, padding=padding or None, readout=readout), **one_or_all}
+
+
+def tell_geometry(spaces: Iterable[WeightSpace]) -> None:
+    """Say what of the networks was assumed, and how to give it."""
+    if assumed := [space for space in spaces if space.assumed]:
+        which = f"{assumed[0]!r}{f' and {len(assumed) - 1} more' if len(assumed) > 1 else ''}"
+        typer.secho(
+            f"Weights do not show {', '.join(assumed[0].assumed)}: this is assumed of {which}, and decides outputs, though not symmetries. "
+            "Say otherwise with --stride, --padding, --pooling and --readout.",
+            err=True,
+        )
+
+
+def open_network(
+    checkpoint: Path,
+    activation: str | None,
+    module: str | None,
+    inputs: list[str] | None,
+    fold_batchnorm: bool,
+    prefix: str | None = None,
+    entry: str | None = None,
+    geometry: dict[str, Any] | None = None,
+) -> _Network:
     """A checkpoint with its weight space, and its module where one is named."""
     import torch
 
-    from wsgraph import from_state_dict, load_checkpoint, load_onnx
+    from wsgraph import load_checkpoint, load_onnx
+    from wsgraph.convert.networks import matching_network
+    from wsgraph.convert.state_dict import read_network
 
     if checkpoint.suffix.lower() == ".onnx":
         if module is not None or activation is not None:
             raise ValueError("--module and --activation are for weights alone; an .onnx file holds the whole network.")
+        if prefix or entry or geometry:
+            raise ValueError("--prefix, --entry and what convolutions do are for weights alone; an .onnx file holds the whole network.")
         exported = load_onnx(checkpoint, [_shape(text) for text in inputs or ()])
         return _traced(exported, exported.example_inputs, fold_batchnorm)
-    state = load_checkpoint(checkpoint)
+    state = load_checkpoint(checkpoint, entry=entry)
     if module is None:
         if inputs or fold_batchnorm:
             raise ValueError("--input and --fold-batchnorm need --module: weights alone do not say how they are used.")
@@ -181,13 +272,17 @@ def open_network(checkpoint: Path, activation: str | None, module: str | None, i
                 "Say otherwise with --activation.",
                 err=True,
             )
-        space, theta = from_state_dict(state, activation=activation or "relu")
+        with told_warnings():
+            space, theta = read_network(state, activation or "relu", prefix, **(geometry or {}))
+        tell_geometry([space])
         return _Network(space, theta, None, ())
     if activation is not None:
         raise ValueError("--activation is for weights without --module; a module has its own.")
+    if geometry:
+        raise ValueError("--stride, --padding, --pooling and --readout are for weights without --module; a module has its own.")
     network = _make_module(module)
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(matching_network(state, network.state_dict().keys(), prefix))
     except RuntimeError as error:
         raise ValueError(f"The weights of {str(checkpoint)!r} are not those of {module!r}: {error}") from None
     generator = torch.Generator().manual_seed(0)

@@ -20,6 +20,7 @@ __all__ = [
     "given",
     "named_folders",
     "split_named",
+    "told_warnings",
     "working",
     "zoo_app",
 ]
@@ -64,6 +65,18 @@ def working(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Print warnings as lines for people, without the source code that gave them."""
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)):
+        typer.secho(f"Warning: {text}", fg=typer.colors.YELLOW, err=True)
 
 
 def split_named(text: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsgraph.cli.common import told_warnings
 from wsgraph.files import write_atomically
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def predictions_of(
     output: Path | None,
     opened: Callable[[Path], Any],
     activation: str | None,
+    prefix: str | None = None,
+    entry: str | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows of a table, one for every network that can be read, and what is wrong with the others.
 
@@ -34,10 +37,14 @@ def predictions_of(
         output: Where edited networks go, if the model edits.
         opened: A network with ``space`` and ``theta`` from a file, or ``None`` to read it as those that the model was trained on.
         activation: Of networks in files.
+        prefix: What the keys of networks in files begin with.
+        entry: Which state dict of files with several.
     """
     import torch
 
     from wsgraph import load_checkpoint
+    from wsgraph.convert.checkpoint import network_files
+    from wsgraph.convert.networks import chosen_network
     from wsgraph.data import ZooStore
 
     if trained.task.columns is None and output is None:
@@ -48,13 +55,18 @@ def predictions_of(
     by_space: dict[WeightSpace, dict[str, Tensor]] = {}
     for path in paths:
         try:
-            if path.is_dir():
+            if path.is_dir() and not network_files(file.name for file in path.iterdir()):
                 data = ZooStore(path).dataset(target=None)
                 space = data.space if trained.task.columns is None else None
                 rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predict_zoo(data), space, output, taken)
                 continue
             network = opened(path)
-            space, theta = trained.read(load_checkpoint(path), activation) if network is None else (network.space, network.theta)
+            if network is None:
+                state = load_checkpoint(path, entry=entry)
+                with told_warnings():
+                    space, theta = trained.read(chosen_network(state, prefix) if prefix else state, activation)
+            else:
+                space, theta = network.space, network.theta
             by_space.setdefault(space, {})[str(path)] = theta
         except (ValueError, TypeError, OSError) as error:
             errors[str(path)] = str(error)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from wsgraph.cli.checkpoints import Activation, Inputs, Module, open_network
+from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Prefix, open_network
 from wsgraph.cli.common import AsJson, Images, Seed, Split, Trained, app, explained, given, named_folders, split_named, working
 from wsgraph.cli.results import print_json, print_results, print_whole
 from wsgraph.scores import finite_or_none
@@ -158,6 +158,8 @@ def predict(
     activation: Activation = None,
     module: Module = None,
     inputs: Inputs = None,
+    prefix: Prefix = None,
+    entry: Entry = None,
     output: Annotated[Path | None, typer.Option(help="CSV file to write; of inr_editing, the folder for the edited networks.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -178,7 +180,13 @@ def predict(
     with explained():
         trained = TrainedModel.load(model)
         rows, errors = predictions_of(
-            trained, checkpoints, output, lambda file: open_network(file, activation, module, inputs, False) if module else None, activation
+            trained,
+            checkpoints,
+            output,
+            lambda file: open_network(file, activation, module, inputs, False, prefix, entry) if module else None,
+            activation,
+            prefix,
+            entry,
         )
         if output is not None and trained.task.columns is not None and rows:
             write_csv(output, rows)

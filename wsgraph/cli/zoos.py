@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from wsgraph.cli.common import AsJson, Images, given, working, zoo_app
+from wsgraph.cli.checkpoints import Padding, Pooling, Prefix, Readout, Stride, geometry_of, tell_geometry
+from wsgraph.cli.common import AsJson, Images, given, told_warnings, working, zoo_app
 from wsgraph.cli.common import explained as _explained
 from wsgraph.cli.results import print_json
 
@@ -45,13 +46,8 @@ _SHOWN_SPACES = 4
 def explained() -> Iterator[None]:
     """Errors in one line, and warnings as text without the place in the code that they come
     from."""
-    with _explained(), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for message in dict.fromkeys(str(warning.message) for warning in caught):
-                typer.secho(message, fg=typer.colors.YELLOW, err=True)
+    with _explained(), told_warnings():
+        yield
 
 
 @zoo_app.command("make-cnn")
@@ -234,17 +230,26 @@ def zoo_import(
         Path | None,
         typer.Option(help="CSV or JSONL table with a column file_name (default: metadata.jsonl or metadata.csv in the folder, if any)."),
     ] = None,
+    prefix: Prefix = None,
+    stride: Stride = None,
+    padding: Padding = None,
+    pooling: Pooling = None,
+    readout: Readout = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, where the table has no column 'split'.")] = 0,
 ) -> None:
     """Make a zoo from a folder of checkpoints and a table of what is known about them, or from a folder of `wsgraph zoo export`.
 
     Example: wsgraph zoo import my-zoo checkpoints --activation relu --table results.csv
     """
+    from wsgraph import AssumedGeometryWarning
     from wsgraph.data import import_zoo
 
     with explained():
-        store = import_zoo(path, source, activation=activation, table=table, seed=seed)
+        warnings.simplefilter("ignore", AssumedGeometryWarning)  # said below, with the names of these options
+        geometry = geometry_of(stride, padding, pooling, readout)
+        store = import_zoo(path, source, activation=activation, prefix=prefix, table=table, seed=seed, **geometry)
     typer.echo(repr(store))
+    tell_geometry(store.spaces)
 
 
 @zoo_app.command("export")

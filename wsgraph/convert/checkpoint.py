@@ -20,10 +20,16 @@ from wsgraph.convert.unpickle import Stub, module_tensors, open_inert, resolve_i
 __all__ = ["CheckpointError", "checkpoint_ending", "load_checkpoint", "network_files"]
 
 _INDEX = ".index.json"
-# What training leaves beside a network: an optimizer, a schedule, random states, arguments.
-_OTHER_FILE = re.compile(r"optim|sched|scaler|rng_|random_state|training_args|trainer_state|train_state", re.IGNORECASE)
+# What training leaves beside a network: an optimizer, a schedule, random states, arguments. The whole name must say so, for
+# hyperparameters stand in names of networks too.
+_OTHER_FILE = re.compile(
+    r"(optim(izer)?s?|(lr_?)?sched(uler)?s?|(grad_?)?scaler|rng|random|training_args|train(er)?|amp)(_states?)?(_dict)?([_-]?\d+)*",
+    re.IGNORECASE,
+)
 _OTHER_ENTRY = re.compile(
-    r"optim|sched|scaler|(?<![a-z])(rng|amp|loops|callbacks|hparams|hyper_?param\w*|config|cfg|args|ema_decay)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(optim(izer)?s?|(lr_?)?sched(uler)?s?|(grad_?)?scaler|rng|amp|loops|callbacks|hparams|hyper_?param\w*|config|cfg|args)"
+    r"(?![a-z])",
+    re.IGNORECASE,
 )
 _OPTIMIZER_KEYS = {"param_groups", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta"}
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{3,})-of-(?P<count>\d{3,})$")
@@ -123,7 +129,7 @@ def network_files(names: Iterable[str]) -> list[str]:
         if (
             checkpoint_ending(name)
             and not name.startswith(".")
-            and not _OTHER_FILE.search(name)
+            and not _OTHER_FILE.fullmatch(name[: -len(checkpoint_ending(name) or "")])
             and not (shard and f"{shard['name']}{checkpoint_ending(name)}{_INDEX}" in indexes)
         ):
             whole.append(name)
@@ -196,10 +202,22 @@ def _load_file(path: Path) -> Any:
     except (CheckpointError, PermissionError):
         raise
     except Exception as error:  # what a parser raises on damaged bytes is not documented and ranges from EOFError to KeyError
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(
-            f"{str(path)!r} is damaged or not a {path.name[-len(ending) :]} file ({type(error).__name__}: {reason})."
-        ) from None
+        reason = _what_it_is(path) or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise CheckpointError(f"{str(path)!r} is damaged or not a {path.name[-len(ending) :]} file ({reason}).") from None
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What a file is that its ending does not say, of the kinds that people meet in its place."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    kinds = {
+        "it is empty": not start,
+        "it is a pointer of Git LFS, which has to be replaced by the file: git lfs pull": start.startswith(b"version https://git-lfs"),
+        "it is a web page": start.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")),
+        "it is a tar archive, which has to be unpacked": start[257:262] == b"ustar",
+        "it is compressed with gzip, and has to be unpacked": start.startswith(b"\x1f\x8b"),
+    }
+    return next((text for text, holds in kinds.items() if holds), None)
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -274,7 +292,7 @@ def _find_state_dict(content: Any, path: Path, entry: str | None = None) -> dict
         raise CheckpointError(f"Expected the keys of the tensors in {str(path)!r} to be strings (got {unnamed[0]!r}).")
     if content and entry is None and all(isinstance(value, Tensor) for value in content.values()):
         return {key: tensor.detach() for key, tensor in content.items()}
-    candidates = dict(_candidates(content, path))
+    candidates = dict(_candidates(content, path, named=entry is not None))
     if entry is not None:
         if entry not in candidates:
             raise CheckpointError(f"{str(path)!r} has no state dict {entry!r} (it has: {_listed(candidates) or 'none'}).")
@@ -291,7 +309,7 @@ def _find_state_dict(content: Any, path: Path, entry: str | None = None) -> dict
         )
     if first is not None:
         return {key: tensor.detach() for key, tensor in first.items()}
-    raise CheckpointError(f"{str(path)!r} {_without_network(content)}")
+    raise CheckpointError(f"{str(path)!r} {_without_network(content, path)}")
 
 
 def _opened(value: Any, path: Path) -> Any:
@@ -305,22 +323,37 @@ def _opened(value: Any, path: Path) -> Any:
     return value
 
 
-def _candidates(content: Mapping[Any, Any], path: Path, prefix: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """State dicts among the entries of a dict and of dicts within it, by the path of keys that leads to each."""
-    if _OPTIMIZER_KEYS & {key for key in content if isinstance(key, str)}:
-        return
-    for key, value in content.items():
-        if not isinstance(key, str) or _OTHER_ENTRY.search(key):
+def _candidates(content: Mapping[Any, Any], path: Path, *, named: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """State dicts among the entries of a dict and of dicts within it, by the path of keys that leads to each.
+
+    Those of callbacks, optimizers and configurations are for who names them.
+    """
+    for where, values in _mappings(content, path, named=named):
+        if _OPTIMIZER_KEYS & {key for key in values if isinstance(key, str)}:
             continue
-        inner = _opened(value, path)
-        if not isinstance(inner, Mapping):
+        for key, value in values.items():
+            inner = _opened(value, path)
+            if not isinstance(key, str) or not isinstance(inner, Mapping) or (_OTHER_ENTRY.search(key) and not named):
+                continue
+            # What layers keep beside their tensors is no weight.
+            tensors = {name: tensor for name, tensor in inner.items() if not (isinstance(name, str) and name.endswith("_extra_state"))}
+            if _is_state_dict(tensors):
+                yield f"{where}{key}", tensors
+
+
+def _mappings(content: Mapping[Any, Any], path: Path, *, named: bool = False) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """A dict and those within it, once each, with the keys that lead to it; without what belongs to an optimizer."""
+    waiting, seen = [("", content)], {id(content)}
+    while waiting:
+        where, values = waiting.pop(0)
+        yield where, values
+        if _OPTIMIZER_KEYS & {key for key in values if isinstance(key, str)}:
             continue
-        # What layers keep beside their tensors is no weight.
-        tensors = {name: tensor for name, tensor in inner.items() if not (isinstance(name, str) and name.endswith("_extra_state"))}
-        if _is_state_dict(tensors):
-            yield f"{prefix}{key}", tensors
-        elif inner is not content:
-            yield from _candidates(inner, path, f"{prefix}{key}.")
+        for key, value in values.items():
+            inner = _opened(value, path)
+            if isinstance(key, str) and isinstance(inner, Mapping) and id(value) not in seen and (named or not _OTHER_ENTRY.search(key)):
+                seen.add(id(value))
+                waiting.append((f"{where}{key}.", inner))
 
 
 def _is_state_dict(value: Mapping[Any, Any]) -> bool:
@@ -332,17 +365,25 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
 
 
 def _is_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None) -> bool:
-    """Whether two entries are one state dict under two names, as the same tensors in memory show."""
-    return second is not None and first.keys() == second.keys() and all(first[key] is second[key] for key in first)
+    """Whether two entries are one state dict under two names, as the same numbers in memory show."""
+    return second is not None and first.keys() == second.keys() and all(_place(first[key]) == _place(second[key]) for key in first)
 
 
-def _without_network(content: Mapping[Any, Any]) -> str:
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    # Tensors that are not strided have no address.
+    return (tensor.data_ptr(), tensor.shape, tensor.dtype) if tensor.layout == torch.strided else (id(tensor),)
+
+
+def _without_network(content: Mapping[Any, Any], path: Path) -> str:
     keys = {key for key in content if isinstance(key, str)}
     if "param_groups" in keys:
         return "holds the state of an optimizer, not a network; give the file with the weights."
-    if tensors := [key for key, value in content.items() if isinstance(value, Tensor)]:
-        other = next(key for key in content if key not in tensors)
-        return f"mixes tensors with other values ({other!r} is of type {_type(content[other])}); save the tensors on their own."
+    for where, values in _mappings(content, path):
+        tensors = [key for key, value in values.items() if isinstance(value, Tensor) or _type(value).startswith("torch._utils._rebuild")]
+        others = [key for key, value in values.items() if not isinstance(value, Tensor)]
+        if tensors and others:
+            under = f" under {where[:-1]!r}" if where else ""
+            return f"mixes tensors with other values{under} ({others[0]!r} is of type {_type(values[others[0]])}); save the tensors alone."
     listed = _listed(content) or "nothing"
     optimizers = [key for key in keys if _OTHER_ENTRY.search(key)]
     hint = "; what belongs to training alone, such as an optimizer, is no network" if optimizers else ""

@@ -34,6 +34,7 @@ _DTYPES = {
     # Of bytes, whose dtype stands with the tensor.
     "torch.storage.UntypedStorage": torch.uint8,
 }
+_MOST_MODULES = 100_000
 _MODULE = ("_parameters", "_buffers", "_modules")
 # What a file of the format before PyTorch 1.6 begins with.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -260,19 +261,32 @@ def _is_module(stub: Stub) -> bool:
     return isinstance(stub.state, dict) and all(isinstance(stub.state.get(key), (dict, Stub)) for key in ("_parameters", "_modules"))
 
 
-def module_tensors(value: Any, prefix: str = "") -> dict[str, Tensor] | None:
+def module_tensors(value: Any) -> dict[str, Tensor] | None:
     """Parameters and buffers of a module that was pickled whole, by the keys of its state dict, or ``None`` for any other value.
 
     The class of the module is neither needed nor known: PyTorch keeps tensors and submodules under names of its own.
+
+    Raises:
+        CheckpointError: If modules hold themselves, or each other so often that no network can be meant.
     """
-    if not isinstance(value, Stub) or not _is_module(value) or not all(isinstance(value.state[key], dict) for key in _MODULE):
+    if not _is_whole_module(value):
         return None
-    left_out = value.state.get("_non_persistent_buffers_set") or ()
-    own = {**value.state["_parameters"], **{name: t for name, t in value.state["_buffers"].items() if name not in left_out}}
-    found = {f"{prefix}{name}": tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
-    for name, inner in value.state["_modules"].items():
-        found |= module_tensors(inner, f"{prefix}{name}.") or {}
-    return found
+    found: dict[str, Tensor] = {}
+    waiting = [("", value)]
+    for _ in range(_MOST_MODULES):
+        if not waiting:
+            return found
+        prefix, module = waiting.pop()
+        left_out = module.state.get("_non_persistent_buffers_set") or ()
+        kept = {name: tensor for name, tensor in module.state["_buffers"].items() if name not in left_out}
+        found |= {f"{prefix}{name}": t for name, t in (module.state["_parameters"] | kept).items() if isinstance(t, Tensor)}
+        inner = [(f"{prefix}{name}.", one) for name, one in module.state["_modules"].items() if _is_whole_module(one)]
+        waiting += reversed(inner)
+    raise CheckpointError(f"its modules hold each other more than {_MOST_MODULES:,} times")
+
+
+def _is_whole_module(value: Any) -> bool:
+    return isinstance(value, Stub) and _is_module(value) and all(isinstance(value.state.get(key), dict) for key in _MODULE)
 
 
 # == Files ==

@@ -21,8 +21,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wsgraph.convert import from_state_dict, load_checkpoint
+from wsgraph.convert import load_checkpoint
 from wsgraph.convert.checkpoint import _LOADERS, checkpoint_ending, network_files
+from wsgraph.convert.networks import chosen_network, matching_network
+from wsgraph.convert.state_dict import read_network
 from wsgraph.data.copies import Copies, Copy, listed
 from wsgraph.data.dataset import ZooDataset, group_split
 from wsgraph.data.manifest import ZooWarning
@@ -31,6 +33,7 @@ from wsgraph.data.shards import checked_columns
 from wsgraph.data.store import PathLike, ZooStore
 from wsgraph.files import explained_errors, new_folder
 from wsgraph.space import WeightSpace
+from wsgraph.space.weight_space import tell_assumed
 
 __all__ = ["export_zoo", "import_zoo"]
 
@@ -319,8 +322,11 @@ class _Reader:
         named: Sequence[Any],
         activation: str | Sequence[str] | None,
         space: WeightSpace | None,
+        prefix: str | None = None,
+        geometry: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.keys, self.space = folder, keys, space
+        self.prefix, self.geometry = prefix, dict(geometry or {})
         said = [bool(own) and isinstance(own, str) for own in named]
         self.activations = [own if own_said else activation for own, own_said in zip(named, said, strict=True)]
         self._known: dict[Any, WeightSpace] = {key: self._load(key) for key in dict.fromkeys(keys) if key}
@@ -357,10 +363,19 @@ class _Reader:
     def read(self, number: int) -> tuple[WeightSpace, Tensor]:
         """The weight space and flat checkpoint of a network."""
         state = load_checkpoint(self.folder.path / self.folder.files[number])
-        space = self._known[key] if (key := self.keys[number]) else self.space or self._space_of(state, self.activations[number])
+        space = self._known[key] if (key := self.keys[number]) else self.space
+        if space is None:
+            state = chosen_network(state, self.prefix)
+            space = self._space_of(state, self.activations[number])
+        else:
+            state = matching_network(state, [param.name for param in space.params], self.prefix)
         theta = space.flatten(state)
         space.check_thetas(theta, batched=False)
         return space, theta
+
+    def tell_assumed(self) -> None:
+        """Warn, once for all spaces that networks were read in, of a geometry that nobody gave."""
+        tell_assumed(dict.fromkeys(self._known.values()))
 
     def _space_of(self, state: Mapping[str, Tensor], activation: Any) -> WeightSpace:
         activation = activation if isinstance(activation, str) else tuple(activation)
@@ -368,7 +383,8 @@ class _Reader:
         if key not in self._known:
             # Shapes alone: whether weights are finite is left to the store, which counts those that are not.
             shapes = {name: tensor.to("meta") for name, tensor in state.items()}
-            self._known[key], _ = from_state_dict(shapes, activation)
+            geometry = self.geometry if any(tensor.ndim > 2 for tensor in shapes.values()) else {}
+            self._known[key], _ = read_network(shapes, activation, **geometry)
         return self._known[key]
 
 
@@ -378,6 +394,11 @@ def import_zoo(
     *,
     activation: str | Sequence[str] | None = None,
     space: WeightSpace | None = None,
+    prefix: str | None = None,
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] | None = None,
+    readout: str | None = None,
+    pooling: str | Sequence[str | None] | None = None,
     table: PathLike | None = None,
     split: Sequence[float] = (0.6, 0.1, 0.3),
     seed: int = 0,
@@ -411,6 +432,12 @@ def import_zoo(
             :func:`wsgraph.from_state_dict`.
         space: The weight space of all networks, with the keys of the checkpoints: for residual networks the one of :func:`wsgraph.trace`,
             for strides or pooling that of :func:`wsgraph.from_state_dict` with these options.
+        prefix: What the keys of the network begin with, where the checkpoints hold more; see :func:`wsgraph.list_networks`.
+        stride: Strides of all networks with convolutions, as for :func:`wsgraph.from_state_dict`; what is not given is assumed, marked in
+            the weight spaces, and said in a warning.
+        padding: Their paddings.
+        readout: What is between their convolutions and linear layers.
+        pooling: Their pooling.
         table: Table to read instead, a ``.jsonl`` or ``.csv`` file anywhere.
         split: Shares of the splits train, val and test, dealt out at random where there is no column ``split``. Checkpoints of one training
             run are near copies of each other: for these set the column with :func:`group_split`.
@@ -449,7 +476,11 @@ def import_zoo(
     keys = _column(_SPACE, folder.columns.pop(_SPACE)).tolist() if _SPACE in folder.columns else unknown
     recorded = (folder.export or {}).get("columns", {})
     columns = {name: _as_recorded(_column(name, values), recorded.get(name)) for name, values in folder.columns.items()}
-    reader = _Reader(folder, keys, columns["activation"].tolist() if "activation" in columns else unknown, activation, space)
+    geometry = {"stride": stride, "padding": padding, "readout": readout, "pooling": pooling}
+    if space is not None and any(option is not None for option in geometry.values()):
+        raise ValueError("'stride', 'padding', 'readout' and 'pooling' are for networks whose space is not known; 'space' has its own.")
+    named = columns["activation"].tolist() if "activation" in columns else unknown
+    reader = _Reader(folder, keys, named, activation, space, prefix, geometry)
     shares = dict(zip(("train", "val", "test"), split, strict=True))
     drawn = not folder.export and "split" not in columns
     if not folder.export:
@@ -464,6 +495,7 @@ def import_zoo(
         if notes := list(_notes(store, folder, columns, read, shares if drawn else None)):
             imported["notes"] = notes
         store.finish(imported=imported)
+    reader.tell_assumed()
     if notes:
         warnings.warn(f"{str(path)!r} was imported. " + "\n".join(["Note:", *notes]), ZooWarning, stacklevel=2)
     return store

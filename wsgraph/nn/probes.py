@@ -14,6 +14,7 @@ from wsgraph.nn.registry import Spaces, as_spaces
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.space.evaluate import accepts, smallest_input_shape
 from wsgraph.space.graph import check_graph
+from wsgraph.space.weight_space import tell_assumed
 
 __all__ = ["Probes"]
 
@@ -54,6 +55,7 @@ class Probes(nn.Module):
     def __init__(self, space: Spaces, probes: int, *, shape: Sequence[int] | None = None) -> None:
         super().__init__()
         self.spaces, self.shape = as_spaces(space), None if shape is None else tuple(shape)
+        tell_assumed(self.spaces)
         for entry in self.spaces:
             if self.shape is not None and not accepts(entry, (_neurons(entry, "input"), *self.shape)):
                 raise ValueError(f"{entry!r} does not accept inputs with the positions 'shape' {self.shape}.")

@@ -5,10 +5,11 @@ from wsgraph.space.graph import ParameterGraph
 from wsgraph.space.operators import OPERATORS, Operator, register_operator
 from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Signal, Symmetry, Tie
 from wsgraph.space.topology import Topology
-from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
+from wsgraph.space.weight_space import AssumedGeometryWarning, SpaceMismatchError, WeightSpace
 
 __all__ = [
     "OPERATORS",
+    "AssumedGeometryWarning",
     "Axis",
     "Blocks",
     "Connection",

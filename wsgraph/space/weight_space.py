@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from wsgraph.space.topology import Topology
     from wsgraph.symmetry import GroupElement
 
-__all__ = ["SpaceMismatchError", "WeightSpace"]
+__all__ = ["AssumedGeometryWarning", "SpaceMismatchError", "WeightSpace"]
 
 _FORMAT = "wsgraph.WeightSpace"
 _VERSION = 1
@@ -43,6 +44,22 @@ class SpaceMismatchError(ValueError):
         Traceback (most recent call last):
         ...
         SpaceMismatchError: Expected 'thetas' of shape [B, 33] for WeightSpace(2-8-1, ...) (got [4, 12]). ...
+    """
+
+
+class AssumedGeometryWarning(UserWarning):
+    """Strides, paddings or pooling of networks were assumed, because weights do not show them and nobody gave them.
+
+    Their symmetries are right all the same; their outputs are, if the assumption is.
+
+    Example:
+        >>> import warnings
+        >>> from wsgraph import from_state_dict
+        >>> weights = {"0.weight": torch.ones(4, 1, 3, 3), "1.weight": torch.ones(2, 4)}
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", AssumedGeometryWarning)
+        ...     from_state_dict(weights, stride=2)[0].assumed
+        ('padding 0', 'no pooling', 'global_avg_pool before the linear layers')
     """
 
 
@@ -62,6 +79,8 @@ class WeightSpace:
         params: Parameters, in the order in which they lie in :math:`\theta`.
         connections: Of a network that layers cannot express, which neurons read which: its parameter graph.
         signal: Of an implicit neural representation, what it represents; it says nothing about symmetry.
+        assumed: What of the networks' function nobody gave and weights do not show, such as ``"padding 0"``. Spaces that differ in this
+            alone are equal; ``dataclasses.replace(space, assumed=())`` says that it is right.
 
     Raises:
         ValueError: If names repeat, a layer names an unknown part, sizes disagree, or the layers form a cycle.
@@ -82,6 +101,7 @@ class WeightSpace:
     params: tuple[Parameter, ...]
     connections: tuple[Connection, ...] = ()
     signal: Signal | None = None
+    assumed: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for field in ("groups", "layers", "params", "connections"):
@@ -833,6 +853,7 @@ class WeightSpace:
         """
         from wsgraph.space.evaluate import run_network
 
+        tell_assumed([self])
         self.check_layers("evaluate()")
         self.check_thetas(thetas)
         first = next(group for group in self.groups if group.role == "input")
@@ -947,17 +968,19 @@ class WeightSpace:
         """The space as JSON text, read back by :meth:`from_json`."""
         parts = {name: [dataclasses.asdict(part) for part in getattr(self, name)] for name in ("groups", "layers", "params", "connections")}
         signal = {} if self.signal is None else {"signal": dataclasses.asdict(self.signal)}
-        return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal})
+        assumed = {"assumed": self.assumed} if self.assumed else {}
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal, **assumed})
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits of the SHA-256 of :meth:`to_json`: a name for the space in files.
+        """Sixteen hexadecimal digits of the SHA-256 of :meth:`to_json` without :attr:`assumed`: a name for the space in files.
 
         Example:
             >>> WeightSpace.mlp([2, 3]).digest == WeightSpace.mlp([2, 3]).digest != WeightSpace.mlp([2, 4]).digest
             True
         """
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        text = dataclasses.replace(self, assumed=()).to_json() if self.assumed else self.to_json()
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, text: str) -> WeightSpace:
@@ -981,6 +1004,7 @@ class WeightSpace:
                 params=tuple(Parameter(**{**param, "axes": tuple(map(_axis, param["axes"]))}) for param in document["params"]),
                 connections=tuple(Connection(**connection) for connection in document.get("connections", ())),
                 signal=Signal(**document["signal"]) if "signal" in document else None,
+                assumed=tuple(document.get("assumed", ())),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"The JSON text of the weight space is incomplete or has unknown fields ({error}).") from None
@@ -1032,7 +1056,7 @@ class WeightSpace:
             shapes = ["x".join(map(str, param.shape)) if param else "-" for param in used]
             count = sum(param.size for param in used if param)
             layers.append([layer.name, self.describe_layer(layer), "+".join(layer.sources), layer.target, *shapes, f"{count:,}"])
-        return "\n".join([repr(self), *_table(groups), *_table(layers)])
+        return "\n".join([repr(self), *_table(groups), *_table(layers), *self._said_assumed])
 
     def describe_symmetry(self, group: NeuronGroup) -> str:
         """What may be done to the neurons of a group, in words.
@@ -1074,7 +1098,28 @@ class WeightSpace:
         still = [param.name for param in self.params if not self.is_moved(param)]
         lines += [f"Parameters that nothing moves: {', '.join(still)}."] if still else []
         lines += [f"Not on the parameter graph: {', '.join(self.absent_from_graph)}."] if self.absent_from_graph else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._said_assumed])
+
+    @property
+    def _said_assumed(self) -> list[str]:
+        return [f"Assumed, since weights do not show it: {', '.join(self.assumed)}."] if self.assumed else []
+
+
+def tell_assumed(spaces: Iterable[WeightSpace]) -> None:
+    """Warn, once for each space, that networks are about to be run in a geometry that was assumed."""
+    untold = [space for space in spaces if space.assumed and not space.__dict__.get("_told")]
+    if not untold:
+        return
+    more = f" and {len(untold) - 1} more spaces" if len(untold) > 1 else ""
+    warnings.warn(
+        f"Weights do not show {', '.join(untold[0].assumed)}; this was assumed of {untold[0]!r}{more}. Symmetries do not depend on it, but "
+        "outputs do, and all that is made of them. Say how the networks are with stride=, padding=, pooling= ('none' for no pooling) and "
+        "readout= where they are read; if the assumption is right, dataclasses.replace(space, assumed=()) says so.",
+        AssumedGeometryWarning,
+        stacklevel=3,
+    )
+    for space in untold:
+        object.__setattr__(space, "_told", True)
 
 
 def flat_dtype(tensors: Iterable[Tensor]) -> torch.dtype:

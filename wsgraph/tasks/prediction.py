@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsgraph.convert import CheckpointError, from_state_dict, load_checkpoint
+from wsgraph.convert import CheckpointError, load_checkpoint
+from wsgraph.convert.state_dict import read_network
 from wsgraph.data import ZooDataset, ZooStore
 from wsgraph.data.public.base import tracked
 from wsgraph.data.transforms import Canonicalize, Compose, Normalize, RandomSymmetry, WeightTransform
 from wsgraph.nn import load_model, read_about, recipe_of, save_model
 from wsgraph.scores import finite_or_none, none_as_nan
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
+from wsgraph.space.weight_space import tell_assumed
 from wsgraph.tasks.registry import task_prediction
 from wsgraph.tasks.training import targets_of
 
@@ -200,7 +202,7 @@ class TrainedModel:
                     "Give 'activation'."
                 )
             activation = next(iter(known))
-        space, theta = from_state_dict(state_dict, activation)
+        space, theta = read_network(state_dict, activation)
         shapes = [param.shape for param in space.params]
         alike = [own for own in self.trained_on if _activations(own) == {activation} and [param.shape for param in own.params] == shapes]
         if not all(own.matches(alike[0]) for own in alike):
@@ -208,6 +210,8 @@ class TrainedModel:
                 f"Networks of {len(alike)} architectures with these shapes were trained on, such as other strides, and weights do not show "
                 "which this is. Call predict() with its weight space."
             )
+        if not alike:
+            tell_assumed([space])  # networks like those trained on have their geometry
         return (alike[0] if alike else space), theta
 
     def predict(self, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:

@@ -442,9 +442,9 @@ def _published_space(kind: Any, activation: Any, state: Mapping[str, Tensor]) ->
     pooling = ["max_pool(2)" if pooled else None for pooled in architecture.pooling]
     # Zeros in place of the weights: the space must not depend on whether this one network has diverged.
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    space, _ = from_state_dict(zeros, _ACTIVATIONS[activation], pooling=pooling)
+    space, _ = from_state_dict(zeros, _ACTIVATIONS[activation], stride=1, padding=0, pooling=pooling)
     groups = tuple(dataclasses.replace(group, operators=_pooling_first(group.operators)) for group in space.groups)
-    space = dataclasses.replace(space, groups=groups)
+    space = dataclasses.replace(space, groups=groups, assumed=())
     if not accepts(space, (space.groups[0].size, architecture.side, architecture.side)):
         raise ValueError(f"{space!r} does not read pictures of {architecture.side} x {architecture.side} pixels, as {kind!r} does.")
     return space
