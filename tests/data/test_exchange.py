@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 from tests.spaces import residual_space
 from tests.test_cli import call
 from wsgraph import WeightSpace, from_state_dict
-from wsgraph.data import ZooStore, export_zoo, import_zoo
+from wsgraph.data import ZooStore, ZooWarning, export_zoo, group_split, import_zoo
 from wsgraph.data import exchange as exchange_module
 from wsgraph.data.transforms import RandomSymmetry
 from wsgraph.space import Signal
+
+# What an import says is tested where it is asked for, by pytest.warns.
+pytestmark = pytest.mark.filterwarnings("ignore::wsgraph.data.ZooWarning")
 
 
 def assert_same(made: ZooStore, zoo: ZooStore) -> None:
@@ -343,7 +347,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("lines", "message"),
     [
         (["file_name", "0.pt"], "has no row for '1.pth'. Add rows, or move those files out of"),
-        (["file_name", "0.pt", "1.pth", "2.pt"], "names files that are not in '.*runs': '2.pt'. Remove those rows"),
+        (["file_name", "0.pt", "1.pth", "2.pt"], "names files that are not in '.*runs': '2.pt'. Correct or remove those rows"),
         (["file_name", "0.pt", "1.pth", "./0.pt"], "has several rows of '0.pt'. Leave one of each"),
         (["file_name", "0.pt", "1.pth", "../../x.pt"], r"without '..' \(got '../../x.pt'\)"),
         (["file_name", "0.pt", "a/../../runs/1.pth"], r"without '..' \(got 'a/../../runs/1.pth'\)"),
@@ -352,6 +356,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["file_name", '""'], "Expected a column 'file_name' in"),
         (["file_name,a", "0.pt,1", "1.pth"], r"as many entries as columns in every row of '.*metadata.csv' \(row 2 has others\)"),
         (["file_name", '"0.pt'], "is not a CSV file"),
+        (["file_name,a,a", "0.pt,1,2", "1.pth,1,2"], "metadata.csv' has several columns 'a'. Rename or remove all but one"),
         (["file_name,weight_space", "0.pt,../x", "1.pth,"], r"to name files in '.*spaces' \(got '../x', which is not there\)"),
         (["file_name,weight_space", "0.pt,x", "1.pth,"], r"to name files in '.*spaces' \(got 'x', which is not there\)"),
         (["file_name,activation", "0.pt,relu", "1.pth,"], "which activation '1.pth' have"),
@@ -373,6 +378,11 @@ def test_tables_that_do_not_fit(tmp_path: Path, lines: list[str], message: str) 
         ("[1]", r"to hold an object in line 1, such as .* \(got list"),
         ('{"file_name": "0.pt", "weight_space": [1]}\n{"file_name": "1.pth"}', r"column 'weight_space' to hold .* \(got list\)"),
         ('{"file_name": 3}', "Expected a column 'file_name'"),
+        ('{"file_name": "0.pt", "a": 1, "a": 2}', "metadata.jsonl' says 'a' twice in line 1. Leave one of each"),
+        (
+            '{"file_name": "0.pt", "a": 9007199254740993}\n{"file_name": "1.pth"}',
+            r"'a', which has fractions or lacks values, to hold integers that a float can hold, up to 2\*\*53 \(got 9007199254740993",
+        ),
         (
             '{"file_name": "0.pt", "a": "x"}\n{"file_name": "1.pth", "a": 1}',
             r"column 'a' to hold numbers, booleans or text alone \(got int, str\)",
@@ -411,7 +421,7 @@ def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not text in UTF-8"):
         import_zoo(tmp_path / "zoo", runs, activation="relu", table=tmp_path / "latin.csv")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no checkpoints \(.safetensors, "):
+    with pytest.raises(ValueError, match=r"holds no checkpoints of networks \(.safetensors, "):
         import_zoo(tmp_path / "zoo", tmp_path / "empty", activation="relu")
     for name in ("metadata.csv", "metadata.jsonl"):
         (runs / name).write_text("")
@@ -431,9 +441,14 @@ def test_damaged_exports(tmp_path: Path) -> None:
     folder = export_zoo(zoo, tmp_path / "shared")
     (space,) = (folder / "spaces").iterdir()
     text = space.read_text()
-    space.write_text(text[:-9])
-    with pytest.raises(ValueError, match=r"'.*spaces.*json' is damaged. Expected the JSON text of a weight space"):
+    for changed in (text[:-9], text.replace("gelu", "relu")):
+        space.write_text(changed)
+        with pytest.raises(ValueError, match=r"'.*spaces.*json' is damaged. It was changed after it was written: it is not the space"):
+            import_zoo(tmp_path / "again", folder)
+    space.rename(folder / "spaces" / "mine.json")
+    with pytest.raises(ValueError, match=r"which is not there"):
         import_zoo(tmp_path / "again", folder)
+    (folder / "spaces" / "mine.json").rename(space)
     space.write_text(text)
     with pytest.raises(ValueError, match="'activation' is for weights of which nothing else says it"):
         import_zoo(tmp_path / "again", folder, activation="relu")
@@ -466,6 +481,245 @@ def test_exports_appear_complete_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         export_zoo(zoo, tmp_path / "shared")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["taken", "zoo"]
+
+
+# == What an import says ==
+
+
+def write_network(path: Path, seed: int, dtype: torch.dtype = torch.float32, hidden: int = 3) -> dict[str, Tensor]:
+    """A network as file of any format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"0.weight": (hidden, 2), "0.bias": (hidden,), "2.weight": (1, hidden), "2.bias": (1,)}
+    state = {key: torch.randn(shape, generator=generator).to(dtype) for key, shape in shapes.items()}
+    if path.suffix == ".npz":
+        np.savez(path, **{key: tensor.numpy() for key, tensor in state.items()})  # type: ignore[arg-type]
+    elif path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return state
+
+
+def write_shards(folder: Path, seed: int, form: str = "model{}.safetensors", index: str = "model.safetensors.index.json") -> None:
+    state = write_network(folder / "whole.pt", seed)
+    (folder / "whole.pt").unlink()
+    names = [form.format(f"-{i:05d}-of-00002") for i in (1, 2)]
+    keys = [list(state)[:2], list(state)[2:]]
+    for name, own in zip(names, keys, strict=True):
+        part = {key: state[key] for key in own}
+        save_file(part, folder / name) if name.endswith(".safetensors") else torch.save(part, folder / name)
+    places = {key: name for name, own in zip(names, keys, strict=True) for key in own}
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def imported(path: Path, match: str = "", **options: Any) -> tuple[ZooStore, list[str]]:
+    """A zoo of the folder ``runs`` beside it, and what was said of it."""
+    with pytest.warns(ZooWarning, match=match) as caught:
+        zoo = import_zoo(path, path.parent / "runs", activation="relu", **options)
+    notes = zoo.info["imported"]["notes"]
+    assert ZooStore(zoo.path).info == zoo.info
+    assert zoo.verify() == []
+    assert [str(warning.message).splitlines()[1:] for warning in caught] == [notes]
+    return zoo, notes
+
+
+def test_sharded_networks_are_one_each(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    write_shards(runs / "a", 0)
+    write_shards(runs / "b", 1, "pytorch_model{}.bin", "pytorch_model.bin.index.json")
+    write_shards(runs / "c", 2, "part{}.pt", "net.pt.index.json")
+    write_shards(runs / "d", 3)
+    write_shards(runs / "d", 3, "pytorch_model{}.bin", "pytorch_model.bin.index.json")  # the same once more, as on the Hub
+    (runs / "a" / "config.json").write_text('{"test_accuracy": 0.5}')
+    zoo, _ = imported(tmp_path / "zoo")
+    assert zoo.column("file").tolist() == [
+        "a/model.safetensors.index.json",
+        "b/pytorch_model.bin.index.json",
+        "c/net.pt.index.json",
+        "d/model.safetensors.index.json",
+    ]
+    np.testing.assert_array_equal(zoo.column("test_accuracy"), [0.5, math.nan, math.nan, math.nan])
+    for number, theta in enumerate(zoo.thetas):
+        state = write_network(tmp_path / "again.pt", number)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in zoo.space.unflatten(theta).items())
+    # Rows name the index or the folder.
+    write_csv(runs / "metadata.csv", "file_name,test_accuracy", "b,0.2", "a/model.safetensors.index.json,0.1", "./d,0.4", "c/,0.3")
+    zoo, _ = imported(tmp_path / "named")
+    assert zoo.column("test_accuracy").tolist() == [0.2, 0.1, 0.4, 0.3]
+    write_csv(runs / "metadata.csv", "file_name", "b", "b/pytorch_model.bin.index.json", "a", "c", "d")
+    with pytest.raises(ValueError, match=r"has several rows of 'b/pytorch_model.bin.index.json'"):
+        import_zoo(tmp_path / "twice", runs, activation="relu")
+    write_csv(runs / "metadata.csv", "file_name", "b", "a/model-00001-of-00002.safetensors", "c", "d")
+    with pytest.raises(ValueError, match=r"has no row for 'a/model.safetensors.index.json'"):
+        import_zoo(tmp_path / "shard", runs, activation="relu")
+    (runs / "metadata.csv").unlink()
+    (runs / "c" / "part-00002-of-00002.pt").unlink()
+    with pytest.raises(ValueError, match=r"'c/net.pt.index.json': .*names files that are not there"):
+        import_zoo(tmp_path / "lacking", runs, activation="relu")
+
+
+def test_what_training_leaves_beside_networks_is_skipped_and_listed(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    module = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    for number in range(5):
+        write_network(runs / f"run-{number}" / "model.safetensors", number)
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt"):
+            torch.save(optimizer.state_dict(), runs / f"run-{number}" / name)
+    torch.save(optimizer.state_dict(), runs / "opt_1.pt")  # whose name does not say it
+    zoo, _notes = imported(
+        tmp_path / "zoo",
+        "31 files or folders are no networks of their own and were skipped, such as states of optimizers.*: 'opt_1.pt', 'run-0/opt",
+    )
+    assert len(zoo) == 5
+    assert len(zoo.info["imported"]["skipped"]) == 31
+    rows = [f"run-{number}/model.safetensors,0.5" for number in range(5)]
+    write_csv(runs / "metadata.csv", "file_name,test_accuracy", *rows)
+    assert len(imported(tmp_path / "named", "31 files")[0]) == 5
+    # What a row names is read, whatever it is called; and is not skipped if it holds no network.
+    write_network(runs / "optimizer_study.pt", 7)
+    write_csv(runs / "metadata.csv", "file_name,test_accuracy", *rows, "optimizer_study.pt,0.5")
+    assert "optimizer_study.pt" in imported(tmp_path / "study", "31 files")[0].column("file")
+    write_csv(runs / "metadata.csv", "file_name,test_accuracy", *rows, "optimizer_study.pt,0.5", "opt_1.pt,0.5")
+    with pytest.raises(ValueError, match=r"'opt_1.pt': .*holds the state of an optimizer"):
+        import_zoo(tmp_path / "wrong", runs, activation="relu")
+
+
+def test_equal_networks_lie_in_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tmp_path / "runs"
+    for number in range(20):
+        write_network(runs / f"{number:02d}.pt", number)
+    shutil.copy(runs / "03.pt", runs / "a copy.pt")
+    (runs / "a link.pt").symlink_to(runs / "05.pt")
+    write_network(runs / "other format.safetensors", 7)
+    write_network(runs / "other type.npz", 9)
+    held = np.load(runs / "other type.npz")
+    np.savez(runs / "other type.npz", **{key: held[key].astype(np.float64) for key in held.files})
+    write_network(runs / "another activation.pt", 11)
+    monkeypatch.setattr(exchange_module, "_POPULATION", 6)  # copies are far apart
+    for seed in range(4):
+        zoo, (note, *_) = imported(tmp_path / f"zoo-{seed}", seed=seed)
+        split = dict(zip(zoo.column("file").tolist(), zoo.column("split").tolist(), strict=True))
+        pairs = {"a copy": "03", "a link": "05", "other format": "07", "other type": "09", "another activation": "11"}
+        endings = {"other format": "safetensors", "other type": "npz"}
+        for copy, first in pairs.items():
+            name = f"{copy}.{endings.get(copy, 'pt')}"
+            assert split[name] == split[f"{first}.pt"]
+            assert f"{name} = {first}.pt" in note
+        assert note.startswith("5 networks have the weights of another one, and are in its split: ")
+    # A split that is given is kept, and said.
+    rows = [f"{name},{'test' if name.startswith('a') else 'train'}" for name in sorted(split)]
+    write_csv(runs / "metadata.csv", "file_name,split", *rows)
+    zoo, (note, *_) = imported(tmp_path / "given")
+    assert note.startswith("3 networks have the weights of one in another split")
+    assert "'a copy.pt (test) = 03.pt (train)'" in note
+    assert zoo.splits == {"train": 22, "test": 3}
+    # Through an export too, where equal networks in one split are nothing new.
+    shared = export_zoo(zoo, tmp_path / "shared")
+    with pytest.warns(ZooWarning, match="3 networks have the weights of one in another split"):
+        import_zoo(tmp_path / "again", shared)
+
+
+def test_splits_that_training_does_not_read_are_said(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for number in range(4):
+        write_network(runs / f"{number}.pt", number)
+    os.rename(runs / "3.pt", tmp_path / "3.pt")
+    assert imported(tmp_path / "drawn", "No network fell to 'val' of 3 networks and shares 0.6, 0.1, 0.3.*choose other shares")[0].splits
+    os.rename(tmp_path / "3.pt", runs / "3.pt")
+    assert len(imported(tmp_path / "none", split=(0.5, 0.5, 0.0))[1]) == 1  # of labels alone: no test was asked for
+    for number, (splits, expected) in enumerate(
+        (
+            (
+                ["train", "validation", "Test ", ""],
+                r"'validation' \(1\), 'Test ' \(1\), '' \(1\); 'validation' is 'val' there, 'Test ' is 'test'",
+            ),
+            (["train", "train", "test", "test"], "names no network of 'val', and training needs"),
+            (["0", "1", "1", "0"], r"train, val and test are not trained or scored on: '0' \(2\), '1' \(2\)"),
+        )
+    ):
+        write_csv(runs / "metadata.csv", "file_name,split", *[f"{i}.pt,{split}" for i, split in enumerate(splits)])
+        imported(tmp_path / f"given-{number}", expected)
+    write_csv(
+        runs / "metadata.csv", "file_name,split,test_accuracy", *[f"{i}.pt,{s},.5" for i, s in enumerate(["train", "val", "test", "test"])]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zoo = import_zoo(tmp_path / "good", runs, activation="relu")
+    assert "notes" not in zoo.info["imported"]
+
+
+def test_checkpoints_of_one_run_in_several_splits_are_said(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for number in range(24):
+        write_network(runs / f"run-{number // 4}" / f"step-{number % 4}.pt", number)
+    imported(tmp_path / "zoo", "Checkpoints of one folder lie in several splits: 'run-0'.*group_split")
+    write_csv(runs / "metadata.csv", "file_name,Run", *[f"run-{n // 4}/step-{n % 4}.pt,{n % 3}" for n in range(24)])
+    os.rename(runs, tmp_path / "nested")
+    (tmp_path / "runs").mkdir()
+    for number in range(24):
+        shutil.copy(tmp_path / "nested" / f"run-{number // 4}" / f"step-{number % 4}.pt", runs / f"{number}.pt")
+    write_csv(runs / "metadata.csv", "file_name,Run", *[f"{n}.pt,{n % 3}" for n in range(24)])
+    zoo, _notes = imported(tmp_path / "flat", "Checkpoints of equal 'Run' lie in several splits: '0', '1', '2'")
+    zoo.set_column("split", group_split(zoo.column("Run"), {"train": 0.6, "test": 0.4}))
+    assert len({(run, split) for run, split in zip(zoo.column("Run"), zoo.column("split"), strict=True)}) == 3
+
+
+def test_values_that_are_missing_and_networks_that_are_left_out_are_said(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for number in range(10):
+        state = write_network(runs / f"{number}.pt", number)
+    torch.save({key: tensor / 0 for key, tensor in state.items()}, runs / "9.pt")
+    torch.save({key: tensor / 0 for key, tensor in state.items()}, runs / "8.pt")  # equal, but nobody keeps them
+    rows = [f"{i}.pt,{'' if i == 3 else i / 10},{'' if i < 2 else 'a'},{i}" for i in range(10)]
+    write_csv(runs / "metadata.csv", "file_name,test_accuracy,name,seed", *rows)
+    zoo, notes = imported(tmp_path / "zoo")
+    assert notes[0] == "2 networks with NaN or infinite weights were left out: '8.pt', '9.pt'."
+    assert "(of text: empty) in the zoo: 'test_accuracy' of 1, 'name' of 2 of 10 networks." in notes[-1]
+    assert len(notes) == 2
+    assert len(zoo) == 8
+    zoo.set_column("nothing", np.full(8, np.nan))
+    text = " ".join(call("zoo", "info", str(zoo.path)).split())
+    assert "1 missing (NaN)" in text
+    assert "no values, 8 missing (NaN)" in text
+    assert notes[0] in text
+
+
+def test_files_whose_names_are_nearly_equal(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for number, name in enumerate(["net.pt", "Net.pt", "net.safetensors", "other.pt"]):
+        write_network(runs / name, number)
+    imported(tmp_path / "zoo", "Files that differ in ending or case alone, and in their weights: 'Net.pt and net.pt and net.safetensors'")
+    write_csv(runs / "metadata.csv", "file_name", "net.pt", "Net.pt", "net.safetensors", "Other.PT")
+    with pytest.raises(FileNotFoundError, match=r"not in '.*runs': 'Other.PT' \('other.pt' is there for 'Other.PT'\)\. Correct or"):
+        import_zoo(tmp_path / "none", runs, activation="relu")
+
+
+def test_what_lies_between_networks_is_said(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for number in range(10):
+        write_network(runs / f"{number}.pt", number)
+    zoo, notes = imported(runs.parent / "zoo")
+    os.rename(zoo.path, runs / "zoo")
+    write_network(tmp_path / "elsewhere" / "best.pt", 99)
+    (runs / "best").symlink_to(tmp_path / "elsewhere")
+    write_csv(runs / "results.csv", "file_name,test_accuracy", *[f"{i}.pt,0.5" for i in range(10)])
+    zoo, notes = imported(tmp_path / "again", "2 files or folders are no networks .* other zoos or links to folders: 'best', 'zoo'")
+    assert len(zoo) == 10
+    assert notes[-1] == "'results.csv' beside the checkpoints was not read: only metadata.jsonl or metadata.csv is, or table=..."
+
+
+def test_notes_on_the_command_line(tmp_path: Path) -> None:
+    write_network(tmp_path / "runs" / "0.pt", 0)
+    write_network(tmp_path / "runs" / "1.pt", 0)
+    text = call("zoo", "import", str(tmp_path / "zoo"), str(tmp_path / "runs"), "--activation", "relu")
+    assert "1 networks have the weights of another one, and are in its split: '1.pt = 0.pt'." in text
+    assert "UserWarning" not in text
+    assert "ZooWarning" not in text
+    assert "the weights of another one" in call("zoo", "info", str(tmp_path / "zoo"), "--json")
 
 
 # == Commands ==

@@ -24,6 +24,7 @@ from wsgraph.data import (
     CounterRandom,
     HyperparameterRanges,
     ZooStore,
+    ZooWarning,
     digits,
     generate_zoo,
     make_cnn_zoo,
@@ -208,7 +209,9 @@ def test_a_finished_zoo_that_lost_a_shard_is_completed(tmp_path: Path) -> None:
     whole = make_cnn_zoo(tmp_path / "whole", 12, data=BLOBS, population=4, **SMALL)
     store = make_cnn_zoo(tmp_path / "zoo", 12, data=BLOBS, population=4, **SMALL)
     store.shards[1].file.unlink()
-    again = make_cnn_zoo(tmp_path / "zoo", 12, data=BLOBS, population=4, **SMALL)
+    with pytest.warns(ZooWarning, match="the shard '000-000001' of 4 networks is gone"):
+        again = make_cnn_zoo(tmp_path / "zoo", 12, data=BLOBS, population=4, **SMALL)
+    assert again.verify() == []
     assert _contents(again) == _contents(whole)
 
 

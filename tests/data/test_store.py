@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch_geometric.loader import DataLoader as PyGDataLoader
 
 from wsgraph import WeightSpace, files
-from wsgraph.data import ArrayRows, ZooDataset, ZooStore, group_split, shards
+from wsgraph.data import ArrayRows, ZooDataset, ZooStore, ZooWarning, group_split, shards, verify_zoo
 from wsgraph.data import dataset as dataset_module
 from wsgraph.data import store as store_module
 from wsgraph.files import flush
@@ -52,7 +52,7 @@ def test_everything_comes_back(store: ZooStore) -> None:
     assert [opened.table[name].dtype.kind for name in opened.table] == ["f", "i", "U", "b"]
     assert opened.info == {"made_by": "a test", "dropped_non_finite": 0}
     assert len(opened) == 6
-    assert sorted(file.name for file in opened.path.iterdir()) == ["shards", "spaces", "zoo.json"]
+    assert sorted(file.name for file in opened.path.iterdir()) == ["manifest.jsonl", "shards", "spaces", "zoo.json"]
     assert [file.name for file in (opened.path / "shards").iterdir()] == ["000000.safetensors"]
     assert [file.name for file in opened.path.parent.iterdir()] == ["zoo"]
     assert opened.finished
@@ -254,6 +254,13 @@ def test_bad_targets(store: ZooStore) -> None:
         (_thetas() * torch.nan, _table(), r"at least one network with finite weights \(dropped: 6\)"),
         (_thetas(), _table(short=[1, 2], long=range(7)), r"one entry per network, 6 \('short' has 2, 'long' has 7\)"),
         (_thetas(), _table(objects=[None] * 6), r"column 'objects' of 'table' to be a flat list of numbers, bools or strings"),
+        (_thetas(), _table(mixed=[1, "a", 2, 3, 4, 5]), r"'mixed' of 'table' to hold numbers or strings, not both \(got 1 among strings\)"),
+        (_thetas(), _table(ints=[2**63, -1, 0, 0, 0, 0]), r"integers that a float can hold, .* \(got 9223372036854775808\). Write such"),
+        (_thetas(), _table(ints=[2**53 + 1, 0.5, 0, 0, 0, 0]), r"integers that a float can hold, .* \(got 9007199254740993\)"),
+        (_thetas(), _table(text=["a\0"] * 6), "that do not end with a zero character"),
+        (_thetas(), _table(text=["\ud800"] * 6), r"Expected text in column 'text' of 'table' \(.*surrogates not allowed\)"),
+        (_thetas(), {"": range(6)}, r"the names of the columns of 'table' to be text \(got ''\)"),
+        (_thetas(), {3: range(6)}, r"the names of the columns of 'table' to be text \(got 3\)"),
         (_thetas(), _table(matrix=torch.zeros(6, 2)), r"column 'matrix' .* \(got shape \[6, 2\]"),
     ],
 )
@@ -362,9 +369,9 @@ def test_missing_space(store: ZooStore) -> None:
         ("{", "zoo.json' is damaged: it is not JSON"),
         ("[]", "does not describe a zoo"),
         ('{"format": "other"}', "does not describe a zoo"),
-        ('{"format": "wsgraph.ZooStore", "version": 3}', r"format version 3, this wsgraph reads 2; update wsgraph"),
-        ('{"format": "wsgraph.ZooStore", "version": 1}', r"format version 1, this wsgraph reads 2; make the zoo again"),
-        ('{"format": "wsgraph.ZooStore", "version": 2}', "lacks 'finished' or 'info'"),
+        ('{"format": "wsgraph.ZooStore", "version": 4}', r"format version 4, this wsgraph reads 3; update wsgraph"),
+        ('{"format": "wsgraph.ZooStore", "version": 1}', r"format version 1, this wsgraph reads 3; make the zoo again"),
+        ('{"format": "wsgraph.ZooStore", "version": 3}', "lacks 'finished' or 'info'"),
     ],
 )
 def test_bad_zoo_json(store: ZooStore, text: str, message: str) -> None:
@@ -373,14 +380,15 @@ def test_bad_zoo_json(store: ZooStore, text: str, message: str) -> None:
         ZooStore(store.path)
 
 
-def test_bad_space_json(store: ZooStore) -> None:
+def test_a_weight_space_that_was_changed_under_the_weights(store: ZooStore) -> None:
     (file,) = (store.path / "spaces").iterdir()
-    file.write_text("{}")
-    with pytest.raises(ValueError, match=r"\.json' is damaged\. Expected the JSON text of a weight space"):
-        ZooStore(store.path).space  # noqa: B018
-    file.write_text(WeightSpace.mlp([2, 3]).to_json())
-    with pytest.raises(ValueError, match=r"shards/000000.safetensors' to hold networks of .* the folder mixes two zoos"):
-        ZooStore(store.path).space  # noqa: B018
+    text = file.read_text()
+    for changed in ("{}", WeightSpace.mlp([2, 3]).to_json(), text.replace("tanh", "relu")):
+        file.write_text(changed)
+        with pytest.raises(ValueError, match=rf"{file.name}' was changed after it was written: it is not the weight space .* Restore the"):
+            ZooStore(store.path)
+        (problem,) = verify_zoo(store.path)
+        assert "was changed after it was written" in problem
 
 
 def _shard(store: ZooStore) -> Path:
@@ -394,7 +402,8 @@ def test_truncated_shard(store: ZooStore, kept: int) -> None:
     with pytest.raises(ValueError, match=r"000000.safetensors' is damaged or truncated .* the rest of the zoo opens"):
         ZooStore(store.path)
     file.unlink()
-    assert len(ZooStore(store.path)) == 0
+    with pytest.warns(ZooWarning, match="the shard '000000' of 6 networks is gone"):
+        assert len(ZooStore(store.path)) == 0
 
 
 def test_foreign_and_newer_shards(store: ZooStore) -> None:
@@ -421,14 +430,13 @@ def test_verify_finds_what_changed(store: ZooStore) -> None:
     assert "000000.safetensors' is damaged: its contents do not have the checksum" in problem
 
 
-def test_verify_finds_networks_that_are_not_finite(store: ZooStore) -> None:
+def test_verify_finds_networks_that_are_not_finite(store: ZooStore, monkeypatch: pytest.MonkeyPatch) -> None:
     thetas = _thetas()
     thetas[2, 1] = torch.nan
-    table = store.table
-    _shard(store).unlink()
-    shards.write_shard(_shard(store), store.shards[0].space, thetas, table)
+    monkeypatch.setattr(store_module, "_finite", lambda thetas: torch.ones(len(thetas), dtype=torch.bool))
+    store.append(SPACE, thetas, store.table)
     (problem,) = ZooStore(store.path).verify()
-    assert problem.endswith("holds 1 networks with NaN or infinite weights.")
+    assert "000001.safetensors' holds 1 networks with NaN or infinite weights. Make the zoo again" in problem
 
 
 def test_verify_tells_of_an_unfinished_zoo(tmp_path: Path) -> None:
@@ -616,7 +624,7 @@ def test_columns_set_later(many: ZooStore) -> None:
 def test_a_damaged_file_of_columns(many: ZooStore) -> None:
     many.set_column("split", ["a"] * 20)
     os.truncate(many.path / "columns.safetensors", 100)
-    with pytest.raises(ValueError, match=r"columns.safetensors' is damaged .* Delete it and set its columns again"):
+    with pytest.raises(ValueError, match=r"columns.safetensors' is damaged .* Or delete it and set its columns again"):
         ZooStore(many.path).table  # noqa: B018
     assert any("is damaged" in problem for problem in many.verify())
 
@@ -629,6 +637,29 @@ def test_group_split_keeps_groups_together_and_fills_shares() -> None:
     assert (group_split(groups, {"train": 0.7, "val": 0.1, "test": 0.2}, seed=2) != split).any()
     with pytest.raises(ValueError, match="add up to 1"):
         group_split(groups, {"train": 0.7})
+    for bad, message in (
+        (groups[None], r"'groups' to be a flat list of numbers, bools or strings, .* \(got shape \[1, 1000\]"),
+        (["a", None], r"\(got shape \[2\], dtype object\)"),
+        (["a", "", "b", ""], r"\(2 of 4 are missing, the first is number 1\). Give each of these a group of its own"),
+        ([np.nan, 1.0], r"\(1 of 2 are missing, the first is number 0\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            group_split(bad, {"train": 0.5, "test": 0.5})
+
+
+def test_equal_networks_in_several_splits_are_said(tmp_path: Path) -> None:
+    thetas = _thetas()
+    thetas[3] = thetas[1]  # val and test
+    thetas[4] = thetas[2]  # train both
+    with pytest.warns(ZooWarning, match=r"1 networks that are added .* have the weights of one in another split \('test' and 'val'\)"):
+        store = ZooStore.create(tmp_path / "zoo", SPACE, thetas, _table())
+    same = ZooStore.create(tmp_path / "same", SPACE, thetas, _table(split=["train", "val", "train", "val", "train", "train"]))
+    alike = thetas.clone()
+    alike[5] = alike[0]
+    alike[5, 1] += 1  # between the entries that are compared first
+    ZooStore.create(tmp_path / "alike", SPACE, alike[[0, 5]], {"split": ["train", "test"]})
+    with pytest.warns(ZooWarning, match=r"6 networks are in several .*both', 1 of them in another split there \('zoo and same'\)"):
+        ZooStore.merge(tmp_path / "both", [store, same])
 
 
 def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
@@ -636,7 +667,8 @@ def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expected zoos that are finished"):
         ZooStore.merge(tmp_path / "both", [store, many])
     many.finish()
-    merged = ZooStore.merge(tmp_path / "both", [store, many])
+    with pytest.warns(ZooWarning, match=r"are left out of .*both' \(zoo: 'epochs', 'split', 'good'; many: 'number', 'run'\)"):
+        merged = ZooStore.merge(tmp_path / "both", [store, many])
     assert len(merged) == 26
     assert list(merged.table) == ["test_accuracy", "zoo"]
     assert merged.column("zoo").tolist() == ["zoo"] * 6 + ["many"] * 20
@@ -648,15 +680,25 @@ def test_merge(many: ZooStore, store: ZooStore, tmp_path: Path) -> None:
     assert len(ZooStore.merge(tmp_path / "one", [store, empty])) == 6
     with pytest.raises(ValueError, match="at least one zoo"):
         ZooStore.merge(tmp_path / "none", [])
+    namesake = ZooStore.create(tmp_path / "other" / "zoo", SPACE, 2 * _thetas(), _table())
+    merged = ZooStore.merge(tmp_path / "namesakes", [store, namesake])
+    assert merged.column("zoo").tolist() == [f"{tmp_path.name}/zoo"] * 6 + ["other/zoo"] * 6
+    with pytest.warns(ZooWarning, match="are left out of .*twice' .namesakes: 'zoo'"):
+        ZooStore.merge(tmp_path / "twice", [merged])
 
 
 def test_a_shard_that_is_gone_is_missed(many: ZooStore) -> None:
     many.finish()
     many.shards[1].file.unlink()
-    store = ZooStore(many.path)
+    with pytest.warns(ZooWarning, match=r"many' is not what was written: the shard '001' of 5 networks is gone"):
+        store = ZooStore(many.path)
     assert store.missing == ["001"]
     assert "1 shards missing" in repr(store)
     assert "The shard '001' of 5 networks is gone" in store.verify()[0]
+    with pytest.warns(ZooWarning):
+        store.finish()  # which says that nothing is missing
+    assert ZooStore(many.path).verify() == []
+    assert len(ZooStore(many.path)) == 15
 
 
 def test_datasets_are_of_the_zoo_as_it_was(many: ZooStore) -> None:
@@ -760,7 +802,8 @@ def test_rows_of_a_matrix_are_not_copied(matrix: Path, tmp_path: Path) -> None:
     assert torch.equal(store.thetas, expected)
     assert torch.equal(store.dataset(target="row").batch([3, 39]).thetas(), expected[[3, 39]])
     assert store.verify() == []
-    merged = ZooStore.merge(tmp_path / "merged", [store, store])
+    with pytest.warns(ZooWarning, match="40 networks are in several of the zoos"):
+        merged = ZooStore.merge(tmp_path / "merged", [store, store])
     assert torch.equal(merged.thetas, torch.cat([expected, expected]))
     os.truncate(matrix, matrix.stat().st_size - 10)
     assert "weights.npy' is truncated" in store.verify()[0]
@@ -813,6 +856,11 @@ def test_select(many: ZooStore) -> None:
     assert len(many.dataset(target=None).select({"single": 0.1})) == 3
     with pytest.raises(ValueError, match="no column 'epoch'"):
         dataset.select({"epoch": 3})
+    with pytest.raises(ValueError, match=r"the condition on 'run', which holds strings, to be of that kind too \(got 1\)"):
+        dataset.select({"run": 1})
+    with pytest.raises(ValueError, match=r"on 'number', which holds numbers or bools, to be of that kind too \(got \['1', 2\]\)"):
+        dataset.select({"number": ["1", 2]})
+    assert len(dataset.select({"run": []})) == 0
     with pytest.raises(ValueError, match=r"return a mask with one entry per network, 20 \(got shape \[\], bool\)"):
         dataset.select({"number": lambda number: True})
 

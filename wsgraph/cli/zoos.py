@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from wsgraph.cli.checkpoints import Padding, Pooling, Prefix, Readout, Stride, geometry_of, tell_geometry
-from wsgraph.cli.common import AsJson, Images, explained, given, told_warnings, working, zoo_app
+from wsgraph.cli.common import AsJson, Images, given, told_warnings, working, zoo_app
+from wsgraph.cli.common import explained as _explained
 from wsgraph.cli.results import print_json
 
 __all__: list[str] = []
@@ -37,6 +40,14 @@ _SomeActivations = Annotated[
 _COMMON = ("networks", "seed", "population", "device", "workers", "ray")
 _TRAINING = ("activation", "ranges", "checkpoints", "batch_size", *_COMMON)
 _SHOWN_SPACES = 4
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Errors in one line, and warnings as text without the place in the code that they come
+    from."""
+    with _explained(), told_warnings():
+        yield
 
 
 @zoo_app.command("make-cnn")
@@ -156,21 +167,42 @@ def _make_zoo(make: Any, path: Path, images: Path | None, options: dict[str, Any
 
 @zoo_app.command("verify")
 def zoo_verify(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], as_json: AsJson = False) -> None:
-    """Read all of a zoo and report what is wrong: checksums, shapes, NaN, rows of the table; exit status 1 if anything is."""
-    from wsgraph.data import ZooStore
+    """Read all of a zoo and report what is not as it was written; exit status 1 if anything is.
 
-    with explained():
-        store = ZooStore(path)
-        with working("Reading all shards"):
-            problems = store.verify()
+    Checksums, rows and names of all files, NaN, the table, weight spaces; a zoo that does not open
+    is read too.
+    """
+    from wsgraph.data import ZooStore, verify_zoo
+
+    with explained(), working("Reading all shards"):
+        problems = verify_zoo(path)
     if as_json:
-        print_json({"zoo": str(path), "networks": len(store), "problems": problems})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which the problems say
+            try:
+                networks = len(ZooStore(path))
+            except (ValueError, OSError):
+                networks = None
+        print_json({"zoo": str(path), "networks": networks, "problems": problems})
         raise typer.Exit(1 if problems else 0)
     for problem in problems:
         typer.secho(problem, fg=typer.colors.RED, err=True)
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{store!r}: nothing is wrong.")
+    typer.echo(f"{ZooStore(path)!r}: nothing is wrong.")
+
+
+@zoo_app.command("upgrade")
+def zoo_upgrade(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
+    """Record checksums of all files of a zoo that was written by an earlier version, in place;
+    weights stay as they are."""
+    from wsgraph.data import ZooStore
+
+    with explained():
+        store = ZooStore(path)
+        with working("Reading all shards"):
+            store.upgrade()
+    typer.echo(repr(store))
 
 
 @zoo_app.command("merge")
@@ -189,7 +221,7 @@ def zoo_merge(path: _NewFolder, zoos: Annotated[list[Path], typer.Argument(help=
 @zoo_app.command("import")
 def zoo_import(
     path: _NewFolder,
-    source: Annotated[Path, typer.Argument(help="Folder of checkpoints: .safetensors, .pt, .pth, .ckpt, .bin, .pkl or .npz files.")],
+    source: Annotated[Path, typer.Argument(help="Folder of checkpoints, each a file or a folder with an index of shards.")],
     activation: Annotated[
         str | None,
         typer.Option(help="Activation of networks of which neither a column 'activation' nor a config.json says it, such as relu."),
@@ -212,7 +244,7 @@ def zoo_import(
     from wsgraph import AssumedGeometryWarning
     from wsgraph.data import import_zoo
 
-    with explained(), told_warnings():
+    with explained():
         warnings.simplefilter("ignore", AssumedGeometryWarning)  # said below, with the names of these options
         geometry = geometry_of(stride, padding, pooling, readout)
         store = import_zoo(path, source, activation=activation, prefix=prefix, table=table, seed=seed, **geometry)
@@ -255,9 +287,12 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], a
     if as_json:
         described = [{"space": repr(space), "digest": space.digest, "parameters": space.num_params} for space in spaces]
         about = {"zoo": str(path), "networks": len(store), "digest": store.digest, "spaces": described, "splits": store.splits}
+        about["linked_files"] = [str(file) for file in store.linked_files]
         print_json({**about, "columns": {name: str(column.dtype) for name, column in columns.items()}, "info": store.info})
         return
     typer.echo(title)
+    for note in store.info.get("imported", {}).get("notes", []):
+        typer.secho(note, fg=typer.colors.YELLOW)
     for space in spaces[:_SHOWN_SPACES]:
         typer.echo(space.summary())
     if len(spaces) > _SHOWN_SPACES:
@@ -265,8 +300,11 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], a
     table = Table("column", "values")
     for name, column in columns.items():
         if column.dtype.kind in "fiu":
-            quartiles = np.nanquantile(column, [0, 0.25, 0.5, 0.75, 1])
-            table.add_row(escape(name), "min {:.4g}, quartiles {:.4g} {:.4g} {:.4g}, max {:.4g}".format(*quartiles))
+            known = column[~np.isnan(column)]
+            missing = f", {len(column) - len(known)} missing (NaN)" if len(known) < len(column) else ""
+            quartiles = np.quantile(known, [0, 0.25, 0.5, 0.75, 1]) if len(known) else []
+            told = "min {:.4g}, quartiles {:.4g} {:.4g} {:.4g}, max {:.4g}".format(*quartiles) if len(known) else "no values"
+            table.add_row(escape(name), told + missing)
         else:
             values, counts = np.unique(column, return_counts=True)
             listed = ", ".join(f"{value} ({count})" for value, count in list(zip(values, counts, strict=True))[:8])

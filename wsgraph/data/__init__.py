@@ -7,11 +7,13 @@ from wsgraph.data.exchange import export_zoo, import_zoo
 from wsgraph.data.generate import generate_zoo, make_cnn_zoo, make_inr_zoo, make_mlp_zoo, make_zoo
 from wsgraph.data.images import ClassificationData, digits, load_images
 from wsgraph.data.loader import DataLoader
+from wsgraph.data.manifest import ZooWarning
 from wsgraph.data.populations import Classifiers, HyperparameterRanges, ImageFits, Problem
 from wsgraph.data.public import CNNWildPark, ModelZoo, NavonINRs, PublicZoo, SmallCNNZoo, WildParkCNN, ZhouSIRENs
 from wsgraph.data.random import CounterRandom
 from wsgraph.data.shards import ArrayRows
 from wsgraph.data.store import ZooStore
+from wsgraph.data.verify import verify_zoo
 
 __all__ = [
     "ArrayRows",
@@ -32,6 +34,7 @@ __all__ = [
     "ZhouSIRENs",
     "ZooDataset",
     "ZooStore",
+    "ZooWarning",
     "augment_zoo",
     "digits",
     "export_zoo",
@@ -44,4 +47,5 @@ __all__ = [
     "make_mlp_zoo",
     "make_zoo",
     "transforms",
+    "verify_zoo",
 ]

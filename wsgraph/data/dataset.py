@@ -147,7 +147,8 @@ class ZooDataset(Dataset[ParameterGraph]):
             conditions: For every column a value, a list or set of values, or a function of the column that returns a mask.
 
         Raises:
-            ValueError: If there is no such column, or a function returns no mask.
+            ValueError: If there is no such column, a function returns no mask, or strings are
+                looked for among numbers or the reverse.
 
         Example:
             >>> import tempfile
@@ -172,6 +173,9 @@ class ZooDataset(Dataset[ParameterGraph]):
                 mask &= chosen
                 continue
             values = np.asarray(list(wanted) if isinstance(wanted, (set, frozenset, range, tuple)) else wanted)
+            if values.size and (values.dtype.kind == "U") != (column.dtype.kind == "U"):
+                holds = "strings" if column.dtype.kind == "U" else "numbers or bools"
+                raise ValueError(f"Expected the condition on {name!r}, which holds {holds}, to be of that kind too (got {wanted!r}).")
             # Numbers as the column holds them: 0.1 is not among floats of single precision.
             mask &= np.isin(column, values.astype(column.dtype) if column.dtype.kind == "f" and values.dtype.kind in "fiu" else values)
         return self._chosen(self.positions[torch.from_numpy(mask)])
@@ -289,7 +293,8 @@ def group_split(groups: Any, fractions: Mapping[str, float], *, seed: int = 0) -
         Name of the split of every network ``[n]``.
 
     Raises:
-        ValueError: If the shares are negative or do not add up to 1.
+        ValueError: If the shares are negative or do not add up to 1, or ``groups`` is no flat list
+            of values.
 
     Example:
         >>> group_split(["a", "a", "b", "c", "c", "b"], {"train": 2 / 3, "test": 1 / 3}).tolist()
@@ -298,7 +303,22 @@ def group_split(groups: Any, fractions: Mapping[str, float], *, seed: int = 0) -
     shares = np.array(list(fractions.values()), dtype=float)
     if not len(shares) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f"Expected 'fractions' to be shares of at least 0 that add up to 1 (got {dict(fractions)}).")
-    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    values = np.asarray(groups)
+    if values.ndim != 1 or values.dtype.kind not in "biufU":
+        raise ValueError(
+            "Expected 'groups' to be a flat list of numbers, bools or strings, one for every "
+            "network "
+            f"(got shape {list(values.shape)}, dtype {values.dtype})."
+        )
+    unknown = np.isnan(values) if values.dtype.kind == "f" else values == "" if values.dtype.kind == "U" else np.zeros(len(values), bool)
+    if unknown.any():
+        raise ValueError(
+            f"Expected 'groups' to say what every network belongs to ({int(unknown.sum())} of "
+            f"{len(values)} are missing, "
+            f"the first is number {int(unknown.argmax())}). Give each of these a group of its "
+            f"own, or leave it out."
+        )
+    names, group = np.unique(values, return_inverse=True)
     rank = CounterRandom(seed).uniform(torch.zeros(1, dtype=torch.long), "group_split", (len(names),))[0].argsort().argsort().numpy()
     stops = np.round(shares.cumsum() * len(names)).astype(int)
     return np.array(list(fractions))[np.searchsorted(stops, rank, side="right")][group]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 import json
 import math
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -19,10 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wsgraph.convert import load_checkpoint
-from wsgraph.convert.checkpoint import _LOADERS
+from wsgraph.convert.checkpoint import _LOADERS, checkpoint_ending, network_files
 from wsgraph.convert.networks import chosen_network, matching_network
 from wsgraph.convert.state_dict import read_network
+from wsgraph.data.copies import Copies, Copy, listed
 from wsgraph.data.dataset import ZooDataset, group_split
+from wsgraph.data.manifest import ZooWarning
 from wsgraph.data.public.base import tracked
 from wsgraph.data.shards import checked_columns
 from wsgraph.data.store import PathLike, ZooStore
@@ -51,9 +56,19 @@ _NUMBER = re.compile(r"[+-]?((0|[1-9]\d{0,17})(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(
 # == Tables ==
 
 
+def _repeated(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
 def _read_json(file: Path, text: str, where: str = "") -> dict[str, Any]:
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if repeated := _repeated(name for name, _ in pairs):
+            raise ValueError(f"{str(file)!r} says {listed(repeated)} twice{where}. Leave one of each.")
+        return dict(pairs)
+
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
         raise ValueError(f"{str(file)!r} is not JSON{where} ({error}).") from None
     if not isinstance(found, dict):
@@ -81,9 +96,12 @@ def _read_table(file: Path) -> dict[str, list[Any]]:
         rows = [_read_json(file, line, f" in line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
         try:
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            rows, header = list(reader), reader.fieldnames or []
         except csv.Error as error:
             raise ValueError(f"{str(file)!r} is not a CSV file ({error}).") from None
+        if repeated := _repeated(header):
+            raise ValueError(f"{str(file)!r} has several columns {listed(repeated)}. Rename or remove all but one.")
         if ragged := [i for i, row in enumerate(rows, 1) if None in row or None in row.values()]:
             raise ValueError(f"Expected as many entries as columns in every row of {str(file)!r} (row {ragged[0]} has others).")
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain.from_iterable(rows))}
@@ -124,6 +142,11 @@ def _column(name: str, values: Sequence[Any]) -> np.ndarray:
         except OverflowError:
             raise ValueError(f"Expected the column {name!r} to hold integers of 64 bits; write larger ones as text.") from None
     elif kinds <= {int, float} or kinds == {bool}:
+        if large := [value for value in values if isinstance(value, int) and abs(value) > 2**53]:
+            raise ValueError(
+                f"Expected the column {name!r}, which has fractions or lacks values, to hold integers that a float can "
+                f"hold, up to 2**53 (got {large[0]}). Write them as text."
+            )
         column = np.array([math.nan if value is None else value for value in values])
     else:
         mixed = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -144,43 +167,107 @@ def _as_recorded(column: np.ndarray, dtype: str | None) -> np.ndarray:
 
 
 class _Folder(NamedTuple):
-    """What a folder of checkpoints holds: files by their path from it, columns, and what an export says of itself."""
+    """What a folder of checkpoints holds.
+
+    Attributes:
+        path: The folder.
+        files: What holds a network each, by path from the folder: a file, or the index of several.
+        columns: Columns of the table.
+        export: What an export says of itself.
+        skipped: Files with the ending of a checkpoint that are no network of their own.
+        has_table: Whether there is a table.
+    """
 
     path: Path
     files: list[str]
     columns: dict[str, list[Any]]
     export: dict[str, Any] | None
+    skipped: list[str]
+    has_table: bool
 
 
-def _checkpoint_files(folder: Path) -> list[str]:
-    """Checkpoints in a folder and those below, sorted; of a folder with a ``model.safetensors``, as models on the Hub have, that alone."""
-    found = []
+def _networks(folder: Path) -> tuple[list[str], list[str]]:
+    """What holds a network each in a folder and those below, and files that look so and do not,
+    sorted.
+
+    A sharded network is its index. Of a folder as models on the Hub have, that model alone is
+    taken.
+    """
+    found: list[str] = []
+    skipped: list[str] = []
     for where, inner, files in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        model = [name for name in files if name == "model.safetensors"]
-        chosen = model or [name for name in files if Path(name).suffix.lower() in _LOADERS and not name.startswith(".")]
-        found += [(Path(where) / name).relative_to(folder).as_posix() for name in chosen]
-    return sorted(found)
+        # Links to folders are not followed, and the shards of a zoo hold many networks each.
+        closed = [name for name in inner if Path(where, name).is_symlink() or Path(where, name, "zoo.json").exists()]
+        inner[:] = [name for name in inner if name not in closed]
+        chosen = network_files(files)
+        shards = {shard for name in chosen for shard in _shards_of(Path(where) / name)}
+        chosen = [name for name in chosen if name not in shards]
+        looks = [name for name in files if checkpoint_ending(name) and not name.startswith(".")]
+        rest = {*looks} - {*chosen} - shards
+        for names, kept in ((chosen, found), ([*rest, *closed], skipped)):
+            kept += [(PurePosixPath(Path(where).relative_to(folder).as_posix()) / name).as_posix() for name in names]
+    return sorted(found), sorted(skipped)
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return f"{', '.join(map(repr, names[:_SHOWN]))}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
+def _shards_of(index: Path) -> set[str]:
+    """Names of the files that an index names; none for anything else, also for one that is
+    damaged, which reading it says."""
+    if checkpoint_ending(index.name):
+        return set()
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name for name in places.values() if isinstance(name, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
-def _check_files(folder: Path, table: Path, files: Sequence[str], present: Sequence[str]) -> None:
-    """Raise unless every row has one file and every file one row."""
+def _holds_optimizer(file: Path) -> bool:
+    """Whether a file holds the state of an optimizer, as its ``state_dict`` gives it, and no
+    network."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # of the many kinds that damaged or foreign files raise, none is the state of an optimizer
+        return False
+    return isinstance(content, Mapping) and {"state", "param_groups"} <= {*content}
+
+
+def _checked_files(folder: Path, table: Path, files: Sequence[str], present: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The networks that rows name, and those present that are no networks; raise unless every row
+    has one network and the reverse."""
+    # One spelling for each file; what leads out of the folder keeps its "..".
+    files = [PurePosixPath(name).as_posix() for name in files]
     # By the path as written, not where links lead: the Hub's own cache consists of links.
     if outside := [name for name in files if Path(name).anchor or ".." in Path(name).parts]:
         raise ValueError(
-            f"Expected every {_FILE!r} in {str(table)!r} to be a path from {str(folder)!r}, without '..' (got {_listed(outside)})."
+            f"Expected every {_FILE!r} in {str(table)!r} to be a path from {str(folder)!r}, without '..' (got {listed(outside)})."
         )
-    if repeated := [name for name, again in itertools.groupby(sorted(files)) if len(list(again)) > 1]:
-        raise ValueError(f"{str(table)!r} has several rows of {_listed(repeated)}. Leave one of each.")
+    # A row may name the folder of a network.
+    of_folder: dict[str, list[str]] = {}
+    for name in present:
+        of_folder.setdefault(PurePosixPath(name).parent.as_posix(), []).append(name)
+    files = [of_folder[name][0] if len(of_folder.get(name, ())) == 1 else name for name in files]
+    if repeated := _repeated(files):
+        raise ValueError(f"{str(table)!r} has several rows of {listed(repeated)}. Leave one of each.")
     if missing := [name for name in files if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{str(table)!r} names files that are not in {str(folder)!r}: {_listed(missing)}. Remove those rows.")
-    if extra := sorted({*present} - {*files}):
-        raise ValueError(f"{str(table)!r} has no row for {_listed(extra)}. Add rows, or move those files out of {str(folder)!r}.")
+        near = {_stem(name): name for name in present}
+        hints = [f"{near[_stem(name)]!r} is there for {name!r}" for name in missing if _stem(name) in near]
+        hint = f" ({', '.join(hints[:_SHOWN])})" if hints else ""
+        raise FileNotFoundError(
+            f"{str(table)!r} names files that are not in {str(folder)!r}: {listed(missing)}{hint}. Correct or remove those rows."
+        )
+    extra = sorted({*present} - {*files})
+    others = [name for name in extra if _holds_optimizer(folder / name)]
+    if extra := [name for name in extra if name not in others]:
+        raise ValueError(f"{str(table)!r} has no row for {listed(extra)}. Add rows, or move those files out of {str(folder)!r}.")
+    return files, others
+
+
+def _stem(name: str) -> str:
+    """A path without its ending and case: files that agree in it are easily mistaken for each
+    other."""
+    ending = checkpoint_ending(name)
+    return (name[: -len(ending)] if ending else name).casefold()
 
 
 def _open_folder(folder: Path, table: PathLike | None) -> _Folder:
@@ -188,22 +275,23 @@ def _open_folder(folder: Path, table: PathLike | None) -> _Folder:
         raise FileNotFoundError(f"There is no folder {str(folder)!r}.")
     if (folder / "zoo.json").exists():
         raise ValueError(f"{str(folder)!r} is a zoo already: open it with ZooStore(path).")
-    present = _checkpoint_files(folder)
-    if not present:
-        raise ValueError(f"{str(folder)!r} holds no checkpoints ({', '.join(_LOADERS)}).")
+    present, skipped = _networks(folder)
     tables = [folder / name for name in _TABLES if (folder / name).exists()] if table is None else [Path(table)]
+    if not present and not (skipped and tables):
+        raise ValueError(
+            f"{str(folder)!r} holds no checkpoints of networks ({', '.join(_LOADERS)}){f', only {listed(skipped)}' if skipped else ''}."
+        )
     if len(tables) > 1:
         raise ValueError(f"{str(folder)!r} holds {' and '.join(_TABLES)}. Choose one with 'table', or delete one.")
     columns: dict[str, list[Any]] = _read_table(tables[0]) if tables else {_FILE: present}
     files = columns.pop(_FILE)
     if tables:
-        # One spelling for each file; what leads out of the folder keeps its "..".
-        files = [PurePosixPath(name).as_posix() for name in files]
-        _check_files(folder, tables[0], files, present)
+        files, others = _checked_files(folder, tables[0], files, present)
+        skipped = sorted({*skipped, *others} - {*files})
     configs = [_read_config((folder / name).with_name("config.json")) for name in files]
     for name in dict.fromkeys(itertools.chain.from_iterable(configs)):
         columns.setdefault(name, [config.get(name) for config in configs])
-    return _Folder(folder, files, columns, _read_export(folder / "export.json"))
+    return _Folder(folder, files, columns, _read_export(folder / "export.json"), skipped, bool(tables))
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -249,7 +337,8 @@ class _Reader:
             raise ValueError(f"'space' is for networks whose weight space is not known; the table of {str(folder.path)!r} names them.")
         if space is None and (silent := [folder.files[i] for i in free if self.activations[i] is None]):
             raise ValueError(
-                f"Nothing says which activation {_listed(silent)} have, and weights alone do not show it, although it decides their "
+                f"Nothing says which activation {listed(silent)} have, and weights alone do not "
+                "show it, although it decides their "
                 "symmetries. Give 'activation', such as relu, or a column 'activation'; or 'space' for networks that are no plain chain."
             )
 
@@ -259,7 +348,10 @@ class _Reader:
         if not isinstance(key, str) or not re.fullmatch(r"\w+", key) or not file.is_file():
             raise ValueError(f"Expected the column {_SPACE!r} to name files in {str(spaces)!r} (got {key!r}, which is not there).")
         try:
-            return WeightSpace.from_json(_read_text(file))
+            text = _read_text(file)
+            if re.fullmatch("[0-9a-f]{16}", key) and hashlib.sha256(text.encode()).hexdigest()[:16] != key:
+                raise ValueError("It was changed after it was written: it is not the space that the weights are of. Fetch it again.")
+            return WeightSpace.from_json(text)
         except ValueError as error:
             raise ValueError(f"{str(file)!r} is damaged. {error}") from None
 
@@ -314,14 +406,22 @@ def import_zoo(
 ) -> ZooStore:
     """Make a zoo from a folder of checkpoints and a table of what is known about them; no code stored in a file is run.
 
-    Checkpoints are files of :func:`wsgraph.load_checkpoint` anywhere below the folder, also ``NAME/model.safetensors`` with
-    ``NAME/config.json``, whose single values become columns. The table is ``metadata.jsonl`` or ``metadata.csv`` in the folder, as Hugging
-    Face data sets have, with the column ``file_name`` (the path from the folder) and any others: numbers, booleans or text. Missing numbers
-    and booleans become NaN, missing text is empty. Without a table, checkpoints lie in the order of their paths.
+    Checkpoints are files of :func:`wsgraph.load_checkpoint` anywhere below the folder, also
+    ``NAME/model.safetensors`` with ``NAME/config.json``, whose single values become columns. A
+    sharded network is its index, such as ``NAME/model.safetensors.index.json``; states of
+    optimizers and what else training leaves beside networks are none, and skipped. The table is
+    ``metadata.jsonl`` or ``metadata.csv`` in the folder, as Hugging Face data sets have, with the
+    column ``file_name`` (the path from the folder) and any others: numbers, booleans or text.
+    Missing numbers and booleans become NaN, missing text is empty. Without a table, checkpoints lie
+    in the order of their paths.
 
     Networks are plain chains of layers, read by :func:`wsgraph.from_state_dict`, unless ``space`` says otherwise. Their activation is not
     seen in weights and never guessed. Networks of several architectures are grouped by architecture, in parts of 1,000; the column
     ``file`` keeps where each comes from.
+
+    What one should know of the zoo is warned of, and kept in ``info["imported"]["notes"]``: files
+    that were skipped, networks that were left out, equal networks (of which a split that is drawn
+    keeps all in one), splits without a network or that training does not read, missing values.
 
     A folder of :func:`export_zoo` gives the zoo that was exported: its weight spaces, columns and order of networks, and nothing else.
 
@@ -381,38 +481,76 @@ def import_zoo(
         raise ValueError("'stride', 'padding', 'readout' and 'pooling' are for networks whose space is not known; 'space' has its own.")
     named = columns["activation"].tolist() if "activation" in columns else unknown
     reader = _Reader(folder, keys, named, activation, space, prefix, geometry)
+    shares = dict(zip(("train", "val", "test"), split, strict=True))
+    drawn = not folder.export and "split" not in columns
     if not folder.export:
         columns.setdefault("file", np.array(folder.files))
-        if "split" not in columns:
-            shares = dict(zip(("train", "val", "test"), split, strict=True))
-            columns["split"] = group_split(np.arange(len(folder.files)), shares, seed=seed)
-    info = {"imported": {"folder": source.resolve().name, "info": (folder.export or {}).get("info")}}
-    with ZooStore.writing(path, info=info) as store:
-        _append(store, reader, columns, progress=progress)
+    if drawn:
+        columns["split"] = group_split(np.arange(len(folder.files)), shares, seed=seed)
+    imported: dict[str, Any] = {"folder": source.resolve().name, "info": (folder.export or {}).get("info")}
+    with ZooStore.writing(path, info={"imported": imported}) as store:
+        read = _append(store, reader, columns, drawn=drawn, progress=progress)
+        if folder.skipped or read.others:
+            imported["skipped"] = sorted([*folder.skipped, *read.others])
+        if notes := list(_notes(store, folder, columns, read, shares if drawn else None)):
+            imported["notes"] = notes
+        store.finish(imported=imported)
     reader.tell_assumed()
+    if notes:
+        warnings.warn(f"{str(path)!r} was imported. " + "\n".join(["Note:", *notes]), ZooWarning, stacklevel=2)
     return store
 
 
-def _append(store: ZooStore, reader: _Reader, columns: Mapping[str, np.ndarray], *, progress: bool) -> None:
-    """Read all checkpoints, and append those of one architecture and dtype together."""
+class _Read(NamedTuple):
+    """What was noticed while checkpoints were read, all by the number of their row.
+
+    Attributes:
+        copies: Networks with the weights of another.
+        dropped: Networks with NaN or infinite weights.
+        others: Files that hold no network but the state of an optimizer.
+    """
+
+    copies: list[Copy]
+    dropped: list[int]
+    others: list[str]
+
+
+def _append(store: ZooStore, reader: _Reader, columns: dict[str, np.ndarray], *, drawn: bool, progress: bool) -> _Read:
+    """Read all checkpoints, and append those of one architecture and dtype together; copies go to
+    the split of the first, if it was drawn."""
     waiting: dict[tuple[WeightSpace, torch.dtype], list[tuple[int, Tensor]]] = {}
     problems: list[str] = []
+    read, seen, numbers_seen = _Read([], [], []), Copies(), list[int]()
 
     def append(kind: tuple[WeightSpace, torch.dtype]) -> None:
         numbers, thetas = zip(*waiting.pop(kind), strict=True)
-        store.append(kind[0], torch.stack(thetas), {name: column[list(numbers)] for name, column in columns.items()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ZooWarning)  # on copies, which are told with their names in the end
+            store.append(kind[0], torch.stack(thetas), {name: column[list(numbers)] for name, column in columns.items()})
 
     files, in_order, held = reader.folder.files, reader.keeps_order, 0
     for number in tracked(range(len(files)), "importing") if progress else range(len(files)):
         try:
             space, theta = reader.read(number)
         except (ValueError, TypeError, OSError) as error:
+            if not reader.folder.has_table and _holds_optimizer(reader.folder.path / files[number]):
+                read.others.append(files[number])
+                continue
             problems.append(f"{files[number]!r}: {error}")
             if len(problems) == _SHOWN:
                 break
             continue
         if problems:
             continue  # nothing will be kept: the rest is read for what else is wrong
+        if not theta.isfinite().all():
+            read.dropped.append(number)
+        else:
+            numbers_seen.append(number)
+            for copy in seen.add(space, theta[None]):
+                first = numbers_seen[copy.first]
+                read.copies.append(Copy(number, first))
+                if drawn:
+                    columns["split"][number] = columns["split"][first]
         kind = space, theta.dtype
         if held + theta.nbytes > _HELD_BYTES or (in_order and kind not in waiting):
             held = 0
@@ -428,6 +566,111 @@ def _append(store: ZooStore, reader: _Reader, columns: Mapping[str, np.ndarray],
         raise ValueError(f"{many} of {len(files):,} checkpoints cannot be imported, so nothing is:\n" + "\n".join(problems))
     for kind in [*waiting]:
         append(kind)
+    return read
+
+
+# == What an import should say ==
+
+_KINDS = "such as states of optimizers, copies in another format, other zoos or links to folders"
+_SPLITS = ("train", "val", "test")
+_SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test", "eval": "val"}
+# Names of columns that say what networks have in common.
+_GROUPS = ("run", "run_id", "run_name", "trial", "trial_id", "modeldir", "model", "model_id", "model_name", "network", "experiment")
+
+
+def _notes(
+    store: ZooStore, folder: _Folder, columns: Mapping[str, np.ndarray], read: _Read, shares: Mapping[str, float] | None
+) -> Iterator[str]:
+    """What one might otherwise not notice of a zoo that was imported, a sentence each; ``shares``
+    if its split was drawn."""
+    if skipped := sorted([*folder.skipped, *read.others]):
+        yield (f"{len(skipped)} files or folders are no networks of their own and were skipped, {_KINDS}: {listed(skipped)}.")
+    if read.dropped:
+        yield f"{len(read.dropped)} networks with NaN or infinite weights were left out: {listed(folder.files[i] for i in read.dropped)}."
+    yield from _notes_on_copies(folder, columns, read)
+    if folder.export:
+        return  # whose columns are those of a zoo
+    if shares is None:
+        yield from _notes_on_split(store)
+    else:
+        if lacking := [name for name, share in shares.items() if share > 0 and name not in store.splits]:
+            yield (
+                f"No network fell to {listed(lacking)} of {len(store)} networks and shares "
+                f"{', '.join(f'{share:g}' for share in shares.values())}, and training needs "
+                "train, val and test. Add networks, choose other "
+                "shares (split=...), or name splits in a column 'split'."
+            )
+        yield from _notes_on_groups(folder, columns)
+    lost = {name: sum(value is None or value == "" for value in values) for name, values in folder.columns.items()}
+    if lost := {name: count for name, count in lost.items() if count}:
+        counts = ", ".join(f"{name!r} of {count}" for name, count in lost.items())
+        yield f"Values are missing, which are NaN (of text: empty) in the zoo: {counts} of {len(folder.files)} networks."
+    unread = sorted(file.name for file in folder.path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
+    if not folder.has_table and unread:
+        yield f"{listed(unread)} beside the checkpoints was not read: only {' or '.join(_TABLES)} is, or table=..."
+    elif not folder.columns:
+        yield (
+            "Nothing is known of the networks but their files: what should be predicted, such as test_accuracy, needs a table metadata.csv."
+        )
+
+
+def _notes_on_copies(folder: _Folder, columns: Mapping[str, np.ndarray], read: _Read) -> Iterator[str]:
+    files, splits = folder.files, columns.get("split")
+    across = [] if splits is None else [copy for copy in read.copies if splits[copy.number] != splits[copy.first]]
+    if across:
+        pairs = [f"{files[i]} ({splits[i]}) = {files[j]} ({splits[j]})" for i, j in across] if splits is not None else []
+        yield (
+            f"{len(across)} networks have the weights of one in another split, so that what is "
+            "learned of one is scored on the other: "
+            f"{listed(pairs)}. Put equal networks into one split."
+        )
+    elif read.copies and not folder.export:
+        pairs = [f"{files[i]} = {files[j]}" for i, j in read.copies]
+        yield f"{len(pairs)} networks have the weights of another one, and are in its split: {listed(pairs)}."
+    copied = {number for copy in read.copies for number in copy}
+    groups: dict[str, list[str]] = {}
+    for number, file in enumerate(files):
+        if number not in copied:
+            groups.setdefault(_stem(file), []).append(file)
+    if alike := [" and ".join(names) for names in groups.values() if len(names) > 1]:
+        yield f"Files that differ in ending or case alone, and in their weights: {listed(alike)}. If they are of one network, keep one."
+
+
+def _notes_on_split(store: ZooStore) -> Iterator[str]:
+    counts = store.splits
+    if store.table["split"].dtype.kind != "U":
+        yield f"The column 'split' holds no names ({listed(counts)}), and training reads those of train, val and test: write names."
+        return
+    if unknown := {name: count for name, count in counts.items() if name not in _SPLITS}:
+        meant = {name: _SPELLINGS.get(name.strip().lower(), name.strip().lower()) for name in unknown}
+        hints = [f"{name!r} is {known!r} there" for name, known in meant.items() if known in _SPLITS]
+        told = ", ".join(f"{name!r} ({count})" for name, count in [*unknown.items()][:_SHOWN])
+        yield (
+            "Networks in splits other than train, val and test are not trained or scored on: "
+            f"{told}{'; ' if hints else ''}{', '.join(hints)}."
+        )
+    if lacking := [name for name in _SPLITS if name not in counts]:
+        yield f"The column 'split' names no network of {listed(lacking)}, and training needs train, val and test."
+
+
+def _notes_on_groups(folder: _Folder, columns: Mapping[str, np.ndarray]) -> Iterator[str]:
+    groups = {"one folder": np.array([PurePosixPath(file).parent.as_posix() for file in folder.files])}
+    groups |= {f"equal {name!r}": column for name, column in columns.items() if name.lower() in _GROUPS}
+    for what, group in groups.items():
+        names, number, counts = np.unique(group, return_inverse=True, return_counts=True)
+        if len(names) == 1 or counts.max() == 1:
+            continue
+        divided = [
+            name for i, name in enumerate(names) if str(name) not in (".", "") and len({*columns["split"][number == i].tolist()}) > 1
+        ]
+        if divided:
+            advice = "store.set_column('split', group_split(store.column(...), ...))"
+            yield (
+                f"Checkpoints of {what} lie in several splits: {listed(map(str, divided))}. If "
+                "they are of one training run, they are near "
+                f"copies: put them into one split with {advice}."
+            )
+            return
 
 
 # == Export ==

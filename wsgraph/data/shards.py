@@ -7,11 +7,13 @@ import itertools
 import json
 import mmap
 import os
+import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +23,27 @@ from torch import Tensor
 
 from wsgraph.files import explained_errors, flush
 
-__all__ = ["ArrayRows", "MappedRows", "Shard", "checked_columns", "decode_column", "encode_column", "open_shard", "write_shard"]
+__all__ = [
+    "ArrayRows",
+    "ColumnPart",
+    "MappedRows",
+    "Shard",
+    "checked_columns",
+    "decode_column",
+    "encode_column",
+    "may_be_joined",
+    "open_shard",
+    "read_columns",
+    "save_columns",
+    "write_shard",
+]
 
 _FORMAT = "wsgraph.shard"
 _VERSION = 1
 _COLUMN = "table/"
+_LATER = "wsgraph.columns"
 _BLOCK_BYTES = 2**24
+_KEY = re.compile(r"[0-9a-f]{16}")
 
 
 # == Columns ==
@@ -37,12 +54,50 @@ def _column(name: str, values: Any) -> np.ndarray:
         values = values.detach().cpu()
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     column = np.asarray(values)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"Expected the names of the columns of 'table' to be text (got {name!r}).")
     if column.ndim != 1 or column.dtype.kind not in "biufU" or (column.dtype.itemsize > 8 and column.dtype.kind != "U"):
         raise ValueError(
             f"Expected column {name!r} of 'table' to be a flat list of numbers, bools or strings "
             f"(got shape {list(column.shape)}, dtype {column.dtype})."
         )
+    if not isinstance(values, np.ndarray):
+        _check_entries(name, values, column)
+    if column.dtype.kind == "U":
+        try:
+            "".join(column.tolist()).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"Expected text in column {name!r} of 'table' ({error}).") from None
     return column
+
+
+def _check_entries(name: str, values: Iterable[Any], column: np.ndarray) -> None:
+    """Refuse entries that an array holds as something else."""
+    if column.dtype.kind == "U":
+        entries = list(values)
+        if other := [value for value in entries if not isinstance(value, str)]:
+            raise ValueError(
+                f"Expected column {name!r} of 'table' to hold numbers or strings, not both "
+                f"(got {other[0]!r} among strings). Write all as strings, or give NaN or '' where there is no value."
+            )
+        if any(value.endswith("\0") for value in entries):
+            raise ValueError(f"Expected strings in column {name!r} of 'table' that do not end with a zero character.")
+    elif column.dtype.kind == "f":
+        whole = [value for value in values if isinstance(value, int) and abs(value) > 2**53]
+        if whole:
+            raise ValueError(
+                f"Expected column {name!r} of 'table' to hold integers that a float can hold, up to 2**53, "
+                f"beside floats or in no common type of 64 bits (got {whole[0]}). Write such integers as strings."
+            )
+
+
+def may_be_joined(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether one array can hold two columns without changing a value."""
+    if (first.dtype.kind == "U") != (second.dtype.kind == "U"):
+        return False
+    if np.result_type(first, second).kind != "f":
+        return True
+    return all(part.dtype.kind == "f" or not len(part) or int(abs(part.astype(float)).max()) <= 2**53 for part in (first, second))
 
 
 def checked_columns(table: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
@@ -73,6 +128,53 @@ def decode_column(values: Tensor) -> np.ndarray:
     if array.ndim == 1:
         return array
     return np.strings.decode(np.ascontiguousarray(array).view(f"S{array.shape[1]}")[:, 0], "utf-8")
+
+
+class ColumnPart(NamedTuple):
+    """The entries of a column that was set later, for the networks of one shard.
+
+    Args:
+        name: Name of the column.
+        shard: Name of the shard.
+        checksum: Checksum of the shard that they were set for; ``None`` in files of earlier
+            versions.
+        values: The entries.
+    """
+
+    name: str
+    shard: str
+    checksum: str | None
+    values: np.ndarray
+
+
+def save_columns(file: Path, parts: Sequence[ColumnPart]) -> None:
+    """Write columns that are set later, with a checksum."""
+    tensors = {str(i): encode_column(part.values) for i, part in enumerate(parts)}
+    header = {"parts": [part[:3] for part in parts], "checksum": _checksum(tensors[str(i)] for i in range(len(parts)))}
+    save_file(tensors, file, {_LATER: json.dumps(header)})
+
+
+def read_columns(file: Path) -> list[ColumnPart]:
+    """The inverse of :func:`save_columns`; also reads what earlier versions wrote, without a
+    checksum.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            metadata = tensors.metadata() or {}
+            if _LATER in metadata:
+                header = json.loads(metadata[_LATER])
+            else:
+                header = {"parts": [[*part, None] for part in json.loads(metadata["parts"])], "checksum": None}
+            held = [tensors.get_tensor(str(i)) for i in range(len(header["parts"]))]
+        if header["checksum"] is not None and _checksum(held) != header["checksum"]:
+            raise ValueError("its contents do not have the checksum that was recorded when it was written")
+        parts = zip(header["parts"], held, strict=True)
+        return [ColumnPart(name, shard, checksum, decode_column(tensor)) for (name, shard, checksum), tensor in parts]
+    except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{str(file)!r} is damaged ({error}). Restore it. Or delete it and set its columns again.") from None
 
 
 # == Weights in files ==
@@ -197,6 +299,8 @@ class Shard:
         columns: Names of the table's columns.
         checksum: SHA-256 of weights and columns.
         source: Path from the folder of the file to the matrix that the weights lie in, or ``None`` where they lie in the file itself.
+        fault: Why this is not the shard that belongs to the zoo under its name, or ``None``; one
+            that has a fault is not read.
     """
 
     file: Path
@@ -207,6 +311,7 @@ class Shard:
     columns: tuple[str, ...]
     checksum: str
     source: str | None
+    fault: str | None = None
 
     @property
     def name(self) -> str:
@@ -223,20 +328,54 @@ class Shard:
         """Whether the weights lie in a file of somebody else."""
         return self.source is not None
 
+    @property
+    def linked_file(self) -> Path | None:
+        """The file of somebody else that the weights lie in, or ``None``."""
+        return None if self.source is None else (self.file.parent / self.source).resolve()
+
+    def _check(self) -> None:
+        if self.fault is not None:
+            raise ValueError(f"{self.fault} `wsgraph zoo verify` lists all that is wrong with the zoo.")
+
     def open(self) -> MappedRows:
-        """The weights, mapped."""
-        if self.source is not None:
-            with safe_open(self.file, "pt") as tensors:
+        """The weights, mapped.
+
+        Raises:
+            ValueError: If the shard has a fault, or was exchanged since its header was read.
+        """
+        self._check()
+        return self._open()
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with safe_open(self.file, "pt") as tensors:
+            self._check_same(tensors.metadata())
+            yield tensors
+
+    def _check_same(self, metadata: Mapping[str, str] | None) -> None:
+        """Refuse a file that took the place of the one whose header was read."""
+        if json.loads((metadata or {}).get(_FORMAT, "{}")).get("checksum") != self.checksum:
+            raise ValueError(f"{str(self.file)!r} was exchanged since the zoo was opened. Open the zoo again.")
+
+    def _open(self) -> MappedRows:
+        if self.linked_file is not None:
+            with self._opened() as tensors:
                 rows, columns = tensors.get_tensor("rows"), tensors.get_tensor("columns")
-            return ArrayRows((self.file.parent / self.source).resolve(), rows, columns).open()
+            return ArrayRows(self.linked_file, rows, columns).open()
         with self.file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length))
+        self._check_same(header.get("__metadata__"))
         return MappedRows(self.file, 8 + length + header["thetas"]["data_offsets"][0], self.shape, self.dtype)
 
     def table(self) -> dict[str, np.ndarray]:
-        """The columns of the table by name."""
-        with safe_open(self.file, "pt") as tensors:
+        """The columns of the table by name.
+
+        Raises:
+            ValueError: If the shard has a fault, or was exchanged since its header was read.
+        """
+        self._check()
+        with self._opened() as tensors:
             return {name: decode_column(tensors.get_tensor(_COLUMN + name)) for name in self.columns}
 
     def problems(self) -> Iterator[str]:
@@ -244,7 +383,7 @@ class Shard:
         try:
             with safe_open(self.file, "pt") as tensors:
                 held = {name: tensors.get_tensor(name) for name in tensors.keys() if name != "thetas"}  # noqa: SIM118  (no dict)
-            weights = self.open()
+            weights = self._open()
         except (OSError, ValueError, SafetensorError) as error:
             yield str(error)
             return
@@ -257,9 +396,14 @@ class Shard:
                 yield rows
 
         if _checksum(itertools.chain(counted(), (held[_COLUMN + name] for name in self.columns))) != self.checksum:
-            yield f"{str(self.file)!r} is damaged: its contents do not have the checksum that was recorded when it was written."
+            file = f" or {str(self.linked_file)!r}, which it links to," if self.is_linked else ""
+            yield (
+                f"{str(self.file)!r}{file} is damaged: its contents do not have the checksum that "
+                "was recorded when it was written. "
+                "Restore the file."
+            )
         if bad:
-            yield f"{str(self.file)!r} holds {bad} networks with NaN or infinite weights."
+            yield f"{str(self.file)!r} holds {bad} networks with NaN or infinite weights. Make the zoo again: such networks are left out."
         if wrong := [name for name in self.columns if len(held[_COLUMN + name]) != self.count]:
             yield f"{str(self.file)!r} holds {self.count} networks, but not as many rows in {', '.join(map(repr, wrong))}."
 
@@ -288,11 +432,12 @@ def open_shard(file: Path) -> Shard:
     Raises:
         ValueError: If the file is damaged, truncated or no shard, or was written by a newer version.
     """
+    damaged = f"{str(file)!r} is damaged or truncated ({{}}). Restore the file; without it, the rest of the zoo opens."
     try:
         with safe_open(file, "pt") as tensors:
             header = _header(tensors)
             if not header:
-                raise ValueError(f"{str(file)!r} is not a shard of a zoo.")
+                raise ValueError(f"{str(file)!r} is not a shard of a zoo. Take it out of the folder.")
             if header["version"] != _VERSION:
                 raise ValueError(
                     f"{str(file)!r} has format version {header['version']}, this wsgraph reads {_VERSION}; update wsgraph to read it."
@@ -305,17 +450,30 @@ def open_shard(file: Path) -> Shard:
                 shape, kind = weights.get_shape(), weights.get_dtype()
             columns = tuple(header["columns"])
             held = {name: tensors.get_slice(_COLUMN + name).get_shape()[0] for name in columns}
+            known = header["space"], (shape[0], shape[1]), _DTYPES[kind], header["dropped"], columns, header["checksum"]
     except SafetensorError as error:
-        raise ValueError(
-            f"{str(file)!r} is damaged or truncated ({error}). Restore the file; without it, the rest of the zoo opens."
-        ) from None
+        raise ValueError(damaged.format(error)) from None
+    except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(damaged.format(f"its header lacks something: {type(error).__name__}: {error}")) from None
+    if not isinstance(header["space"], str) or not _KEY.fullmatch(header["space"]):
+        raise ValueError(damaged.format(f"it names the weight space {header['space']!r}, which is no file of a zoo"))
+    source = header.get("source")
+    if source is not None and (not isinstance(source, str) or os.path.isabs(source)):
+        raise ValueError(damaged.format(f"it names {source!r}, which is no path from its folder"))
     if wrong := [name for name, length in held.items() if length != shape[0]]:
         raise ValueError(f"{str(file)!r} is damaged: {shape[0]} networks, but other numbers of rows in {', '.join(map(repr, wrong))}.")
-    known = header["space"], (shape[0], shape[1]), _DTYPES[kind], header["dropped"], columns, header["checksum"], header.get("source")
-    return Shard(file, *known)
+    return Shard(file, *known, source)
 
 
-def write_shard(file: Path, space: str, thetas: Tensor | ArrayRows, columns: Mapping[str, np.ndarray], *, dropped: int = 0) -> None:
+def write_shard(
+    file: Path,
+    space: str,
+    thetas: Tensor | ArrayRows,
+    columns: Mapping[str, np.ndarray],
+    *,
+    dropped: int = 0,
+    announce: Callable[[Path], object] = lambda temporary: None,
+) -> None:
     """Write a shard: under a temporary name, until it is on disk, then under its own, which nobody else may have taken meanwhile.
 
     Args:
@@ -324,6 +482,7 @@ def write_shard(file: Path, space: str, thetas: Tensor | ArrayRows, columns: Map
         thetas: Finite flat checkpoints ``[n, P]``, or where they lie.
         columns: The table.
         dropped: Number of networks that were left out.
+        announce: Called with the path of the temporary file, before it gets its name.
 
     Raises:
         FileExistsError: If there is such a file.
@@ -345,6 +504,7 @@ def write_shard(file: Path, space: str, thetas: Tensor | ArrayRows, columns: Map
     with explained_errors(file):
         try:
             save_file(tensors, temporary, {_FORMAT: json.dumps(header)})
+            announce(temporary)
             flush(temporary)
             publish(temporary, file)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +20,35 @@ from typing import Any, overload
 import filelock
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from wsgraph.data.copies import Copies, Copy, equal_rows, listed
 from wsgraph.data.dataset import ZooDataset
-from wsgraph.data.shards import ArrayRows, MappedRows, Shard, checked_columns, decode_column, encode_column, open_shard, write_shard
+from wsgraph.data.manifest import COLUMNS, DOCUMENT, Manifest, Record, ZooWarning, document_text, has_manifest, read_document
+from wsgraph.data.shards import (
+    ArrayRows,
+    ColumnPart,
+    MappedRows,
+    Shard,
+    checked_columns,
+    may_be_joined,
+    open_shard,
+    save_columns,
+    write_shard,
+)
+from wsgraph.data.verify import (
+    NOT_FINISHED,
+    check_parts,
+    columns_record,
+    list_shards,
+    load_columns,
+    not_checked,
+    recorded_shards,
+    shard_fault,
+    shard_path,
+    space_text,
+    verify_zoo,
+)
 from wsgraph.files import explained_errors, new_folder, write_atomically
 from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.space.indexing import Indices, positions_of
@@ -31,8 +56,6 @@ from wsgraph.space.weight_space import SpaceMismatchError
 
 __all__ = ["PathLike", "ZooStore"]
 
-_FORMAT = "wsgraph.ZooStore"
-_VERSION = 2
 _SHARD_BYTES = 2**28
 _HELD_BYTES = 2**28
 _OPEN_FILES = 128
@@ -45,31 +68,6 @@ _AROUND = 2**21
 _EXISTS_ADVICE = "Open it with ZooStore(path), choose another path, or delete it."
 
 PathLike = str | os.PathLike[str]
-
-
-def _read_document(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(file)!r} is damaged: it is not JSON ({error}). Make the zoo again or restore the file.") from None
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise ValueError(f'{str(file)!r} does not describe a zoo: expected "format": "{_FORMAT}".')
-    version = document.get("version")
-    if version != _VERSION:
-        advice = "update wsgraph to read it" if isinstance(version, int) and version > _VERSION else "make the zoo again"
-        raise ValueError(f"{str(file)!r} has format version {version!r}, this wsgraph reads {_VERSION}; {advice}.")
-    if not isinstance(document.get("finished"), bool) or not isinstance(document.get("info"), dict):
-        raise ValueError(f"{str(file)!r} is damaged: it lacks 'finished' or 'info'. Make the zoo again or restore the file.")
-    return document
-
-
-def _may_be_joined(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether one array can hold two columns without changing a value."""
-    if (first.dtype.kind == "U") != (second.dtype.kind == "U"):
-        return False
-    if np.result_type(first, second).kind != "f":
-        return True
-    return all(part.dtype.kind == "f" or not len(part) or int(abs(part.astype(float)).max()) <= 2**53 for part in (first, second))
 
 
 def _finite(thetas: Tensor | ArrayRows) -> Tensor:
@@ -86,6 +84,13 @@ class ZooStore:
     at all, whatever happens to the process that writes it. Opening reads headers alone: weights are mapped into memory and read from disk
     where they are used, and handed back after use, so that a zoo may be larger than memory.
 
+    ``manifest.jsonl`` says of every file how many networks it is about, its size and its checksum,
+    as it was written. Opening compares shards with it by their headers, and weight spaces with the
+    checksum that is their name; :meth:`verify` compares everything. A shard that was exchanged is not
+    read, one that was not written as a file of this zoo is left out with a warning, and nothing is
+    read outside of the folder but the files of networks that were appended as :class:`ArrayRows`,
+    which :attr:`linked_files` and the representation name.
+
     Args:
         path: Folder written by :meth:`create`, :meth:`begin` or :meth:`writing`.
         shards: Names of the shards to open (default: all there are).
@@ -98,8 +103,9 @@ class ZooStore:
         finished: Whether everything that should be in the zoo is there.
 
     Raises:
-        FileNotFoundError: If the folder or ``zoo.json`` is missing.
-        ValueError: If a file is damaged, or was written by another version.
+        FileNotFoundError: If the folder, ``zoo.json``, the manifest or a weight space is missing.
+        ValueError: If a file is damaged, a weight space was changed after it was written, or another
+            version wrote the zoo.
 
     Example:
         >>> import tempfile, torch
@@ -132,20 +138,50 @@ class ZooStore:
 
     def reload(self) -> None:
         """Read again what the folder holds, after another process added to it."""
-        document = _read_document(self.path / "zoo.json")
+        # What is listed first was announced by the time that the manifest is read.
+        names = {*(list_shards(self.path) if self._only is None else self._only)}
+        document = read_document(self.path)
         self.finished, self._info = document["finished"], document["info"]
-        self._recorded: dict[str, int] = document.get("shards", {})
-        files = self._files() if self._only is None else [self.path / "shards" / f"{name}.safetensors" for name in self._only]
-        self._index([open_shard(file) for file in files])
+        self._manifest = Manifest(self.path) if has_manifest(document) else None
+        self._recorded = recorded_shards(document, self._manifest)
+        if self._only is None:
+            names |= {name for name in self._recorded.keys() - names if (self.path / shard_path(name)).is_file()}
+        self._strays = sorted(name for name in names if self._manifest is not None and not self._manifest.knows(shard_path(name)))
+        shards, unreadable = [], []
+        for name in sorted(names.difference(self._strays)):
+            try:
+                shards.append(self._tied(open_shard(self.path / shard_path(name))))
+            except ValueError as error:
+                unreadable.append(str(error))
+        if unreadable:
+            more = f" ({len(unreadable) - 1} more shards cannot be read: see `wsgraph zoo verify`.)" if len(unreadable) > 1 else ""
+            raise ValueError(unreadable[0] + more)
+        self._index(shards)
+        if self._strays or self.missing:
+            what = [f"the shard {name!r} of {self._recorded[name]} networks is gone" for name in self.missing]
+            what += [f"{shard_path(name)!r} was not written as a file of it and is left out" for name in self._strays]
+            warnings.warn(
+                f"The zoo {str(self.path)!r} is not what was written: {'; '.join(what[:5])}. `wsgraph zoo verify` says what to do.",
+                ZooWarning,
+                stacklevel=3,
+            )
 
-    def _files(self) -> list[Path]:
-        return [file for file in (self.path / "shards").glob("*.safetensors") if not file.name.startswith(".")]
+    def _tied(self, shard: Shard) -> Shard:
+        """A shard with what speaks against its being the one that was written under its name."""
+        fault = shard_fault(self.path, self._manifest, shard)
+        return shard if fault is None else dataclasses.replace(shard, fault=fault)
 
     @property
     def missing(self) -> list[str]:
-        """Names of shards that were there when the zoo was finished, and are not any more."""
+        """Names of shards that were written, and are not there any more."""
         there = {shard.name for shard in self.shards}
         return [name for name in self._recorded if name not in there] if self._only is None else []
+
+    @property
+    def linked_files(self) -> list[Path]:
+        """Files that hold weights of this zoo and are not its own, of networks appended as
+        :class:`ArrayRows`."""
+        return list(dict.fromkeys(shard.linked_file for shard in self.shards if shard.linked_file is not None))
 
     @property
     def digest(self) -> str:
@@ -164,8 +200,8 @@ class ZooStore:
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"{shard.space} {shard.checksum}\n".encode())
-        if (self.path / "columns.safetensors").exists():
-            digest.update((self.path / "columns.safetensors").read_bytes())
+        if (self.path / COLUMNS).exists():
+            digest.update((self.path / COLUMNS).read_bytes())
         return digest.hexdigest()[:16]
 
     def snapshot(self) -> ZooStore:
@@ -190,6 +226,11 @@ class ZooStore:
         self._resident = 0
         self._spaces: dict[str, WeightSpace] = getattr(self, "_spaces", {})
         self._key_by_space: dict[WeightSpace, str] = getattr(self, "_key_by_space", {})
+        self._checked: set[str] = getattr(self, "_checked", set())
+        for key in self._keys:
+            if key not in self._checked:
+                space_text(self.path, key)
+                self._checked.add(key)
         # Shared with snapshots, and left to them when shards are added.
         self._read: dict[str, Any] = {}
 
@@ -228,7 +269,8 @@ class ZooStore:
             with explained_errors(path):
                 for folder in (temporary / "shards", temporary / "spaces"):
                     folder.mkdir()
-                _write_document(temporary, recorded, finished=False)
+                write_atomically(temporary / DOCUMENT, _writing(document_text(recorded, finished=False)))
+                Manifest.create(temporary, [Record.of(DOCUMENT, temporary / DOCUMENT)])
             store = cls(temporary)
             yield store
         store.path = path
@@ -322,7 +364,8 @@ class ZooStore:
         """
         if name is not None and not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*", name):
             raise ValueError(f"Expected 'name' to be letters, digits, '-', '_' and '.', not in front (got {name!r}).")
-        if self._only is None and len(self._files()) != len(self.shards):
+        self._writable()
+        if self._only is None and len(list_shards(self.path)) != len(self.shards) + len(self._strays):
             self.reload()  # others have added to the zoo
         if isinstance(thetas, ArrayRows):
             if thetas.shape[1] != space.num_params:
@@ -335,16 +378,29 @@ class ZooStore:
         kept = finite.nonzero().flatten()
         row_bytes = 16 if isinstance(thetas, ArrayRows) else space.num_params * thetas.element_size()
         parts = kept.split(max(1, _SHARD_BYTES // row_bytes)) if name is None and len(kept) else [kept]
+        if "split" in columns and not isinstance(thetas, ArrayRows):
+            splits = columns["split"].tolist()
+            across = [(splits[i], splits[j]) for i, j in equal_rows(thetas) if splits[i] != splits[j] and finite[i]]
+            if across:
+                warnings.warn(
+                    f"{len(across)} networks that are added to a zoo have the weights of one in another split "
+                    f"({across[0][0]!r} and {across[0][1]!r}): what is learned of one is scored on the other.",
+                    ZooWarning,
+                    stacklevel=2,
+                )
         key = self._write_space(space)
         dropped, before = len(finite) - len(kept), self.shards
+        records = []
         try:
             for part in parts:
                 if not len(part) and dropped == 0 and name is None:
                     continue
                 rows = {column: values[part.numpy()] for column, values in columns.items()}
                 taken = thetas if len(part) == len(thetas) else thetas[part]
-                self._write_shard(name, key, taken, rows, dropped)
+                records.append(self._write_shard(name, key, taken, rows, dropped))
                 dropped = 0
+            self._writable().record(records)
+            self._recorded = {**self._recorded, **{Path(record.file).stem: record.rows for record in records}}
         except BaseException:
             # All or nothing: what is repeated after a disk was full should not be there twice.
             for shard in set(self.shards) - set(before):
@@ -352,14 +408,32 @@ class ZooStore:
             self._index(before)
             raise
 
-    def _write_shard(self, name: str | None, key: str, thetas: Tensor | ArrayRows, columns: Mapping[str, np.ndarray], dropped: int) -> None:
-        folder, number = self.path / "shards", len(self.shards)
+    def _writable(self) -> Manifest:
+        if self._manifest is None:
+            raise ValueError(
+                f"The zoo {str(self.path)!r} was written by an earlier version of wsgraph, without "
+                "checksums of everything, and is read only. Upgrade it in place with store.upgrade() "
+                "or `wsgraph zoo upgrade`, which reads it once."
+            )
+        return self._manifest
+
+    def _write_shard(
+        self, name: str | None, key: str, thetas: Tensor | ArrayRows, columns: Mapping[str, np.ndarray], dropped: int
+    ) -> Record:
+        manifest, number, records = self._writable(), len(self.shards), []
         while True:
-            file = folder / f"{f'{number:06d}' if name is None else name}.safetensors"
+            relative = shard_path(f"{number:06d}" if name is None else name)
+            file = self.path / relative
+
+            def announce(temporary: Path, relative: str = relative) -> None:
+                records.append(Record.of(relative, temporary, len(thetas)))
+                manifest.announce(records[-1])
+
             if not file.exists() or name is not None:
                 try:
-                    write_shard(file, key, thetas, columns, dropped=dropped)
-                    return self._index([*self.shards, open_shard(file)])
+                    write_shard(file, key, thetas, columns, dropped=dropped, announce=announce)
+                    self._index([*self.shards, open_shard(file)])
+                    return records[-1]
                 except FileExistsError:
                     if name is not None:
                         raise
@@ -385,19 +459,75 @@ class ZooStore:
                 f"Expected the columns of the zoo {str(self.path)!r}, {', '.join(expected) or 'none'} (got {', '.join(columns) or 'none'})."
             )
         there = self.shards[-1].table()
-        if wrong := [name for name in columns if not _may_be_joined(there[name], columns[name])]:
+        if wrong := [name for name in columns if not may_be_joined(there[name], columns[name])]:
             listed = ", ".join(f"{name!r}, {there[name].dtype} there and {columns[name].dtype} here" for name in wrong)
             raise ValueError(
                 f"Expected strings where the zoo {str(self.path)!r} has strings, numbers of one type where it has numbers (got {listed})."
             )
 
     def finish(self, **info: Any) -> None:
-        """Record that nothing is missing, and more about how the zoo was made."""
+        """Record that nothing is missing, and more about how the zoo was made.
+
+        Shards that are gone are not expected any more.
+
+        Args:
+            **info: What to add to :attr:`info`.
+
+        Raises:
+            OSError: If it cannot be written, with what to do about it.
+            ValueError: If a shard is not the one that was written under its name.
+        """
         self.reload()
-        recorded = {shard.name: shard.count for shard in self.shards}
-        _write_document(self.path, {**self._info, **info}, finished=True, shards=recorded)
-        self.finished, self._info, self._recorded = True, {**self._info, **info}, recorded
+        manifest = self._writable()
+        if fault := next((shard.fault for shard in self.shards if shard.fault is not None), None):
+            raise ValueError(f"{fault} Until then the zoo cannot be finished.")
+        manifest.remove(map(shard_path, self.missing))
+        # What a writer left that died before it noted that its shard was there.
+        unnoted = [shard for shard in self.shards if shard.name not in self._recorded]
+        manifest.record(Record.of(shard_path(shard.name), shard.file, shard.count) for shard in unnoted)
+        everything = {**self._info, **info}
+        networks = sum(shard.count for shard in self.shards)
+        text = document_text(everything, finished=True, shards=len(self.shards), networks=networks)
+        manifest.replace(DOCUMENT, _writing(text), lambda temporary: Record.of(DOCUMENT, temporary))
+        self.finished, self._info, self._recorded = True, everything, {shard.name: shard.count for shard in self.shards}
         self._index(self.shards)
+
+    def upgrade(self) -> None:
+        """Record size and checksum of every file of a zoo that was written by an earlier version,
+        which :meth:`verify` then compares.
+
+        Everything is read once; weights are not written again. A zoo that has them already is left
+        as it is.
+
+        Raises:
+            OSError: If it cannot be written, with what to do about it.
+            ValueError: If something is wrong with the zoo, which would be recorded as right.
+        """
+        if self._manifest is not None:
+            return
+        with self.lock():
+            self.reload()
+            unknown = not_checked(self.path)
+            if problems := [problem for problem in verify_zoo(self.path) if problem != unknown and problem != NOT_FINISHED]:
+                raise ValueError(f"The zoo {str(self.path)!r} cannot be upgraded as it is: {problems[0]}")
+            counts = {"shards": len(self.shards), "networks": len(self)} if self.finished else {}
+            text = document_text(self._info, finished=self.finished, **counts)
+            records = [Record.of(shard_path(shard.name), shard.file, shard.count) for shard in self.shards]
+            if parts := self._later_parts():
+                checksums = {shard.name: shard.checksum for shard in self.shards}
+                parts = [part._replace(checksum=checksums.get(part.shard)) for part in parts]
+                write_atomically(self.path / COLUMNS, lambda temporary: save_columns(temporary, parts))
+                records.append(columns_record(self.path / COLUMNS, parts))
+            # The manifest counts from the moment that zoo.json says that there is one.
+            temporary = self.path / f".{DOCUMENT}.upgraded.tmp"
+            try:
+                with explained_errors(temporary):
+                    temporary.write_text(text, encoding="utf-8")
+                Manifest.create(self.path, [*records, Record.of(DOCUMENT, temporary)])
+            finally:
+                temporary.unlink(missing_ok=True)
+            write_atomically(self.path / DOCUMENT, _writing(text))
+        self.reload()
 
     def set_column(self, name: str, values: Any) -> None:
         """Set a column of the table for all networks, or add one.
@@ -423,26 +553,33 @@ class ZooStore:
         column = checked_columns({name: values}, len(self))[name]
         if not self.shards:
             raise ValueError(f"The zoo {str(self.path)!r} is empty: append networks before setting columns.")
+        manifest = self._writable()
         with self.lock():
-            later = {**self._later_columns(), name: dict(zip(self._names, np.split(column, self._starts[1:-1]), strict=True))}
-            parts = [(each, shard, part) for each, shards in later.items() for shard, part in shards.items()]
-            metadata = {"parts": json.dumps([part[:2] for part in parts])}
-            tensors = {str(i): encode_column(part) for i, (_, _, part) in enumerate(parts)}
-            write_atomically(self.path / "columns.safetensors", lambda temporary: save_file(tensors, temporary, metadata))
+            kept = [part for part in self._later_parts(lost=True) if part.name != name]
+            values_of = zip(self.shards, np.split(column, self._starts[1:-1]), strict=True)
+            parts = [*kept, *(ColumnPart(name, shard.name, shard.checksum, values) for shard, values in values_of)]
+            manifest.replace(COLUMNS, lambda temporary: save_columns(temporary, parts), lambda temporary: columns_record(temporary, parts))
         self._read.pop("table", None)
+
+    def _later_parts(self, *, lost: bool = False) -> list[ColumnPart]:
+        """What was set after shards were written; nothing where the file is gone, if that is
+        allowed."""
+        parts, fault = load_columns(self.path, self._manifest)
+        if fault is not None and self._manifest is not None:
+            self._manifest.reload()  # another process may have set a column meanwhile
+            parts, fault = load_columns(self.path, self._manifest)
+        if fault is not None and not (lost and not os.path.lexists(self.path / COLUMNS)):
+            raise ValueError(fault)
+        return parts
 
     def _later_columns(self) -> dict[str, dict[str, np.ndarray]]:
         """Columns that were set after their shards were written, by name and shard."""
-        file = self.path / "columns.safetensors"
-        if not file.exists():
-            return {}
         columns: dict[str, dict[str, np.ndarray]] = {}
-        try:
-            with safe_open(file, "pt") as tensors:
-                for i, (name, shard) in enumerate(json.loads(tensors.metadata()["parts"])):
-                    columns.setdefault(name, {})[shard] = decode_column(tensors.get_tensor(str(i)))
-        except SafetensorError as error:
-            raise ValueError(f"{str(file)!r} is damaged ({error}). Delete it and set its columns again.") from None
+        by_name = {shard.name: shard for shard in self.shards}
+        for part, stale in check_parts(self._later_parts(), by_name, self.path / COLUMNS):
+            own = columns.setdefault(part.name, {})
+            if stale is None:
+                own[part.shard] = part.values
         return columns
 
     @contextmanager
@@ -464,8 +601,10 @@ class ZooStore:
     def merge(cls, path: PathLike, stores: Sequence[ZooStore]) -> ZooStore:
         """Write the networks of several zoos, in their order, as one.
 
-        The new zoo has the columns that all zoos have, and ``zoo``, the folder name of the zoo that each network comes from. Its shards are
-        large, however small those of the zoos are: of a single zoo this makes one that is read faster.
+        The new zoo has the columns that all zoos have, and ``zoo``, the folder name of the zoo that
+        each network comes from (with the folders above it where two have one name). Its shards are
+        large, however small those of the zoos are: of a single zoo this makes one that is read
+        faster. Columns that are left out, and networks that several zoos hold, are warned of.
 
         Args:
             path: Folder to write, which must not exist.
@@ -485,10 +624,14 @@ class ZooStore:
         if unfinished := [str(store.path) for store in stores if not store.finished or store.missing]:
             raise ValueError(f"Expected zoos that are finished, but {', '.join(map(repr, unfinished))} lacks networks. Finish it first.")
         names = [name for name in stores[0].table if all(name in store.table for store in stores) and name != "zoo"]
+        labels = _distinct([store.path for store in stores])
         dropped = sum(store.info["dropped_non_finite"] for store in stores)
-        info = {"merged": [{"zoo": store.path.name, "info": store.info} for store in stores], "dropped_non_finite": dropped}
+        described = [{"zoo": label, "info": store.info} for label, store in zip(labels, stores, strict=True)]
+        info = {"merged": described, "dropped_non_finite": dropped}
+        copies, owners, splits = Copies(), list[int](), list[Any]()
+        shared: list[Copy] = []
         with cls.writing(path, info=info) as merged:
-            for store in stores:
+            for number, store in enumerate(stores):
                 # Small shards side by side become large ones; those that link to a matrix may be larger than memory.
                 for key, run in itertools.groupby(enumerate(store.shards), key=lambda pair: pair[1].space):
                     numbers = [number for number, _ in run]
@@ -496,8 +639,35 @@ class ZooStore:
                     space = store.load_space(key)
                     for part in positions.split(max(1, _SHARD_BYTES // (space.num_params * store.dtype.itemsize))):
                         columns = {name: store.table[name][part.numpy()] for name in names}
-                        columns["zoo"] = np.full(len(part), store.path.name)
-                        merged.append(space, store.read(part), columns)
+                        columns["zoo"] = np.full(len(part), labels[number])
+                        thetas = store.read(part)
+                        owners += [number] * len(part)
+                        splits += columns["split"].tolist() if "split" in columns else [None] * len(part)
+                        shared += [copy for copy in copies.add(space, thetas) if owners[copy.number] != owners[copy.first]]
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore", ZooWarning)  # what equals within a zoo is not of this making
+                            merged.append(space, thetas, columns)
+        left = {label: [name for name in store.table if name not in names] for label, store in zip(labels, stores, strict=True)}
+        if left := {label: columns for label, columns in left.items() if columns}:
+            told = "; ".join(f"{label}: {listed(columns)}" for label, columns in left.items())
+            warnings.warn(
+                f"Columns that not all zoos have, or that are named 'zoo', are left out of {str(merged.path)!r} ({told}).",
+                ZooWarning,
+                stacklevel=2,
+            )
+        if shared:
+            pairs = dict.fromkeys((labels[owners[copy.first]], labels[owners[copy.number]]) for copy in shared)
+            across = sum(splits[copy.number] != splits[copy.first] for copy in shared)
+            told = listed(f"{first} and {second}" for first, second in pairs)
+            warnings.warn(
+                f"{len(shared)} networks are in several of the zoos that were merged into "
+                f"{str(merged.path)!r}, "
+                f"{across} of them in another split there ({told}). "
+                "Leave them out, or give equal networks one split, before training on some and "
+                "scoring on others.",
+                ZooWarning,
+                stacklevel=2,
+            )
         return merged
 
     # == Reading ==
@@ -509,13 +679,11 @@ class ZooStore:
     def load_space(self, key: str) -> WeightSpace:
         """The weight space of the shards with a key."""
         if key not in self._spaces:
-            file = self.path / "spaces" / f"{key}.json"
-            if not file.is_file():
-                raise FileNotFoundError(f"The zoo {str(self.path)!r} lacks {file.name}. Make the zoo again or restore the file.")
+            text = space_text(self.path, key)
             try:
-                space = WeightSpace.from_json(file.read_text(encoding="utf-8"))
+                space = WeightSpace.from_json(text)
             except ValueError as error:
-                raise ValueError(f"{str(file)!r} is damaged. {error}") from None
+                raise ValueError(f"{str(self.path / 'spaces' / key)!r}.json cannot be read. {error}") from None
             if wrong := [shard for shard in self.shards if shard.space == key and shard.shape[1] != space.num_params]:
                 raise ValueError(
                     f"Expected {str(wrong[0].file)!r} to hold networks of {space!r} (got shape {list(wrong[0].shape)}); "
@@ -742,38 +910,13 @@ class ZooStore:
         return self.dataset(target=target).of_space(space)
 
     def verify(self) -> list[str]:
-        """Read everything, and say what is wrong, one sentence each: checksums, shapes, NaN, rows of the table, weight spaces.
+        """Read everything in the folder, and say what is wrong, a sentence each:
+        :func:`verify_zoo`.
 
         Returns:
             The problems; an empty list for a zoo that is whole.
         """
-        problems: list[str] = []
-        for shard in self.shards:
-            problems.extend(shard.problems())
-        for name in self.missing:
-            problems.append(
-                f"The shard {name!r} of {self._recorded[name]} networks is gone. Restore it, or repeat the call that made the zoo."
-            )
-        tables = [shard.table() for shard in self.shards] if not problems else []
-        for before, after, shard in zip(tables, tables[1:], self.shards[1:], strict=False):
-            if before.keys() != after.keys() or not all(_may_be_joined(before[name], after[name]) for name in before):
-                problems.append(f"{str(shard.file)!r} has other columns than the shard before it, or columns of other types.")
-        for key in self._keys:
-            try:
-                if self.load_space(key).digest != key:
-                    problems.append(f"{str(self.path / 'spaces' / key)!r}.json was changed after it was written.")
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-        try:
-            for name, parts in self._later_columns().items():
-                lengths = {shard.name: shard.count for shard in self.shards}
-                if wrong := [shard for shard, part in parts.items() if lengths.get(shard, len(part)) != len(part)]:
-                    problems.append(f"The column {name!r} has another number of rows than shard {wrong[0]}: set it again.")
-        except ValueError as error:
-            problems.append(str(error))
-        if not self.finished:
-            problems.append("The zoo is not finished. Repeat the command or call that makes it: it will continue.")
-        return problems
+        return verify_zoo(self.path)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -792,14 +935,29 @@ class ZooStore:
 
     def __repr__(self) -> str:
         what = repr(self.space) if len(self._keys) == 1 else f"{len(self._keys)} weight spaces"
-        splits = "".join(f", {name} {count:,}" for name, count in self.splits.items())
+        try:
+            columns, counts = f", {len(self.table)} columns", self.splits
+        except (ValueError, OSError):  # of a zoo that is damaged, which is what one wants to look at
+            columns, counts = ", columns that cannot be read", {}
+        splits = "".join(f", {name} {count:,}" for name, count in counts.items())
         shards = f", {len(self.shards)} shards" if len(self.shards) != 1 else ""
-        unfinished = "" if self.finished else ", not finished"
-        unfinished += f", {len(self.missing)} shards missing" if self.missing else ""
-        return f"ZooStore({str(self.path)!r}, {len(self):,} networks, {what}, {len(self.table)} columns{splits}{shards}{unfinished})"
+        linked = "".join(f", weights in {str(file)!r}" for file in self.linked_files[:2])
+        linked += f" and {len(self.linked_files) - 2} more" if len(self.linked_files) > 2 else ""
+        state = "" if self.finished else ", not finished"
+        state += f", {len(self.missing)} shards missing" if self.missing else ""
+        state += f", {len(self._strays)} shards left out" if self._strays else ""
+        return f"ZooStore({str(self.path)!r}, {len(self):,} networks, {what}{columns}{splits}{shards}{linked}{state})"
 
 
-def _write_document(folder: Path, info: Mapping[str, Any], *, finished: bool, shards: Mapping[str, int] | None = None) -> None:
-    document = {"format": _FORMAT, "version": _VERSION, "finished": finished, "info": info, "shards": shards or {}}
-    text = json.dumps(document, indent=2)
-    write_atomically(folder / "zoo.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def _distinct(paths: Sequence[Path]) -> list[str]:
+    """Names of folders, with as many of the folders above as it takes to tell them apart."""
+    different = len({*paths})
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len({*names}) == different:
+            break
+    return names
+
+
+def _writing(text: str) -> Callable[[Path], object]:
+    return lambda temporary: temporary.write_text(text, encoding="utf-8")
