@@ -224,7 +224,7 @@ def between(make: Callable[[], nn.Module], data: ClassificationData, pairs: int,
 def draw(document: dict[str, Any], file: Path) -> None:
     """Distances after alignment, and accuracies between networks trained apart."""
     trained = document["between"]
-    figure, axes = plt.subplots(1, 1 + len(trained), figsize=(4.2 * (1 + len(trained)), 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 1 + len(trained), figsize=(4.2 * (1 + len(trained)), 4.2), layout="constrained")
     noisy, *others = axes
     for (name, found), marker in zip(document["architectures"].items(), "os^Dv", strict=True):
         noises = [float(noise) for noise in found["moved"]]
@@ -238,11 +238,12 @@ def draw(document: dict[str, Any], file: Path) -> None:
             mean = torch.tensor(curves).mean(0)
             color = COLORS[method.removesuffix(RECALIBRATED)]
             axis.plot(found["shares"], mean, color=color, linestyle="--" if anew else "-", label=method)
-        axis.set(xlabel="share of the second network", ylabel="test accuracy", title=f"Between two {name}s", ylim=(0, 1.02))
+        axis.set(xlabel="share of the second network", ylabel="test accuracy", title=f"Between two {name}", ylim=(0, 1.02))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    noisy.legend(frameon=False, fontsize=7)
-    others[-1].legend(frameon=False, fontsize=7, loc="lower center")
+    noisy.legend(frameon=False, fontsize=8)
+    lines, labels = others[-1].get_legend_handles_labels()
+    figure.legend(lines, labels, frameon=False, fontsize=8, ncols=3, loc="outside lower right")
     write_atomically(file, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
 
 
@@ -278,8 +279,8 @@ def main() -> None:
     for name, (make, shape) in ARCHITECTURES.items():
         console.print(f"{name} ...")
         document["architectures"][name] = planted_and_noisy(make, shape, seeds, noises)
-    for name, make in (("digits CNN", lambda: cnn(channels)), ("ResNet with batch norms", lambda: ResNet(channels, norms=True))):
-        console.print(f"Between two {name}s ...")
+    for name, make in (("digits CNNs", lambda: cnn(channels)), ("ResNets with batch norms", lambda: ResNet(channels, norms=True))):
+        console.print(f"Between two {name} ...")
         document["between"][name] = between(make, data, pairs, epochs, steps)
     report(document, console)
     options.output.mkdir(parents=True, exist_ok=True)
