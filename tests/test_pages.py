@@ -1,5 +1,6 @@
 """What the pages name is there: functions, classes, methods, keywords, commands and their options, in prose and in code."""
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -68,6 +69,7 @@ def callables() -> tuple[set[str], set[str]]:
     for name, value in functions.items():
         names.add(name.rpartition(".")[2])
         keywords |= set(parameters_of(value))
+        names |= {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
         for method, member in (public_methods(value) if inspect.isclass(value) else {}).items():
             names.add(method)
             function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
