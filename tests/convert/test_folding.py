@@ -135,6 +135,10 @@ FOLDED: dict[str, tuple[nn.Module, Tensor]] = {
         nn.Sequential(conv(), nn.Identity(), nn.Dropout2d(0.5), nn.Dropout(0.5), nn.BatchNorm2d(6), nn.ReLU(inplace=True)),
         image(),
     ),
+    "copies": (
+        block(lambda net, x: net.norm(net.conv(x).contiguous().clone().type_as(x).to(memory_format=torch.channels_last))),
+        image(),
+    ),
     "own norm": (nn.Sequential(conv(), OwnNorm(6)), image()),
     "activation inside": (nn.Sequential(conv(), NormAct(6, nn.PReLU(6)), nn.Conv2d(6, 2, 1)), image()),
     "checkpoint": (block(lambda net, x: checkpoint(lambda y: net.norm(net.conv(y)), x, use_reentrant=False)), image()),

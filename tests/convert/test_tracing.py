@@ -876,3 +876,17 @@ def test_a_mistake_in_reading_layers_is_not_taken_for_a_network_without_layers(m
     monkeypatch.setattr(tracing_layers._Builder, "layer", mistaken)
     with pytest.raises(KeyError, match="weight"):
         wsgraph.trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval(), torch.randn(2, 2))
+
+
+def test_parameters_say_whether_functions_are_applied_to_their_entries() -> None:
+    normalized = parametrizations.weight_norm(nn.Linear(3, 3))
+    net = nn.Sequential(nn.Linear(3, 3), normalized, nn.Tanh(), nn.LayerNorm(3), nn.PReLU(3), nn.Linear(3, 1)).eval()
+    space = trace(net, torch.ones(2, 3))
+    assert [param.name for param in space.params if param.transformed] == [
+        "1.parametrizations.weight.original0",
+        "1.parametrizations.weight.original1",
+    ]
+    assert WeightSpace.from_json(space.to_json()) == space
+    low_rank = Function(lambda net, x: F.linear(x, net.base.weight + net.up.weight @ net.down.weight))
+    low_rank.base, low_rank.down, low_rank.up = nn.Linear(3, 3), nn.Linear(3, 1), nn.Linear(1, 3)
+    assert not any(param.transformed for param in trace(low_rank.eval(), torch.ones(2, 3)).params)

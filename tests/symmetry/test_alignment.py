@@ -211,6 +211,39 @@ def test_activations_match_neurons_of_traced_networks(name: str) -> None:
         align(space, moved, theta, inputs=inputs)
 
 
+class TokenMixing(nn.Module):
+    """Tokens and channels are mixed in turn, so that neurons of two classes lie along the axes of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.tokens = nn.Linear(3, 6), nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4))
+        self.last = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.last((x + self.tokens(x.transpose(1, 2)).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("name", ["token mixing", "dead neurons", "constant neurons"])
+def test_weights_match_neurons_of_which_answers_say_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    shape = (4, 3) if name == "token mixing" else (3,)
+    chain = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+    module = (TokenMixing() if name == "token mixing" else chain).double().eval()
+    with torch.no_grad():
+        if name == "dead neurons":
+            module.get_parameter("0.bias")[1:4] = -8.0
+        elif name == "constant neurons":
+            module.get_parameter("2.weight")[1:4] = 0.0
+    space = trace(module, torch.randn(2, *shape, dtype=torch.float64))
+    theta = space.flatten(module.state_dict())[None]
+    inputs = torch.randn(60, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for seed in range(3):
+        moved = space.act(space.sample_symmetry(1, generator=torch.Generator().manual_seed(seed)), theta)
+        aligned = space.act(align(space, moved, theta, inputs=inputs, module=None if space.layers else module), moved)
+        torch.testing.assert_close(aligned, theta, rtol=1e-7, atol=1e-9)
+
+
 def test_matching_by_activations_says_what_it_needs() -> None:
     space = SPACES["relu"]
     thetas = _thetas(space, 2)

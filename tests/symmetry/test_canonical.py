@@ -1,14 +1,20 @@
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
+from tests.convert.test_tracing import Function
 from tests.spaces import SPACES
 from tests.symmetry.test_group import draw, relative
-from wsgraph import WeightSpace
+from wsgraph import WeightSpace, trace
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
+from wsgraph.testing import module_outputs
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -299,3 +305,72 @@ def test_phases_of_residual_networks_are_idempotent() -> None:
     space = WeightSpace(groups, space.layers, space.params)
     for seed in range(10):
         _assert_canonical(space, 4 * space.sample(10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), seed)
+
+
+def _experts(activation: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Experts whose weights are stacked in two tensors without biases, so that two classes multiply the same entries."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        hidden = activation(torch.einsum("bi,eih->beh", x, net.first))
+        return (net.gain[:, None] * torch.einsum("beh,eho->beo", hidden, net.second)).sum(1)
+
+    torch.manual_seed(0)
+    net = Function(forward)
+    net.first, net.second = nn.Parameter(torch.randn(3, 3, 5)), nn.Parameter(torch.randn(3, 5, 2))
+    net.gain = nn.Parameter(torch.randn(3))
+    return net.eval()
+
+
+def _low_rank(net: Any, x: Tensor) -> Tensor:
+    """A layer with a low-rank update whose rows are normalised, as DoRA has it."""
+    weight = net.base.weight + net.up.weight @ net.down.weight
+    return net.last(torch.relu(F.linear(x, net.gain.weight * weight / weight.norm(dim=1, keepdim=True), net.base.bias)))
+
+
+def _normalized(dim: int | None) -> nn.Module:
+    torch.manual_seed(0)
+    hidden = weight_norm(nn.Linear(4, 4), dim=dim)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), hidden, nn.Tanh(), nn.Linear(4, 2)).eval()
+
+
+def _low_rank_network() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"base": (3, 5), "down": (3, 2), "up": (2, 5), "gain": (1, 5)}
+    layers = {name: nn.Linear(*size, bias=name == "base") for name, size in sizes.items()}
+    return Function(_low_rank, **layers, last=nn.Linear(5, 2)).eval()
+
+
+def _without(net: nn.Module, **entries: Any) -> nn.Module:
+    """The network with some entries of its parameters 0: for each, the indices."""
+    with torch.no_grad():
+        for name, index in entries.items():
+            net.get_parameter(name.replace("__", "."))[index] = 0
+    return net
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        _experts(torch.relu),
+        _experts(torch.tanh),
+        _without(_experts(torch.tanh), gain=...),
+        _without(_normalized(0), **{"0__weight": ..., "0__bias": ...}),  # nothing is read by the norm's rows
+        _without(
+            _normalized(None),  # one norm of all entries
+            **{"0__weight": 1, "0__bias": 1, "2__bias": 2, "4__weight": (slice(None), 2)},
+            **{"2__parametrizations__weight__original1": (2, [0, 2, 3])},
+        ),
+        _without(_low_rank_network(), gain__weight=1, base__bias=1, last__weight=(slice(None), 1)),  # an update that nobody reads
+    ],
+    ids=["experts", "odd experts", "unread experts", "weight norm", "norm of all", "low rank"],
+)
+def test_weights_that_networks_combine_keep_the_function(net: nn.Module) -> None:
+    x = torch.randn(6, 3)
+    space = trace(net, x)
+    theta, outputs = module_outputs(net, space, (x,))
+    canonical = space.canonicalize(theta)
+    torch.testing.assert_close(outputs(canonical), outputs(theta), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(space.canonicalize(canonical), canonical, rtol=1e-9, atol=1e-11)
+    for seed in range(4):
+        g = space.sample_symmetry(generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(space.canonicalize(space.act(g, theta)), canonical, rtol=1e-9, atol=1e-11)

@@ -143,6 +143,11 @@ class _Step:
         return result
 
     @property
+    def given(self) -> Any:
+        """What it is applied to: its first argument, which the operators that are looked through call so."""
+        return self.arguments.get("self", self.arguments.get("input"))
+
+    @property
     def paths(self) -> list[str]:
         """The modules that it belongs to, outermost first."""
         return paths_of(self.node)
@@ -218,6 +223,9 @@ class _Program:
             if getattr(node.target, "__name__", "") == "getitem" and isinstance(arguments["0"], (list, tuple)):
                 steps[node] = arguments["0"][arguments["1"]]
                 continue
+            schema = node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+            if schema is not None and not schema.returns and not schema.is_mutable:
+                continue  # a check of what is known already
             step = steps[node] = _Step(name, node, arguments)
             self.steps.append(step)
             for key, argument in arguments.items():
@@ -291,7 +299,7 @@ class _Program:
         source = arguments["input"]
         while self.is_same(source):
             steps.append(source)
-            source = next(iter(source.arguments.values()))
+            source = source.given
         steps.append(source)
         transposed = self.check_layer(source, norm)
         for step in steps[1:]:
@@ -378,8 +386,7 @@ class _Program:
         """Whether a step returns what it is given."""
         if step.operator in _SAME or (step.operator in _SAME_UNLESS_TRAINED and not step.arguments["train"]):
             return True
-        before = next(iter(step.arguments.values()), None)
-        return step.operator in _CASTS and isinstance(before, _Step) and before.value.dtype == step.value.dtype
+        return step.operator in _CASTS and isinstance(step.given, _Step) and step.given.value.dtype == step.value.dtype
 
     def check_layer(self, layer: _Step, norm: _Step) -> bool:
         """Whether the layer is a transposed convolution; its outputs must lie where the norm's channels do."""

@@ -177,6 +177,8 @@ class Parameter:
             axes (the flattened input of a linear layer is channel x position).
         dtype: Name of the stored dtype where it differs from that of the flat vector, such as ``"bfloat16"``.
         aliases: Further keys of the same tensor in the state dict: weights that are tied, layers used under several names.
+        transformed: Whether functions are applied to the entries themselves, such as the norms of weight norm: then even entries
+            that meet nothing but zeros matter.
     """
 
     name: str
@@ -185,6 +187,7 @@ class Parameter:
     axes: tuple[Axis, ...]
     dtype: str | None = None
     aliases: tuple[str, ...] = ()
+    transformed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))

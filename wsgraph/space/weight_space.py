@@ -988,8 +988,9 @@ class WeightSpace:
         """The space as JSON text, read back by :meth:`from_json`."""
         parts = {name: [dataclasses.asdict(part) for part in getattr(self, name)] for name in ("groups", "layers", "params", "connections")}
         for param in parts["params"]:
-            if not param["aliases"]:
-                del param["aliases"]  # spaces without tied weights keep the text and digest that they have in saved zoos
+            for key in ("aliases", "transformed"):
+                if not param[key]:
+                    del param[key]  # spaces without tied weights keep the text and digest that they have in saved zoos
         signal = {} if self.signal is None else {"signal": dataclasses.asdict(self.signal)}
         assumed = {"assumed": self.assumed} if self.assumed else {}
         return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal, **assumed})

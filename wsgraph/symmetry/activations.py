@@ -76,7 +76,8 @@ def _of_layers(space: WeightSpace, thetas: Tensor, inputs: tuple[Any, ...]) -> d
 def _standardized(values: Tensor) -> Tensor:
     """Values ``[B, n, samples]``, evenly thinned out, with mean 0 and norm 1 per neuron; 0 where a neuron always answers the same."""
     values = values.double()[..., :: max(1, values.shape[2] // _SAMPLES)]
+    size = values.norm(dim=2, keepdim=True)
     values = values - values.mean(dim=2, keepdim=True)
     norm = values.norm(dim=2, keepdim=True)
-    largest = norm.amax(dim=1, keepdim=True)
-    return values / torch.where(norm > 1e-12 * largest, norm, torch.inf)
+    least = torch.maximum(1e-12 * norm.amax(dim=1, keepdim=True), 1e-10 * size)  # below, it is rounding
+    return values / torch.where(norm > least, norm, torch.inf)

@@ -18,6 +18,7 @@ from wsgraph.symmetry.occurrences import Occurrence, occurrences
 __all__ = ["align"]
 
 _FACTOR_SWEEPS = 200
+_TIE = 1e-6  # correlations that differ by less are equal
 
 
 def align(
@@ -46,8 +47,9 @@ def align(
     permutation. Integer buffers, such as counters, are no part of the distance.
 
     With ``inputs``, neurons are matched by what they answer instead: permutations and signs are those of largest correlation over all
-    inputs and positions, positive factors those of least distance of the weights, given these. That is what networks are merged with;
-    the weights may then lie farther apart than before.
+    inputs and positions, positive factors those of least distance of the weights, given these. Weights decide about neurons of which
+    the inputs say nothing, such as dead ones. That is what networks are merged with; the weights may then lie farther apart than
+    before.
 
     Args:
         space: The weight space of both.
@@ -469,14 +471,11 @@ class _AnswerAlignment(_Alignment):
 
     def run(self) -> None:
         """Permutations and signs by similarity, then positive factors by weights."""
-        for label in self.places.classes:
-            for free in (True, False):
-                self.rearrange(label, None, free=free)
-        for scale in self.places.scales:
-            found = [similarity for (_, name), similarity in self.similarity.items() if name == scale]
-            if self.symmetry(scale)[1] and found:
-                agreement = torch.stack([similarity.diagonal(dim1=1, dim2=2) for similarity in found]).sum(0)
-                self.scale(scale, torch.where(agreement < 0, -1.0, 1.0).to(agreement))
+        for _ in range(2):  # the second time, weights that decide between equals have their other ends in order
+            for label in self.places.classes:
+                for free in (True, False):
+                    self.rearrange(label, None, free=free)
+            self.settle_signs()
         self.sign = False
         # Factors of least distance, from what they are and from those that give the weights the reference's balance.
         balanced = self.copy()
@@ -489,6 +488,23 @@ class _AnswerAlignment(_Alignment):
             start.settle_factors(tolerance=1e-9)
         self.take(balanced, balanced.distance() < self.distance())
 
+    def settle_signs(self) -> None:
+        """Signs of positive correlation, and by weights those of neurons of which the answers say nothing."""
+        before = self.element.scales
+        self.positive = False
+        self.settle_factors()
+        self.positive = True
+        for scale in self.places.scales:
+            found = [key for key in self.similarity if key[1] == scale]
+            if not self.symmetry(scale)[1] or not found:
+                continue
+            agreement = torch.stack([self.similarity[key].diagonal(dim1=1, dim2=2) for key in found]).sum(0)
+            own = (self.element.scales[scale] * before[scale]).sign()
+            sign = torch.where(agreement.abs() > _TIE, agreement.sign(), own)
+            self.scale(scale, sign * own)
+            for key in found:
+                self.similarity[key] = self.similarity[key] * sign[:, None]
+
     def pair_costs(self, label: str, known: Collection[str] | None) -> Tensor:
         size = self.space.permutation_classes[label][0].size
         first = next(iter(self.tensors.values()))
@@ -500,7 +516,9 @@ class _AnswerAlignment(_Alignment):
             if permutation == label:
                 # Answers that follow no single class may change their sign where any of these does.
                 total = total - (similarity.abs() if (scale in signed if scale else signed) else similarity)
-        return total
+        # Weights decide between neurons that answer alike, or of which the inputs say nothing (dead ones).
+        by_weights = super().pair_costs(label, known)
+        return total + _TIE * by_weights / by_weights.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-300)
 
     def apply(self, label: str, costs: Tensor) -> dict[str, Tensor]:
         moved = super().apply(label, costs)

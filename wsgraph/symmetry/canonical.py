@@ -47,7 +47,7 @@ def canonicalize(space: WeightSpace, thetas: Tensor, fix: Collection[str] = FORM
     same for every point of an orbit. Neurons that agree in all of this to about ten digits (four in float32) are told apart by
     weights further away, by colour refinement; those that agree in these too stay in the order in which they are.
     Where two classes of factors multiply the same entries and nothing else (experts and
-    their hidden neurons in one tensor), the entries' logarithms are centred along both.
+    their hidden neurons in one tensor), the entries' logarithms are centred along both, and the first neuron keeps its sign.
 
     Where norms of 1 would leave the range of the dtype (all weights of a deep network tiny or huge), every class of neurons gets one norm
     other than 1: those that bring the largest entries of all parameters nearest to 1, in the sum of their squared logarithms.
@@ -137,6 +137,7 @@ class _Canonicalization:
         self.bring_into_range()
         self.settle(forward, self.fix_sign_and_order)
         self.settle(forward, self.fix_sign)  # those that waited for an order
+        self.sign_rest(forward)
         self.until_settled(self.signed, forward[::-1], self.sign_dead)
         for group in reversed(forward):
             self.sort_dead(group)
@@ -179,13 +180,25 @@ class _Canonicalization:
         """The permutation classes that say how a group is ordered: its own, or those of its rows and columns."""
         return [self.space.group(name).permutation for name in group.factors] or [group.permutation]
 
-    def settled_entries(self, occurrence: Occurrence, label: str, settled: Mapping[str, Tensor], *, odd: bool = False) -> Tensor:
-        """Entries ``[B, n, D]`` of every neuron, 0 where they follow another neuron that is not settled."""
+    def settled_entries(
+        self, occurrence: Occurrence, label: str, settled: Mapping[str, Tensor], *, odd: bool = False, read: bool = False
+    ) -> Tensor:
+        """Entries ``[B, n, D]`` of every neuron, 0 where they follow another neuron that is not settled.
+
+        Args:
+            occurrence: Where they lie.
+            label: The class of the neurons.
+            settled: Which neurons of other classes are.
+            odd: Classes that they follow by even powers do not count.
+            read: Only those count whose power has the other sign: the neurons that these ones read, or that read them.
+        """
         entries = occurrence.entries(self.tensors)
         unsettled = {name for name, flags in settled.items() if not bool(flags.all())}
+        own = occurrence.power(label)
 
         def rest(powers: Sequence[tuple[str, int]]) -> list[Tensor]:
-            return [settled[name].to(entries) for name, power in powers if name in unsettled and (power % 2 or not odd)]
+            used = [name for name, power in powers if (power % 2 or not odd) and (power * own < 0 or not read)]
+            return [settled[name].to(entries) for name in used if name in unsettled]
 
         for flags in rest([term for term in occurrence.powers if term[0] != label]):
             entries = entries * flags[..., None]
@@ -229,13 +242,16 @@ class _Canonicalization:
         """Which neurons ``[B, n]`` something nonzero reaches, by scale class.
 
         All others answer 0. An odd function of 0 is 0, and so is a homogeneous one. Their outgoing weights do not matter then: the
-        function is the same whatever positive number divides them or, for odd functions, since they multiply 0.
+        function is the same whatever positive number divides them or, for odd functions, since they multiply 0. That holds for
+        weights that do nothing but multiply: neurons that have entries in transformed parameters count as reached.
         """
         reached = {
             label: torch.zeros(len(self.thetas), members[0].size, dtype=torch.bool, device=self.thetas.device)
             for label, members in self.space.scale_classes.items()
             if any(self.space.class_symmetry(label)) and label in self.by_scale
         }
+        for label, neurons in reached.items():
+            neurons |= any(occurrence.param.transformed for occurrence in self.by_scale[label])
         return self.spread(reached, self.space.topological_groups, outgoing=False)
 
     def spread(self, reached: dict[str, Tensor], groups: Sequence[NeuronGroup], *, outgoing: bool) -> dict[str, Tensor]:
@@ -247,7 +263,7 @@ class _Canonicalization:
                 if bool(reached[label].all()):
                     continue
                 for occurrence in self.incoming(label, outgoing=outgoing):
-                    new = (self.settled_entries(occurrence, label, reached) != 0).any(dim=2) & ~reached[label]
+                    new = (self.settled_entries(occurrence, label, reached, read=not outgoing) != 0).any(dim=2) & ~reached[label]
                     if bool(new.any()):
                         reached[label] = reached[label] | new
                         changed = True
@@ -314,7 +330,7 @@ class _Canonicalization:
 
     def all_settled(self, label: str, settled: Mapping[str, Tensor]) -> bool:
         """Whether all neurons of a class that answer anything but 0 are settled."""
-        return bool((settled[label] | ~self.alive[label]).all())
+        return label not in settled or bool((settled[label] | ~self.alive[label]).all())
 
     def normalize(self, label: str, chosen: Sequence[Occurrence], neurons: Tensor) -> None:
         """Give those of some neurons ``[B, n]`` that have no factor yet the one that makes the norm of their settled entries 1."""
@@ -503,6 +519,29 @@ class _Canonicalization:
                 self.reduce_phase(member)
         if group.permutation in self.ranks and not group.factors:  # those that were alike when they were sorted may not be any more
             self.sort_among_equals(group.permutation, [values * sign[..., None] * new[..., None]])
+
+    def sign_rest(self, groups: Sequence[NeuronGroup]) -> None:
+        """Settle neurons whose entries all follow other signs that are not settled: the first of them keeps its own."""
+        for label in self.signed:
+            if label in self.alive:  # signs of neurons without entries are settled
+                idle = self.alive[label]
+                for occurrence in self.by_scale[label]:
+                    if occurrence.power(label) % 2:
+                        idle = idle & (occurrence.entries(self.tensors) == 0).all(dim=2)
+                self.signed[label] = self.signed[label] | idle
+        self.until_settled(self.signed, groups, self.sign_either_way)
+        while waiting := [group for group in groups if group.scale in self.alive and not self.all_settled(group.scale, self.signed)]:
+            label = waiting[0].scale
+            unsettled = self.alive[label] & ~self.signed[label]
+            self.signed[label] = self.signed[label] | (unsettled & (unsettled.cumsum(dim=1) == 1))
+            self.until_settled(self.signed, waiting, self.sign_either_way)
+
+    def sign_either_way(self, group: NeuronGroup) -> None:
+        if group.scale not in self.alive or self.all_settled(group.scale, self.signed):
+            return
+        for outgoing in (False, True):
+            chosen = self.incoming(group.scale, odd=True, outgoing=outgoing)
+            self.make_positive(group, chosen, self.alive[group.scale], self.signed)
 
     def beside_sorted(self, occurrence: Occurrence) -> bool:
         """Whether the neurons along the other axes are in order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from wsgraph.convert.tracing.layers import as_layers
 from wsgraph.convert.tracing.lowering import lower
 from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, move, pointwise, register_traced_operator, spatial, statistic
-from wsgraph.convert.tracing.tracer import TraceError, check_module, export, interpret
+from wsgraph.convert.tracing.tracer import TraceError, check_module, export, interpret, transformed_names
 from wsgraph.convert.tracing.tying import check_constants, tied_keys
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Parameter, WeightSpace
@@ -104,8 +104,9 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         raise TraceError("The module has no parameters: a weight space needs at least one floating point tensor in its state dict.")
     dtype = flat_dtype(whole.values())
     state = {name: tensor for name, tensor in whole.items() if keys[name] == name}
+    transformed = transformed_names(program, keys)
     if (layers := as_layers(program, state, dtype, keys)) is not None:
-        return WeightSpace(layers[0], layers[1], _with_aliases(layers[2], keys))
+        return WeightSpace(layers[0], layers[1], _completed(layers[2], keys, transformed))
     scope = Scope()
     values = interpret(program, scope, keys)
     if scope.unknown:
@@ -120,13 +121,13 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
             raise TraceError(message)
         warnings.warn(message, TraceWarning, stacklevel=2)
     groups, params, connections = lower(scope, values, state, dtype)
-    return WeightSpace(groups, (), _with_aliases(params, keys), connections)
+    return WeightSpace(groups, (), _completed(params, keys, transformed), connections)
 
 
-def _with_aliases(params: Sequence[Parameter], keys: Mapping[str, str]) -> tuple[Parameter, ...]:
-    """Parameters with the further keys of their tensors."""
+def _completed(params: Sequence[Parameter], keys: Mapping[str, str], transformed: Collection[str]) -> tuple[Parameter, ...]:
+    """Parameters with the further keys of their tensors, and whether functions are applied to their entries."""
     aliases: dict[str, list[str]] = {}
     for key, name in keys.items():
         if key != name:
             aliases.setdefault(name, []).append(key)
-    return tuple(replace(param, aliases=tuple(aliases.get(param.name, ()))) for param in params)
+    return tuple(replace(param, aliases=tuple(aliases.get(param.name, ())), transformed=param.name in transformed) for param in params)

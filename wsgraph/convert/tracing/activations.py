@@ -64,7 +64,10 @@ class TracedAnswers:
 
     def neurons(self, value: Value) -> Iterator[tuple[tuple[str, str], Label, Tensor]]:
         """The classes that a tensor holds: their names, the label that says where, and entries ``[n, copies]`` in order of the neurons."""
-        for label in value.labels:
+        movable = [label for label in value.labels if not bool(self.lowering.neurons.is_fixed(label.ids).all())]
+        for label in movable:
+            if len(movable) > 1:  # samples along neurons of another class come in an order that differs between networks
+                break
             flat = Label((0,), label.codes.flatten())
             parts = self.lowering.neurons.part(flat.ids)
             for place, positions, numbers in self.lowering.places(flat.ids):

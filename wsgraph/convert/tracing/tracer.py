@@ -31,6 +31,7 @@ __all__ = [
     "operator_name",
     "paths_of",
     "saved_names",
+    "transformed_names",
 ]
 
 
@@ -135,6 +136,45 @@ def saved_names(program: Any, keys: Mapping[str, str]) -> dict[str, str]:
     """Keys of the parameters and buffers that a program takes, by placeholder; of a tensor with several keys, the first."""
     signature = program.graph_signature
     return {node: keys.get(name, name) for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()}
+
+
+# Operators of weights alone after which entries of 0 are still entries without effect: what moves, sums and multiplies them.
+_LINEAR = {
+    name
+    for names in (
+        "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT squeeze unsqueeze view reshape _unsafe_view flatten unflatten",
+        "view_as reshape_as ravel select slice narrow chunk split split_with_sizes tensor_split unbind flip repeat tile repeat_interleave",
+        "expand expand_as broadcast_to index index_select cat concat concatenate stack contiguous clone alias detach lift_fresh_copy to",
+        "_to_copy type_as dropout add sub rsub mul multiply neg linear matmul mm bmm mv addmm baddbmm einsum embedding conv1d conv2d",
+        "conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    )
+    for name in names.split()
+}
+
+
+def transformed_names(program: Any, keys: Mapping[str, str]) -> set[str]:
+    """The saved tensors of a program to whose entries it applies functions other than sums and products, before inputs come in."""
+    names = saved_names(program, keys)
+    read: dict[Any, set[str] | None] = {}  # by node: the saved tensors that it is made of, or None where inputs are among it
+    found: set[str] = set()
+    for node in program.graph.nodes:
+        sources = [read.get(source) for source in node.all_input_nodes]
+        own = {name for source in sources for name in source or ()}
+        if node.op == "placeholder":
+            is_input = node.name not in names and isinstance(node.meta.get("val"), Tensor)
+            read[node] = None if is_input else {names[node.name]} if node.name in names else set()
+        elif node.op == "get_attr":
+            read[node] = set()
+        elif str(node.target) in INLINE or (None not in sources and not _is_linear(node)):
+            found |= own
+            read[node] = None if None in sources else own
+        else:
+            read[node] = None if None in sources else own
+    return found
+
+
+def _is_linear(node: Any) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem" or operator_name(node.target)[0] in _LINEAR
 
 
 def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict[Any, Any] | None = None) -> dict[str, Value]:
