@@ -68,6 +68,12 @@ def test_networks_without_weights_on_one_side_stay_finite() -> None:
     assert space.act(align(space, thetas, _thetas(space, 2, seed=1)), thetas).isfinite().all()
 
 
+def test_nothing_to_align() -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    with pytest.raises(SpaceMismatchError, match="at least one network to align"):
+        align(space, space.sample(1)[:0], space.sample(1)[0])
+
+
 def test_errors_name_the_argument() -> None:
     space = SPACES["relu"]
     thetas = _thetas(space, 2)

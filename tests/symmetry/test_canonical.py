@@ -374,3 +374,26 @@ def test_weights_that_networks_combine_keep_the_function(net: nn.Module) -> None
     for seed in range(4):
         g = space.sample_symmetry(generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(space.canonicalize(space.act(g, theta)), canonical, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("mlp_sine", torch.float16), ("mlp_mixed", torch.bfloat16), ("mlp_identity", torch.float16), ("mlp_identity", torch.bfloat16)],
+)
+def test_half_precision_is_idempotent(name: str, dtype: torch.dtype) -> None:
+    space = SPACES[name]
+    thetas = draw(space, batch=20)[0]
+    thetas[:, ::2] = 0  # signs must not hang on entries that are 0
+    canonical = space.canonicalize(thetas.to(dtype))
+    again = space.canonicalize(canonical)
+    torch.testing.assert_close(again, canonical, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    if name == "mlp_sine":  # phases at the ends of their interval are the same up to a rounding that is large here
+        return
+    flips = space.sample_symmetry(20, symmetries=["sign"], generator=torch.Generator().manual_seed(1))
+    moved = space.canonicalize(space.act(flips, thetas.to(dtype)))
+    torch.testing.assert_close(moved, canonical, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+
+
+def test_no_networks() -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    assert space.canonicalize(space.sample(1)[:0]).shape == (0, space.num_params)

@@ -89,6 +89,8 @@ def align(
     space.check_thetas(targets, finite=True, name="reference")
     if targets.shape != thetas.shape:
         raise SpaceMismatchError(f"Expected one reference or one per network, {thetas.shape[0]} (got {targets.shape[0]}).")
+    if not len(thetas):
+        raise SpaceMismatchError(f"Expected at least one network to align (got 'thetas' of shape {list(thetas.shape)}).")
     if module is not None and inputs is None:
         raise ValueError("A 'module' is run on 'inputs': give both, or neither to align by weights.")
     thetas, targets = (tensor.detach().double() for tensor in (thetas, targets))

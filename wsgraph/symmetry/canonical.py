@@ -33,8 +33,8 @@ def canonicalize(space: WeightSpace, thetas: Tensor, fix: Collection[str] = FORM
        the sine through an average over padding has none.
     2. Scale: the incoming vector (weights of all kernel positions, biases, norm parameters) of every neuron that allows positive factors
        gets norm 1, class by class from the input.
-    3. Sign: the incoming entry of largest magnitude is made positive; of entries equally large to about :math:`10^3` roundings, the
-       first in the order of the neurons that they come from.
+    3. Sign: the incoming entry of largest magnitude is made positive; of entries equally large to about :math:`10^3` roundings (8 in
+       half precision), the first in the order of the neurons that they come from.
     4. Permutation: neurons are sorted lexicographically by those of their weights whose other ends are sorted already, then by the others,
        sorted (their magnitudes, where symmetries change signs); of neurons that move as rows and columns (heads of
        attention), first the rows are sorted, then the columns.
@@ -77,7 +77,7 @@ def canonicalize(space: WeightSpace, thetas: Tensor, fix: Collection[str] = FORM
     space.check_thetas(thetas, finite=True)
     if unknown := sorted(set(fix) - set(FORMS)):
         raise ValueError(f"Expected 'fix' to name some of {', '.join(FORMS)} (got {', '.join(map(repr, unknown))}).")
-    if not space.params:
+    if not space.params or not len(thetas):
         return thetas
     return _Canonicalization(space, thetas, fix).result()
 
@@ -121,6 +121,8 @@ class _Canonicalization:
         self.alive: dict[str, Tensor] = {}
         self.colours: dict[str, Tensor] = {}
         self.digits = 1e10 if thetas.dtype == torch.float64 else 1e4
+        eps = torch.finfo(thetas.dtype).eps
+        self.rounding = min(1e3 * eps, max(8 * eps, 1e-3))  # half precision has no three digits to spare
 
     def result(self) -> Tensor:
         """The canonical forms ``[B, P]``."""
@@ -308,8 +310,7 @@ class _Canonicalization:
         total = [layer.bias for layer in self.space.layers_into(group.name) if layer.bias is not None]
         phase = torch.stack([self.tensors[bias] for bias in total]).detach().sum(0) / period
         # A phase at the open end of the interval, up to rounding, counts as one at the closed end.
-        rounding = 1e3 * torch.finfo(self.thetas.dtype).eps
-        turns = torch.ceil(phase - 0.5 - rounding * (1 + phase.abs()))
+        turns = torch.ceil(phase - 0.5 - self.rounding * (1 + phase.abs()))
         self.tensors[biases[0]] = self.tensors[biases[0]] - turns * period
         if half:
             odd = torch.where(turns.remainder(2) == 1, -1.0, 1.0).to(phase.dtype)
@@ -509,8 +510,7 @@ class _Canonicalization:
         if not bool(new.any()):
             return
         # Entries that tie up to rounding must not compete, or the sign would depend on the last bit.
-        tolerance = 1 - 1e3 * torch.finfo(self.thetas.dtype).eps
-        first = (magnitude >= tolerance * largest[..., None]).to(torch.uint8).argmax(dim=2, keepdim=True)
+        first = (magnitude >= (1 - self.rounding) * largest[..., None]).to(torch.uint8).argmax(dim=2, keepdim=True)
         sign = torch.where(new & (values.gather(2, first)[..., 0] < 0), -1.0, 1.0).to(values.dtype)
         self.move({}, {label: sign})
         self.signed[label] = self.signed[label] | new
