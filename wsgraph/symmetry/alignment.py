@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -162,6 +162,8 @@ class _Places:
             if any(space.class_symmetry(label)) and space.is_permutable(members[0].permutation) and label in self.by_scale
         ]
         self.scaled = list(dict.fromkeys(space.scale_classes[label][0].permutation for label in self.scales))
+        # Parameters and axes along which factors act.
+        self.scaled_axes = {(o.param.name, o.axis) for label in self.scales for o in self.by_scale[label]}
 
     def factors(self, label: str) -> list[NeuronGroup]:
         """The rows and columns that the neurons of a class are made of, if they are."""
@@ -170,6 +172,10 @@ class _Places:
     def matched(self, label: str) -> list[str]:
         """The classes whose neurons say how a class is permuted: itself and the products that it is a factor of."""
         return [name for name in (label, *self.products.get(label, ())) if name in self.by_permutation]
+
+    def scales_of(self, label: str) -> list[str]:
+        """The scale classes of a class."""
+        return [scale for scale in self.scales if self.space.scale_classes[scale][0].permutation == label]
 
     def columns(self, label: str) -> list[str]:
         """The classes that can move as columns of the products of which a class is the rows."""
@@ -295,29 +301,21 @@ class _Alignment:
     def pair_costs(self, label: str, known: Collection[str] | None) -> Tensor:
         """Squared distances ``[B, n, n]`` of all pairs of neurons of a class, each at its best factors and signs."""
         chosen = self.in_order(self.places.by_permutation[label], known)
-        match = self.match(chosen, lambda wanted, own: wanted @ own.transpose(1, 2), pairs=True)
-        return nearest_factors(match).cost
+        return nearest_factors(self.match(chosen)).cost
 
     def in_order(self, chosen: list[Occurrence], known: Collection[str] | None) -> list[Occurrence]:
         """The occurrences whose other ends are classes in order; all, where there are none."""
         ready = chosen if known is None else [o for o in chosen if self.places.neighbours(o) <= set(known)]
         return ready or chosen
 
-    def match(self, chosen: Iterable[Occurrence], product: Any, *, pairs: bool) -> Match:
-        """What the distance of neurons is made of, by the powers of the factors that the entries follow."""
-        norms: dict[tuple[tuple[str, int], ...], Tensor] = {}
-        dots: dict[tuple[tuple[str, int], ...], Tensor] = {}
-        wanted_norm = torch.zeros(())
+    def match(self, chosen: Iterable[Occurrence]) -> Match:
+        """What the distances of all pairs of neurons are made of, by the powers of the factors that the entries follow."""
+        found = []
         for occurrence in chosen:
             own, wanted = occurrence.entries(self.tensors), occurrence.entries(self.targets)
-            powers = tuple(sorted((scale, power) for scale, power in occurrence.powers if any(self.symmetry(scale))))
-            squares = own.square().sum(2)
-            norms[powers] = norms.get(powers, 0) + (squares[:, None] if pairs else squares)
-            dots[powers] = dots.get(powers, 0) + product(wanted, own)
-            squares = wanted.square().sum(2)
-            wanted_norm = wanted_norm + (squares[:, :, None] if pairs else squares)
-        allowed = {scale: self.symmetry(scale) for powers in norms for scale, _ in powers}
-        return Match(norms, dots, wanted_norm, allowed)
+            dots = wanted @ own.transpose(1, 2)
+            found.append((occurrence, own.square().sum(2)[:, None], dots, wanted.square().sum(2)[:, :, None]))
+        return _match(found, self.symmetry)
 
     def reduced(self, pairs: Tensor, factors: Sequence[NeuronGroup], label: str, *, free: bool) -> Tensor:
         """Costs of pairs of rows (or columns) of a product, from those of its neurons ``[B, rows * columns, rows * columns]``."""
@@ -336,20 +334,30 @@ class _Alignment:
     ) -> None:
         """The factors and signs of least distance, class by class until a pass makes the distance less by no more than this share."""
         classes = self.places.scaled if classes is None else [label for label in classes if label in self.places.scaled]
+        classes = [label for label in classes if any(any(self.symmetry(scale)) for scale in self.places.scales_of(label))]
+        if not classes:
+            return
         chosen = {label: self.in_order(self.places.by_permutation[label], known) for label in classes}
+        sums = _Sums(self.places, {o.param.name for found in chosen.values() for o in found}, self.tensors, self.targets)
+        total: dict[str, Tensor] = {}
         for i in range(_FACTOR_SWEEPS):
-            before = self.copy()
+            before, largest = sums.distance(), torch.zeros(())
             for label in classes:
-                match = self.match(chosen[label], lambda wanted, own: (wanted * own).sum(2), pairs=False)
                 # After the first pass, changes are small.
-                for scale, factors in nearest_factors(match, near=i > 0).factors.items():
-                    self.scale(scale, factors)
-            if (
-                known is None
-            ):  # a weight that leads from a class to itself follows its factors at both ends, which one step at a time misses
-                self.take(before, before.distance() < self.distance())
-            if len(classes) < 2 or bool((self.distance() >= before.distance() * (1 - tolerance)).all()):
-                return
+                for scale, factors in nearest_factors(sums.match(chosen[label], self.symmetry), near=i > 0).factors.items():
+                    sums.scale(scale, factors)
+                    total[scale] = total[scale] * factors if scale in total else factors
+                    largest = torch.maximum(largest, (factors - 1).abs().amax(dim=1))
+            after = sums.distance()
+            # A distance below the rounding of what it is made of says nothing.
+            told = after > 1e-12 * sums.size()
+            if len(classes) < 2 or bool(torch.where(told, after >= before * (1 - tolerance), largest < 1e-10).all()):
+                break
+        trial = self.copy()
+        trial.scale(total)
+        # A weight that leads from a class to itself follows its factors at both ends, which one step at a time misses.
+        nearer = trial.distance() <= self.distance()
+        self.take(trial, nearer if known is None else torch.ones_like(nearer))
 
     # == Moves ==
 
@@ -363,11 +371,11 @@ class _Alignment:
         self.element = replace(stay, permutations=permutations) @ self.element
         return moved
 
-    def scale(self, label: str, factors: Tensor) -> None:
-        """Multiply the neurons of a class."""
-        self._move({}, {label: factors})
+    def scale(self, factors: Mapping[str, Tensor]) -> None:
+        """Multiply the neurons of some scale classes."""
+        self._move({}, factors)
         scales = self.element.scales
-        self.element = replace(self.element, scales={**scales, label: scales[label] * factors})
+        self.element = replace(self.element, scales={**scales, **{label: scales[label] * factor for label, factor in factors.items()}})
 
     def _move(self, permutations: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
         for name in {name for label in (*permutations, *scales) for name in self.places.users.get(label, ())}:
@@ -390,6 +398,64 @@ class _Alignment:
                 if name in self.errors:
                     self.errors[name] = torch.where(mask, other.errors[name], self.errors[name])
         self.element = _selected(mask, other.element, self.element)
+
+
+def _match(found: Iterable[tuple[Occurrence, Tensor, Tensor, Tensor]], symmetry: Callable[[str], tuple[bool, bool]]) -> Match:
+    """Occurrences with their squared norms, inner products and squared norms of the reference, by the powers of their factors."""
+    norms: dict[tuple[tuple[str, int], ...], Tensor] = {}
+    dots: dict[tuple[tuple[str, int], ...], Tensor] = {}
+    total = torch.zeros(())
+    for occurrence, norm, dot, wanted in found:
+        powers = tuple(sorted((scale, power) for scale, power in occurrence.powers if any(symmetry(scale))))
+        norms[powers], dots[powers] = norms.get(powers, 0) + norm, dots.get(powers, 0) + dot
+        total = total + wanted
+    return Match(norms, dots, total, {scale: symmetry(scale) for powers in norms for scale, _ in powers})
+
+
+class _Sums:
+    """Squares and products of entries, summed over all axes along which no factor acts: enough to find factors, and far smaller.
+
+    Args:
+        places: Where neurons lie.
+        names: The parameters.
+        tensors: Those of the networks.
+        targets: Those of the references.
+    """
+
+    def __init__(self, places: _Places, names: Collection[str], tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+        self.places = places
+        self.squares, self.products, self.wanted = (
+            {name: self.summed(name, one[name] * other[name]) for name in names}
+            for one, other in ((tensors, tensors), (tensors, targets), (targets, targets))
+        )
+
+    def summed(self, name: str, tensor: Tensor) -> Tensor:
+        """The sum over the axes of a parameter along which no factor acts, of which one entry is left."""
+        dims = [dim for dim, _ in enumerate(self.places.space.param(name).axes, start=1) if (name, dim - 1) not in self.places.scaled_axes]
+        return tensor.sum(dim=dims, keepdim=True) if dims else tensor
+
+    def match(self, chosen: Iterable[Occurrence], symmetry: Callable[[str], tuple[bool, bool]]) -> Match:
+        """What the distances of neurons ``[B, n]`` are made of."""
+        kinds = self.squares, self.products, self.wanted
+        return _match(((o, *(o.entries(kind).sum(2) for kind in kinds)) for o in chosen), symmetry)  # type: ignore[misc]
+
+    def scale(self, label: str, factors: Tensor) -> None:
+        """Multiply the neurons of a scale class."""
+        space = self.places.space
+        for name in self.places.users[label] & self.squares.keys():
+            self.squares[name] = move_parameter(space, space.param(name), self.squares[name], {}, {label: factors.square()})
+            self.products[name] = move_parameter(space, space.param(name), self.products[name], {}, {label: factors})
+
+    def distance(self) -> Tensor:
+        """Squared distances ``[B]``, up to rounding."""
+        return self._total(self.squares) - 2 * self._total(self.products) + self._total(self.wanted)
+
+    def size(self) -> Tensor:
+        """Sums of the squared norms ``[B]`` of networks and references."""
+        return self._total(self.squares) + self._total(self.wanted)
+
+    def _total(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([tensor.flatten(1).sum(1) for tensor in sums.values()]).sum(0)
 
 
 def _assignment(costs: Tensor) -> Tensor:
@@ -424,29 +490,27 @@ def _from_balanced(places: _Places, thetas: Tensor, targets: Tensor, sweeps: int
 def _balance(places: _Places, thetas: Tensor, sweeps: int = 50) -> tuple[GroupElement, Tensor]:
     """The positive factors after which the weights into and out of every neuron have equal norms, and the networks after them."""
     space = places.space
-    element = _identity(space, thetas)
-    current = logical_tensors(space, thetas)
+    tensors = logical_tensors(space, thetas)
+    labels = [label for label in places.scales if space.class_symmetry(label).positive]
+    sums = _Sums(places, {o.param.name for label in labels for o in places.by_scale[label]}, tensors, tensors)
+    total: dict[str, Tensor] = {}
     for _ in range(sweeps):
         largest = 0.0
-        for label in places.scales:
-            if not space.class_symmetry(label).positive:
-                continue
-            weighted, total = torch.zeros(()), torch.zeros(())
+        for label in labels:
+            weighted, count = torch.zeros(()), torch.zeros(())
             for occurrence in places.by_scale[label]:
-                power = occurrence.power(label)
-                norm = occurrence.entries(current).norm(dim=2)
+                power, square = occurrence.power(label), occurrence.entries(sums.squares).sum(2)
                 # Neurons without weights on one side have nothing to balance.
-                weighted = weighted + power * torch.where(norm > 0, norm, 1).log()
-                total = total + power**2 * (norm > 0)
-            step = -weighted / torch.where(total > 0, total, 1)
-            stay = _identity(space, thetas)
-            move = replace(stay, scales={**stay.scales, label: step.exp()})
-            for name in places.users[label]:
-                current[name] = move_parameter(space, space.param(name), current[name], {}, move.scales)
-            element = move @ element
+                weighted = weighted + power * torch.where(square > 0, square, 1).log() / 2
+                count = count + power**2 * (square > 0)
+            step = -weighted / torch.where(count > 0, count, 1)
+            sums.scale(label, step.exp())
+            total[label] = total[label] + step if label in total else step
             largest = max(largest, float(step.abs().max()))
         if largest < 1e-12:
             break
+    stay = _identity(space, thetas)
+    element = replace(stay, scales={**stay.scales, **{label: step.exp() for label, step in total.items()}})
     return element, act(space, element, thetas)
 
 
@@ -483,9 +547,8 @@ class _AnswerAlignment(_Alignment):
         balanced = self.copy()
         current, targets = (flatten_logical(self.space, tensors) for tensors in (self.tensors, self.targets))
         balance, own_balance = (_balance(self.places, tensor)[0] for tensor in (targets, current))
-        for label, factors in (balance.inverse() @ own_balance).scales.items():
-            if label in self.places.by_scale:
-                balanced.scale(label, factors)
+        scales = (balance.inverse() @ own_balance).scales
+        balanced.scale({label: factors for label, factors in scales.items() if label in self.places.by_scale})
         for start in (self, balanced):
             start.settle_factors(tolerance=1e-9)
         self.take(balanced, balanced.distance() < self.distance())
@@ -503,7 +566,7 @@ class _AnswerAlignment(_Alignment):
             agreement = torch.stack([self.similarity[key].diagonal(dim1=1, dim2=2) for key in found]).sum(0)
             own = (self.element.scales[scale] * before[scale]).sign()
             sign = torch.where(agreement.abs() > _TIE, agreement.sign(), own)
-            self.scale(scale, sign * own)
+            self.scale({scale: sign * own})
             for key in found:
                 self.similarity[key] = self.similarity[key] * sign[:, None]
 
