@@ -634,11 +634,12 @@ def test_what_only_looks_like_a_chain_is_refused(state_dict: dict[str, Tensor], 
         {"encoder": mlp(8, 4), "to_latent": nn.Linear(4, 2), "decoder": mlp(2, 4, 8)},
         {"input_proj": nn.Linear(4, 8), "hidden": nn.Linear(8, 8), "output_proj": nn.Linear(8, 4)},
         {"trunk": mlp(4, 4), "head": nn.Linear(4, 4)},
+        {"phi": mlp(4, 8, 8), "eta": mlp(8, 8, 2)},
         {"stem": nn.Conv2d(3, 8, 3), "body": nn.Conv2d(8, 8, 3), "head": nn.Linear(8, 10)},
     ],
     ids=lambda sections: " ".join(sections),
 )
-def test_names_tell_the_order_of_sorted_keys(sections: dict[str, nn.Module]) -> None:
+def test_names_and_submodules_tell_the_order_of_sorted_keys(sections: dict[str, nn.Module]) -> None:
     original = joined(**sections)
     given: dict[str, Any] = {"stride": 1, "padding": 0, "pooling": "none", "readout": "global_avg_pool"}
     geometry = given if "stem" in sections else {}

@@ -573,7 +573,7 @@ def test_what_training_leaves_beside_networks_is_skipped_and_listed(tmp_path: Pa
         write_network(runs / f"run-{number}" / "model.safetensors", number)
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt"):
             torch.save(optimizer.state_dict(), runs / f"run-{number}" / name)
-    torch.save(optimizer.state_dict(), runs / "opt_1.pt")  # whose name does not say it
+    torch.save({**optimizer.state_dict(), "saved in": Path("runs")}, runs / "opt_1.pt")  # whose name does not say it
     zoo, _notes = imported(
         tmp_path / "zoo",
         "31 files or folders are no networks of their own and were skipped, such as states of optimizers.*: 'opt_1.pt', 'run-0/opt",

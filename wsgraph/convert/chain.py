@@ -497,6 +497,10 @@ def _order_is_known(state_dict: Mapping[str, Tensor], biases: Mapping[str, str])
     return not all(part == sorted(part) for part in by_dtype)
 
 
+def _prefixes(key: str) -> list[str]:
+    return [key[: match.end()] for match in re.finditer(r"[./]", key)]
+
+
 def _precedes(first: str, second: str, by_name: Callable[[str, str], bool]) -> bool:
     pairs = zip(re.split(r"(\d+)", first), re.split(r"(\d+)", second), strict=False)
     for i, (a, b) in enumerate(pairs):
@@ -512,15 +516,27 @@ def _named_before(first: str, second: str) -> bool:
 
 
 def _search_orders(state_dict: Mapping[str, Tensor], keys: Sequence[str]) -> Iterator[list[str]]:
-    """Orders that chain and keep numbered keys in the order of their numbers; those that names such as encoder and decoder
-    say, if there are any."""
-    found = _orders(state_dict, keys, _named_before)
-    first = next(found, None)
-    return _orders(state_dict, keys, lambda a, b: False) if first is None else itertools.chain([first], found)
+    """Orders that chain and keep numbered keys in the order of their numbers.
+
+    If there are any, those that a module may have, which lists its submodules one by one, and of these the ones that names such
+    as encoder and decoder say.
+    """
+    for by_name, undivided in ((_named_before, True), (_unnamed, True), (_unnamed, False)):
+        found = _orders(state_dict, keys, by_name, undivided)
+        if (first := next(found, None)) is not None:
+            return itertools.chain([first], found)
+    return iter(())
 
 
-def _orders(state_dict: Mapping[str, Tensor], keys: Sequence[str], by_name: Callable[[str, str], bool]) -> Iterator[list[str]]:
+def _unnamed(first: str, second: str) -> bool:
+    return False
+
+
+def _orders(
+    state_dict: Mapping[str, Tensor], keys: Sequence[str], by_name: Callable[[str, str], bool], undivided: bool
+) -> Iterator[list[str]]:
     before = {key: {other for other in keys if _precedes(other, key, by_name)} for key in keys}
+    members = {prefix: {key for key in keys if key.startswith(prefix)} for key in keys for prefix in _prefixes(key)}
     stack: list[list[str]] = [[]]
     for _ in range(_SEARCH_STEPS):
         if not stack:
@@ -533,5 +549,7 @@ def _orders(state_dict: Mapping[str, Tensor], keys: Sequence[str], by_name: Call
         done = set(order)
         for key in reversed(keys):
             fits = not order or _step_misfit(state_dict[order[-1]], state_dict[key]) is None
-            if key not in done and before[key] <= done and fits:
+            left = _prefixes(order[-1]) if order and undivided else []
+            complete = all(members[prefix] <= done for prefix in left if not key.startswith(prefix))
+            if key not in done and before[key] <= done and fits and complete:
                 stack.append([*order, key])

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wsgraph.convert import load_checkpoint
 from wsgraph.convert.chain import check_tied
-from wsgraph.convert.checkpoint import _LOADERS, checkpoint_ending, network_files
+from wsgraph.convert.checkpoint import _LOADERS, _load_file, checkpoint_ending, network_files
 from wsgraph.convert.networks import chosen_network, matching_network
 from wsgraph.convert.state_dict import read_network
 from wsgraph.data.copies import Copies, Copy, listed
@@ -244,7 +244,7 @@ def _holds_optimizer(file: Path) -> bool:
     """Whether a file holds the state of an optimizer, as its ``state_dict`` gives it, and no
     network."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _load_file(file)
     except Exception:  # of the many kinds that damaged or foreign files raise, none is the state of an optimizer
         return False
     return isinstance(content, Mapping) and {"state", "param_groups"} <= {*content}
