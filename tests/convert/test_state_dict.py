@@ -562,6 +562,9 @@ LOOK_LIKE_CHAINS: dict[str, tuple[dict[str, Tensor], str]] = {
         joined(trunk=mlp(8, 8), heads=nn.ModuleDict({"age": mlp(8, 8), "size": mlp(8, 8)})),
         "names 'age', 'size' under 'heads.'",
     ),
+    "prior and posterior": (joined(prior=mlp(8, 8), posterior=mlp(8, 8)), "heads beside each other"),
+    "players": (joined(player1=mlp(8, 8), player2=mlp(8, 8)), "heads beside each other"),
+    "time of a denoiser": (joined(time_emb=nn.Linear(8, 8), net=mlp(8, 8, 8)), "'time_emb.weight' .*conditions a network"),
     "branch and trunk": (joined(branch_net=mlp(8, 8), trunk_net=mlp(8, 8)), "names 'branch_net', 'trunk_net' are"),
     "dynamics and reward": (joined(dynamics=mlp(8, 8), reward=mlp(8, 1)), "heads beside each other"),
     "fast weights": (joined(net=mlp(8, 8), fast_net=mlp(8, 8)), "heads beside each other"),
@@ -712,6 +715,7 @@ ORDINARY = {
     "mean of an actor": joined(policy=nn.ModuleDict({"fc": nn.Linear(4, 8), "mean": nn.Linear(8, 2)})),
     "actor and mean": joined(actor=nn.ModuleDict({"latent_pi": mlp(4, 8, 8), "mu": nn.Linear(8, 2)})),
     "two heads one behind the other": joined(fc=nn.Linear(4, 8), pre_head=nn.Linear(8, 8), head=nn.Linear(8, 2)),
+    "conditioning alone": joined(time_mlp=mlp(4, 8, 2)),
     "layers called frequency": joined(frequency_in=nn.Linear(4, 8), gradient_out=nn.Linear(8, 2)),
 }
 

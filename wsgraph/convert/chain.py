@@ -521,8 +521,9 @@ def _search_orders(state_dict: Mapping[str, Tensor], keys: Sequence[str]) -> Ite
     If there are any, those that a module may have, which lists its submodules one by one, and of these the ones that names such
     as encoder and decoder say.
     """
+    steps = iter(range(_SEARCH_STEPS))
     for by_name, undivided in ((_named_before, True), (_unnamed, True), (_unnamed, False)):
-        found = _orders(state_dict, keys, by_name, undivided)
+        found = _orders(state_dict, keys, by_name, undivided, steps)
         if (first := next(found, None)) is not None:
             return itertools.chain([first], found)
     return iter(())
@@ -533,23 +534,21 @@ def _unnamed(first: str, second: str) -> bool:
 
 
 def _orders(
-    state_dict: Mapping[str, Tensor], keys: Sequence[str], by_name: Callable[[str, str], bool], undivided: bool
+    state_dict: Mapping[str, Tensor], keys: Sequence[str], by_name: Callable[[str, str], bool], undivided: bool, steps: Iterator[int]
 ) -> Iterator[list[str]]:
     before = {key: {other for other in keys if _precedes(other, key, by_name)} for key in keys}
     members = {prefix: {key for key in keys if key.startswith(prefix)} for key in keys for prefix in _prefixes(key)}
     stack: list[list[str]] = [[]]
-    for _ in range(_SEARCH_STEPS):
-        if not stack:
-            return
+    while stack and next(steps, None) is not None:
         order = stack.pop()
         if len(order) == len(keys):
             if not _chain_misfit(state_dict, order):
                 yield order
             continue
         done = set(order)
+        begun = [prefix for prefix in _prefixes(order[-1]) if not members[prefix] <= done] if order and undivided else []
+        inside = begun[-1] if begun else ""
         for key in reversed(keys):
             fits = not order or _step_misfit(state_dict[order[-1]], state_dict[key]) is None
-            left = _prefixes(order[-1]) if order and undivided else []
-            complete = all(members[prefix] <= done for prefix in left if not key.startswith(prefix))
-            if key not in done and before[key] <= done and fits and complete:
+            if key not in done and key.startswith(inside) and before[key] <= done and fits:
                 stack.append([*order, key])

@@ -144,6 +144,10 @@ _FOREIGN = (
         lambda key, state: _is_table(key, state),
     ),
     _Foreign(
+        _pattern(r"t(?:ime)?_?emb\w*|cond(?:_?(?:emb\w*|proj|mlp|net))?|film|modulations?"),
+        "is called as what conditions a network is, which reads another input than its layers do: trace the module instead",
+    ),
+    _Foreign(
         _pattern(r"bilinear\w*"),
         "belongs to a bilinear layer, which multiplies two inputs: trace the module instead",
         lambda key, state: state[key].ndim == 3,
@@ -221,13 +225,14 @@ _HEADS = _listed(
     "policy value values actor critic advantage adv pi v q vf qf action logits baseline reward done mu mean loc key logvar var sigma std "
     "logstd scale cls class reg regression regressor bbox box boxes objectness aux auxiliary generator discriminator gen disc left right "
     "image text vision visual audio language rgb density alpha color heatmap confidence keypoint keypoints mask depth segmentation "
-    "dynamics transition shift gamma beta"
+    "dynamics transition shift gamma beta prior posterior"
 )
 _ACTORS, _ACTIONS = _listed("policy actor pi"), _listed("mu mean loc action logits")
 # Several of these with a number or letter are heads of one trunk, branches, or members of an ensemble.
 _NUMBERED = _listed(
-    "head heads branch branches tower towers stream streams member members critic critics actor actors estimator estimators learner "
-    "learners agent agents ensemble ensembles expert experts policies discriminators generators task tasks exit exits arm arms"
+    "head heads branch branches tower towers stream streams member members critic critics actor "
+    "actors estimator estimators learner learners agent agents player players ensemble ensembles "
+    "expert experts policies discriminators generators task tasks exit exits arm arms"
 )
 # What is numbered under one of these are such, even single layers.
 _COLLECTIONS = _listed(
