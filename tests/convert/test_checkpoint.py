@@ -111,6 +111,7 @@ OPTIMIZER = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(2)}}
         {"state_dict": weights(), "optimizer_states": {"state": {"0.weight": {"exp_avg": torch.ones(3, 2)}}}},
         {"model": weights(), "sgd": {"state": {}, "param_groups": []}, "moments": {"exp_avg": torch.ones(3, 2)}},
         {"model": {**weights(), "layer._extra_state": None}},
+        {**weights(), "layer._extra_state": {"scale": 1.0}},
         (lambda state: {"model": state, "state_dict": state})(weights()),
     ],
     ids=[
@@ -126,6 +127,7 @@ OPTIMIZER = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(2)}}
         "sharded optimizer",
         "optimizers of other names",
         "extra state",
+        "extra state without a wrapper",
         "twice the same",
     ],
 )

@@ -139,18 +139,18 @@ def test_ambiguous_order_is_an_error() -> None:
 
 
 def test_alphabetical_order_that_chains_is_not_trusted() -> None:
-    shapes = {"head.bias": (4,), "head.weight": (4, 4), "trunk.bias": (4,), "trunk.weight": (4, 4)}
+    shapes = {"lower.bias": (4,), "lower.weight": (4, 4), "upper.bias": (4,), "upper.weight": (4, 4)}
     with pytest.raises(ValueError, match=r"order of the layers is ambiguous.*Pass the entries in the order of the network"):
         from_state_dict(state(shapes))
     original = state(shapes)
-    space, _ = read({key: original[key] for key in ("trunk.weight", "trunk.bias", "head.weight", "head.bias")})
-    assert weights(space) == ["trunk.weight", "head.weight"]
+    space, _ = read({key: original[key] for key in ("upper.weight", "upper.bias", "lower.weight", "lower.bias")})
+    assert weights(space) == ["upper.weight", "lower.weight"]
 
 
 def test_alphabetical_order_within_dtypes_is_not_trusted() -> None:
     # Safetensors files list wider dtypes first.
-    original = {"head.bias": tensor(4), "trunk.bias": tensor(4)}
-    original |= {key: tensor(4, 4, dtype=torch.bfloat16) for key in ("head.weight", "trunk.weight")}
+    original = {"lower.bias": tensor(4), "upper.bias": tensor(4)}
+    original |= {key: tensor(4, 4, dtype=torch.bfloat16) for key in ("lower.weight", "upper.weight")}
     with pytest.raises(ValueError, match="ambiguous"):
         from_state_dict(original)
 
@@ -523,6 +523,7 @@ LOOK_LIKE_CHAINS: dict[str, tuple[dict[str, Tensor], str]] = {
     "spline layer": (state({"0.base_weight": (8, 8), "0.spline_scaler": (8, 8)}), "'0.spline_scaler' .* belongs to no layer"),
     "factors": (state({"a.U": (8, 2), "a.V": (2, 8), "b.U": (2, 8), "b.V": (2, 2)}), "one of several matrices of the layer 'a' .'U', 'V'."),
     "factors with a bias": (state({"fc.U": (8, 2), "fc.V": (2, 8), "fc.bias": (8,)}), "'fc.bias' .*whose key or place"),
+    "tied and transposed": ({"enc.weight": TIED[:2], "dec.weight": TIED[:2].T}, "'enc.weight' and 'dec.weight' are one tensor"),
     "tied": ({"enc.weight": TIED, "dec.weight": TIED}, "'enc.weight' and 'dec.weight' are one tensor"),
     # Several networks
     "online and target": (
@@ -557,6 +558,18 @@ LOOK_LIKE_CHAINS: dict[str, tuple[dict[str, Tensor], str]] = {
     "list of heads": (joined(trunk=mlp(8, 8, 8), heads=lists(nn.Linear(8, 8), nn.Linear(8, 8))), "names '0', '1' under 'heads.'"),
     "moments": (joined(enc=mlp(8, 8), mu=nn.Linear(8, 8), logvar=nn.Linear(8, 8), dec=mlp(8, 8)), "heads beside each other"),
     "detection": (joined(body=mlp(8, 8), cls_head=nn.Linear(8, 8), bbox_head=nn.Linear(8, 4)), "heads beside each other"),
+    "heads of names": (
+        joined(trunk=mlp(8, 8), heads=nn.ModuleDict({"age": mlp(8, 8), "size": mlp(8, 8)})),
+        "names 'age', 'size' under 'heads.'",
+    ),
+    "prior and posterior": (joined(prior=mlp(8, 8), posterior=mlp(8, 8)), "heads beside each other"),
+    "players": (joined(player1=mlp(8, 8), player2=mlp(8, 8)), "heads beside each other"),
+    "time of a denoiser": (joined(time_emb=nn.Linear(8, 8), net=mlp(8, 8, 8)), "'time_emb.weight' .*conditions a network"),
+    "branch and trunk": (joined(branch_net=mlp(8, 8), trunk_net=mlp(8, 8)), "names 'branch_net', 'trunk_net' are"),
+    "dynamics and reward": (joined(dynamics=mlp(8, 8), reward=mlp(8, 1)), "heads beside each other"),
+    "fast weights": (joined(net=mlp(8, 8), fast_net=mlp(8, 8)), "heads beside each other"),
+    "scales and shifts": (joined(gamma=mlp(8, 8), beta=mlp(8, 8)), "heads beside each other"),
+    "gaussian actor": (joined(latent_pi=mlp(8, 8), mu=nn.Linear(8, 8), log_std=nn.Linear(8, 8)), "heads beside each other"),
     "tasks": (joined(shared=mlp(8, 8), task_a=nn.Linear(8, 8), task_b=nn.Linear(8, 8)), "heads beside each other"),
     # Other layers
     "embedding": (state({"emb.weight": (10, 4), "fc.weight": (4, 4), "fc.bias": (4,)}), "'emb.weight' .*table of vectors"),
@@ -588,7 +601,7 @@ LOOK_LIKE_CHAINS: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "transposed matrices": (state({"a.weight": (2, 8), "b.weight": (8, 1)}), r"stored as \[in, out\], not as \[out, in\]"),
     "order of groups": (
-        state({"head.weight": (8, 8), "trunk.weight": (8, 8), "trunk.bias": (8,), "head.bias": (8,)}),
+        state({"lower.weight": (8, 8), "upper.weight": (8, 8), "upper.bias": (8,), "lower.bias": (8,)}),
         "order of the layers is ambiguous",
     ),
     "stacked ensemble": (
@@ -599,6 +612,12 @@ LOOK_LIKE_CHAINS: dict[str, tuple[dict[str, Tensor], str]] = {
     "log_std": ({**mlp(8, 8, 2).state_dict(), "log_std": tensor(2)}, "'log_std' .*what belongs to no layer has to be left out"),
     "log_std of two dimensions": ({**mlp(8, 8, 2).state_dict(), "actor_logstd": tensor(1, 2)}, "'actor_logstd' .* belongs to no layer"),
     "covariance": ({**mlp(8, 8, 2).state_dict(), "cov": tensor(2, 2)}, "'cov' .* belongs to no layer, .* leave it out"),
+    "Fourier features": (state({"rff.weight": (8, 2), "0.weight": (8, 8), "0.bias": (8,)}), "'rff.weight' .* called as frequencies are"),
+    "gradients": (state({"0.weight": (8, 8), "0.weight.grad": (8, 8)}), "'0.weight.grad' .*as a gradient is"),
+    "saved modules": (
+        state({"0.original_module.weight": (8, 8), "0.modules_to_save.default.weight": (8, 8)}),
+        "'0.original_module.weight' .* adapter",
+    ),
     "frequencies": ({"B": tensor(8, 8), **mlp(8, 8, 2).state_dict()}, "'B' .* belongs to no layer"),
     "shift of the inputs": ({**mlp(8, 8, 2, bias=False).state_dict(), "obs_shift": tensor(8)}, "'obs_shift' .*has to be left out"),
     "scales of layers": (state({"0.weight": (8, 8), "0.s": (8,), "1.weight": (2, 8)}), "'0.s' .*has to be left out"),
@@ -609,6 +628,35 @@ LOOK_LIKE_CHAINS: dict[str, tuple[dict[str, Tensor], str]] = {
 def test_what_only_looks_like_a_chain_is_refused(state_dict: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_state_dict(state_dict)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"encoder": mlp(8, 4, 2), "decoder": mlp(2, 4, 8)},
+        {"encoder": mlp(8, 4), "to_latent": nn.Linear(4, 2), "decoder": mlp(2, 4, 8)},
+        {"input_proj": nn.Linear(4, 8), "hidden": nn.Linear(8, 8), "output_proj": nn.Linear(8, 4)},
+        {"trunk": mlp(4, 4), "head": nn.Linear(4, 4)},
+        {"phi": mlp(4, 8, 8), "eta": mlp(8, 8, 2)},
+        {"stem": nn.Conv2d(3, 8, 3), "body": nn.Conv2d(8, 8, 3), "head": nn.Linear(8, 10)},
+    ],
+    ids=lambda sections: " ".join(sections),
+)
+def test_names_and_submodules_tell_the_order_of_sorted_keys(sections: dict[str, nn.Module]) -> None:
+    original = joined(**sections)
+    given: dict[str, Any] = {"stride": 1, "padding": 0, "pooling": "none", "readout": "global_avg_pool"}
+    geometry = given if "stem" in sections else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected, _ = from_state_dict(original, **geometry)
+        space, theta = from_state_dict(dict(sorted(original.items())), **geometry)
+    assert weights(space) == weights(expected) == [key for key in original if key.endswith("weight")]
+    assert all(torch.equal(tensor, original[key]) for key, tensor in space.unflatten(theta).items())
+
+
+def test_names_do_not_overrule_shapes() -> None:
+    space, _ = read(state({"input.bias": (2,), "input.weight": (2, 8), "output.bias": (8,), "output.weight": (8, 4)}))
+    assert weights(space) == ["output.weight", "input.weight"]
 
 
 UNDECIDED: dict[str, tuple[dict[str, Tensor], str]] = {
@@ -662,6 +710,13 @@ ORDINARY = {
     ),
     "transposed kernels of another name": state({"a/kernel": (8, 2), "a/bias": (8,), "b/kernel": (8, 8), "b/bias": (8,)}),
     "equal values": {"a.weight": tensor(4, 4), "b.weight": tensor(4, 4), "b.bias": tensor(4)},
+    # Names that resemble others
+    "actor": joined(actor_mean=mlp(4, 8, 2)),
+    "mean of an actor": joined(policy=nn.ModuleDict({"fc": nn.Linear(4, 8), "mean": nn.Linear(8, 2)})),
+    "actor and mean": joined(actor=nn.ModuleDict({"latent_pi": mlp(4, 8, 8), "mu": nn.Linear(8, 2)})),
+    "two heads one behind the other": joined(fc=nn.Linear(4, 8), pre_head=nn.Linear(8, 8), head=nn.Linear(8, 2)),
+    "conditioning alone": joined(time_mlp=mlp(4, 8, 2)),
+    "layers called frequency": joined(frequency_in=nn.Linear(4, 8), gradient_out=nn.Linear(8, 2)),
 }
 
 

@@ -352,7 +352,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["file_name", "0.pt", "1.pth", "../../x.pt"], r"without '..' \(got '../../x.pt'\)"),
         (["file_name", "0.pt", "a/../../runs/1.pth"], r"without '..' \(got 'a/../../runs/1.pth'\)"),
         (["file_name", "0.pt", "/etc/x.pt"], r"to be a path from '.*runs', without '..' \(got '/etc/x.pt'\)"),
-        (["name", "0.pt", "1.pth"], "Expected a column 'file_name' in"),
+        (["name", "0.pt", "1.pth"], r"Expected a column 'file_name' in .* \(its columns: 'name'\)"),
+        (["file_name;a", "0.pt;0,1", "1.pth;0,2"], "Its columns are divided by semicolons: write commas, and points in numbers"),
+        (["file_name\ta", "0.pt\t1", "1.pth\t2"], "Its columns are divided by tabs"),
+        (["file_name,a"], "has names of columns, but no rows"),
+        ([",file_name", "a,0.pt", "b,1.pth"], r"has no name \(it begins with 'a', 'b'\). Name or remove it"),
         (["file_name", '""'], "Expected a column 'file_name' in"),
         (["file_name,a", "0.pt,1", "1.pth"], r"as many entries as columns in every row of '.*metadata.csv' \(row 2 has others\)"),
         (["file_name", '"0.pt'], "is not a CSV file"),
@@ -569,7 +573,7 @@ def test_what_training_leaves_beside_networks_is_skipped_and_listed(tmp_path: Pa
         write_network(runs / f"run-{number}" / "model.safetensors", number)
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt"):
             torch.save(optimizer.state_dict(), runs / f"run-{number}" / name)
-    torch.save(optimizer.state_dict(), runs / "opt_1.pt")  # whose name does not say it
+    torch.save({**optimizer.state_dict(), "saved in": Path("runs")}, runs / "opt_1.pt")  # whose name does not say it
     zoo, _notes = imported(
         tmp_path / "zoo",
         "31 files or folders are no networks of their own and were skipped, such as states of optimizers.*: 'opt_1.pt', 'run-0/opt",
@@ -696,6 +700,27 @@ def test_files_whose_names_are_nearly_equal(tmp_path: Path) -> None:
     write_csv(runs / "metadata.csv", "file_name", "net.pt", "Net.pt", "net.safetensors", "Other.PT")
     with pytest.raises(FileNotFoundError, match=r"not in '.*runs': 'Other.PT' \('other.pt' is there for 'Other.PT'\)\. Correct or"):
         import_zoo(tmp_path / "none", runs, activation="relu")
+
+
+def test_a_table_as_people_and_pandas_write_it(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    splits = ["train", "val", "test", "train", "train"]
+    networks(runs)
+    names = sorted(file.name for file in runs.iterdir())
+    rows = [f"{i}, {names[i]}, {split}, 0.{i}, {'N/A' if i == 2 else i}" for i, split in enumerate(splits)]
+    write_csv(runs / "metadata.csv", ", file_name, split , test_accuracy, depth", *rows)
+    zoo, _ = imported(tmp_path / "zoo", "The column 'depth' is text, for not all of its entries are numbers: 'N/A'. Leave")
+    assert {*zoo.table} == {"file", "split", "test_accuracy", "depth"}
+    assert zoo.column("split").tolist() == splits
+    assert zoo.column("test_accuracy").tolist() == [0, 0.1, 0.2, 0.3, 0.4]
+
+
+def test_tied_layers_are_no_chain(tmp_path: Path) -> None:
+    weight = torch.randn(2, 4)
+    (tmp_path / "runs").mkdir()
+    torch.save({"encoder.weight": weight, "decoder.weight": weight.T}, tmp_path / "runs" / "0.pt")
+    with pytest.raises(ValueError, match=r"'0.pt': 'encoder.weight' and 'decoder.weight' are one tensor"):
+        import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
 
 
 def test_what_lies_between_networks_is_said(tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ def link_away(file: Path, away: Path) -> None:
     file.symlink_to(away)
 
 
+def put_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 def drop_lines(zoo: Path, word: str, *files: Path) -> None:
     for file in files:
         file.unlink()
@@ -177,6 +182,18 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], Any], list[str]]] = {
     "a torn line": (
         lambda zoo, other: (zoo / "manifest.jsonl").write_text((zoo / "manifest.jsonl").read_text() + '\n{"file": "shards/00'),
         [r"Line \d+ of '.*manifest.jsonl' is no record of a file: it was changed by hand, or the disk was full"],
+    ),
+    "a line of other types": (
+        lambda zoo, other: edit(zoo / "manifest.jsonl", '"rows": 3', '"rows": "3"'),
+        [r"Line \d+ of '.*manifest.jsonl' is no record of a file"],
+    ),
+    "a folder in place of set columns": (
+        lambda zoo, other: put_folder(zoo / "columns.safetensors"),
+        ["columns.safetensors' is damaged .*set its columns again"],
+    ),
+    "a folder in place of a shard": (
+        lambda zoo, other: put_folder(shard(zoo, 1)),
+        ["001.safetensors' is damaged or truncated"],
     ),
     "no manifest": (lambda zoo, other: (zoo / "manifest.jsonl").unlink(), ["lacks manifest.jsonl, without which nobody can tell"]),
     "a path out of the folder": (
@@ -317,6 +334,7 @@ def test_headers_lead_nowhere_else(tmp_path: Path) -> None:
         ({"space": "../../x"}, "names the weight space '../../x', which is no file of a zoo"),
         ({"source": "/x.npy", "dtype": "F32"}, "names '/x.npy', which is no path from its folder"),
         ({"columns": ["missing"]}, "is damaged or truncated"),
+        ({"dropped": "2"}, "its header holds values of other types"),
         ({"checksum": None, "version": 9}, "format version 9"),
     ):
         held = {"rows": torch.arange(3), "columns": torch.arange(3)} if "source" in change else {}
@@ -485,6 +503,35 @@ def test_files_outside_are_named(tmp_path: Path) -> None:
     np.save(matrix, draw(5, 1).numpy())
     (problem,) = store.verify()
     assert "weights.npy', which it links to, is damaged: its contents do not have the checksum" in problem
+    (tmp_path / "away").mkdir()
+    os.rename(store.path, tmp_path / "away" / "zoo")
+    (problem,) = verify_zoo(tmp_path / "away" / "zoo")
+    assert "away/weights.npy', which is not there: put it back; a zoo that links to it moves with it" in problem
+    with pytest.raises(FileNotFoundError, match="which is not there"):
+        ZooStore(tmp_path / "away" / "zoo").read(torch.arange(2))
+
+
+def test_a_link_that_nobody_made_is_not_followed(tmp_path: Path) -> None:
+    zoo = make(tmp_path / "zoo").path
+    np.save(tmp_path / "weights.npy", draw(3).numpy())
+    with safe_open(shard(zoo, 1), "pt") as opened:
+        header = json.loads(opened.metadata()["wsgraph.shard"])
+    held = {"rows": torch.arange(3), "columns": torch.arange(SPACE.num_params), "table/number": load_file(shard(zoo, 1))["table/number"]}
+    text = json.dumps({**header, "source": "../../weights.npy", "dtype": "F32"})
+    save_file(held, shard(zoo, 1), {"wsgraph.shard": text})
+    (problem,) = verify_zoo(zoo)
+    assert "001.safetensors' is not what manifest.jsonl records" in problem
+    with pytest.raises(ValueError, match=r"is not what manifest.jsonl records"):
+        ZooStore(zoo).read(torch.arange(10))
+
+
+def test_a_zoo_that_lost_all_shards_is_not_merged(tmp_path: Path) -> None:
+    stores = [make(tmp_path / "zoo"), make(tmp_path / "lost", 1)]
+    shutil.rmtree(stores[1].path / "shards")
+    with pytest.warns(ZooWarning, match="is gone"):
+        lost = ZooStore(stores[1].path)
+    with pytest.raises(ValueError, match=r"'.*lost' lacks networks"):
+        ZooStore.merge(tmp_path / "merged", [stores[0], lost])
 
 
 # == Zoos of earlier versions ==

@@ -6,15 +6,15 @@ import itertools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from wsgraph.convert.key_names import (
     common_prefix,
     foreign_key,
+    names_before,
     names_beside,
     names_members,
     names_sequence,
@@ -23,7 +23,7 @@ from wsgraph.convert.key_names import (
     stem,
 )
 
-__all__ = ["Chain", "NotAChainError", "StateDictWarning", "read_chain"]
+__all__ = ["Chain", "NotAChainError", "StateDictWarning", "check_tied", "read_chain"]
 
 _BIAS_WORD = re.compile(r"(?<![a-z])bias(?:es)?(?![a-z])", re.IGNORECASE)
 # A vector of one of these names next to a layer without bias would otherwise be taken for the bias.
@@ -79,7 +79,7 @@ def read_chain(state_dict: Mapping[str, Tensor], prefix: str = "") -> Chain:
     Raises:
         NotAChainError: If they form none, or may form several.
     """
-    _check_tied(state_dict)
+    check_tied(state_dict)
     misfits = _misfits_by_key(state_dict, prefix)
     valid = [key for key in state_dict if key not in misfits]
     biases, unpaired = _pair_biases(state_dict, valid)
@@ -187,19 +187,22 @@ def _shape_misfit(key: str, tensor: Tensor) -> str | None:
         return "no dimension of size 0"
     if tensor.ndim > 1 and _BIAS_WORD.search(key.rsplit(".", 1)[-1]):
         return "a bias of 1 dimension (of networks stacked along the first dimension, choose one)"
-    if tensor.ndim == 1 and (role(key) == "weight" or _STATISTIC.search(key)):
+    # Names of modules above, such as "actor_mean", say nothing of a tensor that is called a bias.
+    name = key.rsplit(".", 1)[-1] if role(key) == "bias" else key
+    if tensor.ndim == 1 and (role(key) == "weight" or _STATISTIC.search(name)):
         aside = "" if role(key) else "; what belongs to no layer has to be left out"
         return f"a weight of 2 to 5 dimensions (vectors that scale or normalise neurons are no layer of their own){aside}"
     return None
 
 
-def _check_tied(state_dict: Mapping[str, Tensor]) -> None:
+def check_tied(state_dict: Mapping[str, Tensor]) -> None:
     """Raise where two keys hold one tensor, whose copies could not be moved apart."""
-    seen: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    seen: dict[tuple[int, int], str] = {}
     for key, tensor in state_dict.items():
         if tensor.is_meta or not tensor.numel():
             continue
-        first = seen.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), key)
+        # Transposed too, as a decoder may be its encoder.
+        first = seen.setdefault((tensor.data_ptr(), tensor.numel()), key)
         if first != key:
             raise NotAChainError(
                 f"{first!r} and {key!r} are one tensor, which the network uses twice: a chain would have two. Trace the module instead, "
@@ -303,9 +306,11 @@ def _check_layout(state_dict: Mapping[str, Tensor], order: Sequence[str], biases
                 f"{key!r} of shape {list(state_dict[key].shape)} follows the others if it is stored as [*kernel, in, out]: {transpose}."
             )
     pairs = list(itertools.pairwise(convolutions))
-    if all(first.shape[1] == second.shape[0] for first, second in pairs) and any(
+    transposed = all(first.shape[1] == second.shape[0] for first, second in pairs) and any(
         first.shape[0] != second.shape[1] for first, second in pairs
-    ):
+    )
+    # A file that is sorted may hold ordinary ones the other way round.
+    if transposed and next(_search_orders(state_dict, order), None) is None:
         key = next(key for key in order if state_dict[key].ndim > 2)
         raise NotAChainError(
             f"{key!r} of shape {list(state_dict[key].shape)} and those after it follow each other if they are stored as "
@@ -492,28 +497,58 @@ def _order_is_known(state_dict: Mapping[str, Tensor], biases: Mapping[str, str])
     return not all(part == sorted(part) for part in by_dtype)
 
 
-def _precedes(first: str, second: str) -> bool:
+def _prefixes(key: str) -> list[str]:
+    return [key[: match.end()] for match in re.finditer(r"[./]", key)]
+
+
+def _precedes(first: str, second: str, by_name: Callable[[str, str], bool]) -> bool:
     pairs = zip(re.split(r"(\d+)", first), re.split(r"(\d+)", second), strict=False)
     for i, (a, b) in enumerate(pairs):
         if a != b:
-            return i % 2 == 1 and int(a) < int(b)
+            return int(a) < int(b) if i % 2 else by_name(first, second)
     return False
 
 
+def _named_before(first: str, second: str) -> bool:
+    """Whether the names that tell two keys apart say that one comes first, as encoder and decoder do."""
+    pairs = zip(re.split(r"[./]", first), re.split(r"[./]", second), strict=False)
+    return next((names_before(a, b) for a, b in pairs if a != b), False)
+
+
 def _search_orders(state_dict: Mapping[str, Tensor], keys: Sequence[str]) -> Iterator[list[str]]:
-    """Orders that chain and keep numbered keys in the order of their numbers."""
-    before = {key: {other for other in keys if _precedes(other, key)} for key in keys}
+    """Orders that chain and keep numbered keys in the order of their numbers.
+
+    If there are any, those that a module may have, which lists its submodules one by one, and of these the ones that names such
+    as encoder and decoder say.
+    """
+    steps = iter(range(_SEARCH_STEPS))
+    for by_name, undivided in ((_named_before, True), (_unnamed, True), (_unnamed, False)):
+        found = _orders(state_dict, keys, by_name, undivided, steps)
+        if (first := next(found, None)) is not None:
+            return itertools.chain([first], found)
+    return iter(())
+
+
+def _unnamed(first: str, second: str) -> bool:
+    return False
+
+
+def _orders(
+    state_dict: Mapping[str, Tensor], keys: Sequence[str], by_name: Callable[[str, str], bool], undivided: bool, steps: Iterator[int]
+) -> Iterator[list[str]]:
+    before = {key: {other for other in keys if _precedes(other, key, by_name)} for key in keys}
+    members = {prefix: {key for key in keys if key.startswith(prefix)} for key in keys for prefix in _prefixes(key)}
     stack: list[list[str]] = [[]]
-    for _ in range(_SEARCH_STEPS):
-        if not stack:
-            return
+    while stack and next(steps, None) is not None:
         order = stack.pop()
         if len(order) == len(keys):
             if not _chain_misfit(state_dict, order):
                 yield order
             continue
         done = set(order)
+        begun = [prefix for prefix in _prefixes(order[-1]) if not members[prefix] <= done] if order and undivided else []
+        inside = begun[-1] if begun else ""
         for key in reversed(keys):
             fits = not order or _step_misfit(state_dict[order[-1]], state_dict[key]) is None
-            if key not in done and before[key] <= done and fits:
+            if key not in done and key.startswith(inside) and before[key] <= done and fits:
                 stack.append([*order, key])

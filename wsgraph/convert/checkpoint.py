@@ -290,8 +290,9 @@ def _find_state_dict(content: Any, path: Path, entry: str | None = None) -> dict
         raise CheckpointError(f"{str(path)!r} holds {_kind(content)}; expected a state dict, that is tensors by key.")
     if unnamed := [key for key, value in content.items() if isinstance(value, Tensor) and not isinstance(key, str)]:
         raise CheckpointError(f"Expected the keys of the tensors in {str(path)!r} to be strings (got {unnamed[0]!r}).")
-    if content and entry is None and all(isinstance(value, Tensor) for value in content.values()):
-        return {key: tensor.detach() for key, tensor in content.items()}
+    tensors = _without_extra_state(content)
+    if tensors and entry is None and all(isinstance(value, Tensor) for value in tensors.values()):
+        return {key: tensor.detach() for key, tensor in tensors.items()}
     candidates = dict(_candidates(content, path, named=entry is not None))
     if entry is not None:
         if entry not in candidates:
@@ -335,8 +336,7 @@ def _candidates(content: Mapping[Any, Any], path: Path, *, named: bool) -> Itera
             inner = _opened(value, path)
             if not isinstance(key, str) or not isinstance(inner, Mapping) or (_OTHER_ENTRY.search(key) and not named):
                 continue
-            # What layers keep beside their tensors is no weight.
-            tensors = {name: tensor for name, tensor in inner.items() if not (isinstance(name, str) and name.endswith("_extra_state"))}
+            tensors = _without_extra_state(inner)
             if _is_state_dict(tensors):
                 yield f"{where}{key}", tensors
 
@@ -354,6 +354,11 @@ def _mappings(content: Mapping[Any, Any], path: Path, *, named: bool = False) ->
             if isinstance(key, str) and isinstance(inner, Mapping) and id(value) not in seen and (named or not _OTHER_ENTRY.search(key)):
                 seen.add(id(value))
                 waiting.append((f"{where}{key}.", inner))
+
+
+def _without_extra_state(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A state dict without what layers keep beside their tensors, which is no weight."""
+    return {key: value for key, value in content.items() if not (isinstance(key, str) and key.endswith("_extra_state"))}
 
 
 def _is_state_dict(value: Mapping[Any, Any]) -> bool:

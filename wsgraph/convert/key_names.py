@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["common_prefix", "foreign_key", "names_beside", "names_members", "names_sequence", "role", "several_by_name", "stem", "words"]
+__all__ = [
+    "common_prefix",
+    "foreign_key",
+    "names_before",
+    "names_beside",
+    "names_members",
+    "names_sequence",
+    "role",
+    "several_by_name",
+    "stem",
+    "words",
+]
 
 _ROLE = re.compile(r"(?<![a-z])(?:(?P<weight>weights?|kernels?|coefs?|w)|(?P<bias>bias(?:es)?|intercepts?|b))(?![a-z])", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -77,7 +89,10 @@ def _is_table(key: str, state: Mapping[str, Tensor]) -> bool:
 _REMOVE = "call torch.nn.utils.{} first, which gives the layer its weight back"
 _FOREIGN = (
     _Foreign(
-        _pattern(r"lora\w*|dora\w*|loha\w*|lokr\w*|hada_w\w*|ia3\w*|oft_\w*|vera_\w*|boft_\w*|adapters?[._](?:down|up|\d)\w*"),
+        _pattern(
+            r"lora\w*|dora\w*|loha\w*|lokr\w*|hada_w\w*|ia3\w*|oft_\w*|vera_\w*|boft_\w*|adapters?[._](?:down|up|\d)\w*"
+            r"|modules_to_save|original_module"
+        ),
         "belongs to an adapter, such as LoRA's, which changes the weights of another network and is none itself: merge it into that "
         "network first (in PEFT: model.merge_and_unload())",
         of_all_keys=True,
@@ -118,6 +133,19 @@ _FOREIGN = (
         _pattern(r"optim(?:izer)?s?|exp_avg\w*|max_exp_avg\w*|momentum_buffer|square_avg|acc_delta|param_groups"),
         "is a state of an optimizer, not of a network: leave it out",
         of_all_keys=True,
+    ),
+    _Foreign(
+        re.compile(r"(?<![a-z])grad(?:ient)?s?$"),
+        "is called as a gradient is, not as a weight: leave it out",
+    ),
+    _Foreign(
+        _pattern(r"rff\w*|fourier\w*|freqs?|frequency|frequencies|random_features?"),
+        "is called as frequencies are, of which inputs become sines and cosines, and is no linear layer: trace the module instead",
+        lambda key, state: _is_table(key, state),
+    ),
+    _Foreign(
+        _pattern(r"t(?:ime)?_?emb\w*|cond(?:_?(?:emb\w*|proj|mlp|net))?|film|modulations?"),
+        "is called as what conditions a network is, which reads another input than its layers do: trace the module instead",
     ),
     _Foreign(
         _pattern(r"bilinear\w*"),
@@ -161,7 +189,7 @@ _TABLES = _listed(
 # Shapes of these layers can chain by accident, above all where all widths are equal.
 _OTHER_WIRING = _pattern(
     r"attn|attention|in_proj|[qkv]_proj|to_[qkv]+|qkv|query|w[qkvo]|c_attn|weight_[ih]h\w*|lstm\w*|gru\w*|rnn\w*|[ihx]2[iho]|recurrent\w*"
-    r"|downsample|shortcut|skip|skips|residuals?|res_?blocks?|identity"
+    r"|downsample|shortcut|skip|skips|res|residuals?|res_?blocks?|identity"
 )
 
 
@@ -184,24 +212,27 @@ def foreign_key(key: str, prefix: str, state: Mapping[str, Tensor]) -> tuple[str
     return None
 
 
-# == Several networks in one dict ==
+# == Several networks in one dict, or sections of one ==
 
 
 # One of these words beside a name without it makes a copy of a network.
 _COPIES = _listed(
-    "target targ tgt ema teacher student momentum shadow swa averaged avg old frozen ref reference backup polyak slow lagged copy best "
-    "online"
+    "target targ tgt ema teacher student momentum shadow swa averaged avg old frozen ref reference backup polyak slow fast lagged copy "
+    "clone duplicate previous best online branch"
 )
 # Two of these beside each other read the same layer, or are networks of their own.
 _HEADS = _listed(
     "policy value values actor critic advantage adv pi v q vf qf action logits baseline reward done mu mean loc key logvar var sigma std "
     "logstd scale cls class reg regression regressor bbox box boxes objectness aux auxiliary generator discriminator gen disc left right "
-    "image text vision visual audio language rgb density alpha color heatmap confidence keypoint keypoints mask depth segmentation"
+    "image text vision visual audio language rgb density alpha color heatmap confidence keypoint keypoints mask depth segmentation "
+    "dynamics transition shift gamma beta prior posterior"
 )
+_ACTORS, _ACTIONS = _listed("policy actor pi"), _listed("mu mean loc action logits")
 # Several of these with a number or letter are heads of one trunk, branches, or members of an ensemble.
 _NUMBERED = _listed(
-    "head heads branch branches tower towers stream streams member members critic critics actor actors estimator estimators learner "
-    "learners agent agents ensemble ensembles expert experts policies discriminators generators task tasks exit exits arm arms"
+    "head heads branch branches tower towers stream streams member members critic critics actor "
+    "actors estimator estimators learner learners agent agents player players ensemble ensembles "
+    "expert experts policies discriminators generators task tasks exit exits arm arms"
 )
 # What is numbered under one of these are such, even single layers.
 _COLLECTIONS = _listed(
@@ -213,6 +244,9 @@ _SECTIONS = _listed(
     "encoder decoder features feature extractor backbone body trunk stem base neck head tail classifier predictor projector projection fc "
     "mlp conv convs cnn output out embed down up"
 )
+# Layers before all others, and behind all others; encoders before decoders.
+_FIRST, _LAST = _listed("input inputs in first initial stem pre"), _listed("output outputs out last final head classifier tail")
+_ENCODERS, _DECODERS = _listed("encoder enc"), _listed("decoder dec")
 _PLACES = _listed(
     "input inputs in hidden output outputs out first second third fourth last mid middle final start end begin pre post intermediate "
     "initial inner outer one two three four five"
@@ -231,18 +265,20 @@ def several_by_name(names: Sequence[str], parent: str = "") -> bool:
         (True, True, True)
         >>> several_by_name(["encoder", "decoder"]), several_by_name(["fc1", "fc2", "value"]), several_by_name(["0", "1"], "layers")
         (False, False, False)
+        >>> several_by_name(["latent_pi", "mu"]), several_by_name(["latent_pi", "mu", "log_std"])
+        (False, True)
     """
     if len(names) < 2:
         return False
     said = [words(name) for name in names]
     shared = frozenset[str].intersection(*said)
     heads = [own for name in said if (own := (name & _HEADS) - shared)]
-    numbered = [own for name in said if (own := name & _NUMBERED)]
+    numbered = [own for name in said if (own := name & _NUMBERED) and "pre" not in name]
     return (
         any((name & _COPIES) - shared for name in said)
-        or any(not first & second for i, first in enumerate(heads) for second in heads[i + 1 :])
-        or any(first & second for i, first in enumerate(numbered) for second in numbered[i + 1 :])
-        or (all(name.isdigit() for name in names) and bool(words(parent) & _COLLECTIONS))
+        or any(not first & second and not _is_actor(first | second) for first, second in itertools.combinations(heads, 2))
+        or any(first & second for first, second in itertools.combinations(numbered, 2))
+        or (bool(words(parent) & _COLLECTIONS) and all(name.isdigit() or not re.search(r"\d", name) for name in names))
     )
 
 
@@ -252,6 +288,8 @@ def names_beside(names: Sequence[str]) -> list[str]:
     Example:
         >>> names_beside(["lin_l", "lin_r", "out"]), names_beside(["input_layer", "output_layer"]), names_beside(["fc1", "fc2"])
         (['lin_l', 'lin_r'], [], [])
+        >>> names_beside(["fc", "out1", "out2"])
+        ['out1', 'out2']
     """
     names = [name for name in names if not name.isdigit()]
     for i, first in enumerate(names):
@@ -261,9 +299,28 @@ def names_beside(names: Sequence[str]) -> list[str]:
             unlike = [(a, b) for a, b in zip(first, second, strict=False) if a != b]
             letter = len(first) == len(second) and len(unlike) == 1 and all(a.isalpha() and b.isalpha() for a, b in unlike)
             letter = letter and (len(first) > 1 or (first + second).isupper())
+            if shared & {"out", "output", "outputs"} and re.sub(r"\d", "", first) == re.sub(r"\d", "", second):
+                return [first, second]
             if ((shared and all(rest)) or letter) and not any((words(name) - shared) & (_PLACES | _SECTIONS) for name in (first, second)):
                 return [first, second]
     return []
+
+
+def _is_actor(heads: frozenset[str]) -> bool:
+    """Whether these are an actor and the mean of its actions, which is no second head."""
+    return bool(heads & _ACTORS and heads & _ACTIONS) and heads <= _ACTORS | _ACTIONS
+
+
+def names_before(first: str, second: str) -> bool:
+    """Whether two names beside each other say that the first is of layers before those of the second.
+
+    Example:
+        >>> names_before("encoder", "decoder"), names_before("fc_in", "hidden"), names_before("fc1", "head"), names_before("phi", "rho")
+        (True, True, True, False)
+    """
+    said = words(first), words(second)
+    rank, other = (bool(name & _LAST) - bool(name & _FIRST) for name in said)
+    return rank < other or bool(said[0] & _ENCODERS and said[1] & _DECODERS)
 
 
 def names_sequence(names: Sequence[str]) -> bool:

@@ -50,7 +50,8 @@ def from_state_dict(
 
     Layers whose keys differ in a number are ordered by that number (``layers.2`` before ``layers.10``), other layers by their place in the
     dict. Where that order does not chain, or the dict is sorted alphabetically and its order therefore says nothing, the order is
-    taken from the shapes, provided that they allow a single one. Flattening is recognised where the first linear layer reads several
+    taken from the shapes, provided that they allow a single one; submodules stay whole, and names such as encoder and decoder, or input
+    and output, decide where shapes do not. Flattening is recognised where the first linear layer reads several
     positions per channel.
 
     Args:

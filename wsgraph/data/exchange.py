@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wsgraph.convert import load_checkpoint
-from wsgraph.convert.checkpoint import _LOADERS, checkpoint_ending, network_files
+from wsgraph.convert.chain import check_tied
+from wsgraph.convert.checkpoint import _LOADERS, _load_file, checkpoint_ending, network_files
 from wsgraph.convert.networks import chosen_network, matching_network
 from wsgraph.convert.state_dict import read_network
 from wsgraph.data.copies import Copies, Copy, listed
@@ -91,25 +92,42 @@ def _read_table(file: Path) -> dict[str, list[Any]]:
     if kind not in (".jsonl", ".csv"):
         raise ValueError(f"Expected a table ending in .jsonl or .csv (got {file.name!r}).")
     text = _read_text(file)
-    rows: list[dict[Any, Any]]
     if kind == ".jsonl":
         rows = [_read_json(file, line, f" in line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain.from_iterable(rows))}
     else:
-        try:
-            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-            rows, header = list(reader), reader.fieldnames or []
-        except csv.Error as error:
-            raise ValueError(f"{str(file)!r} is not a CSV file ({error}).") from None
-        if repeated := _repeated(header):
-            raise ValueError(f"{str(file)!r} has several columns {listed(repeated)}. Rename or remove all but one.")
-        if ragged := [i for i, row in enumerate(rows, 1) if None in row or None in row.values()]:
-            raise ValueError(f"Expected as many entries as columns in every row of {str(file)!r} (row {ragged[0]} has others).")
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain.from_iterable(rows))}
-    if kind == ".csv":
+        columns = _read_csv(file, text)
         names = (_FILE, _SPACE, "split", "activation")
         columns = {name: texts if name in names else _from_text(texts) for name, texts in columns.items()}
     if not all(isinstance(name, str) and name for name in columns.get(_FILE, [None])):
         raise ValueError(f"Expected a column {_FILE!r} in {str(file)!r}, with the path of every checkpoint from its folder.")
+    return columns
+
+
+def _read_csv(file: Path, text: str) -> dict[str, list[Any]]:
+    try:
+        # As people write by hand, with a space behind every comma.
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True) if row] or [[]]
+    except csv.Error as error:
+        raise ValueError(f"{str(file)!r} is not a CSV file ({error}).") from None
+    header = [name.strip() for name in header]
+    if _FILE not in header:
+        sign = next((name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if any(sign in column for column in header)), None)
+        hint = f" Its columns are divided by {sign}: write commas, and points in numbers." if sign else ""
+        raise ValueError(
+            f"Expected a column {_FILE!r} in {str(file)!r}, with the path of every checkpoint from its folder "
+            f"(its columns: {listed(header)}).{hint}"
+        )
+    if repeated := _repeated(header):
+        raise ValueError(f"{str(file)!r} has several columns {listed(repeated)}. Rename or remove all but one.")
+    if ragged := [i for i, row in enumerate(rows, 1) if len(row) != len(header)]:
+        raise ValueError(f"Expected as many entries as columns in every row of {str(file)!r} (row {ragged[0]} has others).")
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    # Numbers of rows, as pandas writes them in front.
+    if (unnamed := columns.pop("", None)) is not None and unnamed != [str(i) for i in range(len(rows))]:
+        raise ValueError(f"A column of {str(file)!r} has no name (it begins with {listed(unnamed, 3)}). Name or remove it.")
+    if not rows:
+        raise ValueError(f"{str(file)!r} has names of columns, but no rows.")
     return columns
 
 
@@ -226,7 +244,7 @@ def _holds_optimizer(file: Path) -> bool:
     """Whether a file holds the state of an optimizer, as its ``state_dict`` gives it, and no
     network."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _load_file(file)
     except Exception:  # of the many kinds that damaged or foreign files raise, none is the state of an optimizer
         return False
     return isinstance(content, Mapping) and {"state", "param_groups"} <= {*content}
@@ -366,6 +384,7 @@ class _Reader:
         space = self._known[key] if (key := self.keys[number]) else self.space
         if space is None:
             state = chosen_network(state, self.prefix)
+            check_tied(state)
             space = self._space_of(state, self.activations[number])
         else:
             state = matching_network(state, [key for param in space.params for key in param.keys], self.prefix)
@@ -605,6 +624,14 @@ def _notes(
     if lost := {name: count for name, count in lost.items() if count}:
         counts = ", ".join(f"{name!r} of {count}" for name, count in lost.items())
         yield f"Values are missing, which are NaN (of text: empty) in the zoo: {counts} of {len(folder.files)} networks."
+    for name, values in folder.columns.items():
+        texts = [value for value in values if isinstance(value, str) and value]
+        others = [text for text in texts if not _NUMBER.fullmatch(text)]
+        if 0 < len(others) < len(texts) / 2:
+            yield (
+                f"The column {name!r} is text, for not all of its entries are numbers: {listed(dict.fromkeys(others))}. "
+                "Leave entries empty that have no value."
+            )
     unread = sorted(file.name for file in folder.path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
     if not folder.has_table and unread:
         yield f"{listed(unread)} beside the checkpoints was not read: only {' or '.join(_TABLES)} is, or table=..."

@@ -148,6 +148,11 @@ class Record(NamedTuple):
                 contents += opened.read(min(int.from_bytes(contents, "little"), size))
         return cls(file, rows, size, hashlib.sha256(contents).hexdigest(), tuple(columns))
 
+    def is_valid(self) -> bool:
+        """Whether the fields are of their types, which nothing guarantees of what a file says."""
+        texts = (self.file, self.checksum, *self.columns)
+        return all(isinstance(text, str) for text in texts) and all(type(number) is int for number in (self.rows, self.bytes))
+
     def matches(self, other: Record) -> bool:
         """Whether both are of the same contents, whatever the name."""
         return (self.rows, self.bytes, self.checksum) == (other.rows, other.bytes, other.checksum)
@@ -213,7 +218,7 @@ class Manifest:
                 state, columns = entry.pop("state"), tuple(entry.pop("columns", ()))
                 record = Record(**entry, columns=columns)
                 name = record.file
-                if state not in (_ANNOUNCED, _WRITTEN, _REMOVED) or not isinstance(name, str):
+                if state not in (_ANNOUNCED, _WRITTEN, _REMOVED) or not record.is_valid():
                     raise ValueError
             except (ValueError, TypeError, KeyError, AttributeError):  # torn by a failing disk, or edited: its file is then not known
                 self.unreadable.append(number)

@@ -173,7 +173,9 @@ def read_columns(file: Path) -> list[ColumnPart]:
             raise ValueError("its contents do not have the checksum that was recorded when it was written")
         parts = zip(header["parts"], held, strict=True)
         return [ColumnPart(name, shard, checksum, decode_column(tensor)) for (name, shard, checksum), tensor in parts]
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+    except PermissionError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{str(file)!r} is damaged ({error}). Restore it. Or delete it and set its columns again.") from None
 
 
@@ -258,14 +260,14 @@ class ArrayRows:
 
     def open(self) -> MappedRows:
         """The rows, mapped."""
-        if not self.file.is_file():
-            raise FileNotFoundError(f"The zoo links to {str(self.file)!r}, which is not there: put it back, or move the two together.")
         offset, shape, dtype = _npy_header(self.file)
         return MappedRows(self.file, offset, shape, dtype, self.rows, self.columns)
 
 
 def _npy_header(file: Path) -> tuple[int, tuple[int, int], torch.dtype]:
     """Offset, shape and dtype of the matrix in a ``.npy`` file that is there in full."""
+    if not file.is_file():
+        raise FileNotFoundError(f"The weights lie in {str(file)!r}, which is not there: put it back; a zoo that links to it moves with it.")
     try:
         with file.open("rb") as opened:
             version = np.lib.format.read_magic(opened)
@@ -451,12 +453,16 @@ def open_shard(file: Path) -> Shard:
             columns = tuple(header["columns"])
             held = {name: tensors.get_slice(_COLUMN + name).get_shape()[0] for name in columns}
             known = header["space"], (shape[0], shape[1]), _DTYPES[kind], header["dropped"], columns, header["checksum"]
-    except SafetensorError as error:
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (SafetensorError, OSError) as error:
         raise ValueError(damaged.format(error)) from None
     except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(damaged.format(f"its header lacks something: {type(error).__name__}: {error}")) from None
     if not isinstance(header["space"], str) or not _KEY.fullmatch(header["space"]):
         raise ValueError(damaged.format(f"it names the weight space {header['space']!r}, which is no file of a zoo"))
+    if type(header["dropped"]) is not int or not isinstance(header["checksum"], str):
+        raise ValueError(damaged.format("its header holds values of other types"))
     source = header.get("source")
     if source is not None and (not isinstance(source, str) or os.path.isabs(source)):
         raise ValueError(damaged.format(f"it names {source!r}, which is no path from its folder"))

@@ -618,7 +618,7 @@ class ZooStore:
             OSError: If it cannot be written, with what to do about it.
             ValueError: If no zoo is given, or a column holds strings in one and numbers in another.
         """
-        stores = [store for store in stores if store.shards or not store.finished]
+        stores = [store for store in stores if store.shards or store.missing or not store.finished]
         if not stores:
             raise ValueError("Expected at least one zoo with networks in 'stores' (got none).")
         if unfinished := [str(store.path) for store in stores if not store.finished or store.missing]:

@@ -203,7 +203,7 @@ def _problems(folder: Path) -> Iterator[str]:
         fault = shard_fault(folder, manifest, shard)
         if fault is not None:
             yield fault
-            if file.is_symlink():
+            if file.is_symlink() or shard.is_linked:
                 continue  # what it leads to is not read
         shards.append(dataclasses.replace(shard, fault=fault))
         yield from shard.problems()
