@@ -262,6 +262,29 @@ def test_an_interrupt_says_how_to_continue(store: ZooStore, tmp_path: Path, inte
     assert same(train(store, tmp_path / "run", epochs=4), train(store, tmp_path / "whole", epochs=4))
 
 
+def test_a_run_that_is_told_to_end_is_no_success(
+    store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = training.Objective.training_step
+
+    def step(self: training.Objective, batch: Any, number: int) -> Any:
+        if self.current_epoch == 2:
+            monkeypatch.setattr(training.Objective, "training_step", original)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, number)
+
+    monkeypatch.setattr(training.Objective, "training_step", step)
+    handler = signal.getsignal(signal.SIGTERM)
+    command = ["train", "generalization", "--zoo", str(store.path), "--model", "statnn", "--epochs", "4", "--output", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert "Terminated. Finished epochs are kept in" in result.output + capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert (tmp_path / "run" / "result.json").exists()
+
+
 def test_the_status_of_an_interrupted_command(store: ZooStore, tmp_path: Path, interrupted: None) -> None:
     command = ["train", "generalization", "--zoo", str(store.path), "--model", "statnn", "--epochs", "4", "--output", str(tmp_path / "run")]
     result = CliRunner().invoke(app, command)
