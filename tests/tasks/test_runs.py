@@ -223,6 +223,18 @@ def test_processes_that_start_at_the_same_instant(tmp_path: Path, monkeypatch: p
     assert recorded == {1.0, 2.0, 3.0}
 
 
+def test_a_folder_is_writable_though_another_process_tidies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Path.touch
+
+    def touch(self: Path) -> None:
+        made(self)
+        runs_module._remove_temporary(tmp_path)
+
+    monkeypatch.setattr(Path, "touch", touch)
+    assert runs_module.prepare_folder(tmp_path) == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_that_never_records_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_module, "_PATIENCE", 0.2)
     (tmp_path / "run").mkdir()
