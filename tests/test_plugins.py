@@ -15,6 +15,7 @@ from wsgraph import WeightSpace, plugins
 from wsgraph.bench import bench, run_suite
 from wsgraph.bench.cells import Cell, run_cells
 from wsgraph.cli import app
+from wsgraph.cli.results import print_results
 from wsgraph.nn import list_models
 from wsgraph.nn import registry as models
 from wsgraph.plugins import Registry, add_plugin, import_place, load_plugins
@@ -144,7 +145,7 @@ def reproduced(folder: Path, page: Path) -> str:
     return text
 
 
-def test_printed_commands_of_plugins_run(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_commands_of_plugins_run(plugin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(plugin.parent)
     make_store(plugin.parent / "zoo", networks=24)
     add_plugin("theirs.py")
@@ -163,6 +164,10 @@ def test_printed_commands_of_plugins_run(plugin: Path, monkeypatch: pytest.Monke
         assert {name: again["metrics"][name] for name in ("validation_loss", "parameters")} == {
             name: first.metrics[name] for name in ("validation_loss", "parameters")
         }
+        if task == "their_prediction":  # whose errors are not those of pictures
+            print_results([first], "theirs")
+            assert "mse: mean squared error on test networks" in capsys.readouterr().out
+            assert "mse: mean squared error." in (plugin.parent / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_changed_plugin_makes_other_runs(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["better", "finite_or_none", "label", "mean_and_error", "none_as_nan", "places", "register_score"]
+__all__ = ["better", "finite_or_none", "label", "mean_and_error", "meaning", "none_as_nan", "places", "register_score"]
 
 # By the name of a score or cost: what its column is called, and whether more (1) or less (-1) is better, or neither (0).
 _MEASURES: dict[str, tuple[str, int]] = {
@@ -28,6 +28,9 @@ _MEASURES: dict[str, tuple[str, int]] = {
     "kept_bytes": ("kept MB", -1),
     "peak_bytes": ("peak MB", -1),
 }
+
+# Tasks of plugins have scores by the same names: what these are of is the task's to say.
+_MEANINGS = {"tau": "Kendall's tau of predictions and targets", "accuracy": "share of classes found", "mse": "mean squared error"}
 
 
 def register_score(name: str, *, better: int, label: str | None = None) -> None:
@@ -74,6 +77,22 @@ def label(name: str) -> str:
     return _MEASURES[_base(name)][0] if _base(name) in _MEASURES else name.replace("_", " ")
 
 
+def meaning(name: str) -> str:
+    """What a score is, in words.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The words; the head of its column where there are none.
+
+    Example:
+        >>> meaning("mse"), meaning("their_score")
+        ('mean squared error', 'their score')
+    """
+    return _MEANINGS.get(name, label(name))
+
+
 def better(name: str) -> int:
     """Whether more (1) or less (-1) of a score or cost is better; 0 if neither, or if that is not known.
 
@@ -92,7 +111,7 @@ def better(name: str) -> int:
 
 
 def places(name: str) -> int:
-    """Decimal places that a score is written with in all tables: errors of pixels are small.
+    """Decimal places that a score is written with in all tables: squared errors are small.
 
     Args:
         name: Its name, perhaps with the suffix of moved networks or further zoos.

@@ -312,6 +312,13 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], list[int], int]] = [
         17,
     ),
     ("together", [make("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", pads=[1, 1, 1, 1])], {"w": normal(4, 3, 3, 3)}, [1, 3, 4, 4], 18),
+    (
+        "ceil_mode with auto_pad = VALID",
+        [make("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[3, 3], auto_pad="VALID", ceil_mode=1)],
+        {},
+        [1, 3, 6, 6],
+        18,
+    ),
     ("negative padding", [make("MaxPool", ["x"], ["y"], kernel_shape=[1, 1], strides=[3, 3], auto_pad="SAME_UPPER")], {}, [1, 3, 6, 6], 18),
     ("kernel_shape", [make("Conv", ["x", "w"], ["y"], kernel_shape=[1, 1])], {"w": normal(4, 3, 3, 3)}, [1, 3, 4, 4], 18),
     ("auto_pad", [make("ConvTranspose", ["x", "w"], ["y"], auto_pad="SAME_UPPER")], {"w": normal(3, 4, 3, 3)}, [1, 3, 4, 4], 8),

@@ -223,6 +223,18 @@ def test_processes_that_start_at_the_same_instant(tmp_path: Path, monkeypatch: p
     assert recorded == {1.0, 2.0, 3.0}
 
 
+def test_a_folder_is_writable_though_another_process_tidies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Path.touch
+
+    def touch(self: Path) -> None:
+        made(self)
+        runs_module._remove_temporary(tmp_path)
+
+    monkeypatch.setattr(Path, "touch", touch)
+    assert runs_module.prepare_folder(tmp_path) == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_that_never_records_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_module, "_PATIENCE", 0.2)
     (tmp_path / "run").mkdir()
@@ -260,6 +272,29 @@ def test_an_interrupt_says_how_to_continue(store: ZooStore, tmp_path: Path, inte
         train(store, tmp_path / "run", epochs=4)
     assert signal.getsignal(signal.SIGINT) is handler  # which Lightning sets to ignore all that follow
     assert same(train(store, tmp_path / "run", epochs=4), train(store, tmp_path / "whole", epochs=4))
+
+
+def test_a_run_that_is_told_to_end_is_no_success(
+    store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = training.Objective.training_step
+
+    def step(self: training.Objective, batch: Any, number: int) -> Any:
+        if self.current_epoch == 2:
+            monkeypatch.setattr(training.Objective, "training_step", original)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, number)
+
+    monkeypatch.setattr(training.Objective, "training_step", step)
+    handler = signal.getsignal(signal.SIGTERM)
+    command = ["train", "generalization", "--zoo", str(store.path), "--model", "statnn", "--epochs", "4", "--output", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert "Terminated. Finished epochs are kept in" in result.output + capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_the_status_of_an_interrupted_command(store: ZooStore, tmp_path: Path, interrupted: None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from wsgraph.scores import places
+from wsgraph.scores import meaning, places
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +63,6 @@ def print_results(results: list[Result], title: str) -> None:
         ]
         table.add_row(str(result.config["model"]), *row)
     print_whole(table)
-    meaning = {"tau": "tau: Kendall's tau", "accuracy": "accuracy: share of classes found", "mse": "mse: mean squared error of pixels"}
     typer.echo(
-        f"{meaning.get(scores[0], scores[0])} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped."
+        f"{scores[0]}: {meaning(scores[0])} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped."
     )

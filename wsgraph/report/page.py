@@ -21,7 +21,7 @@ from wsgraph.plot import in_order_of_styles
 from wsgraph.report.charts import chart, legend, style_sheet
 from wsgraph.report.found import Run, Suite, find, number
 from wsgraph.report.tables import Cell, Column, amount, column_of, read_cells, score_cell, table
-from wsgraph.scores import mean_and_error
+from wsgraph.scores import mean_and_error, meaning
 
 __all__ = ["write_report"]
 
@@ -34,11 +34,6 @@ _TASKS = {
     "inr_editing": "Models change the weights of implicit neural representations as an image operation changes their picture.",
 }
 _SEEDS = ("Seed", "Seeds")
-_MEANINGS = {
-    "tau": "tau: Kendall's tau of predicted and true accuracies",
-    "accuracy": "accuracy: share of classes found",
-    "mse": "mse: mean squared error of pixels",
-}
 _ROBUSTNESS = "Robustness to scaled neurons"
 _SCALE_LABEL = "upper bound s of the neuron scales U[1, s]"
 
@@ -200,7 +195,7 @@ def _compared(title: str, group: list[Run], styles: Mapping[str, int]) -> _Secti
     sentences = [
         _TASKS.get(group[0].task, ""),
         f"Scores are on {test:,} test networks{target}." if isinstance(test, int) else "",
-        f"{_MEANINGS[main]}." if main in _MEANINGS else "",
+        f"{main}: {meaning(main)}." if main and meaning(main) != main.replace("_", " ") else "",
         "s: neurons permuted and scaled by factors from U[1, s], or their signs flipped, which changes no network's function."
         if main and any(name.startswith(f"{main}_scale_") for row in rows for name in row.metrics)
         else "",
@@ -317,7 +312,7 @@ def _charts(panels: Mapping[str, Sequence[_Row]], styles: Mapping[str, int], dra
                 styles,
                 title=title if len(panels) > 1 else "",
                 x_label=_SCALE_LABEL,
-                y_label=_score_label(main),
+                y_label=meaning(main),
                 x_name=lambda x: f"s = {x:g}",
                 y_name=_value_of(main),
                 x_ticks=scales if len(scales) <= 8 else None,
@@ -325,10 +320,6 @@ def _charts(panels: Mapping[str, Sequence[_Row]], styles: Mapping[str, int], dra
         )
     costs = _cost_charts(panels, styles)
     return [*([(_ROBUSTNESS, "".join(curves))] if any(curves) else []), *([("Scores and costs", costs)] if costs else [])]
-
-
-def _score_label(name: str) -> str:
-    return {"tau": "Kendall's tau of predicted and true accuracy", "mse": "mean squared error of pixels"}.get(name, name.replace("_", " "))
 
 
 def _value_of(name: str) -> Callable[[float, float], str]:
@@ -363,7 +354,7 @@ def _cost_charts(panels: Mapping[str, Sequence[_Row]], styles: Mapping[str, int]
                         styles,
                         title=title if len(panels) > 1 else "",
                         x_label=label,
-                        y_label=f"{_score_label(main)}, networks as they are",
+                        y_label=f"{meaning(main)}, networks as they are",
                         x_name=lambda x, unit=unit: f"{x:,.0f} {unit}" if unit == "parameters" else f"{amount(x)} {unit}",  # type: ignore[misc]
                         y_name=_value_of(main),
                         joined=False,

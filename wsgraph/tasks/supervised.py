@@ -136,6 +136,7 @@ def run_prediction(
             task, networks of any split cannot be read, training diverges, ``output`` holds another run, or another process trains there.
         OSError: If the output folder cannot be written.
         KeyboardInterrupt: If training is interrupted; the same call continues it.
+        SystemExit: If the process is asked to end by SIGTERM, as cluster schedulers do; the same call continues the run.
     """
     store = opened(zoo)
     model_entry(model)

@@ -20,6 +20,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -242,6 +243,10 @@ def _kept_handler() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
+def _kept(folder: Path) -> str:
+    return f"Finished epochs are kept in {str(folder)!r}: repeat what started the run to continue it."
+
+
 def _keep_log(folder: Path) -> None:
     """Rename the log of an earlier attempt, which the logger would delete, to ``metrics.1.csv``, ``metrics.2.csv``, ..."""
     log = folder / "metrics.csv"
@@ -289,6 +294,7 @@ def fit(
     Raises:
         DivergedError: If the loss stops being finite.
         KeyboardInterrupt: If training is interrupted, with what to do.
+        SystemExit: If the process is asked to end by SIGTERM, with the status 143.
     """
     shown = _EpochProgress(title, objective.score_name, progress and is_first_process())
     best = _BestAndLast(
@@ -322,6 +328,10 @@ def fit(
             with _kept_handler():
                 trainer.fit(objective, train, validation, ckpt_path=last, weights_only=True)
             interrupted = trainer.interrupted
+        except SIGTERMException:  # whose exit status would be that of success
+            if is_first_process():
+                Console(stderr=True).print(f"Terminated. {_kept(folder)}", highlight=False, markup=False, soft_wrap=True)
+            raise SystemExit(128 + signal.SIGTERM) from None
         except SystemExit as end:  # which is how Lightning answers an interrupt
             interrupted = isinstance(end.__context__, KeyboardInterrupt)
             if not interrupted:
@@ -329,7 +339,7 @@ def fit(
         finally:
             shown.stop()
     if interrupted:
-        raise KeyboardInterrupt(f"Interrupted. Finished epochs are kept in {str(folder)!r}: repeat what started the run to continue it.")
+        raise KeyboardInterrupt(f"Interrupted. {_kept(folder)}")
     loss = float("nan") if best.best_model_score is None else float(best.best_model_score)
     if not math.isfinite(loss):
         raise DivergedError("Training diverged: the validation loss is not finite in any epoch. Lower 'learning_rate'.")

@@ -235,6 +235,11 @@ def _pooled_windows(
         if max(below, above) >= reach:
             raise UnsupportedError(f"pads as large as the kernel, {w.low + w.high}, are not supported: windows would lie in them alone.")
         steps = (size + below + above - reach) / stride
+        if ceil_mode and auto_pad == "VALID" and steps % 1:
+            raise UnsupportedError(
+                "its attribute ceil_mode with auto_pad = VALID, where the windows do not end with the tensor, is "
+                "not supported (ONNX's text and its shape inference disagree about it)."
+            )
         count = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
         if ceil_mode and (count - 1) * stride >= size + below:
             count -= 1  # windows that start in the padding above are left out
