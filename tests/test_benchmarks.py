@@ -64,6 +64,7 @@ def test_sharing_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "geometric mean" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_message_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     document = run("message_speed", tmp_path, monkeypatch)
     assert (tmp_path / "message_speed_cpu.json").exists()
@@ -107,6 +108,7 @@ def test_message_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "needs a chain" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_accuracy_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On two zoos of random networks, with one short training per case in a process of its own."""
     import accuracy_prediction as script

@@ -71,6 +71,7 @@ def _document(folder: Path, name: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_tables_and_figures(tmp_path: Path, threads: None, short: None, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, Any] = {"size": TINY, "folder": tmp_path, "output": tmp_path / "results", "models": ["statnn", "neural_graph"]}
     run_suite("generalization", **options)
@@ -115,6 +116,7 @@ def test_tables_and_figures(tmp_path: Path, threads: None, short: None, capsys: 
     assert "s=100" in (tmp_path / "results" / "robustness.md").read_text()
 
 
+@pytest.mark.slow
 def test_train_size_and_transfer(tmp_path: Path, threads: None, short: None) -> None:
     options: dict[str, Any] = {"size": SMALL, "folder": tmp_path, "output": tmp_path / "results", "models": ["statnn", "neural_graph"]}
     run_suite("train-size", **options)
@@ -211,6 +213,7 @@ def test_inr_classification(tmp_path: Path, threads: None) -> None:
     assert (tmp_path / "results" / "inr.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_editing(tmp_path: Path, threads: None) -> None:
     options: dict[str, Any] = {"size": SMALL, "folder": tmp_path, "output": tmp_path / "results"}
     small = "monomial_gnn:channels=4,rounds=1"  # which reads no probes here

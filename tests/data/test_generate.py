@@ -413,6 +413,7 @@ class _KilledOnce(Classifiers):
         return super().train(networks, device=device, advance=advance)
 
 
+@pytest.mark.slow
 def test_ray_redoes_what_a_killed_worker_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     flag = tmp_path / "killed"

@@ -876,6 +876,7 @@ def test_statistics_are_those_of_each_parameter(many: ZooStore, monkeypatch: pyt
         assert torch.allclose(torch.tensor(statistics[name], dtype=torch.float64), torch.stack(expected), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_while_all_is_read(tmp_path: Path) -> None:
     space = WeightSpace.mlp([62, 62, 2])
     rows = 100_000_000 // space.num_params

@@ -194,6 +194,7 @@ def test_two_runs_in_one_folder_at_once_are_refused(store: ZooStore, tmp_path: P
     assert default(store).folder == options["base"]  # free again
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_the_same_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
     errors: list[str] = []

@@ -46,7 +46,7 @@ class StateDictWarning(UserWarning):
     """A state dict was read as a chain of layers, but its keys and shapes allow another network too.
 
     Example:
-        >>> import warnings
+        >>> import torch, warnings
         >>> from wsgraph import from_state_dict
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
