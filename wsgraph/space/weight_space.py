@@ -667,7 +667,7 @@ class WeightSpace:
             network = f"network {where[0]}, " if batched else ""
             raise ValueError(
                 f"'{name}' holds NaN or infinite weights (first at {network}parameter {param!r}). "
-                "Drop such networks before building graphs, for instance with thetas[thetas.isfinite().all(1)]."
+                "Drop such networks first, for instance with thetas[thetas.isfinite().all(1)]."
             )
 
     def flatten(self, state_dict: Mapping[str, Tensor]) -> Tensor:
@@ -976,7 +976,8 @@ class WeightSpace:
 
         Raises:
             SpaceMismatchError: If the shape is wrong.
-            ValueError: If a weight is NaN or infinite, or ``fix`` names something else.
+            ValueError: If a weight is NaN or infinite, a network has no canonical form within the range of the dtype, or
+                ``fix`` names something else.
         """
         from wsgraph.symmetry import canonicalize
 

@@ -46,7 +46,8 @@ class TracedAnswers:
         if (groups, tuple((param.name, param.axes) for param in params)) != (space.groups, tuple((p.name, p.axes) for p in space.params)):
             raise SpaceMismatchError(
                 f"The 'module' has another weight space, with {len(groups)} groups, than {space!r}: give the module that was traced (after "
-                "folding its norms, if they were folded), and inputs of the kind that it was traced with."
+                "folding its norms, if they were folded), and inputs of the kind that it was traced with; where outputs are not "
+                "told apart by example, of the same batch size too."
             )
         raw = list(self.lowering.groups.values())
         self.permutations = {old.permutation: new.permutation for old, new in zip(raw, groups, strict=True)}
