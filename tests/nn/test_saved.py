@@ -63,6 +63,13 @@ def test_what_operator_is_missing_and_how_to_get_it(tmp_path: Path, registry: di
     register_operator("aa", torch.relu, positive=True, sign=False)
     with pytest.raises(ValueError, match=r"'aa' let signs through when the model in .* was saved, and lets positive factors through"):
         load_model(tmp_path / "model")
+    del registry["aa"]
+    register_operator("aa", torch.tanh, positive=False, sign=True)  # the same symmetries, another function
+    with pytest.raises(ValueError, match=r"'aa' computes other values than when the model in .* was saved"):
+        load_model(tmp_path / "model")
+    del registry["aa"]
+    register_operator("aa", lambda v: torch.atan(v) * (1 + 1e-7), positive=False, sign=True)  # the rounding of another machine
+    assert load_model(tmp_path / "model") is not None
 
 
 def as_saved_before(folder: Path, table: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from wsgraph.convert import CheckpointError, load_checkpoint
 from wsgraph.files import explained_errors, write_atomically
 from wsgraph.nn.registry import Recipe, recipe_of
 from wsgraph.space import WeightSpace
-from wsgraph.space.operators import operator_symmetry
+from wsgraph.space.operators import apply_operator, operator_symmetry
 
 __all__ = ["load_model", "read_about", "save_model"]
 
@@ -72,6 +72,7 @@ def save_model(
         "task": recipe.task,
         "spaces": [json.loads(space.to_json()) for space in recipe.spaces],
         "operators": _declared(recipe.spaces),
+        "operator_values": {text: _values(text) for text in _declared(recipe.spaces)},
         "about": dict(about or {}),
     }
     try:
@@ -101,7 +102,8 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
     Raises:
         FileNotFoundError: If the folder holds no model.
         CheckpointError: If a file is damaged, was written by a later version, or the weights do not fit the model.
-        ValueError: If the model, or an operator of the networks that it reads, is not registered, or the operator with other symmetries.
+        ValueError: If the model, or an operator of the networks that it reads, is not registered, or the operator with other
+            symmetries or another function.
     """
     path = Path(folder)
     document = _read_config(path)
@@ -170,6 +172,27 @@ def _check_operators(document: Mapping[str, Any], path: Path) -> None:
                 f"The operator {text!r} let {said} through when the model in {str(path)!r} was saved, and lets {now} through as it is "
                 "registered now: register the operator that the model was trained with."
             )
+        saved, current = (document.get("operator_values") or {}).get(text), _values(text)
+        if saved and current and not _alike(saved, current):
+            raise ValueError(
+                f"The operator {text!r} computes other values than when the model in {str(path)!r} was saved: register "
+                "the operator that the model was trained with."
+            )
+
+
+def _alike(saved: Sequence[float], current: Sequence[float]) -> bool:
+    """Whether values are the same but for the rounding of another machine."""
+    return len(saved) == len(current) and torch.allclose(torch.tensor(saved), torch.tensor(current), rtol=1e-4, atol=1e-6)
+
+
+def _values(text: str) -> list[float] | None:
+    """What an operator makes of a few fixed numbers, by which its function is known again; ``None`` where that says nothing."""
+    try:
+        with torch.no_grad():
+            values = apply_operator(text, torch.linspace(-2, 2, 16, dtype=torch.float64).view(1, 1, 4, 4)).flatten()
+    except Exception:  # operators are anybody's code, and one may be made for other shapes
+        return None
+    return values.tolist() if bool(values.isfinite().all()) else None
 
 
 def _passing(positive: bool, sign: bool) -> str:
