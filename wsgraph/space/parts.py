@@ -59,6 +59,8 @@ class NeuronGroup:
         factors: Names of two groups of role ``"factor"`` of sizes :math:`a` and :math:`b`, where neuron :math:`i b + j` may only go to
             :math:`\pi(i) b + \rho(j)`: the channels of a grouped convolution, the heads of attention.
         reason: Why neurons of role ``"fixed"`` cannot move.
+        follows: Scale classes whose factors multiply the neurons, each with its power, where these are
+            not those of the class ``scale``: the factors of a product beside those of its result.
     """
 
     name: str
@@ -70,6 +72,7 @@ class NeuronGroup:
     limits: Symmetry = _ALL
     factors: tuple[str, ...] = ()
     reason: str = ""
+    follows: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -84,11 +87,17 @@ class NeuronGroup:
             raise ValueError(f"Expected no or two 'factors' of neuron group {self.name!r} (got {self.factors}).")
         object.__setattr__(self, "limits", Symmetry(*self.limits))
         object.__setattr__(self, "factors", tuple(self.factors))
+        object.__setattr__(self, "follows", tuple((str(label), int(power)) for label, power in self.follows))
         object.__setattr__(self, "operators", tuple(self.operators))
         for text in self.operators:
             parse_operator(text)
         object.__setattr__(self, "permutation", self.permutation or self.name)
         object.__setattr__(self, "scale", self.scale or self.permutation)
+
+    @property
+    def powers(self) -> tuple[tuple[str, int], ...]:
+        """The scale classes whose factors multiply the neurons' values, each with its power."""
+        return self.follows or ((self.scale, 1),)
 
     @cached_property
     def symmetry(self) -> Symmetry:

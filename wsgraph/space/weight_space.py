@@ -147,6 +147,10 @@ class WeightSpace:
         for label, members in self.scale_classes.items():
             if len({group.permutation for group in members}) > 1:
                 raise ValueError(f"Groups of scale class {label!r} must share one permutation class; scale classes are the finer ones.")
+        for group in self.groups:
+            for label, _ in group.follows:
+                if label not in self.scale_classes or self.scale_classes[label][0].permutation != group.permutation:
+                    raise ValueError(f"Group {group.name!r} follows {label!r}, which is no scale class of its own permutation class.")
 
     def _check_layers(self) -> None:
         groups, params = self._groups_by_name, self._params_by_name
@@ -459,6 +463,7 @@ class WeightSpace:
                     scale=scales[g.scale],
                     factors=tuple(groups[name] for name in g.factors),
                     reason="",
+                    follows=tuple((scales[label], power) for label, power in g.follows),
                 )
                 for g in self.groups
             ),
@@ -988,10 +993,12 @@ class WeightSpace:
     def to_json(self) -> str:
         """The space as JSON text, read back by :meth:`from_json`."""
         parts = {name: [dataclasses.asdict(part) for part in getattr(self, name)] for name in ("groups", "layers", "params", "connections")}
-        for param in parts["params"]:
-            for key in ("aliases", "transformed"):
-                if not param[key]:
-                    del param[key]  # spaces without tied weights keep the text and digest that they have in saved zoos
+        # What spaces lack is left out, so that they keep the text and digest that they have in saved zoos.
+        for kind, keys in (("params", ("aliases", "transformed")), ("groups", ("follows",))):
+            for part in parts[kind]:
+                for key in keys:
+                    if not part[key]:
+                        del part[key]
         signal = {} if self.signal is None else {"signal": dataclasses.asdict(self.signal)}
         assumed = {"assumed": self.assumed} if self.assumed else {}
         return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal, **assumed})

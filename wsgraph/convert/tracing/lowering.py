@@ -144,11 +144,19 @@ class Lowering:
             self.scaled[scale, place] = self.place_group(self.factors.names[key[0]], place, scale, limits)
         return self.scaled[scale, place]
 
-    def place_group(self, name: str, place: _Place, scale: str, limits: Symmetry, operators: Sequence[str] = ()) -> str:
+    def place_group(
+        self,
+        name: str,
+        place: _Place,
+        scale: str,
+        limits: Symmetry,
+        operators: Sequence[str] = (),
+        follows: Sequence[tuple[str, int]] = (),
+    ) -> str:
         """A new group of the neurons at a place."""
         label, factors = self.class_label(place.kind)
         name = self.free_name(name)
-        group = NeuronGroup(name, self.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors)
+        group = NeuronGroup(name, self.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors, "", follows)
         self.anchors.setdefault(place, name)
         if scale:
             self.scaled.setdefault((scale, place), name)
@@ -283,7 +291,10 @@ class Graph:
                 role = "input" if made.is_input else "output" if bool(self.is_output[made.start + positions].any()) else "fixed"
                 name = lowering.fixed_group(name_of_set, label.ids[positions], made.operators, role)
             else:
-                name = lowering.place_group(name_of_set, place, *lowering.scale(terms, place), made.operators)
+                scale, limits = lowering.scale(terms, place)
+                # Factors of a product: their values are multiplied with several unknowns, or with powers of one.
+                follows = () if scale else [(lowering.groups[lowering.group(key, place)].scale, power) for key, power in terms.items()]
+                name = lowering.place_group(name_of_set, place, scale, limits, made.operators, follows)
             own = made.start + positions
             self.group_of[own], self.number_of[own] = len(self.groups), numbers
             self.groups.append(name)
@@ -398,4 +409,12 @@ def _renamed(groups: Mapping[str, NeuronGroup]) -> list[NeuronGroup]:
     for group in groups.values():
         permutations.setdefault(group.permutation, group.name)
         scales.setdefault(group.scale, group.name)
-    return [replace(group, permutation=permutations[group.permutation], scale=scales[group.scale]) for group in groups.values()]
+    return [
+        replace(
+            group,
+            permutation=permutations[group.permutation],
+            scale=scales[group.scale],
+            follows=tuple((scales[label], power) for label, power in group.follows),
+        )
+        for group in groups.values()
+    ]
