@@ -162,9 +162,16 @@ def test_constructor_errors() -> None:
         ScaleGMN(space, 1, layers=0)
     with pytest.raises(ValueError, match="leave 'probes' out for weights out \\(got 4\\)"):
         ScaleGMN(space, 1, task="equivariant", probes=4)
+
+
+def test_several_inputs_are_told_apart() -> None:
     groups = [NeuronGroup("left", 2, "input"), NeuronGroup("right", 3, "input"), NeuronGroup("out", 1, "output")]
-    with pytest.raises(ValueError, match="Expected a weight space with one input and one output group \\(got WeightSpace"):
-        ScaleGMN(space_of(groups, [linear("a", {"left": 2, "right": 3}, "out", 1)]), 1)
+    space = space_of(groups, [linear("a", {"left": 2, "right": 3}, "out", 1)])
+    thetas = space.sample(2)
+    model = ScaleGMN(space, 1).eval()
+    outputs = model(space.batch(thetas))
+    assert outputs.shape == (2, 1)
+    assert not torch.allclose(outputs, model(space.batch(thetas[:, [4, 1, 2, 3, 0, *range(5, space.num_params)]])))
 
 
 def test_a_network_without_hidden_neurons() -> None:

@@ -158,12 +158,11 @@ def test_blocks_batches_and_flat_features_are_the_same_input(layer: str) -> None
 
 def test_weights_are_read_and_written_without_a_copy() -> None:
     space = WeightSpace.cnn([1, 6, 5], [4])
-    batch = space.batch(space.sample(3))
+    thetas = space.sample(3)
+    batch = space.batch(thetas)
     layer = MonomialLinear(space, 1, 4)
     blocks = batch.blocks().with_channels()
-    assert {weight.untyped_storage().data_ptr() for weight in blocks.weights if weight is not None} == {
-        batch.edge_attr.untyped_storage().data_ptr()
-    }
+    assert {weight.untyped_storage().data_ptr() for weight in blocks.weights if weight is not None} == {thetas.untyped_storage().data_ptr()}
     produced = layer(blocks)
     for entries in (layer.layout.read(blocks)["layers.1.weight"], *layer.layout.read(produced).values()):
         sources = [

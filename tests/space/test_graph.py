@@ -220,11 +220,11 @@ def test_targets_are_converted() -> None:
 
 
 @every_space
-def test_blocks_of_a_batch_are_views_of_its_features(space: WeightSpace) -> None:
-    batch = space.batch(sample(space))
-    blocks, expected = batch.blocks(), space.blocks(sample(space))
-    for tensors, wanted, store in ((blocks.weights, expected.weights, batch.edge_attr), (blocks.biases, expected.biases, batch.x)):
-        storage = store.untyped_storage()
+def test_blocks_of_a_batch_are_views_of_the_weights(space: WeightSpace) -> None:
+    thetas = sample(space)
+    blocks, expected = space.batch(thetas).blocks(), space.blocks(sample(space))
+    storage = thetas.untyped_storage()
+    for tensors, wanted in ((blocks.weights, expected.weights), (blocks.biases, expected.biases)):
         for tensor, value in zip(tensors, wanted, strict=True):
             if value is None:
                 assert tensor is None
@@ -286,7 +286,7 @@ def test_loader_over_mixed_architectures() -> None:
         assert_same(batch[i], graph)
     with pytest.raises(SpaceMismatchError, match=r"^blocks\(\) needs networks of one architecture, but the batch mixes 2 weight spaces"):
         batch.blocks()
-    with pytest.raises(SpaceMismatchError, match=r"^blocks\(\) needs networks of one architecture"):
+    with pytest.raises(SpaceMismatchError, match=r"^thetas\(\) needs networks of one architecture"):
         batch.thetas()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,20 +61,7 @@ class WeightTransform(BaseTransform):
         """
         if not isinstance(graph, ParameterGraph):
             raise TypeError(f"{type(self).__name__} transforms parameter graphs (got {type(graph).__name__}); for tensors call weights().")
-        parts = graph.by_space() if len(graph.spaces) > 1 else []
-        if not parts:
-            space = graph.spaces[0]
-            changed = space.batch(self.weights(space, graph.thetas()))
-            graph.x, graph.edge_attr = changed.x, changed.edge_attr
-            return graph
-        # Architecture by architecture, each at once, into the places of the batch.
-        x, edge_attr = cast(Tensor, graph.x).clone(), cast(Tensor, graph.edge_attr).clone()
-        for part in parts:
-            changed = part.space.batch(self.weights(part.space, part.blocks(x, edge_attr).flatten()))
-            for whole, rows, values in ((x, part.nodes, changed.x), (edge_attr, part.edges, changed.edge_attr)):
-                whole[rows.flatten(), : cast(Tensor, values).shape[1]] = cast(Tensor, values)
-        graph.x, graph.edge_attr = x, edge_attr
-        return graph
+        return graph.with_weights(self.weights)
 
     def reseed(self, seed: int) -> None:
         """Draw the random numbers of another seed from now on, in transforms of transforms too, such as one for every epoch.

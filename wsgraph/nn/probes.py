@@ -16,7 +16,7 @@ from wsgraph.space.evaluate import accepts, smallest_input_shape
 from wsgraph.space.graph import check_graph
 from wsgraph.space.weight_space import tell_assumed
 
-__all__ = ["Probes"]
+__all__ = ["Probes", "default_probes"]
 
 _SIDE = 8
 
@@ -112,3 +112,13 @@ def _key(shape: Sequence[int]) -> str:
 
 def _neurons(space: WeightSpace, role: str) -> int:
     return next(group.size for group in space.groups if group.role == role)
+
+
+def default_probes(spaces: Sequence[WeightSpace]) -> int:
+    """How many probes models read unless told otherwise: 64, 256 where networks take coordinates of a picture, which cost little.
+
+    None where a network has more than a million parameters or cannot be run.
+    """
+    if any(space.num_params > 1_000_000 or not space.layers for space in spaces):
+        return 0
+    return 64 if all(space.signal is None for space in spaces) else 256

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +32,41 @@ _EDGES = (
     "The batch has edges that {} does not have, or attributes that do not belong to its nodes and edges: a transform added some, such as "
     "AddSelfLoops or ToUndirected. Message-passing models read every edge both ways as it is; leave the transform out for them."
 )
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks of one space that lie side by side in a batch: their flat checkpoints ``[n, P]``."""
+
+    space: WeightSpace
+    thetas: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known", _version(self.thetas))
+
+    def __reduce__(self) -> Any:
+        return Networks, (self.space, self.thetas)
+
+    def check(self) -> None:
+        """Raise a clear error if the weights were written to since: a batch made of them would change silently.
+
+        Raises:
+            RuntimeError: If they were.
+        """
+        if _version(self.thetas) != vars(self)["_known"]:
+            raise RuntimeError(
+                "The weights of this batch were changed in place after it was made, so that nothing says "
+                "which ones it should hold: make it anew with space.batch(thetas), or of thetas.clone()."
+            )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Networks:
+        """The same networks with other weights."""
+        return Networks(self.space, function(self.thetas))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; unknown of those made in inference mode."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _blocks(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
@@ -84,6 +120,10 @@ class ParameterGraph(Data):
 
     ``batch[i]`` is the graph of one network, counted from the end where ``i`` is negative; slices, positions and boolean masks give lists.
 
+    Nodes and edges are drawn when somebody asks for them: a graph holds flat checkpoints until one of the
+    tensors above is read or PyG looks at it, and models of this library read those. A batch of networks
+    with many millions of weights therefore takes no more memory than the weights do.
+
     It is PyG's ``Data``: whatever works on that (loaders, ``Batch``, layers, samplers, explainers, ``torch.save``) works on it, and a batch
     that PyG collates equals the one that :meth:`WeightSpace.batch` builds at once. Transforms that add attributes or columns, or change
     values, leave a graph that every model reads. Models that read dense blocks refuse one whose nodes or edges were added, removed or
@@ -114,9 +154,170 @@ class ParameterGraph(Data):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if issubclass(cls, Batch):  # the class that PyG makes for batches, in which its own methods come before those of graphs
-            for name, method in (("get_example", _get_example), ("index_select", _index_select), ("__getitem__", _get_item)):
+            for name, method in _BATCH_METHODS.items():
                 if name not in vars(cls):
                     setattr(cls, name, method)
+
+    # == Drawn when asked for ==
+
+    @staticmethod
+    def of_networks(networks: Sequence[Networks], spaces: Sequence[WeightSpace], *, batched: bool, y: Any = None) -> ParameterGraph:
+        """A graph, or a batch of graphs, whose nodes and edges are drawn when somebody asks for them.
+
+        Args:
+            networks: The networks in their order.
+            spaces: The weight space of every network.
+            batched: Whether it is a batch.
+            y: Targets.
+        """
+        graph = cast(ParameterGraph, Batch(_base_cls=ParameterGraph)) if batched else ParameterGraph()
+        store = graph.__dict__["_store"]
+        store["space"] = list(spaces) if batched else spaces[0]
+        if y is not None:
+            store["y"] = y
+        if batched:
+            store._num_graphs = len(spaces)
+        graph.__dict__["_networks"], graph.__dict__["_is_drawn"] = tuple(networks), False
+        return graph
+
+    @property
+    def _undrawn(self) -> bool:
+        return self.__dict__.get("_is_drawn") is False
+
+    @property
+    def _store(self) -> Any:
+        """The tensors as PyG holds them; whoever asks for all of them gets nodes and edges too."""
+        if self._undrawn:
+            self._draw()
+        return self.__dict__["_store"]
+
+    @_store.setter
+    def _store(self, store: Any) -> None:
+        self.__dict__["_store"] = store
+
+    def _draw(self) -> None:
+        store, networks = self.__dict__["_store"], cast(tuple[Networks, ...], self.networks())
+        self.__dict__["_is_drawn"] = True
+        batched = isinstance(self, Batch)
+        drawn = [draw_batch(each) if batched else draw_graph(each) for each in networks]
+        tensors = drawn[0] if len(drawn) == 1 else _side_by_side(drawn)
+        for name, values in tensors.items():
+            store[name] = values
+        if batched:
+            _note_slices(store, store["space"])
+        known = self._note_order(True)
+        tensors_read = store["x"], store["edge_attr"]
+        self.__dict__["_drawn"] = (*tensors_read, *map(_version, tensors_read), known)
+
+    def __getattr__(self, key: str) -> Any:
+        if self._undrawn and key not in _DRAWN:
+            return getattr(self.__dict__["_store"], key)
+        return super().__getattr__(key)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if self._undrawn and key not in _DRAWN:
+            setattr(self.__dict__["_store"], key, value)
+        else:
+            super().__setattr__(key, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__dict__["_store"][key] if self._undrawn and key not in _DRAWN else super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self._undrawn and key not in _DRAWN:
+            self.__dict__["_store"][key] = value
+        else:
+            super().__setitem__(key, value)
+
+    def __contains__(self, key: str) -> bool:
+        return key in _DRAWN or key in self.__dict__["_store"] if self._undrawn else super().__contains__(key)
+
+    def __copy__(self) -> ParameterGraph:
+        return self._copied(copy.copy) if self._undrawn else super().__copy__()
+
+    def __deepcopy__(self, memo: Any) -> ParameterGraph:
+        return self._copied(lambda entry: copy.deepcopy(entry, memo)) if self._undrawn else super().__deepcopy__(memo)
+
+    def _copied(self, function: Callable[[Any], Any]) -> ParameterGraph:
+        result = self.__class__.__new__(self.__class__)
+        for key, value in self.__dict__.items():
+            result.__dict__[key] = function(value)
+        result.__dict__["_store"]._parent = result
+        return result
+
+    @property
+    def y(self) -> Any:
+        """Targets, if given."""
+        return self["y"] if "y" in self.__dict__["_store"] else None
+
+    @y.setter
+    def y(self, value: Any) -> None:
+        self["y"] = value
+
+    def networks(self) -> tuple[Networks, ...] | None:
+        """The flat checkpoints of a batch whose nodes and edges nobody has touched, ``None`` of others."""
+        if "_networks" not in self.__dict__:
+            return None
+        if not self._undrawn:
+            x, edge_attr, *versions, known = self.__dict__["_drawn"]
+            store = self.__dict__["_store"]
+            if store.get("x") is not x or store.get("edge_attr") is not edge_attr or x.is_inference():
+                return None  # what is written to tensors of inference mode leaves no trace
+            if [_version(x), _version(edge_attr)] != versions or x.requires_grad or edge_attr.requires_grad:
+                return None
+            if self.__dict__.get("_ordered") != known or not self._is_ordered():
+                return None
+        networks = cast(tuple[Networks, ...], self.__dict__["_networks"])
+        for each in networks:
+            each.check()
+        return networks
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return cast(tuple[Networks, ...], self.__dict__["_networks"])[0].thetas.device if self._undrawn else cast(Tensor, self.x).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return cast(tuple[Networks, ...], self.__dict__["_networks"])[0].thetas.dtype if self._undrawn else cast(Tensor, self.x).dtype
+
+    def with_weights(self, function: Callable[[WeightSpace, Tensor], Tensor]) -> ParameterGraph:
+        """A batch of the same networks with other weights, targets and whatever else was set kept.
+
+        Args:
+            function: Called with every weight space and the flat checkpoints ``[n, P]`` of its networks.
+
+        Returns:
+            The new batch.
+
+        Raises:
+            SpaceMismatchError: If nodes or edges do not lie where the spaces put them.
+        """
+        networks = self.networks()
+        if networks is None:
+            spaces = self._given_spaces()
+            ordered = [
+                (network, space, theta)
+                for space, places, thetas in self.pieces()
+                for network, theta in zip(places.tolist(), thetas, strict=True)
+            ]
+            ordered.sort(key=lambda entry: entry[0])
+            runs = [(space, list(run)) for space, run in itertools.groupby(ordered, key=lambda entry: entry[1])]
+            networks = tuple(Networks(space, torch.stack([theta for *_, theta in run])) for space, run in runs)
+        else:
+            spaces = self._given_spaces()
+        changed = [Networks(each.space, function(each.space, each.thetas)) for each in networks]
+        for each in changed:
+            each.space.check_thetas(each.thetas, finite=True)
+        result = ParameterGraph.of_networks(changed, spaces, batched=isinstance(self, Batch))
+        store = self.__dict__["_store"]
+        for key in store:
+            if key not in _DRAWN and key != "space":
+                result[key] = store[key]
+        return result
+
+    # == Its networks ==
 
     @property
     def num_networks(self) -> int:
@@ -135,7 +336,7 @@ class ParameterGraph(Data):
 
     def _given_spaces(self) -> list[WeightSpace]:
         """The weight space of every network."""
-        if "space" not in self:
+        if "space" not in self.__dict__["_store"]:
             raise SpaceMismatchError(
                 "The graph has no weight space, the attribute 'space', that says what its nodes and edges are. "
                 "Make graphs of checkpoints with space.graph(theta) or space.batch(thetas)."
@@ -176,6 +377,8 @@ class ParameterGraph(Data):
         space.check_layers("blocks()")
         if not self.fits_layout():
             raise SpaceMismatchError(_LAYOUT.format(repr(space)))
+        if self.networks() is not None:
+            return space.blocks(self.thetas())
         batch = self.num_networks
         nodes, edges = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
         return _blocks(space, nodes.view(batch, -1, nodes.shape[1]), edges.view(batch, -1, edges.shape[1]))
@@ -186,6 +389,8 @@ class ParameterGraph(Data):
 
     def _is_ordered(self) -> bool:
         """Whether nodes and edges of every network lie where its space put them, network by network."""
+        if self._undrawn:
+            return True
         if any(self.get(name) is None for name in ("space", "x", "edge_index", "edge_attr")):
             return False
         # What was built here, or compared before, and has not been touched since need not be compared.
@@ -265,6 +470,10 @@ class ParameterGraph(Data):
         return self._moved("pin_memory", args, options)
 
     def _moved(self, how: str, args: Any, options: Any) -> ParameterGraph:
+        if self._undrawn:
+            self.__dict__["_networks"] = tuple(each.map(_mover(how, args, options)) for each in self.__dict__["_networks"])
+            getattr(self.__dict__["_store"], how)(*args, **options)
+            return self
         # Compared before: on an accelerator it would stall the stream in every forward pass.
         ordered = self._is_ordered()
         moved: ParameterGraph = getattr(super(), how)(*args, **options)
@@ -282,9 +491,52 @@ class ParameterGraph(Data):
             raise SpaceMismatchError(_LAYOUT.format(" and ".join(map(repr, self.spaces[:2]))))
         return self._pieces()
 
+    def pieces(self) -> list[tuple[WeightSpace, Tensor, Tensor]]:
+        """The networks of every distinct weight space: the space, their places ``[n]`` in the batch, and flat checkpoints ``[n, P]``.
+
+        Raises:
+            SpaceMismatchError: If nodes or edges do not lie where the spaces put them, or those of a
+                network that is not made of layers were changed.
+        """
+        networks = self.networks()
+        if networks is None:
+            x, edge_attr = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
+            return [(piece.space, piece.networks, self._flat(piece, x, edge_attr)) for piece in self.by_space()]
+        starts = itertools.accumulate((len(each.thetas) for each in networks), initial=0)
+        found: dict[WeightSpace, list[tuple[Networks, Tensor]]] = {}
+        for each, start in zip(networks, starts, strict=False):
+            places = torch.arange(start, start + len(each.thetas))
+            found.setdefault(each.space.architecture if len(networks) > 1 else each.space, []).append((each, places))
+        result = []
+        for runs in found.values():
+            thetas = [run.thetas for run, _ in runs]
+            places = torch.cat([places for _, places in runs]).to(thetas[0].device)
+            result.append((runs[0][0].space, places, torch.cat(thetas) if len(thetas) > 1 else thetas[0]))
+        return result
+
+    def _flat(self, piece: SpaceRows, x: Tensor, edge_attr: Tensor) -> Tensor:
+        """Flat checkpoints of networks that were drawn."""
+        space = piece.space
+        if space.layers:
+            return piece.blocks(x, edge_attr).flatten()
+        spaces = self._given_spaces()
+        theta = self.get("theta")
+        sizes = [each.num_params for each in spaces]
+        if theta is not None and theta.numel() == sum(sizes):
+            starts = torch.tensor([0, *itertools.accumulate(sizes)])[piece.networks.cpu()]
+            thetas = theta[(starts[:, None] + torch.arange(space.num_params)).to(theta.device)]
+            nodes, edges = draw_features(space, thetas)
+            read = x[piece.nodes.flatten(), : nodes.shape[1]], edge_attr[piece.edges.flatten(), : edges.shape[1]]
+            if torch.equal(nodes, read[0]) and torch.equal(edges, read[1]):
+                return thetas
+        raise SpaceMismatchError(
+            f"The weights of {space!r} cannot be read off its edges, which do not hold all of them, and the batch does not have them, "
+            "or its edges were changed since: pass what space.batch(thetas) returns."
+        )
+
     def _pieces(self) -> list[SpaceRows]:
         """The networks of every space, and where its nodes and edges lie unless a transform moved them."""
-        owner, device = self.space_index(), cast(Tensor, self.edge_index).device
+        owner, device = self.space_index(), self.device
         counts = torch.tensor([(space.topology.num_nodes, space.topology.num_edges) for space in self.spaces])
         first_node, first_edge = (counts[owner].cumsum(0) - counts[owner]).unbind(1)
         pieces = []
@@ -303,8 +555,21 @@ class ParameterGraph(Data):
         return torch.tensor([known[id(space)] for space in given])
 
     def thetas(self) -> Tensor:
-        """Flat checkpoints ``[B, P]`` of a batch of one space: the inverse of :meth:`WeightSpace.batch`."""
-        return self.blocks().flatten()
+        """Flat checkpoints ``[B, P]`` of a batch of one space: the inverse of :meth:`WeightSpace.batch`.
+
+        Raises:
+            SpaceMismatchError: If the batch mixes architectures, or was changed so that they are lost.
+        """
+        space = self.common_space(user="thetas()")
+        networks = self.networks()
+        if networks is not None:
+            return torch.cat([each.thetas for each in networks]) if len(networks) > 1 else networks[0].thetas
+        if space.layers:
+            return self.blocks().flatten()
+        if not self.fits_layout():
+            raise SpaceMismatchError(_LAYOUT.format(repr(space)))
+        ((_, _, thetas),) = self.pieces()
+        return thetas
 
     @staticmethod
     def join(graphs: Sequence[ParameterGraph]) -> ParameterGraph:
@@ -327,28 +592,22 @@ class ParameterGraph(Data):
         """
         if not graphs or len({graph.y is None for graph in graphs}) > 1:
             raise ValueError(f"Expected at least one graph, and targets 'y' for all or none (got {list(graphs)}).")
+        if all(graph._undrawn for graph in graphs):
+            return _joined(graphs)
         batches = [graph if isinstance(graph, Batch) else _as_batch(graph) for graph in graphs]
-        padded: dict[str, list[Tensor]] = {}
-        for name in ("x", "edge_attr"):
-            width = max(batch[name].shape[1] for batch in batches)
-            padded[name] = [torch.nn.functional.pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches]
         result = cast(ParameterGraph, Batch(_base_cls=ParameterGraph))
-        result.x, result.edge_attr = torch.cat(padded["x"]), torch.cat(padded["edge_attr"])
-        nodes = list(itertools.accumulate((batch.x.shape[0] for batch in batches), initial=0))
-        networks = list(itertools.accumulate((batch.num_networks for batch in batches), initial=0))
-        result.edge_index = torch.cat([batch.edge_index + offset for batch, offset in zip(batches, nodes, strict=False)], dim=1)
-        for name in (*_STRUCTURE, *(["y"] if graphs[0].y is not None else [])):
-            result[name] = torch.cat([batch[name] for batch in batches])
+        for name, values in _side_by_side([batch.to_dict() for batch in batches]).items():
+            result[name] = values
+        if graphs[0].y is not None:
+            result["y"] = torch.cat([batch.y for batch in batches])
         result["space"] = [space for batch in batches for space in batch["space"]]
-        result.batch = torch.cat([batch.batch + offset for batch, offset in zip(batches, networks, strict=False)])
-        result.ptr = torch.cat([batches[0].ptr[:1], *(batch.ptr[1:] + offset for batch, offset in zip(batches, nodes, strict=False))])
         internals = cast(Any, result)
-        internals._num_graphs = networks[-1]
+        internals._num_graphs = sum(batch.num_networks for batch in batches)
         steps = {
             name: torch.cat([cast(Any, batch)._slice_dict[name].diff() for batch in batches]) for name in cast(Any, batches[0])._slice_dict
         }
         internals._slice_dict = {name: torch.cat([torch.zeros(1, dtype=torch.long), step.cumsum(0)]) for name, step in steps.items()}
-        zeros = torch.zeros(networks[-1], dtype=torch.long)
+        zeros = torch.zeros(internals._num_graphs, dtype=torch.long)
         internals._inc_dict = {name: result.ptr[:-1].cpu() if name == "edge_index" else zeros for name in steps}
         internals._inc_dict["space"] = None
         result._note_order(all(batch._is_ordered() for batch in batches))
@@ -411,7 +670,7 @@ class ParameterGraph(Data):
         return result
 
     def __repr__(self) -> str:
-        if "space" not in self or self.x is None or self.edge_index is None:
+        if not self._undrawn and ("space" not in self or self.x is None or self.edge_index is None):
             return super().__repr__()
         spaces = self.spaces
         space = spaces[0]
@@ -419,7 +678,76 @@ class ParameterGraph(Data):
         count = f"{self.num_networks} x " if isinstance(self, Batch) else ""
         network = f"{count}{name}" if len(spaces) == 1 else f"{self.num_networks} networks of {len(spaces)} weight spaces"
         y = f", y={list(self.y.shape)}" if isinstance(self.y, Tensor) else ""
-        return f"{type(self).__name__}({network}, nodes={self.x.shape[0]}, edges={self.edge_index.shape[1]}{y})"
+        if self._undrawn:
+            topologies = [given.topology for given in self._given_spaces()]
+            nodes, edges = (sum(getattr(each, count) for each in topologies) for count in ("num_nodes", "num_edges"))
+        else:
+            nodes, edges = self.x.shape[0], self.edge_index.shape[1]
+        return f"{type(self).__name__}({network}, nodes={nodes}, edges={edges}{y})"
+
+
+# What is drawn: the nodes and edges of networks, and whose they are.
+_STRUCTURE = ("node_group", "node_role", "node_activation", "node_position", "edge_layer")
+_DRAWN = {"x", "edge_index", "edge_attr", "batch", "ptr", "theta", *_STRUCTURE, "_slice_dict", "_inc_dict"}
+
+
+def _mover(how: str, args: Any, options: Any) -> Callable[[Tensor], Tensor]:
+    def move(tensor: Tensor) -> Tensor:
+        moved: Tensor = getattr(tensor, how)(*args, **options)
+        return moved
+
+    return move
+
+
+def _joined(graphs: Sequence[ParameterGraph]) -> ParameterGraph:
+    """One batch of graphs that were not drawn; networks of one space that lie side by side become one tensor."""
+    runs: list[list[Networks]] = []
+    for each in (networks for graph in graphs for networks in cast(Any, graph.networks())):
+        if runs and (runs[-1][0].space is each.space or runs[-1][0].space.matches(each.space)):
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    networks = [Networks(run[0].space, torch.cat([each.thetas for each in run])) if len(run) > 1 else run[0] for run in runs]
+    y = None if graphs[0].y is None else torch.cat([graph.y for graph in graphs])
+    spaces = [space for graph in graphs for space in graph._given_spaces()]
+    return ParameterGraph.of_networks(networks, spaces, batched=True, y=y)
+
+
+def _side_by_side(batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Nodes and edges of several batches as those of one."""
+    result: dict[str, Tensor] = {}
+    for name in ("x", "edge_attr"):
+        width = max(batch[name].shape[1] for batch in batches)
+        result[name] = torch.cat([torch.nn.functional.pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches])
+    nodes = list(itertools.accumulate((batch["x"].shape[0] for batch in batches), initial=0))
+    networks = list(itertools.accumulate((len(batch["ptr"]) - 1 for batch in batches), initial=0))
+    result["edge_index"] = torch.cat([batch["edge_index"] + offset for batch, offset in zip(batches, nodes, strict=False)], dim=1)
+    for name in _STRUCTURE:
+        result[name] = torch.cat([batch[name] for batch in batches])
+    if all("theta" in batch for batch in batches):
+        result["theta"] = torch.cat([batch["theta"] for batch in batches])
+    result["batch"] = torch.cat([batch["batch"] + offset for batch, offset in zip(batches, networks, strict=False)])
+    starts = [batch["ptr"][1:] + offset for batch, offset in zip(batches, nodes, strict=False)]
+    result["ptr"] = torch.cat([batches[0]["ptr"][:1], *starts])
+    return result
+
+
+def _note_slices(store: Any, spaces: Sequence[WeightSpace]) -> None:
+    """What Batch.from_data_list records, so that batch[i] and to_data_list() rebuild single graphs."""
+    count = len(spaces)
+    sizes = {id(space): space.topology for space in spaces}
+    nodes, edges = (torch.tensor([getattr(sizes[id(space)], name) for space in spaces]) for name in ("num_nodes", "num_edges"))
+    ones = torch.ones(count, dtype=torch.long)
+    steps = {"x": nodes, "edge_index": edges, "edge_attr": edges, "space": ones}
+    steps |= {name: edges if name == "edge_layer" else nodes for name in _STRUCTURE}
+    if isinstance(store.get("y"), Tensor):
+        steps["y"] = ones
+    if "theta" in store:
+        steps["theta"] = torch.tensor([space.num_params for space in spaces])
+    store._slice_dict = {name: torch.cat([torch.zeros(1, dtype=torch.long), step.cumsum(0)]) for name, step in steps.items()}
+    zeros = torch.zeros(count, dtype=torch.long)
+    store._inc_dict = {name: nodes.cumsum(0) - nodes if name == "edge_index" else zeros for name in steps}
+    store._inc_dict["space"] = None
 
 
 # == Picking networks of a batch ==
@@ -433,6 +761,8 @@ def _get_example(batch: Any, idx: Any) -> ParameterGraph:
         SpaceMismatchError: If a transform changed the number of nodes or edges of the batch, so that nothing says whose they are.
     """
     position = position_of(idx, batch.num_graphs, "batch")
+    if batch._undrawn and set(batch.__dict__["_store"].keys()) <= {"space", "y"}:
+        return _undrawn_example(batch, position)
     for name, length in (("x", 0), ("edge_index", 1), ("edge_attr", 0)):
         slices = getattr(batch, "_slice_dict", {}).get(name)
         if slices is not None and isinstance(value := batch.get(name), Tensor) and int(slices[-1]) != value.shape[length]:
@@ -441,6 +771,23 @@ def _get_example(batch: Any, idx: Any) -> ParameterGraph:
                 "collated, and nothing says which of them are whose. Transform single graphs, before they are collated."
             )
     return cast(ParameterGraph, Batch.get_example(batch, position))
+
+
+def _undrawn_example(batch: Any, position: int) -> ParameterGraph:
+    """One network of a batch that was not drawn."""
+    rest = position
+    for each in batch.__dict__["_networks"]:
+        if rest < len(each.thetas):
+            break
+        rest -= len(each.thetas)
+    y = batch.y[position : position + 1] if isinstance(batch.y, Tensor) else batch.y
+    alone = Networks(batch["space"][position], each.thetas[rest : rest + 1])
+    return ParameterGraph.of_networks([alone], [alone.space], batched=False, y=y)
+
+
+def _num_graphs(batch: Any) -> int:
+    """Number of networks of a batch."""
+    return len(batch["space"]) if batch._undrawn else cast(int, Batch.num_graphs.fget(batch))
 
 
 def _index_select(batch: Any, idx: Indices) -> list[ParameterGraph]:
@@ -456,7 +803,17 @@ def _index_select(batch: Any, idx: Indices) -> list[ParameterGraph]:
 
 def _get_item(batch: Any, idx: Any) -> Any:
     """An attribute by its name, one network by its position, or a list of several."""
-    return _get_example(batch, idx) if is_single(idx) else Batch.__getitem__(batch, idx)
+    if is_single(idx):
+        return _get_example(batch, idx)
+    return ParameterGraph.__getitem__(batch, idx) if isinstance(idx, str) else Batch.__getitem__(batch, idx)
+
+
+_BATCH_METHODS = {
+    "get_example": _get_example,
+    "index_select": _index_select,
+    "__getitem__": _get_item,
+    "num_graphs": property(_num_graphs),
+}
 
 
 def check_graph(batch: object) -> ParameterGraph:
@@ -476,29 +833,6 @@ def check_graph(batch: object) -> ParameterGraph:
     )
 
 
-def _features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
-    topology, batch = space.topology, thetas.shape[0]
-    x = thetas.new_zeros(batch, topology.num_nodes, topology.node_width)
-    edge_attr = thetas.new_zeros(batch, topology.num_edges, topology.edge_width)
-    # One split rather than a slice each: its gradient is one concatenation, not a tensor of all weights per slice.
-    parts = dict(zip(space.slices, thetas.split([param.size for param in space.params], dim=1), strict=True))
-    weights = [None if wire.parameter is None else wire.weight(parts[wire.parameter]) for wire in space.wires]
-    belonging = (weight for wire, weight in zip(space.wires, weights, strict=True) if not wire.sources)
-    for weight, (nodes, column) in zip(belonging, topology.features, strict=True):
-        x[:, nodes.to(thetas.device), column] = cast(Tensor, weight)[:, :, 0, 0]
-    for part in topology.edges:
-        filled = edge_attr[:, part.start : part.stop, : max(part.num_positions, 1)].unflatten(1, (part.num_targets, part.num_sources))
-        weight = weights[part.wire]
-        if weight is None:
-            filled.fill_(1)  # what is read as it is has a weight fixed at one
-        else:
-            filled.copy_(weight.narrow(3, part.first_position, part.num_positions))
-    return x.flatten(0, 1), edge_attr.flatten(0, 1)
-
-
-_STRUCTURE = ("node_group", "node_role", "node_activation", "node_position", "edge_layer")
-
-
 def _targets(y: Any, batch: int, device: torch.device) -> Tensor:
     targets = torch.as_tensor(y, device=device)
     if targets.ndim == 0 or targets.shape[0] != batch:
@@ -514,46 +848,79 @@ def _as_batch(graph: ParameterGraph) -> ParameterGraph:
 def make_graph(space: WeightSpace, theta: Tensor, y: Any = None) -> ParameterGraph:
     """The graph of one checkpoint ``[P]``."""
     space.check_thetas(theta, "theta", batched=False, finite=True)
-    topology = space.topology
-    x, edge_attr = _features(space, theta[None])
-    graph = ParameterGraph(x=x, edge_index=topology.edge_index.to(theta.device), edge_attr=edge_attr)
-    for name in _STRUCTURE:
-        graph[name] = getattr(topology, name).to(theta.device)
-    graph["space"] = space
-    if y is not None:
-        graph.y = _targets(torch.as_tensor(y)[None], 1, theta.device)
-    return graph
+    targets = None if y is None else _targets(torch.as_tensor(y)[None], 1, theta.device)
+    return ParameterGraph.of_networks([Networks(space, theta[None])], [space], batched=False, y=targets)
 
 
 def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGraph:
-    """The batch that PyG would collate from the graphs of ``thetas`` ``[B, P]``, built at once."""
+    """The batch that PyG would collate from the graphs of ``thetas`` ``[B, P]``."""
     space.check_thetas(thetas, finite=True)
     if thetas.shape[0] == 0:
         raise ValueError(f"Expected 'thetas' with at least one network (got shape {list(thetas.shape)}).")
+    targets = None if y is None else _targets(y, len(thetas), thetas.device)
+    return ParameterGraph.of_networks([Networks(space, thetas)], [space] * len(thetas), batched=True, y=targets)
+
+
+# == Drawing ==
+
+
+def split_parameters(space: WeightSpace, thetas: Tensor) -> dict[str, Tensor]:
+    """Flat parameters by name, ``[B, size]``: one split, whose gradient is one concatenation, not a tensor of all weights per slice."""
+    return dict(zip(space.slices, thetas.split([param.size for param in space.params], dim=1), strict=True))
+
+
+def draw_nodes(space: WeightSpace, parameters: dict[str, Tensor]) -> Tensor:
+    """Features of the nodes ``[B, V, F]``, of parameters as :func:`split_parameters` gives them."""
+    topology, first = space.topology, next(iter(parameters.values()))
+    x = first.new_zeros(len(first), topology.num_nodes, topology.node_width)
+    belonging = (wire for wire in space.wires if not wire.sources)
+    for wire, (nodes, column) in zip(belonging, topology.features, strict=True):
+        x[:, nodes.to(x.device), column] = wire.weight(parameters[wire.parameter or ""])[:, :, 0, 0]
+    return x
+
+
+def edge_values(space: WeightSpace, parameters: dict[str, Tensor]) -> list[Tensor]:
+    """Weights of every range of edges, ``[B, targets, edges per target, positions]`` with sizes that may be 1: views where possible."""
+    first = next(iter(parameters.values()))
+    ones = first.new_ones(1, 1, 1, 1)  # what is read as it is has a weight fixed at one
+    wires = [None if wire.parameter is None else wire.weight(parameters[wire.parameter]) for wire in space.wires]
+    return [
+        ones if (weight := wires[edges.wire]) is None else weight.narrow(3, edges.first_position, edges.num_positions)
+        for edges in space.topology.edges
+    ]
+
+
+def draw_features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of the nodes ``[B V, F]`` and edges ``[B E, K]`` of networks."""
+    topology, parameters = space.topology, split_parameters(space, thetas)
+    x = draw_nodes(space, parameters)
+    edge_attr = thetas.new_zeros(len(thetas), topology.num_edges, topology.edge_width)
+    for edges, weight in zip(topology.edges, edge_values(space, parameters), strict=True):
+        filled = edge_attr[:, edges.start : edges.stop, : max(edges.num_positions, 1)]
+        filled.unflatten(1, (edges.num_targets, edges.num_sources)).copy_(weight)
+    return x.flatten(0, 1), edge_attr.flatten(0, 1)
+
+
+def draw_graph(networks: Networks) -> dict[str, Tensor]:
+    """Nodes and edges of one network."""
+    space, thetas = networks.space, networks.thetas
+    topology, device = space.topology, thetas.device
+    x, edge_attr = draw_features(space, thetas)
+    tensors = {"x": x, "edge_index": topology.edge_index.to(device), "edge_attr": edge_attr}
+    tensors |= {name: getattr(topology, name).to(device) for name in _STRUCTURE}
+    return tensors if space.layers else {**tensors, "theta": thetas[0]}
+
+
+def draw_batch(networks: Networks) -> dict[str, Tensor]:
+    """Nodes and edges of several networks of one space, network by network."""
+    space, thetas = networks.space, networks.thetas
     topology, device, size = space.topology, thetas.device, thetas.shape[0]
-    x, edge_attr = _features(space, thetas)
-    networks = torch.arange(size + 1, device=device)
-    offsets = networks[:-1] * topology.num_nodes
+    x, edge_attr = draw_features(space, thetas)
+    numbers = torch.arange(size + 1, device=device)
+    offsets = numbers[:-1] * topology.num_nodes
     edge_index = (topology.edge_index.to(device)[:, None, :] + offsets[None, :, None]).flatten(1)
-    batch = cast(ParameterGraph, Batch(_base_cls=ParameterGraph, x=x, edge_index=edge_index, edge_attr=edge_attr))
-    steps = {"x": topology.num_nodes, "edge_index": topology.num_edges, "edge_attr": topology.num_edges, "space": 1}
-    for name in _STRUCTURE:
-        values = getattr(topology, name)
-        batch[name] = values.to(device).repeat(size)
-        steps[name] = values.numel()
-    batch["space"] = [space] * size
-    if y is not None:
-        batch.y = _targets(y, size, device)
-        steps["y"] = 1
-    batch.batch = networks[:-1].repeat_interleave(topology.num_nodes, output_size=size * topology.num_nodes)
-    batch.ptr = networks * topology.num_nodes
-    # What Batch.from_data_list records, so that batch[i] and to_data_list() rebuild single graphs.
-    host = torch.arange(size + 1)
-    zeros = torch.zeros(size, dtype=torch.long)
-    internals = cast(Any, batch)
-    batch._note_order(True)
-    internals._num_graphs = size
-    internals._slice_dict = {name: host * step for name, step in steps.items()}
-    internals._inc_dict = {name: host[:-1] * topology.num_nodes if name == "edge_index" else zeros for name in steps}
-    internals._inc_dict["space"] = None
-    return batch
+    tensors = {"x": x, "edge_index": edge_index, "edge_attr": edge_attr}
+    tensors |= {name: getattr(topology, name).to(device).repeat(size) for name in _STRUCTURE}
+    tensors["batch"] = numbers[:-1].repeat_interleave(topology.num_nodes, output_size=size * topology.num_nodes)
+    tensors["ptr"] = numbers * topology.num_nodes
+    return tensors if space.layers else {**tensors, "theta": thetas.flatten()}

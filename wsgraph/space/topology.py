@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,8 +46,6 @@ class Topology:
     """Structure shared by all parameter graphs of one space.
 
     Attributes:
-        edge_index: ``[2, E]``, source and target node of every edge.
-        edge_layer: ``[E]``, position of the edge's range in ``edges``; of a network of layers, that of its layer in ``space.layers``.
         node_group: ``[V]``, position of the node's group in ``space.groups``.
         node_role: ``[V]``, 0 input, 1 hidden, 2 output, 3 fixed.
         node_activation: ``[V]``, position of the group's activation in :data:`~wsgraph.space.OPERATORS`.
@@ -61,8 +60,7 @@ class Topology:
         edge_width: Number of columns of ``edge_attr``, the largest number of kernel positions of an edge.
     """
 
-    edge_index: Tensor
-    edge_layer: Tensor
+    space: WeightSpace
     node_group: Tensor
     node_role: Tensor
     node_activation: Tensor
@@ -83,7 +81,24 @@ class Topology:
     @property
     def num_edges(self) -> int:
         """Number of edges of one network."""
-        return self.edge_layer.numel()
+        return self.edges[-1].stop if self.edges else 0
+
+    @cached_property
+    def edge_index(self) -> Tensor:
+        """Source and target node of every edge, ``[2, E]``; made when asked for."""
+        parts = [torch.zeros(2, 0, dtype=torch.long)]
+        for edges in self.edges:
+            wire = self.space.wires[edges.wire]
+            source, target = (ordered_nodes(self.nodes, groups, order) for groups, order in _ends(wire))
+            read = source.view(wire.blocks, 1, -1).repeat_interleave(wire.num_parallel, dim=2).expand(-1, len(target) // wire.blocks, -1)
+            parts.append(torch.stack([read.flatten(), target.repeat_interleave(read.shape[-1])]))
+        return torch.cat(parts, dim=1)
+
+    @cached_property
+    def edge_layer(self) -> Tensor:
+        """Position of every edge's range in ``edges``, ``[E]``; of a network of layers, that of its layer in ``space.layers``."""
+        counts = torch.tensor([edges.stop - edges.start for edges in self.edges], dtype=torch.long)
+        return torch.repeat_interleave(torch.arange(len(self.edges)), counts)
 
 
 def build_topology(space: WeightSpace) -> Topology:
@@ -102,35 +117,40 @@ def build_topology(space: WeightSpace) -> Topology:
 
     roles = per_group([_ROLES.index(group.role) if group.role in _ROLES else 0 for group in space.groups])
     local = torch.arange(len(node_group)) - (stops - sizes)[node_group]
+    # Of several inputs, and of several outputs, one follows the other.
+    before: Counter[str] = Counter()
+    offsets = []
+    for group, size in zip(space.groups, sizes.tolist(), strict=True):
+        ordered = group.role in ("input", "output")
+        offsets.append(before[group.role] if ordered else 0)
+        before[group.role] += size
     wires = {i: wire for i, wire in enumerate(space.wires) if wire.sources}
-    ends = {i: [_ordered(nodes, groups, order) for groups, order in _ends(wire)] for i, wire in wires.items()}
-    counts = {i: len(ends[i][1]) * (len(ends[i][0]) // wire.blocks) * wire.num_parallel for i, wire in wires.items()}
+
+    def length(groups: Sequence[str], order: Sequence[int]) -> int:
+        return len(order) or sum(nodes[name].stop - nodes[name].start for name in groups)
+
+    ends = {i: [length(*end) for end in _ends(wire)] for i, wire in wires.items()}
+    counts = {i: ends[i][1] * (ends[i][0] // wire.blocks) * wire.num_parallel for i, wire in wires.items()}
     width = max((wire.num_positions for wire in wires.values()), default=1)
     if space.connections:
         width = _width([(counts[i], wire.num_positions) for i, wire in wires.items()])
-    parts, ranges = [torch.zeros(2, 0, dtype=torch.long)], []
+    ranges = []
     start = 0
     for i, wire in wires.items():
-        source, target = ends[i]
-        read = source.view(wire.blocks, 1, -1).repeat_interleave(wire.num_parallel, dim=2).expand(-1, len(target) // wire.blocks, -1)
-        edge_index = torch.stack([read.flatten(), target.repeat_interleave(read.shape[-1])])
+        sources, targets = ends[i]
         for first in range(0, max(wire.num_positions, 1), width):
-            parts.append(edge_index)
             positions = min(width, wire.num_positions - first)
-            ranges.append(EdgeRange(start, start + counts[i], len(target), read.shape[-1], positions, i, first))
+            read = sources // wire.blocks * wire.num_parallel
+            ranges.append(EdgeRange(start, start + counts[i], targets, read, positions, i, first))
             start += counts[i]
     features, columns = _columns(belonging, nodes)
     by_bias = {wire.parameter: column for wire, (_, column) in zip(belonging, features, strict=True)}
     return Topology(
-        edge_index=torch.cat(parts, dim=1),
-        edge_layer=torch.repeat_interleave(
-            torch.arange(len(ranges)),
-            torch.tensor([edges.stop - edges.start for edges in ranges], dtype=torch.long),
-        ),
+        space=space,
         node_group=node_group,
         node_role=roles,
         node_activation=per_group([operator_index(parse_operator(group.activation)[0]) for group in space.groups]),
-        node_position=torch.where(roles == 1, 0, local + 1),
+        node_position=torch.where(roles == 1, 0, local + per_group(offsets) + 1),
         edges=tuple(ranges),
         nodes=nodes,
         features=features,
@@ -152,7 +172,8 @@ def _ends(wire: Connection) -> tuple[tuple[Sequence[str], Sequence[int]], ...]:
     return (wire.sources, wire.source_order), (wire.targets, wire.target_order)
 
 
-def _ordered(nodes: dict[str, slice], groups: Sequence[str], order: Sequence[int]) -> Tensor:
+def ordered_nodes(nodes: dict[str, slice], groups: Sequence[str], order: Sequence[int]) -> Tensor:
+    """The nodes of some groups laid end to end, in an order."""
     joined = torch.cat([torch.arange(nodes[name].start, nodes[name].stop) for name in groups])
     return joined[torch.tensor(order)] if order else joined
 
@@ -167,7 +188,7 @@ def _columns(wires: Sequence[Connection], nodes: dict[str, slice]) -> tuple[tupl
         width[wire.kind] = max(width[wire.kind], place[-1] + 1)
     columns = tuple(kind for kind in _FEATURES for _ in range(width[kind]))
     found = [
-        (_ordered(nodes, wire.targets, wire.target_order), columns.index(wire.kind) + column)
+        (ordered_nodes(nodes, wire.targets, wire.target_order), columns.index(wire.kind) + column)
         for wire, column in zip(wires, place, strict=True)
     ]
     return tuple(found), columns

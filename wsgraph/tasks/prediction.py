@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import warnings
@@ -82,10 +81,7 @@ def float32(thetas: Tensor) -> Tensor:
 
 
 def _single(batch: ParameterGraph) -> ParameterGraph:
-    batch = copy.copy(batch)
-    for name in ("x", "edge_attr"):
-        batch[name] = batch[name].float()
-    return batch
+    return batch.with_weights(lambda space, thetas: thetas.float())
 
 
 def opened(zoo: ZooStore | str | os.PathLike[str]) -> ZooStore:

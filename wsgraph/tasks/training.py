@@ -44,8 +44,7 @@ def targets_of(batch: ParameterGraph) -> Tensor:
     """Targets ``[B]`` of a batch; NaN where it has none, because they are made from the networks."""
     if isinstance(batch.y, Tensor):
         return batch.y
-    device = None if batch.x is None else batch.x.device
-    return torch.full((batch.num_networks,), float("nan"), device=device)
+    return torch.full((batch.num_networks,), float("nan"), device=batch.device)
 
 
 class Objective(L.LightningModule):

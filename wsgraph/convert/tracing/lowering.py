@@ -156,7 +156,9 @@ class Lowering:
         """A new group of the neurons at a place."""
         label, factors = self.class_label(place.kind)
         name = self.free_name(name)
-        group = NeuronGroup(name, self.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors, "", follows)
+        group = NeuronGroup(
+            name, self.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors, "", tuple(follows)
+        )
         self.anchors.setdefault(place, name)
         if scale:
             self.scaled.setdefault((scale, place), name)

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.message.wiring import End, Link, Part, Wiring
+from wsgraph.nn.message.links import DenseLink, End, Link
+from wsgraph.nn.message.plan import LinkPlan, PartPlan, SpacePlan, feature_name, space_plan
+from wsgraph.nn.message.transport import Carried
+from wsgraph.nn.message.wiring import Part, Wiring
 from wsgraph.nn.normalize import symlog, unit_vectors
-from wsgraph.nn.probes import Probes
+from wsgraph.nn.probes import Probes, default_probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
 from wsgraph.nn.sharing.activation import fitting_function
 from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry
@@ -64,52 +67,89 @@ def _half_activated(x: Tensor, symmetry: Symmetry) -> Tensor:
     return torch.cat([linear, apply_operator(fitting_function(symmetry), activated)], dim=-1)
 
 
+def powered(x: Tensor, degree: int, symmetry: Symmetry) -> Tensor:
+    """Features that carry a power of the factors that a neuron's features carry.
+
+    Args:
+        x: Tensor ``[..., channels]`` that transforms with the neuron's factor.
+        degree: The power; 0 for :func:`canonical_features`.
+        symmetry: Factors that the features may carry.
+
+    Returns:
+        Tensor of the same shape.
+    """
+    if degree == 1:
+        return x
+    if degree == 0:
+        return canonical_features(x, symmetry)
+    return x.abs() ** degree if symmetry.sign and degree % 2 == 0 else x * x.abs() ** (degree - 1)
+
+
 class _Kinds:
     """Kinds of neurons and edges in some weight spaces: what has parameters of its own.
 
-    Hidden neurons differ by their level, up to the last that is told apart, edges by the neurons they lead to and their kernel positions.
+    Hidden neurons differ by their level, up to the last that is told apart, edges by the neurons they lead to, what they are and their
+    kernel positions.
     """
 
     def __init__(self, spaces: Spaces, levels: int) -> None:
-        self.spaces = as_spaces(spaces)
+        self.spaces = as_spaces(spaces, layered=False)
         if levels < 1:
             raise ValueError(f"Expected 'levels' to be at least 1 (got {levels}).")
         self.levels = levels
         self.biases: dict[str, int] = {}
+        self.features: dict[str, set[str]] = {}
         self.activations: dict[str, list[str]] = {}
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, int] = {"input": 0, "output": 0}
         self.fans: dict[str, tuple[int, int, int]] = {}
         self.from_neurons: dict[str, set[str]] = {}
+        self.beside: dict[End, set[str]] = {"target": set(), "source": set()}
+        self.roots: set[str] = set()
         for space in self.spaces:
-            for role in ("input", "output"):
-                if sum(group.role == role for group in space.groups) != 1:
-                    raise ValueError(f"Expected a weight space with one input and one output group (got {space!r}).")
-            wiring = Wiring.of(space.batch(torch.zeros(1, space.num_params)))
-            for part in wiring.parts:
+            plan = space_plan(space)
+            for part in plan.parts:
                 key = self.of_part(part)
-                self.biases[key] = max(self.biases.get(key, 0), part.bias.shape[-1])
-                self.sizes[key] = max(self.sizes.get(key, 0), part.num_positions)
+                self.biases[key] = max(self.biases.get(key, 0), sum(kind == "bias" for kind, _ in part.features))
+                self.features.setdefault(key, set()).update(map(feature_name, _others(part.features)))
                 seen = self.activations.setdefault(key, [])
                 if part.activation not in seen:
                     seen.append(part.activation)
-            for link in wiring.links:
-                key = self.of_link(link, wiring)
-                self.fans.setdefault(key, (link.positions, int(link.degree("target")), int(link.degree("source"))))
-                self.from_neurons.setdefault(key, set()).add(wiring.parts[link.source].role)
+                if part.role != "hidden":
+                    last = space.topology.node_position[space.topology.nodes[part.group]].max()
+                    self.sizes[key] = max(self.sizes.get(key, 0), int(last))
+                if part.root and not any(part.symmetry):
+                    self.roots.add(key)
+                if any(part.symmetry) and not all(carried.own for carried in part.carried):
+                    self.beside["target"].add(key)
+            for link in plan.links:
+                source, target = (plan.parts[end] for end in (link.source, link.target))
+                positions = space.topology.edges[link.edges].num_positions
+                key = f"{self.of_part(target)}_{_edge_name(link.kind, positions)}"
+                self.fans.setdefault(key, (positions, *_fans(plan, link)))
+                self.from_neurons.setdefault(key, set()).add(source.role)
+                if any(target.symmetry) and not link.transport.forward.own and not target.joint:
+                    self.beside["target"].add(self.of_part(target))
+                if any(source.symmetry) and not link.transport.backward.own:
+                    self.beside["source"].add(self.of_part(source))
 
-    def of_part(self, part: Part) -> str:
+    def of_part(self, part: Part | PartPlan) -> str:
         return f"hidden{min(part.level, self.levels)}" if part.role == "hidden" else part.role
 
     def of_link(self, link: Link, wiring: Wiring) -> str:
-        return f"{self.of_part(wiring.parts[link.target])}_{link.positions or 'skip'}"
+        return f"{self.of_part(wiring.parts[link.target])}_{_edge_name(link.kind, link.positions)}"
 
     def check(self, wiring: Wiring, user: str) -> None:
         """Raise a clear error unless there are parameters for all neurons and edges of a batch."""
         lacking = []
         for part in wiring.parts:
             key = self.of_part(part)
-            if key not in self.biases or part.bias.shape[-1] > self.biases[key]:
-                lacking.append(f"{part.bias.shape[-1]} biases at each neuron of {key}")
+            biases = sum(kind == "bias" for kind, _ in part.features)
+            if key not in self.biases or biases > self.biases[key]:
+                lacking.append(f"{biases} biases at each neuron of {key}")
+            elif unread := set(map(feature_name, _others(part.features))).difference(self.features[key]):
+                lacking.append(f"a {unread.pop()} at each neuron of {key}")
+            elif part.root and not any(part.symmetry) and key not in self.roots:
+                lacking.append(f"neurons of {key} that read nothing")
             elif part.activation not in self.activations[key]:
                 lacking.append(f"{part.activation} neurons at {key}")
             elif part.role != "hidden" and part.num_positions > self.sizes[key]:
@@ -125,6 +165,28 @@ class _Kinds:
                 f"{user} was built for {', '.join(map(repr, self.spaces[:3]))} but the batch has {lacking[0]}. "
                 f"Build it with all weight spaces that it shall read, such as {user}([first, second], ...)."
             )
+
+
+def _others(features: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    return [feature for feature in features if feature[0] != "bias"]
+
+
+def _edge_name(kind: str, positions: int) -> str:
+    """What edges are, as part of the name of their parameters."""
+    if kind in ("weight", "sum"):
+        return str(positions or "skip")
+    return f"{kind}_{positions}"
+
+
+def _fans(plan: SpacePlan, link: LinkPlan) -> tuple[int, int]:
+    """Edges at every target and at every source."""
+    edges = plan.topology.edges[link.edges]
+    if link.form is DenseLink:
+        return (
+            edges.num_sources if link.columns is None else len(link.columns),
+            edges.num_targets if link.rows is None else len(link.rows),
+        )
+    return edges.num_sources, max(1, edges.num_targets // link.blocks)
 
 
 class _Gate(nn.Module):
@@ -153,8 +215,41 @@ class _Message(nn.Module):
         # A skip connection has no weight and so no positions.
         self.vectors = nn.Parameter(torch.randn(positions, channels) * 2 / (positions * fan) ** 0.5) if positions else None
 
-    def forward(self, x: Tensor, link: Link) -> Tensor:
-        return link.contract(self.linear(x), self.vectors, self.end)
+    def forward(self, x: Tensor, link: Link, symmetry: Symmetry) -> tuple[Tensor, Carried]:
+        """The message, and how it transforms; ``symmetry`` says which factors ``x`` may carry."""
+        carried = link.transport.forward if self.end == "target" else link.transport.backward
+        x = self.linear(powered(x, carried.degree, symmetry))
+        if self.vectors is None or not carried.weighted:
+            return link.mean(x, self.end), carried
+        return link.contract(x, self.vectors, self.end), carried
+
+
+class _Received:
+    """What reaches the neurons of a part: messages that carry their factor, and invariants of those that do not."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.own: list[Tensor] = []
+        self.free: list[Tensor] = []
+
+    def add(self, message: Tensor, carried: Carried) -> None:
+        if carried.own:
+            self.own.append(message)
+            return
+        message = canonical_features(message, carried.left)
+        (self.free if any(self.part.symmetry) else self.own).append(message)
+
+    def message(self, like: Tensor, channels: int) -> Tensor:
+        """The sum of the messages; zero where there is none."""
+        if self.own:
+            return functools.reduce(torch.add, self.own)
+        return like.new_zeros(1, 1, channels) if self.part.network is None else like.new_zeros(len(self.part.network), channels)
+
+    def invariants(self, key: str, kinds: set[str], message: Tensor) -> list[Tensor]:
+        """What gates read beside the message, where neurons of this kind may have such."""
+        if key not in kinds:
+            return []
+        return [functools.reduce(torch.add, self.free).expand_as(message) if self.free else torch.zeros_like(message)]
 
 
 class MonomialConv(nn.Module):
@@ -183,7 +278,7 @@ class MonomialConv(nn.Module):
         been yet), and the :class:`Wiring`. output: such a pair.
 
     Raises:
-        ValueError: If a space does not have one input and one output group.
+        ValueError: If there are no levels.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -211,11 +306,17 @@ class MonomialConv(nn.Module):
         deviation = 1.0 if first else 0.3
         self.biases = nn.ParameterDict({key: deviation * torch.randn(count, channels) for key, count in kinds.biases.items() if count})
 
-        def gates(invariants: int, keys: Sequence[str]) -> nn.ModuleDict:
-            return nn.ModuleDict({key: _Gate(invariants, channels, kinds.activations[key]) for key in keys})
+        self.features = nn.ParameterDict(
+            {f"{key}_{name}": deviation * torch.randn(channels) for key, names in kinds.features.items() for name in sorted(names)}
+        )
+        self.roots = nn.ParameterDict({key: torch.randn(channels) for key in sorted(kinds.roots)} if first else {})
 
-        self.forward_gates = gates(1 if first else 4, [key for key in kinds.biases if key.startswith("hidden")])
-        self.backward_gates = gates(2, [key for key in kinds.biases if key != "input" or adjoint_inputs])
+        def gates(invariants: int, keys: Sequence[str], end: End) -> nn.ModuleDict:
+            beside = kinds.beside[end]
+            return nn.ModuleDict({key: _Gate(invariants + (key in beside), channels, kinds.activations[key]) for key in keys})
+
+        self.forward_gates = gates(1 if first else 4, [key for key in kinds.biases if key.startswith("hidden")], "target")
+        self.backward_gates = gates(2, [key for key in kinds.biases if key != "input" or adjoint_inputs], "source")
 
     def forward(self, x: tuple[Stream, Stream], wiring: Wiring) -> tuple[Stream, Stream]:
         self.kinds.check(wiring, type(self).__name__)
@@ -229,36 +330,71 @@ class MonomialConv(nn.Module):
             if part.role == "input":
                 continue
             key = self.kinds.of_part(part)
-            links = wiring.links_into(i)
-            messages = [self.forward_messages[self.kinds.of_link(link, wiring)](result[link.source], link) for link in links]
-            if part.bias.shape[-1]:
-                messages.append(part.bias @ self.biases[key][: part.bias.shape[-1]])
+            received, products = _Received(part), []
+            for link in wiring.links_into(i):
+                message, carried = self.forward_messages[self.kinds.of_link(link, wiring)](
+                    result[link.source], link, wiring.parts[link.source].symmetry
+                )
+                if part.joint and link.kind == "product":
+                    products.append(message)
+                else:
+                    received.add(message, carried)
+            if products:
+                received.own.append(functools.reduce(torch.mul, products))
+            self._add_features(received, key)
             if not self.first:
-                messages.append(h[i])
-            message = functools.reduce(torch.add, messages)
+                received.own.append(h[i])
+            message = received.message(self._some(result), self.channels)
             if part.role == "hidden":
                 invariants = [canonical_features(message, part.symmetry)]
                 if not self.first:
                     invariants += [canonical_features(stream[i], part.symmetry) for stream in (h, u)]
                     invariants.append(symlog(message * u[i]))
+                invariants += received.invariants(key, self.kinds.beside["target"], message)
                 message = self.activate(self.forward_gates[key](message, part, *invariants), part.symmetry)
             result[i] = message
         return result
+
+    def _add_features(self, received: _Received, key: str) -> None:
+        """Biases, and what else belongs to the neurons themselves."""
+        part = received.part
+        biases = [i for i, (kind, _) in enumerate(part.features) if kind == "bias"]
+        if biases and all(part.carried[i].own for i in biases):
+            values = part.bias if len(biases) == part.bias.shape[-1] else part.bias[..., biases]
+            received.own.append(values @ self.biases[key][[part.features[i][1] for i in biases]])
+            biases = []
+        for i, (feature, carried) in enumerate(zip(part.features, part.carried, strict=True)):
+            if feature[0] == "bias" and i not in biases:
+                continue
+            vector = self.biases[key][feature[1]] if feature[0] == "bias" else self.features[f"{key}_{feature_name(feature)}"]
+            term = part.bias[..., i : i + 1]
+            if not carried.own:
+                # A single number has no direction: of one that carries an unknown positive factor, its sign is left.
+                term = term.abs() if carried.left.sign else term
+                term = term.sign() if carried.left.positive else symlog(term)
+            (received.own if carried.own or not any(part.symmetry) else received.free).append(term * vector)
+        if part.root and key in self.roots and self.first and not any(part.symmetry):
+            received.own.append(self.roots[key].expand(*part.bias.shape[:-1], self.channels))
+
+    def _some(self, stream: Stream) -> Tensor:
+        return next(features for features in stream if features.numel())
 
     def _adjoint_stream(self, h: Stream, u: Stream, wiring: Wiring) -> Stream:
         result = list(u)
         for i, part in reversed(list(enumerate(wiring.parts))):
             if part.role not in self.adjoint_roles:
                 continue
-            messages = [
-                self.backward_messages[self.kinds.of_link(link, wiring)](result[link.target], link) for link in wiring.links_from(i)
-            ]
+            key, received = self.kinds.of_part(part), _Received(part)
+            for link in wiring.links_from(i):
+                reader = self.backward_messages[self.kinds.of_link(link, wiring)]
+                received.add(*reader(result[link.target], link, wiring.parts[link.target].symmetry))
             if part.role == "output" or not (self.first or part.role == "input"):
-                messages.append(u[i])
-            message = functools.reduce(torch.add, messages)
+                received.own.append(u[i])
+            message = received.message(self._some(h), self.channels)
             own, message = torch.broadcast_tensors(h[i], message)
-            invariants = canonical_features(message, part.symmetry), symlog(own * message)
-            result[i] = self.backward_gates[self.kinds.of_part(part)](message, part, *invariants)
+            invariants = [canonical_features(message, part.symmetry), symlog(own * message)]
+            invariants += received.invariants(key, self.kinds.beside["source"], message)
+            result[i] = self.backward_gates[key](message, part, *invariants)
         return result
 
     def extra_repr(self) -> str:
@@ -291,6 +427,9 @@ class _WeightsOut(nn.Module):
         biased = {key: count * out_channels for key, count in kinds.biases.items() if count}
         self.bias_gates = nn.ModuleDict({key: nn.Linear(channels, values) for key, values in biased.items()})
         self.bias_values = nn.ModuleDict({key: nn.Linear(channels, values, bias=False) for key, values in biased.items()})
+        names = [f"{key}_{name}" for key, names in kinds.features.items() for name in sorted(names)]
+        self.feature_gates = nn.ModuleDict({name: nn.Linear(channels, out_channels) for name in names})
+        self.feature_values = nn.ModuleDict({name: nn.Linear(channels, out_channels, bias=False) for name in names})
 
     def forward(self, h: Stream, u: Stream, wiring: Wiring) -> Tensor:
         keys = [self.kinds.of_part(part) for part in wiring.parts]
@@ -307,18 +446,31 @@ class _WeightsOut(nn.Module):
             source, target = z[link.source], z[link.target]
             gate = link.pair(target, source, self.gates[key])
             gate = gate + link.spread(self.from_target[key](target), "target") + link.spread(self.from_source[key](source), "source")
-            product = link.pair(h[link.target], self.adjoint[key](u[link.source]), self.products[key])
-            gate, product = (values.unflatten(-1, (link.positions, self.out_channels)) for values in (gate, product))
-            weights.append(gate * link.values[..., None] + product)
+            gate = gate.unflatten(-1, (link.positions, self.out_channels)) * link.values[..., None]
+            if link.transport.fits:
+                product = link.pair(h[link.target], self.adjoint[key](u[link.source]), self.products[key])
+                gate = gate + product.unflatten(-1, (link.positions, self.out_channels))
+            weights.append(gate)
         biases = []
         for i, (key, part) in enumerate(zip(keys, wiring.parts, strict=True)):
             count = part.bias.shape[-1]
             if not count:
                 biases.append(part.bias[..., None].expand(*part.bias.shape, self.out_channels))
                 continue
-            both = self.bias_gates[key](z[i]), self.bias_values[key](h[i])
-            gate, value = (values.unflatten(-1, (-1, self.out_channels))[..., :count, :] for values in both)
-            biases.append(gate * part.bias[..., None] + value)
+            columns = []
+            read: dict[str, Tensor] = {}
+            for j, (feature, carried) in enumerate(zip(part.features, part.carried, strict=True)):
+                if feature[0] == "bias":
+                    if not read:
+                        both = self.bias_gates[key](z[i]), self.bias_values[key](h[i])
+                        read = dict(zip(("gate", "value"), (values.unflatten(-1, (-1, self.out_channels)) for values in both), strict=True))
+                    gate, value = (read[name][..., feature[1], :] for name in ("gate", "value"))
+                else:
+                    name = f"{key}_{feature_name(feature)}"
+                    gate, value = self.feature_gates[name](z[i]), self.feature_values[name](h[i])
+                column = gate * part.bias[..., j : j + 1]
+                columns.append(column + value if carried.own else column)
+            biases.append(torch.stack(columns, dim=-2))
         return wiring.thetas(weights, biases)
 
 
@@ -336,8 +488,8 @@ class MonomialGNN(nn.Module):
     product of the two streams is added, which transforms as they do.
 
     Args:
-        space: Weight space of the networks, residual sums and several consumers included; a sequence of spaces for batches that mix
-            architectures, depths and activations.
+        space: Weight space of the networks, traced ones included; a sequence of spaces for batches that mix architectures, depths and
+            activations.
         out_channels: Outputs per network (invariant) or per weight (equivariant).
         task: ``"invariant"`` or ``"equivariant"``.
         channels: Width :math:`d` of the streams.
@@ -357,7 +509,7 @@ class MonomialGNN(nn.Module):
         zeros up to the largest ``P``.
 
     Raises:
-        ValueError: If a space does not have one input and one output group, or weights out are to read probes.
+        ValueError: If weights out are to read probes.
         SpaceMismatchError: If a batch holds neurons or edges of a kind that none of the spaces has.
 
     Example:
@@ -406,7 +558,7 @@ class MonomialGNN(nn.Module):
         self.readouts = nn.ModuleDict({key: _readout(channels, hidden) for key in kinds.biases if key.startswith("hidden")})
         features = (len(self.pooling) * len(self.readouts) + kinds.sizes["output"]) * channels
         if probes is None:
-            probes = 64 if all(entry.signal is None for entry in as_spaces(space)) else 256
+            probes = default_probes(kinds.spaces)
         if probes:
             self.probes = Probes(space, probes, shape=probe_shape)
             self.probe_readout = nn.Sequential(nn.Linear(self.probes.out_features, hidden), nn.SiLU())
@@ -438,7 +590,10 @@ class MonomialGNN(nn.Module):
             return cast(Tensor, self.weights_out(h, u, noisy))
         features = [self._pooled(key, h, u, noisy) for key in self.readouts]
         outputs = [i for i, part in enumerate(wiring.parts) if part.role == "output"]
-        features.append(symlog(noisy.by_position(outputs, [h[i] for i in outputs], len(self.outputs))).flatten(1))
+        if outputs:
+            features.append(symlog(noisy.by_position(outputs, [h[i] for i in outputs], len(self.outputs))).flatten(1))
+        else:
+            features.append(self.inputs.new_zeros(wiring.num_networks, self.outputs.numel()))
         if self.probes is not None and self.probe_readout is not None:
             assert wiring.batch is not None
             features.append(self.probe_readout(self.probes(wiring.batch)))

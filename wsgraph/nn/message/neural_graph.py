@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.message.wiring import End, Reduce, Wiring, activation_name
+from wsgraph.nn.message.plan import activation_name, feature_name
+from wsgraph.nn.message.wiring import End, Reduce, Wiring
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
 from wsgraph.space import ParameterGraph, WeightSpace
@@ -260,8 +261,21 @@ def _activations(spaces: Sequence[WeightSpace]) -> set[str]:
 
 def _sizes(spaces: Sequence[WeightSpace]) -> tuple[int, int, int]:
     """The largest numbers of input or output neurons, of biases per neuron and of weights per edge."""
-    positions = max((group.size for space in spaces for group in space.groups if group.role in ("input", "output")), default=1)
-    return positions, max(space.topology.node_width for space in spaces), max(space.topology.edge_width for space in spaces)
+    ends = [(space.topology.node_role == 0) | (space.topology.node_role == 2) for space in spaces]
+    positions = max(int(space.topology.node_position[end].max()) for space, end in zip(spaces, ends, strict=True) if end.any())
+    biases = max(space.topology.columns.count("bias") for space in spaces)
+    return positions, max(biases, 1), max(space.topology.edge_width for space in spaces)
+
+
+def _features(spaces: Sequence[WeightSpace]) -> set[str]:
+    """Names of what belongs to neurons besides biases."""
+    columns = {
+        (kind, space.topology.columns[:i].count(kind))
+        for space in spaces
+        for i, kind in enumerate(space.topology.columns)
+        if kind != "bias"
+    }
+    return {feature_name(column) for column in columns}
 
 
 # Rows of the table of activations in models that were saved before each activation was known by its name.
@@ -288,7 +302,7 @@ class NeuralGraphNet(nn.Module):
     neurons of their features times a code of the position; or linear maps of :math:`e_{kj}` and :math:`x_j` give weights and biases.
 
     Traced networks that layers cannot express have other features at neurons besides, and codes of their own for products, diagonal
-    weights and pieces of wide kernels; of those, only invariant tasks can be solved.
+    weights and pieces of wide kernels.
 
     Args:
         space: Weight space of the networks, or several, for batches that mix architectures: a batch may have as many inputs, outputs,
@@ -340,7 +354,7 @@ class NeuralGraphNet(nn.Module):
             raise ValueError(f"Expected 'layer' to be one of {', '.join(_LAYERS)} (got {layer!r}).")
         if probes and not invariant:
             raise ValueError(f"Only invariant tasks read probes: leave 'probes' out for weights out (got {probes}).")
-        spaces = as_spaces(space, layered=not invariant or probes > 0)
+        spaces = as_spaces(space, layered=False)
         self.sizes = positions, biases, weights = _sizes(spaces)
         self.out_channels = out_channels
         self.from_bias, self.from_weight = (nn.Linear(count, channels, bias=False) for count in (biases, weights))
@@ -349,6 +363,7 @@ class NeuralGraphNet(nn.Module):
         self.places = nn.ParameterDict({role: torch.randn(positions, channels) for role in ("input", "output")})
         # Codes much longer than what weights contribute would drown them in the norms of the first layer.
         self.kinds = nn.Parameter(0.4 * torch.randn(2, channels))
+        self.features = nn.ParameterDict({name: 0.4 * torch.randn(channels) for name in sorted(_features(spaces))})
         others = {edges.kind(space) for space in spaces for edges in space.topology.edges} - set(_KINDS)
         self.other_kinds = nn.ParameterDict({kind: 0.4 * torch.randn(channels) for kind in sorted(others)})
         # No layer after the last reads its edges, but weights out do.
@@ -356,6 +371,7 @@ class NeuralGraphNet(nn.Module):
         self.head = self.probes = self.probe_readout = None
         if not invariant:
             self.to_bias, self.to_weight = (nn.Linear(channels, count * out_channels) for count in (biases, weights))
+            self.to_feature = nn.ModuleDict({name: nn.Linear(channels, out_channels) for name in self.features})
             return
         self.readout = nn.Parameter(torch.randn(positions, channels))
         features = 3 * channels
@@ -398,6 +414,8 @@ class NeuralGraphNet(nn.Module):
                     f"Expected {name!r} with at most {largest} columns (got {count}): "
                     "build the model with the space that has the largest kernels and the most biases per neuron."
                 )
+        if unread := sorted(_features(spaces).difference(self.features)):
+            raise ValueError(f"Expected no {unread[0]} at neurons (got one): build the model with all spaces.")
         if unread := sorted(_activations(spaces).difference(self.activations)):
             raise ValueError(
                 f"Expected neurons with the activations {', '.join(self.activations)} (got {unread[0]!r}): build the model with all spaces."
@@ -418,7 +436,13 @@ class NeuralGraphNet(nn.Module):
     def _neurons(self, wiring: Wiring) -> list[Tensor]:
         features = []
         for part in wiring.parts:
-            biases = F.linear(part.bias, self.from_bias.weight[:, : part.bias.shape[-1]])
+            own = [number for kind, number in part.features if kind == "bias"]
+            values = part.bias if len(own) == part.bias.shape[-1] else part.bias[..., [f[0] == "bias" for f in part.features]]
+            weight = self.from_bias.weight
+            biases = F.linear(values, weight[:, : len(own)] if own == list(range(len(own))) else weight[:, own])
+            for i, feature in enumerate(part.features):
+                if feature[0] != "bias":
+                    biases = biases + part.bias[..., i : i + 1] * self.features[feature_name(feature)]
             place = part.embed(self.places[part.role]) if part.role in self.places else 0
             features.append(biases + self.activations[part.activation] + place)
         return features
@@ -442,7 +466,14 @@ class NeuralGraphNet(nn.Module):
             size = count * self.out_channels
             return F.linear(features, linear.weight[:size], linear.bias[:size]).unflatten(-1, (count, self.out_channels))
 
-        biases = [rows(self.to_bias, neurons, part.bias.shape[-1]) for part, neurons in zip(wiring.parts, x, strict=True)]
+        biases = []
+        for part, neurons in zip(wiring.parts, x, strict=True):
+            values = self.to_bias(neurons).unflatten(-1, (-1, self.out_channels))
+            own = [
+                values[..., number, :] if kind == "bias" else self.to_feature[feature_name((kind, number))](neurons)
+                for kind, number in part.features
+            ]
+            biases.append(torch.stack(own, dim=-2) if own else neurons.new_zeros(*neurons.shape[:-1], 0, self.out_channels))
         weights = [
             rows(self.to_weight, edges, link.positions) if link.positions else None
             for link, edges in zip(wiring.links, edge_attr, strict=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.message.wiring import End, Link, Wiring
+from wsgraph.nn.message.links import End, Link
+from wsgraph.nn.message.plan import feature_name, space_plan
+from wsgraph.nn.message.transport import NONE, Carried
+from wsgraph.nn.message.wiring import Part, Wiring
 from wsgraph.nn.normalize import symlog
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
@@ -33,13 +36,23 @@ def _moderate(x: Tensor, symmetry: Symmetry) -> Tensor:
     return x * _inverse_norms(x, _SMALLEST_NORM) if symmetry.positive else symlog(x)
 
 
+def _free(x: Tensor, symmetry: Symmetry) -> Tensor:
+    """Features without any factor that they may carry; those that carry none stay as they are."""
+    if not any(symmetry):
+        return x
+    x = _moderate(x, symmetry)
+    return x.abs() if symmetry.sign else x
+
+
 def _dual(edge_attr: Tensor, symmetry: Symmetry) -> Tensor:
     r"""Edge features that transform with :math:`q_k / q_j` where those given transform with :math:`q_j / q_k`."""
     return edge_attr * _inverse_norms(edge_attr, _SMALLEST_EDGE).square() if symmetry.positive else edge_attr
 
 
 def _edge_symmetry(link: Link, wiring: Wiring) -> Symmetry:
-    """Factors that features of the edges of a link may carry: those of either end."""
+    """Factors that features of the edges of a link may carry: those of either end, where entries carry nothing else."""
+    if not link.transport.fits:
+        return link.transport.entries
     source, target = (wiring.parts[end].symmetry for end in (link.source, link.target))
     return Symmetry(source.positive or target.positive, source.sign or target.sign)
 
@@ -110,14 +123,23 @@ class _Messages(nn.Module):
         self.from_node, self.from_edge = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels, bias=False)
         self.equivariant = _ScaleEquivariant([channels], channels, channels, signs)
 
-    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor | None]:
-        messages = []
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Messages that carry the factor of the neurons that they reach, and those that carry none."""
+        own: list[Tensor | None] = []
+        free: list[Tensor | None] = []
         for link, edges in zip(wiring.links, edge_attr, strict=True):
-            if self.end == "source":
-                edges = _dual(edges, _edge_symmetry(link, wiring))
-            neurons = link.spread(self.from_node(x[getattr(link, self.start)]), self.start)
-            messages.append(self.equivariant(neurons * self.from_edge(edges), wiring.parts[getattr(link, self.end)].symmetry))
-        return wiring.aggregate(messages, self.end)
+            here, there = getattr(link, self.end), getattr(link, self.start)
+            neurons, symmetry = x[there], wiring.parts[here].symmetry
+            if link.transport.fits:
+                edges = _dual(edges, _edge_symmetry(link, wiring)) if self.end == "source" else edges
+            else:
+                edges, neurons = _free(edges, link.transport.entries), _free(neurons, wiring.parts[there].symmetry)
+            products = link.spread(self.from_node(neurons), self.start) * self.from_edge(edges)
+            fits = link.transport.fits or not any(symmetry)
+            message = self.equivariant(products, symmetry if fits else NONE)
+            own.append(message if fits else None)
+            free.append(None if fits else message)
+        return wiring.aggregate(own, self.end), wiring.aggregate(free, self.end)
 
 
 class ScaleGMNConv(nn.Module):
@@ -145,6 +167,7 @@ class ScaleGMNConv(nn.Module):
         bidirectional: Whether messages also travel against the edges.
         update_edges: Whether to update edge features; the last of a stack of convolutions need not.
         signs: Whether there may be neurons that allow a change of sign, which takes the matrices :math:`S`.
+        beside: Whether there may be messages without factors to neurons that have some, which gates alone can read.
 
     Shapes:
         input: ``x`` a list of features ``[..., channels]`` per part of the :class:`Wiring`, the wiring, and ``edge_attr`` a list of
@@ -162,20 +185,27 @@ class ScaleGMNConv(nn.Module):
 
     symmetries = ("permutation", "scale", "sign")
 
-    def __init__(self, channels: int, *, bidirectional: bool = False, update_edges: bool = True, signs: bool = True) -> None:
+    def __init__(
+        self, channels: int, *, bidirectional: bool = False, update_edges: bool = True, signs: bool = True, beside: bool = False
+    ) -> None:
         super().__init__()
         self.channels = channels
         ends: tuple[End, ...] = ("target", "source") if bidirectional else ("target",)
         self.messages = nn.ModuleList(_Messages(end, channels, signs) for end in ends)
-        self.update = _ScaleEquivariant([(1 + len(ends)) * channels], channels, channels, signs)
+        self.beside = beside
+        widths = [(1 + len(ends)) * channels, *([len(ends) * channels] if beside else [])]
+        self.update = _ScaleEquivariant(widths, channels, channels, signs)
         self.edge_update = _EdgeEquivariant(channels, channels, signs) if update_edges else None
 
     def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        received = zip(*(messages(x, wiring, edge_attr) for messages in self.messages), strict=True)
+        messages, free = zip(*(messages(x, wiring, edge_attr) for messages in self.messages), strict=True)
         updated = []
-        for part, neurons, messages in zip(wiring.parts, x, received, strict=True):
-            joined = torch.cat([neurons, *(torch.zeros_like(neurons) if message is None else message for message in messages)], dim=-1)
-            updated.append(neurons + self.update(joined, part.symmetry))
+        for i, (part, neurons) in enumerate(zip(wiring.parts, x, strict=True)):
+            own, beside = ([_or_zeros(pieces[i], neurons) for pieces in side] for side in (messages, free))
+            joined = torch.cat([neurons.expand_as(own[0]), *own], dim=-1)
+            invariant = cast(_ScaleInvariant, self.update.invariant)
+            terms = [invariant.term(1, torch.cat(beside, dim=-1), NONE)] if self.beside else []
+            updated.append(neurons + self.update(joined, part.symmetry, *terms))
         if self.edge_update is None:
             return updated, list(edge_attr)
         changes = self.edge_update(x, wiring, edge_attr)
@@ -185,11 +215,17 @@ class ScaleGMNConv(nn.Module):
         return str(self.channels)
 
 
+def _or_zeros(messages: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if messages is None else messages
+
+
 class _WeightsOut(nn.Module):
     """Values for every weight and bias that transform as these do."""
 
-    def __init__(self, positions: int, biases: int, channels: int, out_channels: int, signs: bool) -> None:
+    def __init__(self, positions: int, biases: int, channels: int, out_channels: int, signs: bool, features: Collection[str] = ()) -> None:
         super().__init__()
+        # What does not carry the factor of its neuron is multiplied with invariants.
+        self.features = nn.ModuleDict({name: _ScaleInvariant([channels], channels, out_channels, signs) for name in sorted(features)})
         self.out_channels = out_channels
         self.weights = _EdgeEquivariant(channels, positions * out_channels, signs)
         self.biases = _ScaleEquivariant([channels], channels, biases * out_channels, signs)
@@ -197,8 +233,17 @@ class _WeightsOut(nn.Module):
     def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> Tensor:
         edges = zip(wiring.links, self.weights(x, wiring, edge_attr), strict=True)
         weights = [self._leading(values, link.positions) if link.positions else None for link, values in edges]
-        neurons = zip(wiring.parts, x, strict=True)
-        biases = [self._leading(self.biases(values, part.symmetry), part.bias.shape[-1]) for part, values in neurons]
+        biases = []
+        for part, neurons in zip(wiring.parts, x, strict=True):
+            values = self.biases(neurons, part.symmetry).unflatten(-1, (-1, self.out_channels))
+            columns = []
+            for i, (feature, carried) in enumerate(zip(part.features, part.carried, strict=True)):
+                if feature[0] == "bias" and carried.own:
+                    columns.append(values[..., feature[1], :])
+                else:
+                    gate = self.features[feature_name(feature)]
+                    columns.append(gate(gate.term(0, neurons, part.symmetry)) * part.bias[..., i : i + 1])
+            biases.append(torch.stack(columns, dim=-2) if columns else values[..., :0, :])
         return wiring.thetas(weights, biases)
 
     def _leading(self, values: Tensor, count: int) -> Tensor:
@@ -208,12 +253,27 @@ class _WeightsOut(nn.Module):
 
 def _sizes(space: WeightSpace) -> dict[str, int]:
     """What a model must be large enough for to read the networks of a space."""
-    symmetries = {space.class_symmetry(group.scale) for group in space.groups}
+    plan = space_plan(space)
+    symmetries = {part.symmetry for part in plan.parts}
+    beside = any(any(plan.parts[link.target].symmetry) and not link.transport.fits for link in plan.links)
+    beside |= any(any(plan.parts[link.source].symmetry) and not link.transport.fits for link in plan.links)
     return {
         "kernel positions": space.topology.edge_width,
-        "biases at one neuron": space.topology.node_width,
+        "biases at one neuron": max(1, space.topology.columns.count("bias")),
+        "kinds of messages without factors": int(beside or any(_free_features(space))),
+        "neurons that read nothing": int(any(part.root and not any(part.symmetry) for part in plan.parts)),
         "kinds of neurons whose sign may change": int(any(symmetry.sign for symmetry in symmetries)),
         **{f"{role} neurons": sum(group.size for group in space.groups if group.role == role) for role in ("input", "output")},
+    }
+
+
+def _free_features(space: WeightSpace) -> set[str]:
+    """Names of what belongs to neurons and is no bias that carries their factor."""
+    return {
+        feature_name(feature)
+        for part in space_plan(space).parts
+        for feature, carried in zip(part.features, part.carried, strict=True)
+        if feature[0] != "bias" or not carried.own
     }
 
 
@@ -246,7 +306,7 @@ class ScaleGMN(nn.Module):
         zeros up to the largest ``P``.
 
     Raises:
-        ValueError: If a space does not have one input and one output group, there is no layer, or weights out are to read probes.
+        ValueError: If there is no layer, or weights out are to read probes.
         SpaceMismatchError: If a batch has larger kernels, more biases at a neuron, more input or output neurons than the spaces that the
             model was built for, or neurons whose sign may change where these have none.
 
@@ -278,23 +338,26 @@ class ScaleGMN(nn.Module):
             raise ValueError(f"Expected 'layers' to be at least 1 (got {layers}).")
         if probes and not invariant:
             raise ValueError(f"Only invariant tasks read probes: leave 'probes' out for weights out (got {probes}).")
-        self.spaces = as_spaces(space)
-        for one in self.spaces:
-            if any(sum(group.role == role for group in one.groups) != 1 for role in ("input", "output")):
-                raise ValueError(f"Expected a weight space with one input and one output group (got {one!r}).")
+        self.spaces = as_spaces(space, layered=False)
         sizes = [_sizes(one) for one in self.spaces]
         self.sizes = {what: max(size[what] for size in sizes) for what in sizes[0]}
-        positions, biases, signs, *io = self.sizes.values()
+        positions, biases, beside, roots, signs, *io = self.sizes.values()
         levels = max(max(one.levels.values()) for one in self.spaces)
         self.bias_encoders = nn.Parameter(torch.randn(levels, biases, channels))
         self.weight_encoder = nn.Parameter(torch.randn(positions, channels) / math.sqrt(positions))
         self.places = nn.ParameterDict({role: torch.randn(size, channels) for role, size in zip(("input", "output"), io, strict=True)})
         self.convs = nn.ModuleList(
-            ScaleGMNConv(channels, bidirectional=bidirectional, update_edges=not invariant or i + 1 < layers, signs=bool(signs))
+            ScaleGMNConv(
+                channels, bidirectional=bidirectional, update_edges=not invariant or i + 1 < layers, signs=bool(signs), beside=bool(beside)
+            )
             for i in range(layers)
         )
+        # What belongs to neurons and is no bias of theirs; a code of neurons that read nothing.
+        names = sorted(set().union(*map(_free_features, self.spaces)))
+        self.features = nn.ParameterDict({name: torch.randn(channels) for name in names})
+        self.root = nn.Parameter(torch.randn(channels)) if roots else None
         if not invariant:
-            self.weights_out = _WeightsOut(positions, biases, channels, out_channels, bool(signs))
+            self.weights_out = _WeightsOut(positions, biases, channels, out_channels, bool(signs), names)
             self.head = None
             return
         self.read_roles = ("input", "output") if bidirectional else ("output",)
@@ -339,9 +402,34 @@ class ScaleGMN(nn.Module):
         x = []
         for part in wiring.parts:
             encoder = self.bias_encoders[min(part.level, len(self.bias_encoders)) - 1]
-            neurons = part.bias @ encoder[: part.bias.shape[-1]]
-            x.append(neurons if part.role == "hidden" else neurons + part.embed(self.places[part.role]))
+            own = [
+                i
+                for i, (feature, carried) in enumerate(zip(part.features, part.carried, strict=True))
+                if feature[0] == "bias" and carried.own
+            ]
+            numbers = [part.features[i][1] for i in own]
+            values = part.bias if len(own) == part.bias.shape[-1] else part.bias[..., own]
+            neurons = values @ (encoder[: len(own)] if numbers == list(range(len(own))) else encoder[numbers])
+            for i, (feature, carried) in enumerate(zip(part.features, part.carried, strict=True)):
+                if i not in own:
+                    neurons = neurons + self._feature(part, i, feature, carried)
+            if part.role != "hidden":
+                neurons = neurons + part.embed(self.places[part.role])
+            elif part.root and self.root is not None and not any(part.symmetry):
+                neurons = neurons + self.root
+            x.append(neurons)
         return x, [link.values @ self.weight_encoder[: link.values.shape[-1]] for link in wiring.links]
+
+    def _feature(self, part: Part, i: int, feature: tuple[str, int], carried: Carried) -> Tensor | float:
+        """What a parameter other than a bias adds to the features of its neurons."""
+        values = part.bias[..., i : i + 1]
+        if carried.own:
+            return values * self.features[feature_name(feature)]
+        if any(part.symmetry):
+            return 0.0  # it carries no factor, and so cannot be added to what does
+        values = values.abs() if carried.left.sign else values
+        values = values.sign() if carried.left.positive else symlog(values)
+        return values * self.features[feature_name(feature)]
 
     def _features(self, x: Sequence[Tensor], wiring: Wiring) -> Tensor:
         hidden = [i for i, part in enumerate(wiring.parts) if part.role == "hidden"]
@@ -350,6 +438,9 @@ class ScaleGMN(nn.Module):
         features = [pooled]
         for role in self.read_roles:
             parts = [i for i, part in enumerate(wiring.parts) if part.role == role]
+            if not parts:
+                features.append(pooled.new_zeros(wiring.num_networks, self.sizes[f"{role} neurons"] * pooled.shape[-1]))
+                continue
             ordered = wiring.by_position(parts, [x[i] for i in parts], self.sizes[f"{role} neurons"])
             features.append(symlog(ordered).flatten(1))
         if self.probes is not None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch_geometric.utils import scatter
 
-from wsgraph.space import Blocks, ParameterGraph, Symmetry, WeightSpace
-from wsgraph.space.graph import check_graph
-from wsgraph.space.operators import parse_operator
+from wsgraph.nn.message.links import DenseLink, End, IdentityLink, Link, Reduce, SparseLink
+from wsgraph.nn.message.plan import LinkPlan, PartPlan, SpacePlan, activation_name, space_plan
+from wsgraph.nn.message.transport import Carried
+from wsgraph.space import Blocks, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.space.graph import check_graph, draw_nodes, edge_values, split_parameters
 
-__all__ = ["DenseLink", "IdentityLink", "Link", "Part", "SparseLink", "Wiring"]
+__all__ = ["DenseLink", "End", "IdentityLink", "Link", "Part", "Reduce", "SparseLink", "Wiring", "activation_name"]
 
-End = Literal["source", "target"]
-Reduce = Literal["sum", "mean", "max", "min"]
+# Networks per architecture from which on it pays to go through a mixed batch architecture by architecture.
+_WORTHWHILE = 8
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,18 @@ class Part:
 
     Attributes:
         level: Length of the longest path from the input.
-        role: ``"input"``, ``"hidden"`` or ``"output"``.
-        symmetry: Factors that these neurons allow.
+        role: ``"input"``, ``"hidden"`` or ``"output"``; fixed neurons are hidden ones without symmetry.
+        symmetry: Factors that features of these neurons may carry.
         activation: Name of their activation.
-        bias: ``[..., F]``, the biases added at each neuron; ``F`` is 0 where there are none.
-        position: Place of every neuron in its group, ``[n]`` (dense) or ``[V]``; it means something for input and output neurons only.
+        bias: ``[..., F]``, the biases added at each neuron and what else belongs to it; ``F`` is 0 where there is nothing.
+        position: Place of every neuron among those of its role, ``[n]`` (dense) or ``[V]``; it means something for input and output
+            neurons only.
         network: Network of every neuron ``[V]``, ``None`` where features are dense.
+        columns: Which columns of ``x`` those of ``bias`` are.
+        features: What the columns of ``bias`` hold: a kind and its number among those of that kind, such as ``("bias", 0)``.
+        carried: How the columns transform.
+        joint: Whether neurons are products of others that carry a factor of their own each.
+        root: Whether they read nothing, though they are no inputs.
     """
 
     level: int
@@ -44,185 +50,48 @@ class Part:
     bias: Tensor
     position: Tensor
     network: Tensor | None = None
+    columns: tuple[int, ...] = ()
+    features: tuple[tuple[str, int], ...] = ()
+    carried: tuple[Carried, ...] = ()
+    joint: bool = False
+    root: bool = False
 
     @property
     def num_positions(self) -> int:
         """One more than the last position."""
-        return len(self.position) if self.network is None else int(self.position.max()) + 1
+        return int(self.position.max()) + 1
 
     def embed(self, table: Tensor) -> Tensor:
         """Rows of a table ``[positions, C]`` by position, of a shape that broadcasts with the features of this part."""
-        return table[: len(self.position)] if self.network is None else table[self.position]
-
-
-class Link(ABC):
-    """All edges from one part to another with kernels of one size.
-
-    Attributes:
-        source: Index of the part read.
-        target: Index of the part written.
-        positions: Kernel positions per edge, 0 for a skip connection.
-        values: The weights ``[..., K]`` of the edges, ones ``[..., 1]`` for a skip connection.
-        kind: What the edges are, see :meth:`EdgeRange.kind`: ``"weight"``, ``"sum"`` for a skip connection, or others in traced networks.
-    """
-
-    source: int
-    target: int
-    positions: int
-    values: Tensor
-    kind: str
-
-    @property
-    def weight(self) -> Tensor | None:
-        """The weights ``[..., K]``, ``None`` for a skip connection."""
-        return self.values if self.positions else None
-
-    @abstractmethod
-    def spread(self, x: Tensor, end: End) -> Tensor:
-        """Features of the neurons at one end, of a shape that broadcasts with the edges."""
-
-    @abstractmethod
-    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        """Messages ``[..., C]`` of the edges reduced to the neurons at one end."""
-
-    @abstractmethod
-    def degree(self, end: End) -> int | Tensor:
-        """Number of edges at each neuron of one end."""
-
-    @abstractmethod
-    def contract(self, x: Tensor, vectors: Tensor | None, end: End) -> Tensor:
-        r"""Messages to the neurons at one end from those at the other: :math:`\sum_{k,f} W_{jkf} \, v_f \odot x_k`.
-
-        No tensor of the size edges x channels is kept.
-        """
-
-    @abstractmethod
-    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
-        r"""Products of both ends of every edge, :math:`\langle x_j, v_m \odot y_k \rangle` for ``vectors [M, C]``: ``[..., M]``."""
-
-    def with_weight(self, function: Callable[[Tensor], Tensor]) -> Link:
-        """The same link with another weight."""
-        return cast(Link, replace(cast(Any, self), values=function(self.values))) if self.positions else self
+        return table[self.position.to(table.device)]
 
 
 @dataclass(frozen=True)
-class DenseLink(Link):
-    """Every source neuron reaches every target neuron: edges are ``[B, n_out, n_in, ...]``, neurons ``[B, n, ...]``."""
+class Member:
+    """The networks of one space in a dense wiring, and which parts and links are theirs."""
 
-    source: int
-    target: int
-    positions: int
-    values: Tensor
-    kind: str = "weight"
-
-    def spread(self, x: Tensor, end: End) -> Tensor:
-        return x.unsqueeze(-3 if end == "source" else -2)
-
-    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        dim = 2 if end == "target" else 1
-        return {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "min": torch.amin}[reduce](messages, dim)  # type: ignore[operator]
-
-    def degree(self, end: End) -> int:
-        return self.values.shape[2 if end == "target" else 1]
-
-    def contract(self, x: Tensor, vectors: Tensor | None, end: End) -> Tensor:
-        weight = self.values if end == "target" else self.values.transpose(1, 2)
-        spread = x[..., None, :] * cast(Tensor, vectors)  # [B, n, K, C]
-        return weight.flatten(2) @ spread.flatten(-3, -2)
-
-    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
-        # The product with the vectors goes to the end with fewer neurons.
-        if target.shape[-2] <= source.shape[-2]:
-            products = (target[..., None, :] * vectors).flatten(-3, -2) @ source.transpose(-1, -2)
-            return products.unflatten(1, (-1, len(vectors))).transpose(2, 3)
-        products = target @ (source[..., None, :] * vectors).flatten(-3, -2).transpose(-1, -2)
-        return products.unflatten(2, (-1, len(vectors)))
-
-
-@dataclass(frozen=True)
-class IdentityLink(Link):
-    """A skip connection: neuron to neuron, edges are ``[B, n, ...]`` like neurons."""
-
-    source: int
-    target: int
-    positions: int
-    values: Tensor
-    kind: str = "sum"
-
-    def spread(self, x: Tensor, end: End) -> Tensor:
-        return x
-
-    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        return messages
-
-    def degree(self, end: End) -> int:
-        return 1
-
-    def contract(self, x: Tensor, vectors: Tensor | None, end: End) -> Tensor:
-        return x
-
-    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
-        return (target * source) @ vectors.T
-
-
-@dataclass(frozen=True)
-class SparseLink(Link):
-    """Edges by index: edges are ``[E, ...]``, neurons ``[V, ...]``."""
-
-    source: int
-    target: int
-    positions: int
-    values: Tensor
-    source_index: Tensor
-    target_index: Tensor
-    sizes: tuple[int, int]
-    kind: str = "weight"
-
-    def end(self, end: End) -> tuple[Tensor, int]:
-        """Neuron of every edge at one end, and how many neurons there are."""
-        return (self.source_index, self.sizes[0]) if end == "source" else (self.target_index, self.sizes[1])
-
-    def spread(self, x: Tensor, end: End) -> Tensor:
-        return x[self.end(end)[0]]
-
-    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        index, size = self.end(end)
-        return scatter(messages, index, dim=0, dim_size=size, reduce=reduce)
-
-    def degree(self, end: End) -> Tensor:
-        index, size = self.end(end)
-        return index.bincount(minlength=size)[:, None]
-
-    def contract(self, x: Tensor, vectors: Tensor | None, end: End) -> Tensor:
-        start: End = "source" if end == "target" else "target"
-
-        def messages(x: Tensor, weight: Tensor | None, vectors: Tensor | None) -> Tensor:
-            spread = self.spread(x, start)
-            return self.reduce(spread if weight is None or vectors is None else (weight @ vectors) * spread, end)
-
-        # Recomputed in the backward pass, so that no features per edge are kept.
-        return cast(Tensor, checkpoint(messages, x, self.weight, vectors, use_reentrant=False))
-
-    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
-        def products(target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
-            return (self.spread(target, "target") * self.spread(source, "source")) @ vectors.T
-
-        return cast(Tensor, checkpoint(products, target, source, vectors, use_reentrant=False))
+    space: WeightSpace
+    networks: Tensor
+    parts: range
+    links: range
 
 
 @dataclass(frozen=True)
 class Wiring:
     """A batch as message passing reads it: parts in topological order, and links between them.
 
-    A batch of one architecture has a part per neuron group, features ``[B, n, C]`` and dense links, which need neither gathering nor
-    scattering; a mixed one has a part per level and kind of neurons over all its networks, features ``[V, C]`` and links by index, reduced
-    by PyG's scatter. Whoever computes part by part and link by link, with parameters chosen by what a part is, gets the same from both.
+    Dense wirings have a part per neuron group of every architecture, features ``[n, neurons, C]`` of its ``n`` networks, and links whose
+    weights are views of the parameters: they need neither gathering nor scattering, and no edges are drawn. Others, of batches that hold
+    few networks each of many architectures or whose edges were changed, have a part per level and kind of neurons over all networks,
+    features ``[V, C]`` and links by index, reduced by PyG's scatter. Whoever computes part by part and link by link, with parameters
+    chosen by what a part is, gets the same from both.
 
     Args:
         batch: What it was made of.
         parts: Neurons, so that every link leads to a later part.
         links: Edges.
         num_networks: Number of networks in the batch.
+        members: Of a dense wiring, the networks of every space.
         neurons: Per part, positions of its neurons in the batch (``None`` where dense).
         edges: Per link, positions of its edges in the batch (``None`` where dense).
 
@@ -239,12 +108,13 @@ class Wiring:
     parts: tuple[Part, ...]
     links: tuple[Link, ...]
     num_networks: int
+    members: tuple[Member, ...] = ()
     neurons: tuple[Tensor, ...] | None = None
     edges: tuple[Tensor, ...] | None = None
 
     @property
     def is_dense(self) -> bool:
-        """Whether all networks share one architecture and features are laid out by network."""
+        """Whether features are laid out by network."""
         return self.parts[0].network is None
 
     @staticmethod
@@ -253,7 +123,8 @@ class Wiring:
 
         Args:
             batch: Batch or single graph.
-            dense: Whether to use dense links (default: where all networks have one architecture and the edges lie as it put them).
+            dense: Whether to use dense links (default: where the edges lie as the architectures put them, unless there are few networks
+                each of many architectures).
 
         Returns:
             Parts and links; dense ones give the same results faster.
@@ -265,8 +136,9 @@ class Wiring:
         """
         batch = check_graph(batch)
         if dense is None:
-            dense = len(batch.spaces) == 1 and bool(batch.spaces[0].layers) and batch.fits_layout()
-        return _dense(batch) if dense else _sparse(batch)
+            pieces = _readable(batch)
+            return _sparse(batch) if pieces is None else _dense(batch, pieces)
+        return _dense(batch, batch.pieces()) if dense else _sparse(batch)
 
     @staticmethod
     def from_edges(edge_index: Tensor, num_nodes: int) -> Wiring:
@@ -301,11 +173,11 @@ class Wiring:
         parts = tuple(replace(part, bias=function(part.bias)) for part in self.parts)
         return replace(self, parts=parts, links=tuple(link.with_weight(function) for link in self.links))
 
-    def aggregate(self, messages: Sequence[Tensor], end: End = "target", reduce: Reduce = "sum") -> list[Tensor | None]:
+    def aggregate(self, messages: Sequence[Tensor | None], end: End = "target", reduce: Reduce = "sum") -> list[Tensor | None]:
         """Reduce messages to the neurons at one end of the edges.
 
         Args:
-            messages: One tensor ``[..., C]`` per link.
+            messages: One tensor ``[..., C]`` per link; ``None`` for links without one.
             end: ``"target"`` or ``"source"``.
             reduce: ``"sum"``, ``"mean"``, ``"max"`` or ``"min"``, over all links of a part.
 
@@ -314,7 +186,8 @@ class Wiring:
         """
         pieces: list[list[tuple[Link, Tensor]]] = [[] for _ in self.parts]
         for link, message in zip(self.links, messages, strict=True):
-            pieces[getattr(link, end)].append((link, message))
+            if message is not None:
+                pieces[getattr(link, end)].append((link, message))
         return [_aggregate(part, end, reduce) if part else None for part in pieces]
 
     def pool(self, parts: Sequence[int], values: Sequence[Tensor], reduces: Sequence[str]) -> Tensor:
@@ -328,6 +201,8 @@ class Wiring:
         Returns:
             ``[B, len(reduces) * C]``, zero for networks without such neurons.
         """
+        if self.is_dense and len(self.members) > 1:
+            return self._by_member(parts, values, lambda wiring, own, theirs: wiring.pool(own, theirs, reduces), len(reduces))
         if self.is_dense:
             joined = torch.cat(list(values), dim=1) if len(values) > 1 else values[0]
             functions: dict[str, Callable[[Tensor], Tensor]] = {
@@ -360,9 +235,15 @@ class Wiring:
         Returns:
             ``[B, size, C]``, zero where a network has fewer neurons.
         """
+        if self.is_dense and len(self.members) > 1:
+            flat = self._by_member(parts, values, lambda wiring, own, theirs: wiring.by_position(own, theirs, size).flatten(1), size)
+            return flat.unflatten(1, (size, -1))
         if self.is_dense:
             joined = torch.cat(list(values), dim=1)
-            return torch.nn.functional.pad(joined, (0, 0, 0, size - joined.shape[1]))
+            place = torch.cat([self.parts[i].position for i in parts]).to(joined.device)
+            if torch.equal(place.cpu(), torch.arange(len(place))):
+                return torch.nn.functional.pad(joined, (0, 0, 0, size - joined.shape[1]))
+            return joined.new_zeros(joined.shape[0], size, joined.shape[-1]).index_copy(1, place, joined)
         place = torch.cat([cast(Tensor, self.parts[i].network) * size + self.parts[i].position for i in parts])
         joined = torch.cat(list(values))
         result = joined.new_zeros(self.num_networks * size, joined.shape[-1])
@@ -380,20 +261,52 @@ class Wiring:
         """
         assert self.batch is not None
         if self.is_dense:
-            space = self.batch.spaces[0]
-            return _dense_blocks(space, weights, biases).flatten()
+            return self._dense_thetas(weights, biases)
         channels = biases[0].shape[-1]
         x, edge_attr = cast(Tensor, self.batch.x), cast(Tensor, self.batch.edge_attr)
         nodes, edges = x.new_zeros(*x.shape, channels), edge_attr.new_zeros(*edge_attr.shape, channels)
-        for index, values in zip(cast(Any, self.neurons), biases, strict=True):
-            nodes[index, : values.shape[-2]] = values.to(nodes.dtype)
-        for index, edge_values in zip(cast(Any, self.edges), weights, strict=True):
-            if edge_values is not None:
-                edges[index, : edge_values.shape[-2]] = edge_values.to(edges.dtype)
+        for index, part, values in zip(cast(Any, self.neurons), self.parts, biases, strict=True):
+            for i, column in enumerate(part.columns):
+                nodes[index, column] = values[:, i].to(nodes.dtype)
+        for index, own in zip(cast(Any, self.edges), weights, strict=True):
+            if own is not None:
+                edges[index, : own.shape[-2]] = own.to(edges.dtype)
         pieces = self.batch.by_space()
         result = x.new_zeros(self.num_networks, max(piece.space.num_params for piece in pieces), channels)
         for piece in pieces:
-            result[piece.networks, : piece.space.num_params] = piece.blocks(nodes, edges).flatten()
+            if piece.space.layers:
+                flat = piece.blocks(nodes, edges).flatten()
+            else:
+                flat = _flat_form(piece.space, nodes[piece.nodes], edges[piece.edges])
+            result[piece.networks, : piece.space.num_params] = flat
+        return result
+
+    def _dense_thetas(self, weights: Sequence[Tensor | None], biases: Sequence[Tensor]) -> Tensor:
+        results = []
+        for member in self.members:
+            plan = space_plan(member.space)
+            own = [weights[i] for i in member.links]
+            results.append(_assembled(plan, own, [biases[i] for i in member.parts], len(member.networks)))
+        if len(results) == 1:
+            return results[0]
+        largest = max(result.shape[1] for result in results)
+        whole = results[0].new_zeros(self.num_networks, largest, results[0].shape[-1])
+        for member, result in zip(self.members, results, strict=True):
+            whole[member.networks, : result.shape[1]] = result
+        return whole
+
+    def _by_member(
+        self, parts: Sequence[int], values: Sequence[Tensor], function: Callable[[Wiring, list[int], list[Tensor]], Tensor], repeats: int
+    ) -> Tensor:
+        """What a function of the parts of one space gives, for every space; zeros where a space has none of the parts."""
+        width = values[0].shape[-1] * repeats
+        result = values[0].new_zeros(self.num_networks, width)
+        for member in self.members:
+            chosen = [(i, value) for i, value in zip(parts, values, strict=True) if i in member.parts]
+            if chosen:
+                alone = replace(self, members=(member,), num_networks=len(member.networks))
+                features = [value.expand(len(member.networks), -1, -1) for _, value in chosen]
+                result = result.index_copy(0, member.networks, function(alone, [i for i, _ in chosen], features).to(result.dtype))
         return result
 
 
@@ -415,46 +328,51 @@ def _aggregate(pieces: list[tuple[Link, Tensor]], end: End, reduce: Reduce) -> T
     return functools.reduce(combine[reduce], results)
 
 
-def activation_name(space: WeightSpace, name: str) -> str:
-    """The activation of a neuron group, by the name of its operator without numbers."""
-    return parse_operator(space.group(name).activation)[0]
+def _readable(batch: ParameterGraph) -> list[tuple[WeightSpace, Tensor, Tensor]] | None:
+    """The networks of a batch by space, where they can be read without drawing edges and it pays to."""
+    spaces = batch.spaces
+    layered = all(space.layers for space in spaces)
+    if (len(spaces) > 1 and layered and batch.num_networks < _WORTHWHILE * len(spaces)) or not batch._is_ordered():
+        return None
+    try:
+        return batch.pieces()
+    except SpaceMismatchError:  # edges of networks that are not made of layers were changed
+        return None
 
 
-def _bias_counts(space: WeightSpace) -> dict[str, int]:
-    """Columns of ``x`` that neurons of each group use."""
-    if not space.layers:
-        return dict.fromkeys((group.name for group in space.groups), space.topology.node_width)
-    return {group.name: sum(layer.bias is not None for layer in space.layers_into(group.name)) for group in space.groups}
-
-
-def _dense(batch: ParameterGraph) -> Wiring:
-    space = batch.common_space(user="a dense wiring")
-    blocks, topology = batch.blocks(), space.topology
-    nodes = cast(Tensor, batch.x).view(batch.num_networks, topology.num_nodes, -1)
-    counts = _bias_counts(space)
-    order = {group.name: i for i, group in enumerate(space.topological_groups)}
-    parts = tuple(
-        Part(
-            space.levels[group.name],
-            group.role,
-            space.class_symmetry(group.scale),
-            activation_name(space, group.name),
-            nodes[:, topology.nodes[group.name], : counts[group.name]],
-            torch.arange(group.size, device=nodes.device),
-        )
-        for group in space.topological_groups
-    )
+def _dense(batch: ParameterGraph, pieces: Sequence[tuple[WeightSpace, Tensor, Tensor]]) -> Wiring:
+    parts: list[Part] = []
     links: list[Link] = []
-    for layer, weight, edges in zip(space.layers, blocks.weights, topology.edges, strict=True):
-        target = order[layer.target]
-        if weight is None:
-            links.append(IdentityLink(order[layer.sources[0]], target, 0, nodes.new_ones(1, edges.num_targets, 1)))
-            continue
-        sizes = [space.group(name).size for name in layer.sources]
-        # One split rather than a slice each: its gradient is one concatenation.
-        pieces = weight.split(sizes, dim=2) if len(sizes) > 1 else (weight,)
-        links += [DenseLink(order[name], target, edges.num_positions, piece) for name, piece in zip(layer.sources, pieces, strict=True)]
-    return Wiring(batch, parts, tuple(links), batch.num_networks)
+    members = []
+    for space, networks, thetas in pieces:
+        plan, parameters = space_plan(space), split_parameters(space, thetas)
+        nodes = draw_nodes(space, parameters)
+        first_part, first_link = len(parts), len(links)
+        for own in plan.parts:
+            where = space.topology.nodes[own.group]
+            position = (space.topology.node_position[where] - 1).clamp(min=0).to(nodes.device)
+            values = nodes[:, where]
+            parts.append(_part(own, values if own.columns == tuple(range(values.shape[-1])) else values[..., list(own.columns)], position))
+        links += plan.make_links(edge_values(space, parameters), first_part)
+        members.append(Member(space, networks, range(first_part, len(parts)), range(first_link, len(links))))
+    return Wiring(batch, tuple(parts), tuple(links), batch.num_networks, tuple(members))
+
+
+def _part(plan: PartPlan, values: Tensor, position: Tensor, network: Tensor | None = None) -> Part:
+    return Part(
+        plan.level,
+        plan.role,
+        plan.symmetry,
+        plan.activation,
+        values,
+        position,
+        network,
+        plan.columns,
+        plan.features,
+        plan.carried,
+        plan.joint,
+        plan.root,
+    )
 
 
 def _sparse(batch: ParameterGraph) -> Wiring:
@@ -463,43 +381,61 @@ def _sparse(batch: ParameterGraph) -> Wiring:
     device = x.device
     network = batch.batch if batch.batch is not None else torch.zeros(x.shape[0], dtype=torch.long, device=device)
     spaces, owner = batch.spaces, batch.space_index().to(device)
+    plans = [space_plan(space) for space in spaces]
 
     # What decides the part of a neuron, per space and group; the level comes first, so that sorting makes the order topological.
-    kinds = [
-        [
-            (space.levels[g.name], g.role, space.class_symmetry(g.scale), activation_name(space, g.name), counts[g.name])
-            for g in space.groups
-        ]
-        for space, counts in ((space, _bias_counts(space)) for space in spaces)
-    ]
-    distinct = sorted({kind for row in kinds for kind in row})
-    table = _table([[distinct.index(kind) for kind in row] for row in kinds], device)
+    kinds: list[list[Any]] = []
+    for space, plan in zip(spaces, plans, strict=True):
+        known = {part.group: replace(part, group="") for part in plan.parts}
+        kinds.append([known.get(group.name) for group in space.groups])
+    distinct = sorted({kind for row in kinds for kind in row if kind is not None}, key=_order)
+    table = _table([[-1 if kind is None else distinct.index(kind) for kind in row] for row in kinds], device)
     node_part = table[owner[network], batch.node_group]
     neurons = _split(node_part, len(distinct))
     local = torch.empty_like(node_part)
     for index in neurons:
         local[index] = torch.arange(len(index), device=device)
     parts = tuple(
-        Part(level, role, symmetry, activation, x[index, :count], (batch.node_position[index] - 1).clamp(min=0), network[index])
-        for (level, role, symmetry, activation, count), index in zip(distinct, neurons, strict=True)
+        _part(
+            kind,
+            x[index][:, list(kind.columns)],
+            (batch.node_position[index] - 1).clamp(min=0),
+            network[index],
+        )
+        for kind, index in zip(distinct, neurons, strict=True)
     )
 
     source, target = edge_index
-    wires = [[(edges.num_positions, edges.kind(space)) for edges in space.topology.edges] for space in spaces]
-    sizes = sorted({wire for row in wires for wire in row})
-    kind = _table([[sizes.index(wire) for wire in row] for row in wires], device)[owner[network[target]], batch.edge_layer]
-    key = (node_part[source] * len(parts) + node_part[target]) * len(sizes) + kind
+    groups, ranges = max(len(space.groups) for space in spaces), max(len(space.topology.edges) for space in spaces)
+    network_owner = owner[network[target]]
+    wire = ((network_owner * ranges + batch.edge_layer) * groups + batch.node_group[source]) * groups + batch.node_group[target]
+    codes, wire = wire.unique(return_inverse=True)
+    found = []
+    for code in codes.tolist():
+        rest, end = divmod(code, groups)
+        rest, start = divmod(rest, groups)
+        which, number = divmod(rest, ranges)
+        space, edges = spaces[which], spaces[which].topology.edges[number]
+        transport = plans[which].transports[number, space.groups[start].name, space.groups[end].name]
+        found.append((edges.num_positions, edges.kind(space), transport))
+    sizes = sorted(set(found))
+    kind_of = torch.tensor([sizes.index(entry) for entry in found], device=device, dtype=torch.long)
+    key = (node_part[source] * len(parts) + node_part[target]) * max(len(sizes), 1) + kind_of[wire]
     present, edge_link = key.unique(return_inverse=True)
-    edges = _split(edge_link, len(present))
+    edges_of = _split(edge_link, len(present))
     links = []
-    for code, index in zip(present.tolist(), edges, strict=True):
+    for code, index in zip(present.tolist(), edges_of, strict=True):
         ends, size = divmod(code, len(sizes))
         start, stop = divmod(ends, len(parts))
-        positions, name = sizes[size]
+        positions, name, transport = sizes[size]
         values = edge_attr[index, : max(positions, 1)]  # a skip connection stands as one in the first column
         lengths = len(neurons[start]), len(neurons[stop])
-        links.append(SparseLink(start, stop, positions, values, local[source[index]], local[target[index]], lengths, name))
-    return Wiring(batch, parts, tuple(links), batch.num_networks, neurons, edges)
+        links.append(SparseLink(start, stop, positions, values, local[source[index]], local[target[index]], lengths, name, transport))
+    return Wiring(batch, parts, tuple(links), batch.num_networks, (), neurons, edges_of)
+
+
+def _order(part: PartPlan) -> tuple[Any, ...]:
+    return part.level, part.role, part.symmetry, part.activation, part.columns, part.features, part.carried, part.joint, part.root
 
 
 def _table(rows: list[list[int]], device: torch.device) -> Tensor:
@@ -512,16 +448,70 @@ def _split(labels: Tensor, count: int) -> tuple[Tensor, ...]:
     return labels.argsort(stable=True).split(labels.bincount(minlength=count).tolist())
 
 
-def _dense_blocks(space: WeightSpace, weights: Sequence[Tensor | None], biases: Sequence[Tensor]) -> Blocks:
-    order = {group.name: i for i, group in enumerate(space.topological_groups)}
-    pieces = iter(weights)
-    joined: list[Tensor | None] = []
-    for layer in space.layers:
-        own = [next(pieces) for _ in layer.sources]
-        joined.append(None if layer.weight is None else torch.cat(cast(list[Tensor], own), dim=2))
-    columns = zip(space.layers, space.topology.bias_columns, strict=True)
-    return Blocks(
-        space,
-        tuple(joined),
-        tuple(None if column is None else biases[order[layer.target]][:, :, column] for layer, column in columns),
-    )
+# == Weights out ==
+
+
+def _assembled(plan: SpacePlan, weights: Sequence[Tensor | None], biases: Sequence[Tensor], count: int) -> Tensor:
+    """Flat form ``[B, P, C]`` of values by link and by part; entries of no wire are zero, those of several the mean."""
+    space, topology = plan.space, plan.topology
+    own: list[list[tuple[LinkPlan, Tensor]]] = [[] for _ in topology.edges]
+    for link, values in zip(plan.links, weights, strict=True):
+        if values is not None:
+            own[link.edges].append((link, link.put_back(values.expand(count, *values.shape[1:]))))
+    if space.layers:
+        joined = [
+            torch.cat([values for _, values in pieces], dim=2) if len(pieces) > 1 else pieces[0][1] if pieces else None for pieces in own
+        ]
+        columns = zip(space.layers, topology.bias_columns, strict=True)
+        offsets = [None if column is None else biases[plan.position[layer.target]][:, :, column] for layer, column in columns]
+        return Blocks(space, tuple(joined), tuple(offsets)).flatten()
+    edges: list[Tensor | None] = []
+    for part, pieces in zip(topology.edges, own, strict=True):
+        whole = None
+        if len(pieces) == 1 and pieces[0][0].is_whole:
+            whole = pieces[0][1]
+        elif pieces:
+            shape = count, part.num_targets, part.num_sources, *pieces[0][1].shape[-2:]
+            whole = pieces[0][1].new_zeros(shape)
+            for link, values in pieces:
+                whole[(slice(None), *link.where(part))] = values
+        edges.append(whole)
+    channels = biases[0].shape[-1]
+    nodes = biases[0].new_zeros(count, topology.num_nodes, topology.node_width, channels)
+    for part_plan, values in zip(plan.parts, biases, strict=True):
+        if part_plan.columns:
+            nodes[:, topology.nodes[part_plan.group], list(part_plan.columns)] = values.expand(count, *values.shape[1:])
+    return _flat_values(space, nodes, edges)
+
+
+def _flat_form(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Tensor:
+    """Flat form of values of all nodes ``[B, V, F, C]`` and edges ``[B, E, K, C]``."""
+    parts: list[Tensor | None] = [
+        edges[:, part.start : part.stop, : part.num_positions].unflatten(1, (part.num_targets, part.num_sources))
+        if part.num_positions
+        else None
+        for part in space.topology.edges
+    ]
+    return _flat_values(space, nodes, parts)
+
+
+def _flat_values(space: WeightSpace, nodes: Tensor, edges: Sequence[Tensor | None]) -> Tensor:
+    """Flat form of values of nodes and, per range, of edges ``[B, targets, edges per target, positions, C]``."""
+    topology, plan = space.topology, space_plan(space)
+    count, channels = nodes.shape[0], nodes.shape[-1]
+    places: list[Tensor] = []
+    values: list[Tensor] = []
+    for index, own in zip(plan.places, edges, strict=True):
+        if index is not None and own is not None:
+            places.append(index.expand(1, *own.shape[1:4]).flatten())
+            values.append(own.flatten(1, 3))
+    belonging = [wire for wire in space.wires if not wire.sources]
+    for wire, (where, column) in zip(belonging, topology.features, strict=True):
+        part = space.slices[wire.parameter or ""]
+        index = wire.weight(torch.arange(part.start, part.stop)[None])[0, :, 0, 0].expand(len(where))
+        places.append(index)
+        values.append(nodes[:, where.to(nodes.device), column])
+    index = torch.cat(places).to(nodes.device)
+    result = nodes.new_zeros(count, space.num_params, channels).index_add(1, index, torch.cat(values, dim=1))
+    written = index.bincount(minlength=space.num_params)[:, None]
+    return result if int(written.max()) == 1 else result / written.clamp(min=1)

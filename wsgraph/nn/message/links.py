@@ -1,0 +1,353 @@
+"""Edges between two parts of a batch: how features spread along them and how messages are reduced."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch_geometric.utils import scatter
+
+from wsgraph.nn.message.transport import EXACT, Transport
+
+__all__ = ["BlockLink", "DenseLink", "End", "IdentityLink", "IndexedLink", "Link", "Reduce", "SparseLink"]
+
+End = Literal["source", "target"]
+Reduce = Literal["sum", "mean", "max", "min", "mul"]
+
+
+class Link(ABC):
+    """All edges from one part to another with kernels of one size.
+
+    Attributes:
+        source: Index of the part read.
+        target: Index of the part written.
+        positions: Kernel positions per edge, 0 where edges have no weight, as those of a skip connection.
+        values: The weights ``[..., K]`` of the edges, ones ``[..., 1]`` where they have none.
+        kind: What the edges are, see :meth:`EdgeRange.kind`: ``"weight"``, ``"sum"`` for a skip connection, or others in traced networks.
+        transport: What becomes of factors of neurons along the edges.
+    """
+
+    source: int
+    target: int
+    positions: int
+    values: Tensor
+    kind: str
+    transport: Transport
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The weights ``[..., K]``, ``None`` where the edges have none."""
+        return self.values if self.positions else None
+
+    @abstractmethod
+    def spread(self, x: Tensor, end: End) -> Tensor:
+        """Features of the neurons at one end, of a shape that broadcasts with the edges."""
+
+    @abstractmethod
+    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
+        """Messages ``[..., C]`` of the edges reduced to the neurons at one end."""
+
+    @abstractmethod
+    def degree(self, end: End) -> int | Tensor:
+        """Number of edges at each neuron of one end."""
+
+    @abstractmethod
+    def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
+        r"""Messages to the neurons at one end from those at the other: :math:`\sum_{k,f} W_{jkf} \, v_f \odot x_k`.
+
+        No tensor of the size edges x channels is kept.
+        """
+
+    def mean(self, x: Tensor, end: End) -> Tensor:
+        """The mean over the neurons at the other end that an edge joins with each at this one."""
+        start: End = "source" if end == "target" else "target"
+        total = self.reduce(self.spread(x, start), end)
+        degree = self.degree(end)
+        return total / (degree.clamp(min=1) if isinstance(degree, Tensor) else degree)
+
+    @abstractmethod
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        r"""Products of both ends of every edge, :math:`\langle x_j, v_m \odot y_k \rangle` for ``vectors [M, C]``: ``[..., M]``."""
+
+    def with_weight(self, function: Callable[[Tensor], Tensor]) -> Link:
+        """The same link with another weight."""
+        return cast(Link, replace(cast(Any, self), values=function(self.values))) if self.positions else self
+
+
+class _LaidOut(Link):
+    """A link between features ``[B, n, C]`` that reads and writes the neurons of a part in its own order, or some of them.
+
+    Attributes:
+        sizes: Numbers of neurons of both parts.
+        source_pick: Which neuron of its part every source is, ``None`` where they are all, in their order.
+        target_pick: The same of targets.
+    """
+
+    sizes: tuple[int, int]
+    source_pick: Tensor | None
+    target_pick: Tensor | None
+
+    def picked(self, x: Tensor, end: End) -> Tensor:
+        """The features of the neurons that the link joins, in its order."""
+        pick = self.source_pick if end == "source" else self.target_pick
+        # What is shared by all neurons, or by all networks, stays so.
+        return x if pick is None or x.shape[-2] == 1 else x.index_select(-2, pick)
+
+    def put(self, x: Tensor, end: End) -> Tensor:
+        """Sums for the neurons of a part, of features in the link's order; zeros where it has no edges."""
+        pick = self.source_pick if end == "source" else self.target_pick
+        if pick is None:
+            return x
+        size = self.sizes[0 if end == "source" else 1]
+        return x.new_zeros(*x.shape[:-2], size, x.shape[-1]).index_add(-2, pick, x)
+
+    def put_extreme(self, x: Tensor, end: End, reduce: Reduce) -> Tensor:
+        """The same of extremes and products."""
+        pick = self.source_pick if end == "source" else self.target_pick
+        if pick is None:
+            return x
+        size = self.sizes[0 if end == "source" else 1]
+        start = {"max": -torch.inf, "min": torch.inf, "mul": 1.0}[reduce]
+        names = {"max": "amax", "min": "amin", "mul": "prod"}
+        index = pick[:, None].expand(x.shape)
+        return x.new_full((*x.shape[:-2], size, x.shape[-1]), start).scatter_reduce(-2, index, x, names[reduce])
+
+    def counted(self, count: int, end: End) -> int | Tensor:
+        """Edges at every neuron of a part, of which those that the link joins have ``count``."""
+        pick = self.source_pick if end == "source" else self.target_pick
+        if pick is None:
+            return count
+        return count * pick.bincount(minlength=self.sizes[0 if end == "source" else 1])[:, None]
+
+    def settled(self, messages: Tensor, dim: int, end: End, reduce: Reduce) -> Tensor:
+        """Messages reduced along a dimension, then put to their neurons."""
+        functions: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "min": torch.amin, "mul": torch.prod}
+        if reduce == "sum":
+            return self.put(messages.sum(dim), end)
+        if reduce == "mean":
+            degree = self.degree(end)
+            return self.put(messages.sum(dim), end) / (degree.clamp(min=1) if isinstance(degree, Tensor) else degree)
+        return self.put_extreme(functions[reduce](messages, dim), end, reduce)
+
+
+@dataclass(frozen=True)
+class DenseLink(_LaidOut):
+    """Every source neuron reaches every target neuron: edges are ``[B, n_out, n_in, ...]``, neurons ``[B, n, ...]``."""
+
+    source: int
+    target: int
+    positions: int
+    values: Tensor
+    kind: str = "weight"
+    transport: Transport = EXACT
+    sizes: tuple[int, int] = (0, 0)
+    source_pick: Tensor | None = None
+    target_pick: Tensor | None = None
+
+    def spread(self, x: Tensor, end: End) -> Tensor:
+        return self.picked(x, end).unsqueeze(-3 if end == "source" else -2)
+
+    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
+        shape = (*torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1]), messages.shape[-1])
+        return self.settled(messages.expand(shape), 2 if end == "target" else 1, end, reduce)
+
+    def degree(self, end: End) -> int | Tensor:
+        return self.counted(self.values.shape[2 if end == "target" else 1], end)
+
+    def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
+        start: End = "source" if end == "target" else "target"
+        weight = self.values if end == "target" else self.values.transpose(1, 2)
+        spread = self.picked(x, start)[..., None, :] * vectors  # [B, n, K, C]
+        if spread.shape[-3] == 1 != weight.shape[2]:
+            spread = spread.expand(*spread.shape[:-3], weight.shape[2], *spread.shape[-2:])
+        return self.put(weight.flatten(2) @ spread.flatten(-3, -2), end)
+
+    def mean(self, x: Tensor, end: End) -> Tensor:
+        start: End = "source" if end == "target" else "target"
+        count = self.values.shape[1 if end == "target" else 2]
+        mean = self.picked(x, start).mean(-2, keepdim=True)
+        mean = mean.expand(*mean.shape[:-2], count, mean.shape[-1])
+        degree = self.counted(1, end)
+        return self.put(mean, end) / (degree.clamp(min=1) if isinstance(degree, Tensor) else degree)
+
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        target, source = self.picked(target, "target"), self.picked(source, "source")
+        # The product with the vectors goes to the end with fewer neurons.
+        if target.shape[-2] <= source.shape[-2]:
+            products = (target[..., None, :] * vectors).flatten(-3, -2) @ source.transpose(-1, -2)
+            return products.unflatten(1, (-1, len(vectors))).transpose(2, 3)
+        products = target @ (source[..., None, :] * vectors).flatten(-3, -2).transpose(-1, -2)
+        return products.unflatten(2, (-1, len(vectors)))
+
+
+@dataclass(frozen=True)
+class IdentityLink(_LaidOut):
+    """Neuron to neuron, as a skip connection or the gain of a norm: edges are ``[B, n, ...]`` like neurons."""
+
+    source: int
+    target: int
+    positions: int
+    values: Tensor
+    kind: str = "sum"
+    transport: Transport = EXACT
+    sizes: tuple[int, int] = (0, 0)
+    source_pick: Tensor | None = None
+    target_pick: Tensor | None = None
+
+    def spread(self, x: Tensor, end: End) -> Tensor:
+        return self.picked(x, end)
+
+    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
+        shape = (*torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1]), messages.shape[-1])
+        return self.settled(messages.expand(shape)[..., None, :], -2, end, reduce)
+
+    def degree(self, end: End) -> int | Tensor:
+        return self.counted(1, end)
+
+    def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
+        start: End = "source" if end == "target" else "target"
+        return self.put((self.values @ vectors) * self.picked(x, start), end)
+
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        return (self.picked(target, "target") * self.picked(source, "source")) @ vectors.T
+
+
+@dataclass(frozen=True)
+class BlockLink(_LaidOut):
+    """Targets read the sources of their block, as in grouped convolutions: edges are ``[B, blocks, n_out, n_in, ...]``."""
+
+    source: int
+    target: int
+    positions: int
+    values: Tensor
+    kind: str = "weight"
+    transport: Transport = EXACT
+    sizes: tuple[int, int] = (0, 0)
+    source_pick: Tensor | None = None
+    target_pick: Tensor | None = None
+
+    def _blocks(self, x: Tensor, end: End) -> Tensor:
+        x = self.picked(x, end)
+        count = self.values.shape[1] * self.values.shape[3 if end == "source" else 2]
+        x = x.expand(*x.shape[:-2], count, x.shape[-1])
+        return x.unflatten(-2, (self.values.shape[1], -1))
+
+    def spread(self, x: Tensor, end: End) -> Tensor:
+        return self._blocks(x, end).unsqueeze(-3 if end == "source" else -2)
+
+    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
+        shape = (*torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1]), messages.shape[-1])
+        ordered = messages.expand(shape)
+        ordered = ordered if end == "target" else ordered.transpose(2, 3)
+        return self.settled(ordered.flatten(1, 2), 2, end, reduce)
+
+    def degree(self, end: End) -> int | Tensor:
+        return self.counted(self.values.shape[3 if end == "target" else 2], end)
+
+    def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
+        start: End = "source" if end == "target" else "target"
+        weight = self.values if end == "target" else self.values.transpose(2, 3)
+        spread = self._blocks(x, start)[..., None, :] * vectors  # [B, blocks, n, K, C]
+        return self.put((weight.flatten(3) @ spread.flatten(-3, -2)).flatten(1, 2), end)
+
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        target, source = self._blocks(target, "target"), self._blocks(source, "source")
+        products = (target[..., None, :] * vectors).flatten(-3, -2) @ source.transpose(-1, -2)
+        return products.unflatten(-2, (-1, len(vectors))).transpose(-2, -1)
+
+
+@dataclass(frozen=True)
+class IndexedLink(_LaidOut):
+    """Edges by index between features ``[B, n, C]``: edges are ``[B, E, ...]``, and the picks name both their ends."""
+
+    source: int
+    target: int
+    positions: int
+    values: Tensor
+    kind: str = "weight"
+    transport: Transport = EXACT
+    sizes: tuple[int, int] = (0, 0)
+    source_pick: Tensor | None = None
+    target_pick: Tensor | None = None
+
+    def spread(self, x: Tensor, end: End) -> Tensor:
+        return self.picked(x, end)
+
+    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
+        shape = (*torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1]), messages.shape[-1])
+        return self.settled(messages.expand(shape)[..., None, :], -2, end, reduce)
+
+    def degree(self, end: End) -> int | Tensor:
+        return self.counted(1, end)
+
+    def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
+        start: End = "source" if end == "target" else "target"
+
+        def messages(x: Tensor, weight: Tensor, vectors: Tensor) -> Tensor:
+            return self.put((weight @ vectors) * self.picked(x, start), end)
+
+        return cast(Tensor, checkpoint(messages, x, self.values, vectors, use_reentrant=False))
+
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        return (self.picked(target, "target") * self.picked(source, "source")) @ vectors.T
+
+
+@dataclass(frozen=True)
+class SparseLink(Link):
+    """Edges by index: edges are ``[E, ...]``, neurons ``[V, ...]``."""
+
+    source: int
+    target: int
+    positions: int
+    values: Tensor
+    source_index: Tensor
+    target_index: Tensor
+    sizes: tuple[int, int]
+    kind: str = "weight"
+    transport: Transport = EXACT
+
+    def end(self, end: End) -> tuple[Tensor, int]:
+        """Neuron of every edge at one end, and how many neurons there are."""
+        return (self.source_index, self.sizes[0]) if end == "source" else (self.target_index, self.sizes[1])
+
+    def spread(self, x: Tensor, end: End) -> Tensor:
+        return x[self.end(end)[0]]
+
+    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
+        index, size = self.end(end)
+        if reduce == "mul":  # neurons without edges keep the product of nothing
+            whole = messages.new_ones(size, messages.shape[-1])
+            return whole.scatter_reduce(0, index[:, None].expand(messages.shape), messages, "prod")
+        return scatter(messages, index, dim=0, dim_size=size, reduce=reduce)
+
+    def degree(self, end: End) -> Tensor:
+        index, size = self.end(end)
+        return index.bincount(minlength=size)[:, None]
+
+    def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
+        start: End = "source" if end == "target" else "target"
+
+        def messages(x: Tensor, weight: Tensor, vectors: Tensor) -> Tensor:
+            return self.reduce((weight @ vectors) * self.spread(x, start), end)
+
+        # Recomputed in the backward pass, so that no features per edge are kept.
+        return cast(Tensor, checkpoint(messages, x, self.values, vectors, use_reentrant=False))
+
+    def mean(self, x: Tensor, end: End) -> Tensor:
+        start: End = "source" if end == "target" else "target"
+
+        def messages(x: Tensor) -> Tensor:
+            return self.reduce(self.spread(x, start), end, "mean")
+
+        return cast(Tensor, checkpoint(messages, x, use_reentrant=False))
+
+    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+        def products(target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
+            return (self.spread(target, "target") * self.spread(source, "source")) @ vectors.T
+
+        return cast(Tensor, checkpoint(products, target, source, vectors, use_reentrant=False))
