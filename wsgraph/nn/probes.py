@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from wsgraph.nn.normalize import symlog
 from wsgraph.nn.registry import Spaces, as_spaces
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
+from wsgraph.space.assumed import tell_assumed
 from wsgraph.space.evaluate import accepts, smallest_input_shape
 from wsgraph.space.graph import check_graph
-from wsgraph.space.weight_space import tell_assumed
 
 __all__ = ["Probes"]
 

@@ -15,7 +15,7 @@ from wsgraph.convert.tracing.nodes import NodeSet, Reading
 from wsgraph.convert.tracing.operators import TRACED_OPERATORS
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
-from wsgraph.space.weight_space import stored_dtype
+from wsgraph.space.dtypes import stored_dtype
 
 __all__ = ["Lowering", "lower"]
 
@@ -156,7 +156,9 @@ class Lowering:
         """A new group of the neurons at a place."""
         label, factors = self.class_label(place.kind)
         name = self.free_name(name)
-        group = NeuronGroup(name, self.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors, "", follows)
+        group = NeuronGroup(
+            name, self.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors, "", tuple(follows)
+        )
         self.anchors.setdefault(place, name)
         if scale:
             self.scaled.setdefault((scale, place), name)
