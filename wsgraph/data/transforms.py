@@ -63,14 +63,15 @@ class WeightTransform(BaseTransform):
             raise TypeError(f"{type(self).__name__} transforms parameter graphs (got {type(graph).__name__}); for tensors call weights().")
         parts = graph.by_space() if len(graph.spaces) > 1 else []
         if not parts:
-            space = graph.spaces[0]
+            space = cast(WeightSpace, graph.spaces[0])
             changed = space.batch(self.weights(space, graph.thetas()))
             graph.x, graph.edge_attr = changed.x, changed.edge_attr
             return graph
         # Architecture by architecture, each at once, into the places of the batch.
         x, edge_attr = cast(Tensor, graph.x).clone(), cast(Tensor, graph.edge_attr).clone()
         for part in parts:
-            changed = part.space.batch(self.weights(part.space, part.blocks(x, edge_attr).flatten()))
+            space = cast(WeightSpace, part.space)
+            changed = space.batch(self.weights(space, part.blocks(x, edge_attr).flatten()))
             for whole, rows, values in ((x, part.nodes, changed.x), (edge_attr, part.edges, changed.edge_attr)):
                 whole[rows.flatten(), : cast(Tensor, values).shape[1]] = cast(Tensor, values)
         graph.x, graph.edge_attr = x, edge_attr

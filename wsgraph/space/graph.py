@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from wsgraph.space.base import BaseSpace as WeightSpace
 from wsgraph.space.blocks import Blocks
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.indexing import Indices, is_single, position_of, positions_of
-from wsgraph.space.weight_space import WeightSpace
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wsgraph.space.base import BaseSpace
+from wsgraph.space.blocks import Blocks, make_blocks
 from wsgraph.space.chains import ChainLink, chain_parts, per_layer
-from wsgraph.space.flat import FlatSpace
+from wsgraph.space.graph import ParameterGraph, make_batch, make_graph
 from wsgraph.space.parts import Signal
 
 if TYPE_CHECKING:
     import networkx as nx
 
-    from wsgraph.space.blocks import Blocks
-    from wsgraph.space.graph import ParameterGraph
-    from wsgraph.symmetry import GroupElement
-
 __all__ = ["WeightSpace"]
 
 
-class WeightSpace(FlatSpace):
+class WeightSpace(BaseSpace):
     r"""A network architecture as data: neuron groups, the parameters that connect them, and the symmetry each group has.
 
     A checkpoint is a point :math:`\theta \in \mathbb{R}^P` of its weight space. The space holds no tensors, is hashable and comparable,
@@ -185,8 +183,6 @@ class WeightSpace(FlatSpace):
         Returns:
             :class:`~wsgraph.space.Blocks` with one weight and one bias (or ``None``) per layer.
         """
-        from wsgraph.space.blocks import make_blocks
-
         self.check_layers("blocks()")
         return make_blocks(self, thetas)
 
@@ -210,8 +206,6 @@ class WeightSpace(FlatSpace):
             >>> space.graph(space.sample(1, generator=torch.manual_seed(0))[0], y=0.5)
             ParameterGraph(2-3-1, nodes=6, edges=9, y=[1])
         """
-        from wsgraph.space.graph import make_graph
-
         return make_graph(self, theta, y)
 
     def batch(self, thetas: Tensor, y: Any = None) -> ParameterGraph:
@@ -228,67 +222,8 @@ class WeightSpace(FlatSpace):
             SpaceMismatchError: If the shape is wrong.
             ValueError: If a weight is NaN or infinite, or the targets do not match.
         """
-        from wsgraph.space.graph import make_batch
-
         return make_batch(self, thetas, y)
 
     def to_networkx(self, theta: Tensor | None = None) -> nx.DiGraph:
         """The parameter graph as a networkx graph, with the weights of ``theta`` (zeros without one)."""
         return self.graph(torch.zeros(self.num_params) if theta is None else theta).to_networkx()
-
-    # == Symmetry ==
-
-    def sample_symmetry(self, batch: int = 1, scale: tuple[float, float] = (0.1, 10.0), **options: Any) -> GroupElement:
-        """Random elements of the monomial group; see :func:`wsgraph.symmetry.sample_symmetry`.
-
-        Args:
-            batch: Number of elements.
-            scale: Range of the positive factors.
-            **options: Options of that function: ``distribution``, ``symmetries``, ``classes``, ``generator``, ``dtype``, ``device``.
-
-        Returns:
-            A batch of elements, as :meth:`act` takes it.
-
-        Raises:
-            ValueError: If the range, a symmetry or another option is not valid.
-        """
-        from wsgraph.symmetry import sample_symmetry
-
-        return sample_symmetry(self, batch, scale, **options)
-
-    def act(self, g: GroupElement, thetas: Tensor) -> Tensor:
-        """Move checkpoints by group elements, keeping their functions; see :func:`wsgraph.symmetry.act`.
-
-        Args:
-            g: Group elements, one per network or one for all.
-            thetas: Flat checkpoints ``[B, P]`` or features ``[B, P, C]``.
-
-        Returns:
-            Tensor of the shape and dtype of ``thetas``, differentiable in them.
-
-        Raises:
-            SpaceMismatchError: If the shape is wrong, the elements belong to another space, or there are too many or too few of them.
-            ValueError: If a weight is NaN or infinite.
-        """
-        from wsgraph.symmetry import act
-
-        return act(self, g, thetas)
-
-    def canonicalize(self, thetas: Tensor, **options: Any) -> Tensor:
-        """A fixed representative of each checkpoint's orbit; see :func:`wsgraph.symmetry.canonicalize`.
-
-        Args:
-            thetas: Flat checkpoints ``[B, P]``.
-            **options: The option of that function: ``fix``, which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle.
-
-        Returns:
-            Tensor ``[B, P]``, differentiable in ``thetas``.
-
-        Raises:
-            SpaceMismatchError: If the shape is wrong.
-            ValueError: If a weight is NaN or infinite, a network has no canonical form within the range of the dtype, or
-                ``fix`` names something else.
-        """
-        from wsgraph.symmetry import canonicalize
-
-        return canonicalize(self, thetas, **options)

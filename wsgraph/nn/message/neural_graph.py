@@ -15,7 +15,8 @@ from wsgraph.nn.heads import mlp_head
 from wsgraph.nn.message.wiring import End, Reduce, Wiring, activation_name
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
-from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space import ParameterGraph
+from wsgraph.space.base import BaseSpace
 
 __all__ = ["NeuralGraphConv", "NeuralGraphNet", "NeuralGraphTransformer", "RelationalAttention"]
 
@@ -254,11 +255,11 @@ class RelationalAttention(_GraphLayer):
         return f"{super().extra_repr()}, heads={self.heads}"
 
 
-def _activations(spaces: Sequence[WeightSpace]) -> set[str]:
+def _activations(spaces: Sequence[BaseSpace]) -> set[str]:
     return {activation_name(space, group.name) for space in spaces for group in space.groups}
 
 
-def _sizes(spaces: Sequence[WeightSpace]) -> tuple[int, int, int]:
+def _sizes(spaces: Sequence[BaseSpace]) -> tuple[int, int, int]:
     """The largest numbers of input or output neurons, of biases per neuron and of weights per edge."""
     positions = max((group.size for space in spaces for group in space.groups if group.role in ("input", "output")), default=1)
     return positions, max(space.topology.node_width for space in spaces), max(space.topology.edge_width for space in spaces)
@@ -312,6 +313,7 @@ class NeuralGraphNet(nn.Module):
             input or output neurons, more biases per neuron or other activations than the spaces it was built for.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> mlp, cnn = WeightSpace.mlp([1, 8, 3]), WeightSpace.cnn([1, 4, 4], [3])
         >>> model = NeuralGraphNet([mlp, cnn], 2)
         >>> model(ParameterGraph.join([mlp.batch(mlp.sample(5)), cnn.batch(cnn.sample(4))])).shape
@@ -383,7 +385,7 @@ class NeuralGraphNet(nn.Module):
             x, edge_attr = layer(x, wiring, edge_attr)
         return self._weights(x, wiring, edge_attr) if self.head is None else self._outputs(x, wiring)
 
-    def _check(self, spaces: Sequence[WeightSpace]) -> None:
+    def _check(self, spaces: Sequence[BaseSpace]) -> None:
         (positions, biases, weights), (most, most_biases, most_weights) = _sizes(spaces), self.sizes
         if positions > most:
             raise ValueError(
@@ -470,6 +472,7 @@ class NeuralGraphTransformer(NeuralGraphNet):
         TypeError: If ``layer`` is given.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.mlp([2, 8, 1])
         >>> NeuralGraphTransformer(space, 3, task="equivariant")(space.batch(space.sample(4))).shape
         torch.Size([4, 33, 3])

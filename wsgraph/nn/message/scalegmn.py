@@ -14,7 +14,8 @@ from wsgraph.nn.message.wiring import End, Link, Wiring
 from wsgraph.nn.normalize import symlog
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
-from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry
+from wsgraph.space.base import BaseSpace
 
 __all__ = ["ScaleGMN", "ScaleGMNConv"]
 
@@ -151,6 +152,7 @@ class ScaleGMNConv(nn.Module):
         features ``[..., channels]`` per link. output: two such lists.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.mlp([2, 8, 1])
         >>> wiring = Wiring.of(space.batch(space.sample(4)))
         >>> x = [torch.randn(4, size, 16) for size in (2, 8, 1)]
@@ -206,7 +208,7 @@ class _WeightsOut(nn.Module):
         return values.unflatten(-1, (-1, self.out_channels))[..., :count, :]
 
 
-def _sizes(space: WeightSpace) -> dict[str, int]:
+def _sizes(space: BaseSpace) -> dict[str, int]:
     """What a model must be large enough for to read the networks of a space."""
     symmetries = {space.class_symmetry(group.scale) for group in space.groups}
     return {
@@ -251,6 +253,7 @@ class ScaleGMN(nn.Module):
             model was built for, or neurons whose sign may change where these have none.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.cnn([1, 4, 4], [3])
         >>> ScaleGMN(space, 2, bidirectional=True)(space.batch(space.sample(5))).shape
         torch.Size([5, 2])

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.utils import scatter
 
-from wsgraph.space import Blocks, ParameterGraph, Symmetry, WeightSpace
+from wsgraph.space import Blocks, ParameterGraph, Symmetry
+from wsgraph.space.base import BaseSpace
 from wsgraph.space.graph import check_graph
 from wsgraph.space.operators import parse_operator
 
@@ -415,12 +416,12 @@ def _aggregate(pieces: list[tuple[Link, Tensor]], end: End, reduce: Reduce) -> T
     return functools.reduce(combine[reduce], results)
 
 
-def activation_name(space: WeightSpace, name: str) -> str:
+def activation_name(space: BaseSpace, name: str) -> str:
     """The activation of a neuron group, by the name of its operator without numbers."""
     return parse_operator(space.group(name).activation)[0]
 
 
-def _bias_counts(space: WeightSpace) -> dict[str, int]:
+def _bias_counts(space: BaseSpace) -> dict[str, int]:
     """Columns of ``x`` that neurons of each group use."""
     if not space.layers:
         return dict.fromkeys((group.name for group in space.groups), space.topology.node_width)
@@ -512,7 +513,7 @@ def _split(labels: Tensor, count: int) -> tuple[Tensor, ...]:
     return labels.argsort(stable=True).split(labels.bincount(minlength=count).tolist())
 
 
-def _dense_blocks(space: WeightSpace, weights: Sequence[Tensor | None], biases: Sequence[Tensor]) -> Blocks:
+def _dense_blocks(space: BaseSpace, weights: Sequence[Tensor | None], biases: Sequence[Tensor]) -> Blocks:
     order = {group.name: i for i, group in enumerate(space.topological_groups)}
     pieces = iter(weights)
     joined: list[Tensor | None] = []

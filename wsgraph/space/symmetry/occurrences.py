@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from wsgraph.space import Axis, NeuronGroup, Parameter, WeightSpace
+from wsgraph.space.flat import FlatSpace
+from wsgraph.space.parts import Axis, NeuronGroup, Parameter
 
 __all__ = ["Occurrence", "occurrences", "segments"]
 
@@ -54,7 +55,7 @@ class Occurrence:
         return tensor.index_select(1, torch.tensor(self.positions, device=tensor.device))
 
 
-def occurrences(space: WeightSpace) -> Iterator[Occurrence]:
+def occurrences(space: FlatSpace) -> Iterator[Occurrence]:
     """All of them, parameter by parameter and axis by axis."""
     for param in space.params:
         along = [segments(space, axis) for axis in param.axes]
@@ -70,7 +71,7 @@ def occurrences(space: WeightSpace) -> Iterator[Occurrence]:
                 yield Occurrence(param, i, group, positions, powers, others, beside)
 
 
-def segments(space: WeightSpace, axis: Axis) -> list[tuple[NeuronGroup, tuple[tuple[str, int], ...]]]:
+def segments(space: FlatSpace, axis: Axis) -> list[tuple[NeuronGroup, tuple[tuple[str, int], ...]]]:
     """The groups laid end to end along an axis, each with the scale classes that multiply its entries and their powers."""
     if not axis.ties:
         return []

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from tests.convert.test_tracing import Function
 from tests.spaces import SPACES
-from tests.symmetry.test_group import draw, relative
+from tests.space.symmetry.test_group import draw, relative
 from wsgraph import WeightSpace, trace
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.testing import module_outputs

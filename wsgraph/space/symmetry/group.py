@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wsgraph.space import Axis, Parameter, SpaceMismatchError, Tie, WeightSpace
+from wsgraph.space.errors import SpaceMismatchError
+from wsgraph.space.flat import FlatSpace
+from wsgraph.space.parts import Axis, Parameter, Tie
 
 __all__ = ["SYMMETRIES", "GroupElement", "act", "flatten_logical", "logical_tensors", "move_parameter", "sample_symmetry", "with_products"]
 
@@ -41,7 +43,7 @@ class GroupElement:
         True
     """
 
-    space: WeightSpace
+    space: FlatSpace
     permutations: Mapping[str, Tensor]
     scales: Mapping[str, Tensor]
 
@@ -87,7 +89,7 @@ class GroupElement:
 
 
 def sample_symmetry(
-    space: WeightSpace,
+    space: FlatSpace,
     batch: int = 1,
     scale: tuple[float, float] = (0.1, 10.0),
     *,
@@ -175,7 +177,7 @@ def sample_symmetry(
 
 
 def with_products(
-    space: WeightSpace, permutations: Mapping[str, Tensor], batch: int, device: torch.device | str = "cpu"
+    space: FlatSpace, permutations: Mapping[str, Tensor], batch: int, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """Permutations of classes, and those of the products that they are factors of, which follow from them."""
     result = dict(permutations)
@@ -189,7 +191,7 @@ def with_products(
     return result
 
 
-def _laid(space: WeightSpace, tie: Tie, values: Mapping[str, Tensor], kind: str) -> Tensor | None:
+def _laid(space: FlatSpace, tie: Tie, values: Mapping[str, Tensor], kind: str) -> Tensor | None:
     """Permutation indices or factors (raised to their powers) of a tie's groups, laid end to end; ``None`` where none of them moves."""
     groups = [space.group(name) for name in tie.groups]
     if not any(getattr(group, kind) in values for group in groups):
@@ -209,7 +211,7 @@ def _laid(space: WeightSpace, tie: Tie, values: Mapping[str, Tensor], kind: str)
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
-def _permutation_along(space: WeightSpace, axis: Axis, permutations: Mapping[str, Tensor]) -> Tensor | None:
+def _permutation_along(space: FlatSpace, axis: Axis, permutations: Mapping[str, Tensor]) -> Tensor | None:
     """Where each entry along an axis comes from, ``[B, n]``; all ties of an axis share their permutation."""
     laid = _laid(space, axis.ties[0], permutations, "permutation") if axis.ties else None
     if laid is None or not axis.order:
@@ -218,7 +220,7 @@ def _permutation_along(space: WeightSpace, axis: Axis, permutations: Mapping[str
     return order.argsort()[laid[:, order]]
 
 
-def _factor_along(space: WeightSpace, axis: Axis, scales: Mapping[str, Tensor]) -> Tensor | None:
+def _factor_along(space: FlatSpace, axis: Axis, scales: Mapping[str, Tensor]) -> Tensor | None:
     """What each entry along an axis is multiplied with, ``[B, n]``; ties of equal power share their scale, which counts once."""
     distinct = {tie.exponents: tie for tie in reversed(axis.ties)}.values()
     factors = [factor for tie in distinct if (factor := _laid(space, tie, scales, "scale")) is not None]
@@ -229,7 +231,7 @@ def _factor_along(space: WeightSpace, axis: Axis, scales: Mapping[str, Tensor]) 
 
 
 def move_parameter(
-    space: WeightSpace, param: Parameter, tensor: Tensor, permutations: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+    space: FlatSpace, param: Parameter, tensor: Tensor, permutations: Mapping[str, Tensor], scales: Mapping[str, Tensor]
 ) -> Tensor:
     """Move one parameter, given with its logical axes ``[B, *logical_shape, *channels]``; classes that are not named stay."""
     for dim, axis in enumerate(param.axes, start=1):
@@ -244,17 +246,17 @@ def move_parameter(
     return tensor
 
 
-def logical_tensors(space: WeightSpace, thetas: Tensor) -> dict[str, Tensor]:
+def logical_tensors(space: FlatSpace, thetas: Tensor) -> dict[str, Tensor]:
     """Views ``[B, *logical_shape, *channels]`` of every parameter of ``thetas`` ``[B, P, *channels]``."""
     return {param.name: thetas[:, space.slices[param.name]].unflatten(1, param.logical_shape) for param in space.params}
 
 
-def flatten_logical(space: WeightSpace, tensors: Mapping[str, Tensor]) -> Tensor:
+def flatten_logical(space: FlatSpace, tensors: Mapping[str, Tensor]) -> Tensor:
     """The inverse of :func:`logical_tensors`."""
     return torch.cat([tensors[param.name].flatten(1, len(param.axes)) for param in space.params], dim=1)
 
 
-def act(space: WeightSpace, g: GroupElement, thetas: Tensor) -> Tensor:
+def act(space: FlatSpace, g: GroupElement, thetas: Tensor) -> Tensor:
     r"""Move checkpoints by group elements, which leaves their functions unchanged.
 
     .. math:: W^{(i)} \to g_i W^{(i)} g_{i-1}^{-1}, \qquad b^{(i)} \to g_i b^{(i)}
