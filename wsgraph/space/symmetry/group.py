@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.flat import FlatSpace
-from wsgraph.space.parts import Axis, Parameter, Tie
+from wsgraph.space.parts import Axis, Parameter
+from wsgraph.space.symmetry.occurrences import segments
 
 __all__ = ["SYMMETRIES", "GroupElement", "act", "flatten_logical", "logical_tensors", "move_parameter", "sample_symmetry", "with_products"]
 
@@ -191,42 +192,36 @@ def with_products(
     return result
 
 
-def _laid(space: FlatSpace, tie: Tie, values: Mapping[str, Tensor], kind: str) -> Tensor | None:
-    """Permutation indices or factors (raised to their powers) of a tie's groups, laid end to end; ``None`` where none of them moves."""
-    groups = [space.group(name) for name in tie.groups]
-    if not any(getattr(group, kind) in values for group in groups):
-        return None
-    some = next(iter(values.values()))
-    parts, offset = [], 0
-    for group, exponent in zip(groups, tie.exponents, strict=True):
-        value = values.get(getattr(group, kind))
-        if kind == "permutation":
-            value = torch.arange(group.size, device=some.device).expand(some.shape[0], -1) if value is None else value
-            parts.append(value + offset if offset else value)
-        elif value is None:
-            parts.append(some.new_ones(some.shape[0], group.size))
-        else:
-            parts.append(value if exponent == 1 else value**exponent)
-        offset += group.size
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-
-
 def _permutation_along(space: FlatSpace, axis: Axis, permutations: Mapping[str, Tensor]) -> Tensor | None:
-    """Where each entry along an axis comes from, ``[B, n]``; all ties of an axis share their permutation."""
-    laid = _laid(space, axis.ties[0], permutations, "permutation") if axis.ties else None
-    if laid is None or not axis.order:
-        return laid
-    order = torch.tensor(axis.order, device=laid.device)
-    return order.argsort()[laid[:, order]]
+    """Where each entry along an axis comes from, ``[B, n]``; ``None`` where all stay."""
+    groups = [group for group, _ in segments(space, axis)]
+    some = next((permutations[group.permutation] for group in groups if group.permutation in permutations), None)
+    if some is None:
+        return None
+    laid, offset = [], 0
+    for group in groups:
+        own = permutations.get(group.permutation)
+        own = torch.arange(group.size, device=some.device).expand(some.shape[0], -1) if own is None else own
+        laid.append(own + offset if offset else own)
+        offset += group.size
+    result = torch.cat(laid, dim=1) if len(laid) > 1 else laid[0]
+    if not axis.order:
+        return result
+    order = torch.tensor(axis.order, device=result.device)
+    return order.argsort()[result[:, order]]
 
 
 def _factor_along(space: FlatSpace, axis: Axis, scales: Mapping[str, Tensor]) -> Tensor | None:
-    """What each entry along an axis is multiplied with, ``[B, n]``; ties of equal power share their scale, which counts once."""
-    distinct = {tie.exponents: tie for tie in reversed(axis.ties)}.values()
-    factors = [factor for tie in distinct if (factor := _laid(space, tie, scales, "scale")) is not None]
-    if not factors:
+    """What each entry along an axis is multiplied with, ``[B, n]``; ``None`` where that is 1."""
+    found = segments(space, axis)
+    some = next((scales[label] for _, powers in found for label, _ in powers if label in scales), None)
+    if some is None:
         return None
-    result = math.prod(factors[1:], start=factors[0])
+    laid = []
+    for group, powers in found:
+        factors = [scales[label] if power == 1 else scales[label] ** power for label, power in powers if label in scales]
+        laid.append(math.prod(factors[1:], start=factors[0]) if factors else some.new_ones(some.shape[0], group.size))
+    result = torch.cat(laid, dim=1) if len(laid) > 1 else laid[0]
     return result[:, torch.tensor(axis.order, device=result.device)] if axis.order else result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from wsgraph.space.flat import FlatSpace
-from wsgraph.space.parts import Axis, NeuronGroup, Parameter
+from wsgraph.space.parts import Axis, NeuronGroup, Parameter, Tie
 
-__all__ = ["Occurrence", "occurrences", "segments"]
+__all__ = ["Occurrence", "Segment", "occurrences", "segments"]
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,23 @@ def occurrences(space: FlatSpace) -> Iterator[Occurrence]:
                 yield Occurrence(param, i, group, positions, powers, others, beside)
 
 
-def segments(space: FlatSpace, axis: Axis) -> list[tuple[NeuronGroup, tuple[tuple[str, int], ...]]]:
+Segment = tuple[NeuronGroup, tuple[tuple[str, int], ...]]
+
+
+def segments(space: FlatSpace, axis: Axis) -> tuple[Segment, ...]:
     """The groups laid end to end along an axis, each with the scale classes that multiply its entries and their powers."""
-    if not axis.ties:
-        return []
+    return _segments(space, axis.ties) if axis.ties else ()
+
+
+@functools.lru_cache(maxsize=4096)  # asked for in every step of canonical forms and alignment
+def _segments(space: FlatSpace, ties: tuple[Tie, ...]) -> tuple[Segment, ...]:
     # All ties of an axis share their permutations; those of equal powers share their scale, which counts once.
-    distinct = {tie.exponents: tie for tie in reversed(axis.ties)}.values()
+    distinct = {tie.exponents: tie for tie in reversed(ties)}.values()
     result = []
-    for k, name in enumerate(axis.ties[0].groups):
+    for k, name in enumerate(ties[0].groups):
         total: dict[str, int] = {}
         for tie in distinct:
             label = space.group(tie.groups[k]).scale
             total[label] = total.get(label, 0) + tie.exponents[k]
         result.append((space.group(name), tuple((label, power) for label, power in total.items() if power)))
-    return result
+    return tuple(result)
