@@ -8,6 +8,7 @@ import pkgutil
 import re
 import sys
 import types
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -50,14 +51,21 @@ def public_names(package: types.ModuleType) -> dict[str, Any]:
     return names
 
 
-def public_methods(cls: type) -> dict[str, Any]:
-    """Public methods and properties that a class defines, unless they are those of a documented base class in another form."""
-    found = {}
-    for name, member in vars(cls).items():
-        function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
-        inherited = any(inspect.getdoc(vars(base)[name]) for base in cls.__mro__[1:] if name in vars(base))
-        if not name.startswith("_") and not inherited and (inspect.isfunction(function) or isinstance(member, (property, cached_property))):
-            found[name] = member
+def public_methods(cls: type, public: Collection[type] = ()) -> dict[str, Any]:
+    """Public methods and properties of a class, unless they are those of a documented base class in another form.
+
+    Those of its base classes count where these are of the same package, neither private nor public themselves.
+    """
+    found: dict[str, Any] = {}
+    package = cls.__module__.partition(".")[0]
+    bases = [base for base in cls.__mro__[1:] if base.__module__.partition(".")[0] == package and not base.__name__.startswith("_")]
+    for owner in (cls, *(base for base in bases if base not in public)):
+        for name, member in vars(owner).items():
+            function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
+            described = any(inspect.getdoc(vars(base)[name]) for base in owner.__mro__[1:] if name in vars(base))
+            method = inspect.isfunction(function) or isinstance(member, (property, cached_property))
+            if method and not name.startswith("_") and not described and name not in found:
+                found[name] = member
     return found
 
 
@@ -123,9 +131,11 @@ def returns(value: Any) -> str:
 def undocumented(package: types.ModuleType) -> list[str]:
     """What lacks in a package, a line for each."""
     found = []
-    for name, value in public_names(package).items():
+    public = public_names(package)
+    classes = [value for value in public.values() if inspect.isclass(value)]
+    for name, value in public.items():
         found += lacks(name, value, example=name.count(".") == 1)
-        for method, member in public_methods(value).items() if inspect.isclass(value) else ():
+        for method, member in public_methods(value, classes).items() if inspect.isclass(value) else ():
             if isinstance(member, (property, cached_property)):
                 function = member.fget if isinstance(member, property) else member.func
                 found += [] if (function.__doc__ or "").strip() else [f"{name}.{method}: a docstring"]

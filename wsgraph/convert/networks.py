@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from wsgraph.convert.chain import read_chain
-from wsgraph.space.weight_space import computable
+from wsgraph.space.dtypes import computable
 
 __all__ = [
     "StoredNetwork",

@@ -11,15 +11,10 @@ from torch import Tensor
 
 from wsgraph.convert.chain import NotAChainError, read_chain
 from wsgraph.convert.networks import check_mapping, check_values, chosen_network, prefix_hint
-from wsgraph.space.weight_space import (
-    WeightSpace,
-    _Link,
-    _per_layer,
-    chain_space,
-    flat_dtype,
-    stored_dtype,
-    tell_assumed,
-)
+from wsgraph.space.assumed import tell_assumed
+from wsgraph.space.chains import ChainLink, chain_parts, per_layer
+from wsgraph.space.dtypes import flat_dtype, stored_dtype
+from wsgraph.space.weight_space import WeightSpace
 
 __all__ = ["from_state_dict", "read_network"]
 
@@ -129,12 +124,12 @@ def read_network(
             "leave out 'readout'."
         )
     assumed = _assumed(convolutions, stride=stride, padding=padding, pooling=pooling, readout=readout if pooled else "flatten")
-    strides = _per_layer("stride", 1 if stride is None else stride, convolutions)
-    paddings = _per_layer("padding", 0 if padding is None else padding, convolutions)
+    strides = per_layer("stride", 1 if stride is None else stride, convolutions)
+    paddings = per_layer("padding", 0 if padding is None else padding, convolutions)
     if pooling is None or isinstance(pooling, str):
         pools = [None if pooling == _NO_POOLING else pooling] * (convolutions - 1) + [None]
     else:
-        pools = [None if pool == _NO_POOLING else pool for pool in _per_layer("pooling", list(pooling), convolutions)]
+        pools = [None if pool == _NO_POOLING else pool for pool in per_layer("pooling", list(pooling), convolutions)]
 
     dtype = flat_dtype(chosen.values())
     links = []
@@ -153,7 +148,7 @@ def read_network(
         if i and i == convolutions and tensor.shape[1] > tensors[i - 1].shape[0]:
             positions = tensor.shape[1] // tensors[i - 1].shape[0]
         links.append(
-            _Link(
+            ChainLink(
                 tuple(tensor.shape[2:]),
                 tensor.shape[0],
                 positions=positions,
@@ -165,7 +160,7 @@ def read_network(
                 dtypes=(names[0], names[1] if bias else None),
             )
         )
-    return dataclasses.replace(chain_space(links, tensors[0].shape[1], activation), assumed=assumed), torch.cat(parts)
+    return dataclasses.replace(WeightSpace(*chain_parts(links, tensors[0].shape[1], activation)), assumed=assumed), torch.cat(parts)
 
 
 def _assumed(convolutions: int, **options: Any) -> tuple[str, ...]:

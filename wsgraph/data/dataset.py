@@ -14,8 +14,8 @@ from torch_geometric.data import Batch
 from wsgraph.data.random import CounterRandom
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.indexing import Indices, is_single, position_of, positions_of
-from wsgraph.space.weight_space import SpaceMismatchError
 
 if TYPE_CHECKING:
     from wsgraph.data.store import ZooStore

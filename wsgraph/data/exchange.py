@@ -34,7 +34,7 @@ from wsgraph.data.shards import checked_columns
 from wsgraph.data.store import PathLike, ZooStore
 from wsgraph.files import explained_errors, new_folder
 from wsgraph.space import WeightSpace
-from wsgraph.space.weight_space import tell_assumed
+from wsgraph.space.assumed import tell_assumed
 
 __all__ = ["export_zoo", "import_zoo"]
 

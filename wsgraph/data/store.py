@@ -51,8 +51,8 @@ from wsgraph.data.verify import (
 )
 from wsgraph.files import explained_errors, new_folder, write_atomically
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.indexing import Indices, positions_of
-from wsgraph.space.weight_space import SpaceMismatchError
 
 __all__ = ["PathLike", "ZooStore"]
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from wsgraph.nn.normalize import symlog
 from wsgraph.nn.registry import Spaces, as_spaces
-from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
+from wsgraph.space import ParameterGraph, SpaceMismatchError
+from wsgraph.space.assumed import tell_assumed
 from wsgraph.space.evaluate import accepts, smallest_input_shape
+from wsgraph.space.flat import FlatSpace
 from wsgraph.space.graph import check_graph
-from wsgraph.space.weight_space import tell_assumed
 
 __all__ = ["Probes", "default_probes"]
 
@@ -45,6 +46,7 @@ class Probes(nn.Module):
         ValueError: If no square input fits a network and no shape is given, or a network does not accept the given one.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.cnn([1, 4, 4], [10])
         >>> Probes(space, 3)(space.batch(space.sample(2))).shape
         torch.Size([2, 60])
@@ -66,7 +68,7 @@ class Probes(nn.Module):
         self.outputs = max(_neurons(entry, "output") for entry in self.spaces)
         self.out_features = 2 * probes * self.outputs
 
-    def _input_shape(self, space: WeightSpace) -> tuple[int, ...]:
+    def _input_shape(self, space: FlatSpace) -> tuple[int, ...]:
         return default_shape(space) if self.shape is None else (_neurons(space, "input"), *self.shape)
 
     def forward(self, batch: ParameterGraph) -> Tensor:
@@ -78,7 +80,7 @@ class Probes(nn.Module):
             result[rows.networks] = self._answers(rows.space, rows.blocks(x, edge_attr).flatten()).to(result.dtype)
         return result
 
-    def _answers(self, space: WeightSpace, thetas: Tensor) -> Tensor:
+    def _answers(self, space: FlatSpace, thetas: Tensor) -> Tensor:
         known = any(space.matches(entry) for entry in self.spaces)
         key, missing = _key(self._input_shape(space)), self.outputs - _neurons(space, "output")
         if not known and (key not in self.inputs or missing < 0):
@@ -99,7 +101,7 @@ def _between_ends(*shape: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4096)
-def default_shape(space: WeightSpace) -> tuple[int, ...]:
+def default_shape(space: FlatSpace) -> tuple[int, ...]:
     """Shape ``(n_0, *positions)`` of a small input that a network accepts."""
     smallest = smallest_input_shape(space)
     wider = (smallest[0], *(max(_SIDE, side) for side in smallest[1:]))
@@ -110,11 +112,11 @@ def _key(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _neurons(space: WeightSpace, role: str) -> int:
+def _neurons(space: FlatSpace, role: str) -> int:
     return next(group.size for group in space.groups if group.role == role)
 
 
-def default_probes(spaces: Sequence[WeightSpace]) -> int:
+def default_probes(spaces: Sequence[BaseSpace]) -> int:
     """How many probes models read unless told otherwise: 64, 256 where networks take coordinates of a picture, which cost little.
 
     None where a network has more than a million parameters or cannot be run.

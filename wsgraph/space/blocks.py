@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from wsgraph.space.base import BaseSpace as WeightSpace
     from wsgraph.space.parts import Layer
-    from wsgraph.space.weight_space import WeightSpace
 
 __all__ = ["Blocks", "make_blocks"]
 

@@ -15,7 +15,7 @@ from wsgraph.space.operators import apply_operator
 
 if TYPE_CHECKING:
     from wsgraph.space.parts import Layer, NeuronGroup
-    from wsgraph.space.weight_space import WeightSpace
+    from wsgraph.space.structure import Structure
 
 __all__ = ["accepts", "run_network", "smallest_input_shape"]
 
@@ -32,7 +32,7 @@ def _apply_layer(layer: Layer, tensors: Mapping[str, Tensor], values: Tensor) ->
 
 
 def run_network(
-    space: WeightSpace,
+    space: Structure,
     tensors: Mapping[str, Tensor],
     inputs: Tensor,
     transform: Callable[[NeuronGroup, Tensor], Tensor] | None = None,
@@ -65,7 +65,7 @@ def run_network(
     return values[next(group.name for group in space.groups if group.role == "output")]
 
 
-def accepts(space: WeightSpace, shape: tuple[int, ...]) -> bool:
+def accepts(space: Structure, shape: tuple[int, ...]) -> bool:
     """Whether an input of shape ``(n_0, *positions)`` runs through the network."""
     tensors = {param.name: torch.empty(param.shape, device="meta") for param in space.params}
     try:
@@ -75,7 +75,7 @@ def accepts(space: WeightSpace, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def smallest_input_shape(space: WeightSpace) -> tuple[int, ...]:
+def smallest_input_shape(space: Structure) -> tuple[int, ...]:
     """Shape ``(n_0, *positions)`` of the smallest square input that runs through the network."""
     group = next(group for group in space.groups if group.role == "input")
     dimensions = max((len(space.param(layer.weight).shape) - 2 for layer in space.layers if layer.weight is not None), default=0)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from wsgraph.space.blocks import Blocks
+from wsgraph.space.base import BaseSpace as WeightSpace
+from wsgraph.space.blocks import Blocks, make_blocks
+from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.indexing import Indices, is_single, position_of, positions_of
-from wsgraph.space.weight_space import SpaceMismatchError, WeightSpace
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -282,7 +283,7 @@ class ParameterGraph(Data):
         """The dtype of the weights."""
         return cast(tuple[Networks, ...], self.__dict__["_networks"])[0].thetas.dtype if self._undrawn else cast(Tensor, self.x).dtype
 
-    def with_weights(self, function: Callable[[WeightSpace, Tensor], Tensor]) -> ParameterGraph:
+    def with_weights(self, function: Callable[[Any, Tensor], Tensor]) -> ParameterGraph:
         """A batch of the same networks with other weights, targets and whatever else was set kept.
 
         Args:
@@ -378,7 +379,7 @@ class ParameterGraph(Data):
         if not self.fits_layout():
             raise SpaceMismatchError(_LAYOUT.format(repr(space)))
         if self.networks() is not None:
-            return space.blocks(self.thetas())
+            return make_blocks(space, self.thetas())
         batch = self.num_networks
         nodes, edges = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
         return _blocks(space, nodes.view(batch, -1, nodes.shape[1]), edges.view(batch, -1, edges.shape[1]))

@@ -16,7 +16,7 @@ from wsgraph.space.operators import operator_index, parse_operator
 
 if TYPE_CHECKING:
     from wsgraph.space.parts import Connection
-    from wsgraph.space.weight_space import WeightSpace
+    from wsgraph.space.structure import Structure
 
 __all__ = ["Topology", "build_topology"]
 
@@ -36,7 +36,7 @@ class EdgeRange:
     wire: int  # position in space.wires
     first_position: int = 0  # wide kernels of general networks lie on several edges side by side
 
-    def kind(self, space: WeightSpace) -> str:
+    def kind(self, space: Structure) -> str:
         """What the edges are: the kind of their wire, and which positions of its kernel they begin with where these are not the first."""
         return f"{space.wires[self.wire].kind}{f'@{self.first_position}' if self.first_position else ''}"
 
@@ -60,7 +60,7 @@ class Topology:
         edge_width: Number of columns of ``edge_attr``, the largest number of kernel positions of an edge.
     """
 
-    space: WeightSpace
+    space: Structure
     node_group: Tensor
     node_role: Tensor
     node_activation: Tensor
@@ -101,7 +101,7 @@ class Topology:
         return torch.repeat_interleave(torch.arange(len(self.edges)), counts)
 
 
-def build_topology(space: WeightSpace) -> Topology:
+def build_topology(space: Structure) -> Topology:
     """Lay out the nodes group by group and the edges wire by wire, then target neuron, then source neuron."""
     belonging = [wire for wire in space.wires if not wire.sources]
     named = {name for wire in space.wires for name in (*wire.sources, *wire.targets)} if space.connections else None

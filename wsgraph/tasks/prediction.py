@@ -21,7 +21,7 @@ from wsgraph.data.transforms import Canonicalize, Compose, Normalize, RandomSymm
 from wsgraph.nn import load_model, read_about, recipe_of, save_model
 from wsgraph.scores import finite_or_none, none_as_nan
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
-from wsgraph.space.weight_space import tell_assumed
+from wsgraph.space.assumed import tell_assumed
 from wsgraph.tasks.registry import task_prediction
 from wsgraph.tasks.training import targets_of
 

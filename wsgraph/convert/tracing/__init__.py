@@ -16,7 +16,7 @@ from wsgraph.convert.tracing.tracer import TraceError, check_module, export, int
 from wsgraph.convert.tracing.tying import check_constants, tied_keys
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Parameter, WeightSpace
-from wsgraph.space.weight_space import flat_dtype
+from wsgraph.space.dtypes import flat_dtype
 
 __all__ = [
     "TRACED_OPERATORS",

@@ -14,7 +14,7 @@ from wsgraph.convert.tracing.tracer import check_module, export, interpret, save
 from wsgraph.convert.tracing.tying import tied_keys
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import SpaceMismatchError, WeightSpace
-from wsgraph.space.weight_space import flat_dtype
+from wsgraph.space.dtypes import flat_dtype
 
 __all__ = ["TracedAnswers"]
 

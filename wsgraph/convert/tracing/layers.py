@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from wsgraph.convert.tracing.texts import UnsupportedError, number, operator_text, square
 from wsgraph.convert.tracing.tracer import bind, module_of, operator_name, saved_names
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
-from wsgraph.space.weight_space import stored_dtype
+from wsgraph.space.dtypes import stored_dtype
 
 __all__ = ["as_layers"]
 

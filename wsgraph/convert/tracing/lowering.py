@@ -15,7 +15,7 @@ from wsgraph.convert.tracing.nodes import NodeSet, Reading
 from wsgraph.convert.tracing.operators import TRACED_OPERATORS
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
-from wsgraph.space.weight_space import stored_dtype
+from wsgraph.space.dtypes import stored_dtype
 
 __all__ = ["Lowering", "lower"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.convert.tracing.tracer import TraceError
-from wsgraph.space.weight_space import holds_same
+from wsgraph.space.dtypes import holds_same
 
 __all__ = ["check_constants", "tie_state", "tied_keys"]
 

@@ -16,7 +16,8 @@ from wsgraph.nn.message.plan import activation_name, feature_name
 from wsgraph.nn.message.wiring import End, Reduce, Wiring
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
-from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space import ParameterGraph
+from wsgraph.space.base import BaseSpace
 
 __all__ = ["NeuralGraphConv", "NeuralGraphNet", "NeuralGraphTransformer", "RelationalAttention"]
 
@@ -255,11 +256,11 @@ class RelationalAttention(_GraphLayer):
         return f"{super().extra_repr()}, heads={self.heads}"
 
 
-def _activations(spaces: Sequence[WeightSpace]) -> set[str]:
+def _activations(spaces: Sequence[BaseSpace]) -> set[str]:
     return {activation_name(space, group.name) for space in spaces for group in space.groups}
 
 
-def _sizes(spaces: Sequence[WeightSpace]) -> tuple[int, int, int]:
+def _sizes(spaces: Sequence[BaseSpace]) -> tuple[int, int, int]:
     """The largest numbers of input or output neurons, of biases per neuron and of weights per edge."""
     ends = [(space.topology.node_role == 0) | (space.topology.node_role == 2) for space in spaces]
     positions = max(int(space.topology.node_position[end].max()) for space, end in zip(spaces, ends, strict=True) if end.any())
@@ -267,7 +268,7 @@ def _sizes(spaces: Sequence[WeightSpace]) -> tuple[int, int, int]:
     return positions, max(biases, 1), max(space.topology.edge_width for space in spaces)
 
 
-def _features(spaces: Sequence[WeightSpace]) -> set[str]:
+def _features(spaces: Sequence[BaseSpace]) -> set[str]:
     """Names of what belongs to neurons besides biases."""
     columns = {
         (kind, space.topology.columns[:i].count(kind))
@@ -326,6 +327,7 @@ class NeuralGraphNet(nn.Module):
             input or output neurons, more biases per neuron or other activations than the spaces it was built for.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> mlp, cnn = WeightSpace.mlp([1, 8, 3]), WeightSpace.cnn([1, 4, 4], [3])
         >>> model = NeuralGraphNet([mlp, cnn], 2)
         >>> model(ParameterGraph.join([mlp.batch(mlp.sample(5)), cnn.batch(cnn.sample(4))])).shape
@@ -399,7 +401,7 @@ class NeuralGraphNet(nn.Module):
             x, edge_attr = layer(x, wiring, edge_attr)
         return self._weights(x, wiring, edge_attr) if self.head is None else self._outputs(x, wiring)
 
-    def _check(self, spaces: Sequence[WeightSpace]) -> None:
+    def _check(self, spaces: Sequence[BaseSpace]) -> None:
         (positions, biases, weights), (most, most_biases, most_weights) = _sizes(spaces), self.sizes
         if positions > most:
             raise ValueError(
@@ -501,6 +503,7 @@ class NeuralGraphTransformer(NeuralGraphNet):
         TypeError: If ``layer`` is given.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.mlp([2, 8, 1])
         >>> NeuralGraphTransformer(space, 3, task="equivariant")(space.batch(space.sample(4))).shape
         torch.Size([4, 33, 3])

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from wsgraph.nn.message.links import BlockLink, DenseLink, IdentityLink, IndexedLink, Link
 from wsgraph.nn.message.transport import Carried, Transport, features_carry, group_symmetry, joint_products, transport_of
-from wsgraph.space import Symmetry, WeightSpace
+from wsgraph.space import Symmetry
+from wsgraph.space.base import BaseSpace
 from wsgraph.space.operators import parse_operator
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class SpacePlan:
         transports: Transport by range of edges, group read and group written.
     """
 
-    def __init__(self, space: WeightSpace) -> None:
+    def __init__(self, space: BaseSpace) -> None:
         self.space, self.topology = space, space.topology
         self.parts = tuple(self._parts())
         self.position = {part.group: i for i, part in enumerate(self.parts)}
@@ -324,12 +325,12 @@ class SpacePlan:
 
 
 @functools.lru_cache(maxsize=1024)
-def space_plan(space: WeightSpace) -> SpacePlan:
+def space_plan(space: BaseSpace) -> SpacePlan:
     """The plan of a space."""
     return SpacePlan(space)
 
 
-def activation_name(space: WeightSpace, name: str) -> str:
+def activation_name(space: BaseSpace, name: str) -> str:
     """The activation of a neuron group, by the name of its operator without numbers."""
     return parse_operator(space.group(name).activation)[0]
 

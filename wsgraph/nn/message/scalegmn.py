@@ -17,7 +17,8 @@ from wsgraph.nn.message.wiring import Part, Wiring
 from wsgraph.nn.normalize import symlog
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
-from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry
+from wsgraph.space.base import BaseSpace
 
 __all__ = ["ScaleGMN", "ScaleGMNConv"]
 
@@ -174,6 +175,7 @@ class ScaleGMNConv(nn.Module):
         features ``[..., channels]`` per link. output: two such lists.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.mlp([2, 8, 1])
         >>> wiring = Wiring.of(space.batch(space.sample(4)))
         >>> x = [torch.randn(4, size, 16) for size in (2, 8, 1)]
@@ -203,8 +205,7 @@ class ScaleGMNConv(nn.Module):
         for i, (part, neurons) in enumerate(zip(wiring.parts, x, strict=True)):
             own, beside = ([_or_zeros(pieces[i], neurons) for pieces in side] for side in (messages, free))
             joined = torch.cat([neurons.expand_as(own[0]), *own], dim=-1)
-            invariant = cast(_ScaleInvariant, self.update.invariant)
-            terms = [invariant.term(1, torch.cat(beside, dim=-1), NONE)] if self.beside else []
+            terms = [self.update.invariant.term(1, torch.cat(beside, dim=-1), NONE)] if self.beside else []
             updated.append(neurons + self.update(joined, part.symmetry, *terms))
         if self.edge_update is None:
             return updated, list(edge_attr)
@@ -241,7 +242,7 @@ class _WeightsOut(nn.Module):
                 if feature[0] == "bias" and carried.own:
                     columns.append(values[..., feature[1], :])
                 else:
-                    gate = self.features[feature_name(feature)]
+                    gate = cast(_ScaleInvariant, self.features[feature_name(feature)])
                     columns.append(gate(gate.term(0, neurons, part.symmetry)) * part.bias[..., i : i + 1])
             biases.append(torch.stack(columns, dim=-2) if columns else values[..., :0, :])
         return wiring.thetas(weights, biases)
@@ -251,7 +252,7 @@ class _WeightsOut(nn.Module):
         return values.unflatten(-1, (-1, self.out_channels))[..., :count, :]
 
 
-def _sizes(space: WeightSpace) -> dict[str, int]:
+def _sizes(space: BaseSpace) -> dict[str, int]:
     """What a model must be large enough for to read the networks of a space."""
     plan = space_plan(space)
     symmetries = {part.symmetry for part in plan.parts}
@@ -267,7 +268,7 @@ def _sizes(space: WeightSpace) -> dict[str, int]:
     }
 
 
-def _free_features(space: WeightSpace) -> set[str]:
+def _free_features(space: BaseSpace) -> set[str]:
     """Names of what belongs to neurons and is no bias that carries their factor."""
     return {
         feature_name(feature)
@@ -311,6 +312,7 @@ class ScaleGMN(nn.Module):
             model was built for, or neurons whose sign may change where these have none.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.cnn([1, 4, 4], [3])
         >>> ScaleGMN(space, 2, bidirectional=True)(space.batch(space.sample(5))).shape
         torch.Size([5, 2])

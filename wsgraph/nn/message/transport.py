@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from wsgraph.space import Symmetry
-from wsgraph.symmetry.occurrences import segments
+from wsgraph.space.base import BaseSpace
+from wsgraph.space.symmetry.occurrences import segments
 
 if TYPE_CHECKING:
-    from wsgraph.space import Connection, NeuronGroup, WeightSpace
+    from wsgraph.space import Connection, NeuronGroup
 
 __all__ = ["EXACT", "NONE", "Carried", "Transport", "features_carry", "group_symmetry", "joint_products", "transport_of"]
 
@@ -74,7 +75,7 @@ EXACT = Transport()
 class _Draws:
     """Random logarithms and signs in place of the factors of every scale class."""
 
-    def __init__(self, space: WeightSpace) -> None:
+    def __init__(self, space: BaseSpace) -> None:
         generator = torch.Generator().manual_seed(0)
         self.space = space
         self.logs: dict[str, Tensor] = {}
@@ -122,11 +123,11 @@ class _Draws:
 
 
 @functools.lru_cache(maxsize=4096)
-def _draws(space: WeightSpace) -> _Draws:
+def _draws(space: BaseSpace) -> _Draws:
     return _Draws(space)
 
 
-def group_symmetry(space: WeightSpace, group: NeuronGroup) -> Symmetry:
+def group_symmetry(space: BaseSpace, group: NeuronGroup) -> Symmetry:
     """Factors that the values of a group's neurons may carry."""
     found = NONE
     for label, power in group.powers:
@@ -159,9 +160,7 @@ def _carried(entries: Tensor, read: Tensor, wanted: Tensor) -> Carried:
     return Carried(0, _is(wanted, 0.0), NONE, weighted=False)
 
 
-def transport_of(
-    space: WeightSpace, wire: Connection, source: tuple[str, Tensor], target: tuple[str, Tensor], entries: Tensor
-) -> Transport:
+def transport_of(space: BaseSpace, wire: Connection, source: tuple[str, Tensor], target: tuple[str, Tensor], entries: Tensor) -> Transport:
     """What becomes of factors along some edges of a wire, from one group to another.
 
     Args:
@@ -200,7 +199,7 @@ def _carried_alone(entries: Tensor, read: Tensor, wanted: Tensor) -> Carried:
     return Carried(1, own, NONE if own else _left(result))
 
 
-def features_carry(space: WeightSpace, wire: Connection, group: str, rows: Tensor, entries: Tensor) -> Carried:
+def features_carry(space: BaseSpace, wire: Connection, group: str, rows: Tensor, entries: Tensor) -> Carried:
     """Whether a parameter that belongs to neurons carries their factor, and what is to be taken out of it where not."""
     assert wire.parameter is not None
     draws = _draws(space)
@@ -210,7 +209,7 @@ def features_carry(space: WeightSpace, wire: Connection, group: str, rows: Tenso
 
 
 @functools.lru_cache(maxsize=4096)
-def joint_products(space: WeightSpace) -> frozenset[str]:
+def joint_products(space: BaseSpace) -> frozenset[str]:
     """Groups whose factor is the product of those of the groups that are multiplied, none of which has it alone."""
     draws = _draws(space)
     found = set()

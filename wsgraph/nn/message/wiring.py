@@ -14,7 +14,8 @@ from torch_geometric.utils import scatter
 from wsgraph.nn.message.links import DenseLink, End, IdentityLink, Link, Reduce, SparseLink
 from wsgraph.nn.message.plan import LinkPlan, PartPlan, SpacePlan, activation_name, space_plan
 from wsgraph.nn.message.transport import Carried
-from wsgraph.space import Blocks, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.space import Blocks, ParameterGraph, SpaceMismatchError, Symmetry
+from wsgraph.space.base import BaseSpace
 from wsgraph.space.graph import check_graph, draw_nodes, edge_values, split_parameters
 
 __all__ = ["DenseLink", "End", "IdentityLink", "Link", "Part", "Reduce", "SparseLink", "Wiring", "activation_name"]
@@ -70,7 +71,7 @@ class Part:
 class Member:
     """The networks of one space in a dense wiring, and which parts and links are theirs."""
 
-    space: WeightSpace
+    space: BaseSpace
     networks: Tensor
     parts: range
     links: range
@@ -328,7 +329,7 @@ def _aggregate(pieces: list[tuple[Link, Tensor]], end: End, reduce: Reduce) -> T
     return functools.reduce(combine[reduce], results)
 
 
-def _readable(batch: ParameterGraph) -> list[tuple[WeightSpace, Tensor, Tensor]] | None:
+def _readable(batch: ParameterGraph) -> list[tuple[BaseSpace, Tensor, Tensor]] | None:
     """The networks of a batch by space, where they can be read without drawing edges and it pays to."""
     spaces = batch.spaces
     layered = all(space.layers for space in spaces)
@@ -340,7 +341,7 @@ def _readable(batch: ParameterGraph) -> list[tuple[WeightSpace, Tensor, Tensor]]
         return None
 
 
-def _dense(batch: ParameterGraph, pieces: Sequence[tuple[WeightSpace, Tensor, Tensor]]) -> Wiring:
+def _dense(batch: ParameterGraph, pieces: Sequence[tuple[BaseSpace, Tensor, Tensor]]) -> Wiring:
     parts: list[Part] = []
     links: list[Link] = []
     members = []
@@ -484,7 +485,7 @@ def _assembled(plan: SpacePlan, weights: Sequence[Tensor | None], biases: Sequen
     return _flat_values(space, nodes, edges)
 
 
-def _flat_form(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Tensor:
+def _flat_form(space: BaseSpace, nodes: Tensor, edges: Tensor) -> Tensor:
     """Flat form of values of all nodes ``[B, V, F, C]`` and edges ``[B, E, K, C]``."""
     parts: list[Tensor | None] = [
         edges[:, part.start : part.stop, : part.num_positions].unflatten(1, (part.num_targets, part.num_sources))
@@ -495,7 +496,7 @@ def _flat_form(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Tensor:
     return _flat_values(space, nodes, parts)
 
 
-def _flat_values(space: WeightSpace, nodes: Tensor, edges: Sequence[Tensor | None]) -> Tensor:
+def _flat_values(space: BaseSpace, nodes: Tensor, edges: Sequence[Tensor | None]) -> Tensor:
     """Flat form of values of nodes and, per range, of edges ``[B, targets, edges per target, positions, C]``."""
     topology, plan = space.topology, space_plan(space)
     count, channels = nodes.shape[0], nodes.shape[-1]

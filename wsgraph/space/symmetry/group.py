@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wsgraph.space import Axis, Parameter, SpaceMismatchError, Tie, WeightSpace
+from wsgraph.space.errors import SpaceMismatchError
+from wsgraph.space.flat import FlatSpace
+from wsgraph.space.parts import Axis, Parameter
+from wsgraph.space.symmetry.occurrences import segments
 
 __all__ = ["SYMMETRIES", "GroupElement", "act", "flatten_logical", "logical_tensors", "move_parameter", "sample_symmetry", "with_products"]
 
@@ -41,7 +44,7 @@ class GroupElement:
         True
     """
 
-    space: WeightSpace
+    space: FlatSpace
     permutations: Mapping[str, Tensor]
     scales: Mapping[str, Tensor]
 
@@ -87,7 +90,7 @@ class GroupElement:
 
 
 def sample_symmetry(
-    space: WeightSpace,
+    space: FlatSpace,
     batch: int = 1,
     scale: tuple[float, float] = (0.1, 10.0),
     *,
@@ -175,7 +178,7 @@ def sample_symmetry(
 
 
 def with_products(
-    space: WeightSpace, permutations: Mapping[str, Tensor], batch: int, device: torch.device | str = "cpu"
+    space: FlatSpace, permutations: Mapping[str, Tensor], batch: int, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """Permutations of classes, and those of the products that they are factors of, which follow from them."""
     result = dict(permutations)
@@ -189,47 +192,41 @@ def with_products(
     return result
 
 
-def _laid(space: WeightSpace, tie: Tie, values: Mapping[str, Tensor], kind: str) -> Tensor | None:
-    """Permutation indices or factors (raised to their powers) of a tie's groups, laid end to end; ``None`` where none of them moves."""
-    groups = [space.group(name) for name in tie.groups]
-    if not any(getattr(group, kind) in values for group in groups):
+def _permutation_along(space: FlatSpace, axis: Axis, permutations: Mapping[str, Tensor]) -> Tensor | None:
+    """Where each entry along an axis comes from, ``[B, n]``; ``None`` where all stay."""
+    groups = [group for group, _ in segments(space, axis)]
+    some = next((permutations[group.permutation] for group in groups if group.permutation in permutations), None)
+    if some is None:
         return None
-    some = next(iter(values.values()))
-    parts, offset = [], 0
-    for group, exponent in zip(groups, tie.exponents, strict=True):
-        value = values.get(getattr(group, kind))
-        if kind == "permutation":
-            value = torch.arange(group.size, device=some.device).expand(some.shape[0], -1) if value is None else value
-            parts.append(value + offset if offset else value)
-        elif value is None:
-            parts.append(some.new_ones(some.shape[0], group.size))
-        else:
-            parts.append(value if exponent == 1 else value**exponent)
+    laid, offset = [], 0
+    for group in groups:
+        own = permutations.get(group.permutation)
+        own = torch.arange(group.size, device=some.device).expand(some.shape[0], -1) if own is None else own
+        laid.append(own + offset if offset else own)
         offset += group.size
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    result = torch.cat(laid, dim=1) if len(laid) > 1 else laid[0]
+    if not axis.order:
+        return result
+    order = torch.tensor(axis.order, device=result.device)
+    return order.argsort()[result[:, order]]
 
 
-def _permutation_along(space: WeightSpace, axis: Axis, permutations: Mapping[str, Tensor]) -> Tensor | None:
-    """Where each entry along an axis comes from, ``[B, n]``; all ties of an axis share their permutation."""
-    laid = _laid(space, axis.ties[0], permutations, "permutation") if axis.ties else None
-    if laid is None or not axis.order:
-        return laid
-    order = torch.tensor(axis.order, device=laid.device)
-    return order.argsort()[laid[:, order]]
-
-
-def _factor_along(space: WeightSpace, axis: Axis, scales: Mapping[str, Tensor]) -> Tensor | None:
-    """What each entry along an axis is multiplied with, ``[B, n]``; ties of equal power share their scale, which counts once."""
-    distinct = {tie.exponents: tie for tie in reversed(axis.ties)}.values()
-    factors = [factor for tie in distinct if (factor := _laid(space, tie, scales, "scale")) is not None]
-    if not factors:
+def _factor_along(space: FlatSpace, axis: Axis, scales: Mapping[str, Tensor]) -> Tensor | None:
+    """What each entry along an axis is multiplied with, ``[B, n]``; ``None`` where that is 1."""
+    found = segments(space, axis)
+    some = next((scales[label] for _, powers in found for label, _ in powers if label in scales), None)
+    if some is None:
         return None
-    result = math.prod(factors[1:], start=factors[0])
+    laid = []
+    for group, powers in found:
+        factors = [scales[label] if power == 1 else scales[label] ** power for label, power in powers if label in scales]
+        laid.append(math.prod(factors[1:], start=factors[0]) if factors else some.new_ones(some.shape[0], group.size))
+    result = torch.cat(laid, dim=1) if len(laid) > 1 else laid[0]
     return result[:, torch.tensor(axis.order, device=result.device)] if axis.order else result
 
 
 def move_parameter(
-    space: WeightSpace, param: Parameter, tensor: Tensor, permutations: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+    space: FlatSpace, param: Parameter, tensor: Tensor, permutations: Mapping[str, Tensor], scales: Mapping[str, Tensor]
 ) -> Tensor:
     """Move one parameter, given with its logical axes ``[B, *logical_shape, *channels]``; classes that are not named stay."""
     for dim, axis in enumerate(param.axes, start=1):
@@ -244,17 +241,17 @@ def move_parameter(
     return tensor
 
 
-def logical_tensors(space: WeightSpace, thetas: Tensor) -> dict[str, Tensor]:
+def logical_tensors(space: FlatSpace, thetas: Tensor) -> dict[str, Tensor]:
     """Views ``[B, *logical_shape, *channels]`` of every parameter of ``thetas`` ``[B, P, *channels]``."""
     return {param.name: thetas[:, space.slices[param.name]].unflatten(1, param.logical_shape) for param in space.params}
 
 
-def flatten_logical(space: WeightSpace, tensors: Mapping[str, Tensor]) -> Tensor:
+def flatten_logical(space: FlatSpace, tensors: Mapping[str, Tensor]) -> Tensor:
     """The inverse of :func:`logical_tensors`."""
     return torch.cat([tensors[param.name].flatten(1, len(param.axes)) for param in space.params], dim=1)
 
 
-def act(space: WeightSpace, g: GroupElement, thetas: Tensor) -> Tensor:
+def act(space: FlatSpace, g: GroupElement, thetas: Tensor) -> Tensor:
     r"""Move checkpoints by group elements, which leaves their functions unchanged.
 
     .. math:: W^{(i)} \to g_i W^{(i)} g_{i-1}^{-1}, \qquad b^{(i)} \to g_i b^{(i)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from wsgraph.space import Axis, NeuronGroup, Parameter, WeightSpace
+from wsgraph.space.flat import FlatSpace
+from wsgraph.space.parts import Axis, NeuronGroup, Parameter, Tie
 
-__all__ = ["Occurrence", "occurrences", "segments"]
+__all__ = ["Occurrence", "Segment", "occurrences", "segments"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Occurrence:
         return tensor.index_select(1, torch.tensor(self.positions, device=tensor.device))
 
 
-def occurrences(space: WeightSpace) -> Iterator[Occurrence]:
+def occurrences(space: FlatSpace) -> Iterator[Occurrence]:
     """All of them, parameter by parameter and axis by axis."""
     for param in space.params:
         along = [segments(space, axis) for axis in param.axes]
@@ -70,17 +72,23 @@ def occurrences(space: WeightSpace) -> Iterator[Occurrence]:
                 yield Occurrence(param, i, group, positions, powers, others, beside)
 
 
-def segments(space: WeightSpace, axis: Axis) -> list[tuple[NeuronGroup, tuple[tuple[str, int], ...]]]:
+Segment = tuple[NeuronGroup, tuple[tuple[str, int], ...]]
+
+
+def segments(space: FlatSpace, axis: Axis) -> tuple[Segment, ...]:
     """The groups laid end to end along an axis, each with the scale classes that multiply its entries and their powers."""
-    if not axis.ties:
-        return []
+    return _segments(space, axis.ties) if axis.ties else ()
+
+
+@functools.lru_cache(maxsize=4096)  # asked for in every step of canonical forms and alignment
+def _segments(space: FlatSpace, ties: tuple[Tie, ...]) -> tuple[Segment, ...]:
     # All ties of an axis share their permutations; those of equal powers share their scale, which counts once.
-    distinct = {tie.exponents: tie for tie in reversed(axis.ties)}.values()
+    distinct = {tie.exponents: tie for tie in reversed(ties)}.values()
     result = []
-    for k, name in enumerate(axis.ties[0].groups):
+    for k, name in enumerate(ties[0].groups):
         total: dict[str, int] = {}
         for tie in distinct:
             label = space.group(tie.groups[k]).scale
             total[label] = total.get(label, 0) + tie.exponents[k]
         result.append((space.group(name), tuple((label, power) for label, power in total.items() if power)))
-    return result
+    return tuple(result)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from tests.convert.test_tracing import Function
+from tests.space.symmetry.test_group import draw, relative
 from tests.spaces import SPACES
-from tests.symmetry.test_group import draw, relative
 from wsgraph import WeightSpace, trace
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.testing import module_outputs

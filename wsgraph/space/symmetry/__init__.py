@@ -1,0 +1,1 @@
+"""The monomial group of a weight space, public as :mod:`wsgraph.symmetry`."""

@@ -1,0 +1,163 @@
+"""Alignment: the group elements that bring networks closest to others, by their weights or by what their neurons answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from wsgraph.space.flat import FlatSpace
+from wsgraph.space.symmetry.group import GroupElement, act, flatten_logical, logical_tensors
+from wsgraph.space.symmetry.matching import Matching, Sums, identity, selected
+from wsgraph.space.symmetry.places import Places
+
+__all__ = ["Answers", "align_answers", "align_weights"]
+
+# By permutation class and scale class (empty where the answers follow no single one): standardized answers [B, n, samples].
+Answers = dict[tuple[str, str], list[Tensor]]
+
+_TIE = 1e-6  # correlations that differ by less are equal
+
+
+def align_weights(space: FlatSpace, thetas: Tensor, targets: Tensor, sweeps: int, generator: torch.Generator | None) -> GroupElement:
+    """The elements that bring networks ``[B, P]`` nearest to their targets, from the better of two starts."""
+    places = Places(space)
+    as_it_is = Matching(places, thetas, targets)
+    as_it_is.descend(sweeps, generator)
+    balanced = _from_balanced(places, thetas, targets, sweeps, generator)
+    balanced.descend(sweeps, generator)
+    return selected(balanced.distance() < as_it_is.distance(), balanced.element, as_it_is.element)
+
+
+def align_answers(space: FlatSpace, thetas: Tensor, targets: Tensor, answers: Answers, wanted: Answers) -> GroupElement:
+    """The elements that match the neurons of networks ``[B, P]`` with those of their targets by what they answer."""
+    by_answers = _AnswerMatching(Places(space), thetas, targets, answers, wanted)
+    by_answers.run()
+    return by_answers.element
+
+
+# == Balanced networks ==
+
+
+def _from_balanced(places: Places, thetas: Tensor, targets: Tensor, sweeps: int, generator: torch.Generator | None) -> Matching:
+    """The alignment that starts from permutations and signs found after balancing both networks."""
+    space = places.space
+    (balance, balanced), (own_balance, own) = (_balance(places, tensor) for tensor in (targets, thetas))
+    start = Matching(places, own, balanced, positive=False)
+    start.start_from_inputs()
+    start.descend(sweeps, generator)
+    result = Matching(places, thetas, targets)
+    element = balance.inverse() @ start.element @ own_balance
+    result.tensors = logical_tensors(space, act(space, element, thetas))
+    result.errors = {name: result._error(name, result.tensors[name]) for name in result.errors}
+    result.element = element
+    return result
+
+
+def _balance(places: Places, thetas: Tensor, sweeps: int = 50) -> tuple[GroupElement, Tensor]:
+    """The positive factors after which the weights into and out of every neuron have equal norms, and the networks after them."""
+    space = places.space
+    tensors = logical_tensors(space, thetas)
+    labels = [label for label in places.scales if space.class_symmetry(label).positive]
+    sums = Sums(places, {o.param.name for label in labels for o in places.by_scale[label]}, tensors, tensors)
+    total: dict[str, Tensor] = {}
+    for _ in range(sweeps):
+        largest = 0.0
+        for label in labels:
+            weighted, count = torch.zeros(()), torch.zeros(())
+            for occurrence in places.by_scale[label]:
+                power, square = occurrence.power(label), occurrence.entries(sums.squares).sum(2)
+                # Neurons without weights on one side have nothing to balance.
+                weighted = weighted + power * torch.where(square > 0, square, 1).log() / 2
+                count = count + power**2 * (square > 0)
+            step = -weighted / torch.where(count > 0, count, 1)
+            sums.scale(label, step.exp())
+            total[label] = total[label] + step if label in total else step
+            largest = max(largest, float(step.abs().max()))
+        if largest < 1e-12:
+            break
+    stay = identity(space, thetas)
+    element = replace(stay, scales={**stay.scales, **{label: step.exp() for label, step in total.items()}})
+    return element, act(space, element, thetas)
+
+
+# == Activations ==
+
+
+class _AnswerMatching(Matching):
+    """Networks whose neurons are matched by what they answer.
+
+    Args:
+        places: Where neurons lie.
+        thetas: The networks ``[B, P]``.
+        targets: Their references.
+        answers: Standardized answers of the networks.
+        wanted: Those of the references.
+    """
+
+    def __init__(self, places: Places, thetas: Tensor, targets: Tensor, answers: Answers, wanted: Answers) -> None:
+        super().__init__(places, thetas, targets)
+        self.similarity = {
+            key: sum((one @ own.transpose(1, 2) for one, own in zip(wanted[key], answers[key], strict=True)), start=torch.zeros(()))
+            for key in wanted
+        }
+
+    def run(self) -> None:
+        """Permutations and signs by similarity, then positive factors by weights."""
+        for _ in range(2):  # the second time, weights that decide between equals have their other ends in order
+            for label in self.places.classes:
+                for free in (True, False):
+                    self.rearrange(label, None, free=free)
+            self.settle_signs()
+        self.sign = False
+        # Factors of least distance, from what they are and from those that give the weights the reference's balance.
+        balanced = self.copy()
+        current, targets = (flatten_logical(self.space, tensors) for tensors in (self.tensors, self.targets))
+        balance, own_balance = (_balance(self.places, tensor)[0] for tensor in (targets, current))
+        scales = (balance.inverse() @ own_balance).scales
+        balanced.scale({label: factors for label, factors in scales.items() if label in self.places.by_scale})
+        for start in (self, balanced):
+            start.settle_factors(tolerance=1e-9)
+        self.take(balanced, balanced.distance() < self.distance())
+
+    def settle_signs(self) -> None:
+        """Signs of positive correlation, and by weights those of neurons of which the answers say nothing."""
+        before = self.element.scales
+        self.positive = False
+        self.settle_factors()
+        self.positive = True
+        for scale in self.places.scales:
+            found = [key for key in self.similarity if key[1] == scale]
+            if not self.symmetry(scale)[1] or not found:
+                continue
+            agreement = torch.stack([self.similarity[key].diagonal(dim1=1, dim2=2) for key in found]).sum(0)
+            own = (self.element.scales[scale] * before[scale]).sign()
+            sign = torch.where(agreement.abs() > _TIE, agreement.sign(), own)
+            self.scale({scale: sign * own})
+            for key in found:
+                self.similarity[key] = self.similarity[key] * sign[:, None]
+
+    def pair_costs(self, label: str, known: Collection[str] | None) -> Tensor:
+        size = self.space.permutation_classes[label][0].size
+        first = next(iter(self.tensors.values()))
+        total = first.new_zeros(len(first), size, size)
+        signed = {
+            scale for scale in self.places.scales if self.symmetry(scale)[1] and self.space.scale_classes[scale][0].permutation == label
+        }
+        for (permutation, scale), similarity in self.similarity.items():
+            if permutation == label:
+                # Answers that follow no single class may change their sign where any of these does.
+                total = total - (similarity.abs() if (scale in signed if scale else signed) else similarity)
+        # Weights decide between neurons that answer alike, or of which the inputs say nothing (dead ones).
+        by_weights = super().pair_costs(label, known)
+        return total + _TIE * by_weights / by_weights.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-300)
+
+    def apply(self, label: str, costs: Tensor) -> dict[str, Tensor]:
+        moved = super().apply(label, costs)
+        for (permutation, scale), similarity in self.similarity.items():
+            if permutation in moved:
+                order = moved[permutation][:, None].expand(-1, similarity.shape[1], -1)
+                self.similarity[permutation, scale] = similarity.gather(2, order)
+        return moved
