@@ -13,6 +13,7 @@ from wsgraph.nn.normalize import symlog
 from wsgraph.nn.registry import Spaces, as_spaces
 from wsgraph.space import ParameterGraph, SpaceMismatchError
 from wsgraph.space.assumed import tell_assumed
+from wsgraph.space.base import BaseSpace
 from wsgraph.space.evaluate import accepts, smallest_input_shape
 from wsgraph.space.flat import FlatSpace
 from wsgraph.space.graph import check_graph
