@@ -63,12 +63,10 @@ class Link(ABC):
         No tensor of the size edges x channels is kept.
         """
 
-    def mean(self, x: Tensor, end: End) -> Tensor:
-        """The mean over the neurons at the other end that an edge joins with each at this one."""
+    def total(self, x: Tensor, end: End) -> Tensor:
+        """The sum over the neurons at the other end that an edge joins with each at this one."""
         start: End = "source" if end == "target" else "target"
-        total = self.reduce(self.spread(x, start), end)
-        degree = self.degree(end)
-        return total / (degree.clamp(min=1) if isinstance(degree, Tensor) else degree)
+        return self.reduce(self.spread(x, start), end)
 
     @abstractmethod
     def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
@@ -167,13 +165,12 @@ class DenseLink(_LaidOut):
             spread = spread.expand(*spread.shape[:-3], weight.shape[2], *spread.shape[-2:])
         return self.put(weight.flatten(2) @ spread.flatten(-3, -2), end)
 
-    def mean(self, x: Tensor, end: End) -> Tensor:
+    def total(self, x: Tensor, end: End) -> Tensor:
         start: End = "source" if end == "target" else "target"
-        count = self.values.shape[1 if end == "target" else 2]
-        mean = self.picked(x, start).mean(-2, keepdim=True)
-        mean = mean.expand(*mean.shape[:-2], count, mean.shape[-1])
-        degree = self.counted(1, end)
-        return self.put(mean, end) / (degree.clamp(min=1) if isinstance(degree, Tensor) else degree)
+        here, there = self.values.shape[1:3] if end == "target" else self.values.shape[2:0:-1]
+        x = self.picked(x, start)
+        total = x.sum(-2, keepdim=True) * (there if x.shape[-2] == 1 else 1)
+        return self.put(total.expand(*total.shape[:-2], here, total.shape[-1]), end)
 
     def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
         target, source = self.picked(target, "target"), self.picked(source, "source")
@@ -338,11 +335,11 @@ class SparseLink(Link):
         # Recomputed in the backward pass, so that no features per edge are kept.
         return cast(Tensor, checkpoint(messages, x, self.values, vectors, use_reentrant=False))
 
-    def mean(self, x: Tensor, end: End) -> Tensor:
+    def total(self, x: Tensor, end: End) -> Tensor:
         start: End = "source" if end == "target" else "target"
 
         def messages(x: Tensor) -> Tensor:
-            return self.reduce(self.spread(x, start), end, "mean")
+            return self.reduce(self.spread(x, start), end)
 
         return cast(Tensor, checkpoint(messages, x, use_reentrant=False))
 

@@ -220,7 +220,7 @@ class _Message(nn.Module):
         carried = link.transport.forward if self.end == "target" else link.transport.backward
         x = self.linear(powered(x, carried.degree, symmetry))
         if self.vectors is None or not carried.weighted:
-            return link.mean(x, self.end), carried
+            return carried.share * link.total(x, self.end), carried
         return link.contract(x, self.vectors, self.end), carried
 
 

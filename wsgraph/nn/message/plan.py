@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -215,7 +215,12 @@ class SpacePlan:
         wire = self.space.wires[edges.wire]
         key = edges.wire, *ends
         if key not in self._made:
-            self._made[key] = self._transport(wire, ends, form, rows, columns, sources, targets)
+            transport = self._transport(wire, ends, form, rows, columns, sources, targets)
+            edge_count = len(rows) * (1 if columns is None or form is IndexedLink else len(columns))
+            shares = [len(numbers.unique()) / edge_count for numbers in (targets, sources)]
+            sides = zip((transport.forward, transport.backward), shares, strict=True)
+            forward, backward = (replace(side, share=1.0 if wire.parameter and side.weighted else share) for side, share in sides)
+            self._made[key] = replace(transport, forward=forward, backward=backward)
         sizes = [self.space.group(name).size for name in ends]
         picks: list[Tensor | None] = [sources, targets]
         if form is DenseLink and columns is not None:
@@ -259,9 +264,8 @@ class SpacePlan:
         else:
             places = wire.weight(torch.arange(space.param(wire.parameter).size)[None])[0]
         if form in (IdentityLink, IndexedLink):  # edge by edge
-            some = torch.arange(len(rows))[:: max(1, len(rows) // (_ROWS * _COLUMNS))]
-            chosen = _some(places, rows[some], None if columns is None else columns[some])
-            return transport_of(space, wire, (ends[0], sources[some]), (ends[1], targets[some]), chosen)
+            chosen = _some(places, rows, columns)
+            return transport_of(space, wire, (ends[0], sources), (ends[1], targets), chosen)
         assert columns is not None
         if form is BlockLink:  # the blocks are alike; rows of one block
             per_block = len(rows) // wire.blocks

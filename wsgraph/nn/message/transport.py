@@ -44,12 +44,14 @@ class Carried:
         own: Whether the sum carries the factor of the neurons that it reaches.
         left: Factors to be taken out of the sum where it does not.
         weighted: Whether the entries of the parameter are used: not where they carry factors that nothing cancels.
+        share: What single messages are multiplied with where edges have no weights: one over their number.
     """
 
     degree: int = 1
     own: bool = True
     left: Symmetry = NONE
     weighted: bool = True
+    share: float = 1.0
 
 
 @dataclass(frozen=True, order=True)
@@ -168,8 +170,8 @@ def transport_of(space: BaseSpace, wire: Connection, source: tuple[str, Tensor],
         wire: The wire.
         source: The group read, and which of its neurons stands at each column.
         target: The group written, and which of its neurons stands at each row.
-        entries: Places in the parameter ``[rows, columns, positions]`` (anything where there is none); one
-            column where every target reads one source, whose neurons ``source`` then gives row by row.
+        entries: Places in the parameter ``[rows, columns, positions]`` (anything where there is none); of
+            single edges, ``[edges, 1, positions]``, both ends of which ``source`` and ``target`` then give.
     """
     draws = _draws(space)
     rows, columns = (draws.of_group(space.group(name))[:, index] for name, index in (target, source))
@@ -183,8 +185,8 @@ def transport_of(space: BaseSpace, wire: Connection, source: tuple[str, Tensor],
             return Transport(Carried(0, _is(rows, 0.0), NONE, False), Carried(0, _is(columns, 0.0), NONE, False), False)
     paired = shape[1] == 1 and len(source[1]) == shape[0]
     if paired:  # each row has a column of its own
-        forward = _carried_alone(values[:, :, 0], columns, rows)
-        backward = _carried_alone(values[:, :, 0], -rows, -columns)
+        forward = _carried_edgewise(values[:, :, 0], columns, rows, target[1])
+        backward = _carried_edgewise(values[:, :, 0], -rows, -columns, source[1])
         fits = _is(values[:, :, 0] + columns, rows)
     else:
         forward = _carried(values, columns[:, None], rows)
@@ -193,10 +195,17 @@ def transport_of(space: BaseSpace, wire: Connection, source: tuple[str, Tensor],
     return Transport(forward, backward, fits, _left(values))
 
 
-def _carried_alone(entries: Tensor, read: Tensor, wanted: Tensor) -> Carried:
-    result = entries + read
-    own = _is(result, wanted)
-    return Carried(1, own, NONE if own else _left(result))
+def _carried_edgewise(entries: Tensor, read: Tensor, wanted: Tensor, receivers: Tensor) -> Carried:
+    """Messages along single edges, of which several may reach one neuron: all ``[2, edges]``."""
+    _, owner = receivers.unique(return_inverse=True)
+    first = torch.empty(int(owner.max()) + 1, dtype=torch.long)
+    first[owner.flip(0)] = torch.arange(len(owner)).flip(0)
+    for degree in _DEGREES:
+        total = entries + degree * read
+        if _is(total, total[:, first[owner]]):
+            own = _is(total, wanted)
+            return Carried(degree, own, NONE if own else _left(total))
+    return Carried(0, _is(wanted, 0.0), NONE, weighted=False)
 
 
 def features_carry(space: BaseSpace, wire: Connection, group: str, rows: Tensor, entries: Tensor) -> Carried:

@@ -1,0 +1,130 @@
+"""Message-passing models read traced networks: alone, in mixed batches, drawn or not, and keep all symmetries that they claim."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+import wsgraph
+from tests.networks import NETWORKS, make
+from wsgraph import ParameterGraph, WeightSpace
+from wsgraph.nn import build_model
+from wsgraph.nn.message.wiring import Wiring
+from wsgraph.testing import assert_equivariant, assert_invariant
+
+MODELS = ("monomial_gnn", "scalegmn", "neural_graph")
+SMALL = {"channels": 8, "hidden": 8}
+
+
+@functools.cache
+def traced(name: str) -> WeightSpace:
+    module, inputs = make(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return wsgraph.trace(module, *inputs)
+
+
+def double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(entry.double() if entry.is_floating_point() else entry for entry in inputs)
+
+
+def built(model: str, space: WeightSpace | list[WeightSpace], task: str = "invariant", **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    probes = {"probes": 0} if task == "invariant" else {}
+    return build_model(model, space, 2, task, **{**SMALL, **probes, **options}).eval().double()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_invariant_to_all_that_the_space_claims(name: str, model: str) -> None:
+    module, inputs = make(name)
+    inputs = double(inputs)
+    assert_invariant(built(model, traced(name)), traced(name), module=module.double(), inputs=inputs if len(inputs) > 1 else inputs[0])
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"task": "equivariant"}, {"task": "equivariant", "bidirectional": True}])
+@pytest.mark.parametrize("name", ["resnet", "gpt"])
+def test_scalegmn_both_ways_and_weights_out(name: str, options: dict[str, object]) -> None:
+    check = assert_equivariant if options.get("task") == "equivariant" else assert_invariant
+    check(built("scalegmn", traced(name), **options), traced(name), module=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", ["monomial_gnn", "neural_graph"])
+@pytest.mark.parametrize("name", ["resnet", "post-norm transformer", "squeeze-excite"])
+def test_weights_out_move_as_weights_do(name: str, model: str) -> None:
+    assert_equivariant(built(model, traced(name), "equivariant"), traced(name), module=None)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_parameter_on_the_graph_matters(model: str) -> None:
+    for name in ("resnet", "gpt", "depthwise"):
+        space = traced(name)
+        thetas = space.sample(1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+        built(model, space)(space.batch(thetas)).sum().backward()
+        assert thetas.grad is not None
+        on_graph = {wire.parameter for wire in space.wires}
+        for key in on_graph - {None}:
+            assert bool((thetas.grad[:, space.slices[str(key)]] != 0).any()), (name, key)
+
+
+@pytest.mark.parametrize("task", ["invariant", "equivariant"])
+@pytest.mark.parametrize("model", [*MODELS, "neural_graph_transformer"])
+def test_wires_and_edges_give_the_same(model: str, task: str) -> None:
+    for name in NETWORKS:
+        space = traced(name)
+        thetas = space.sample(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        network, batch = built(model, space, task), space.batch(thetas)
+        wires = network.read(Wiring.of(batch, dense=True))  # type: ignore[operator]
+        edges = network.read(Wiring.of(batch, dense=False))  # type: ignore[operator]
+        torch.testing.assert_close(wires, edges, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_mixed_batches_equal_single_networks(model: str) -> None:
+    spaces = [*map(traced, NETWORKS), WeightSpace.cnn([1, 4, 4], [3]), WeightSpace.mlp([2, 5, 1], "tanh")]
+    network = built(model, spaces)
+    thetas = [space.sample(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) for space in spaces]
+    batches = [space.batch(own) for space, own in zip(spaces, thetas, strict=True)]
+    alone = torch.cat([network(batch) for batch in batches])
+    mixed = ParameterGraph.join([*batches[1:], batches[0]])
+    torch.testing.assert_close(network(mixed), torch.cat([alone[2:], alone[:2]]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(network.read(Wiring.of(mixed, dense=False)), network(mixed), rtol=1e-9, atol=1e-12)  # type: ignore[operator]
+
+
+def test_graphs_that_pyg_collates_are_read_alike() -> None:
+    space = traced("squeeze-excite")
+    batch = space.batch(space.sample(3, dtype=torch.float64))
+    collated = Batch.from_data_list([graph.clone() for graph in batch.to_data_list()])
+    network = built("monomial_gnn", space)
+    torch.testing.assert_close(network(collated), network(batch), rtol=1e-9, atol=1e-12)
+    assert torch.equal(collated.thetas(), batch.thetas())
+    collated.edge_attr = collated.edge_attr * 2
+    with pytest.raises(wsgraph.space.SpaceMismatchError, match="cannot be read off its edges"):
+        collated.thetas()
+
+
+def test_nothing_is_drawn_unless_asked_for() -> None:
+    space = traced("resnet")
+    batch = space.batch(space.sample(2), y=torch.zeros(2))
+    built("neural_graph", space).float()(batch.to("cpu"))
+    repr(batch), batch.num_networks, batch.y, batch[0], batch.thetas(), batch.spaces
+    assert batch._undrawn
+    assert batch.edge_attr is not None
+    assert not batch._undrawn
+
+
+def test_weights_changed_in_place_are_noticed() -> None:
+    space = WeightSpace.mlp([2, 3, 1])
+    thetas = space.sample(2)
+    batch = space.batch(thetas)
+    thetas.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place after it was made"):
+        batch.thetas()
+    drawn = space.batch(thetas)
+    drawn.x.mul_(2)
+    assert torch.equal(drawn.blocks().biases[0], 2 * space.blocks(thetas).biases[0])
