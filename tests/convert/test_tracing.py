@@ -15,8 +15,8 @@ import wsgraph
 from wsgraph import TraceError, TraceWarning, WeightSpace, from_state_dict, trace
 from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
 from wsgraph.convert.tracing import layers as tracing_layers
-from wsgraph.convert.tracing.texts import UnsupportedError
 from wsgraph.nn import build_model
+from wsgraph.operators import UnsupportedError
 from wsgraph.testing import assert_function_preserved, assert_invariant
 
 

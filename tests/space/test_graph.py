@@ -21,8 +21,8 @@ from torch_geometric.loader import DataLoader
 import wsgraph
 from tests.space.handmade import branching, residual
 from wsgraph import ParameterGraph, WeightSpace
+from wsgraph.operators import operator_index
 from wsgraph.space import SpaceMismatchError
-from wsgraph.space.operators import operator_index
 
 SPACES: dict[str, WeightSpace] = {
     "mlp": WeightSpace.mlp([2, 5, 4, 3], ["sin(30)", "relu"]),

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from wsgraph import WeightSpace
+from wsgraph.operators import apply_operator, operator_index, operator_symmetry, parse_operator
 from wsgraph.space import OPERATORS, NeuronGroup, Symmetry, register_operator
-from wsgraph.space.operators import apply_operator, operator_index, operator_symmetry, parse_operator
 
 # Graph files store these positions, so an operator may be appended but never moved.
 FROZEN_ORDER = [

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from wsgraph.data.images import ClassificationData
 from wsgraph.data.random import CounterRandom
+from wsgraph.operators import parse_operator
 from wsgraph.space import NeuronGroup, WeightSpace
 from wsgraph.space.evaluate import run_network
-from wsgraph.space.operators import parse_operator
 
 __all__ = [
     "Advance",

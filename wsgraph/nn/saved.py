@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from wsgraph.convert import CheckpointError, load_checkpoint
 from wsgraph.files import explained_errors, write_atomically
 from wsgraph.nn.registry import Recipe, recipe_of
+from wsgraph.operators import apply_operator, operator_symmetry
 from wsgraph.space import WeightSpace
-from wsgraph.space.operators import apply_operator, operator_symmetry
 
 __all__ = ["load_model", "read_about", "save_model"]
 

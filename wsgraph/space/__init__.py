@@ -1,10 +1,10 @@
 """Weight spaces: an architecture as data, and the views of its checkpoints."""
 
+from wsgraph.operators import OPERATORS, Operator, register_operator
 from wsgraph.space.assumed import AssumedGeometryWarning
 from wsgraph.space.blocks import Blocks
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.graph import ParameterGraph
-from wsgraph.space.operators import OPERATORS, Operator, register_operator
 from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Signal, Symmetry, Tie
 from wsgraph.space.topology import Topology
 from wsgraph.space.weight_space import WeightSpace

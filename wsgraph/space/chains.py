@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsgraph.space.operators import OPERATORS, parse_operator
+from wsgraph.operators import OPERATORS, parse_operator, written_operator
 from wsgraph.space.parts import Axis, Layer, NeuronGroup, Parameter, Tie
 
 __all__ = ["ChainLink", "chain_parts", "per_layer"]
@@ -37,6 +37,18 @@ class ChainLink:
     dtypes: tuple[str | None, str | None] = (None, None)
 
 
+def written_activations(activation: Any) -> list[str]:
+    """Activations, given as one or as several, by name, module or function, as weight spaces write them.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    entries = list(activation) if isinstance(activation, (list, tuple)) else [activation]
+    if not all(isinstance(entry, str) or callable(entry) for entry in entries):
+        raise ValueError(f"Expected 'activation' to be the name of an activation, or one per hidden group (got {activation!r}).")
+    return [written_operator(entry) for entry in entries]
+
+
 def chain_parts(
     links: Sequence[ChainLink], inputs: int, activation: str | Sequence[str], *, bias: bool = True
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
@@ -47,10 +59,9 @@ def chain_parts(
     if not links:
         raise ValueError("Expected a network with at least one layer, that is at least two sizes.")
     hidden = len(links) - 1
-    if not isinstance(activation, (str, Sequence)) or not all(isinstance(name, str) for name in activation):
-        raise ValueError(f"Expected 'activation' to be the name of an activation, or one per hidden group (got {activation!r}).")
-    activations = [activation] * hidden if isinstance(activation, str) else list(activation)
-    for name in {activation} if isinstance(activation, str) else activations:
+    given = written_activations(activation)
+    activations = given if isinstance(activation, (list, tuple)) else given * hidden
+    for name in set(given):
         if not OPERATORS[parse_operator(name)[0]].nonlinear:
             raise ValueError(f"Expected 'activation' to be an activation, not pooling or reshaping (got {name!r}).")
     if len(activations) != hidden:

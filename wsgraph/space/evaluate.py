@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsgraph.space.operators import apply_operator
+from wsgraph.operators import apply_operator
 
 if TYPE_CHECKING:
     from wsgraph.space.parts import Layer, NeuronGroup

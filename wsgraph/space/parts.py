@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from wsgraph.space.operators import OPERATORS, operator_symmetry, parse_operator
+from wsgraph.operators import OPERATORS, operator_symmetry, parse_operator
 
 _ROLES = ("input", "hidden", "output", "fixed", "factor")
 
@@ -188,6 +188,7 @@ class Parameter:
         aliases: Further keys of the same tensor in the state dict: weights that are tied, layers used under several names.
         transformed: Whether functions are applied to the entries themselves, such as the norms of weight norm: then even entries
             that meet nothing but zeros matter.
+        unused: Whether no operator of the traced network reads it.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Parameter:
     dtype: str | None = None
     aliases: tuple[str, ...] = ()
     transformed: bool = False
+    unused: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))

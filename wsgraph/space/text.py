@@ -25,7 +25,7 @@ class DescribedStructure(CheckedStructure):
         """The space as JSON text, read back by :meth:`from_json`."""
         parts = {name: [dataclasses.asdict(part) for part in getattr(self, name)] for name in ("groups", "layers", "params", "connections")}
         # What spaces lack is left out, so that they keep the text and digest that they have in saved zoos.
-        for kind, keys in (("params", ("aliases", "transformed")), ("groups", ("follows",))):
+        for kind, keys in (("params", ("aliases", "transformed", "unused")), ("groups", ("follows",))):
             for part in parts[kind]:
                 for key in keys:
                     if not part[key]:
@@ -165,7 +165,10 @@ class DescribedStructure(CheckedStructure):
         lines += [f"Tied, each one tensor that is counted once: {', '.join(tied)}."] if tied else []
         still = [param.name for param in self.params if not self.is_moved(param)]
         lines += [f"Parameters that nothing moves: {', '.join(still)}."] if still else []
-        lines += [f"Not on the parameter graph: {', '.join(self.absent_from_graph)}."] if self.absent_from_graph else []
+        unused = [param.name for param in self.params if param.unused]
+        absent = [name for name in self.absent_from_graph if name not in unused]
+        lines += [f"Not on the parameter graph: {', '.join(absent)}."] if absent else []
+        lines += [f"Used by nothing: {', '.join(unused)}."] if unused else []
         return "\n".join([*lines, *self._said_assumed])
 
     @property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wsgraph.space.operators import operator_index, parse_operator
+from wsgraph.operators import operator_index, parse_operator
 
 if TYPE_CHECKING:
     from wsgraph.space.parts import Connection

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsgraph.convert.onnx.nodes import Ints, Operand, Scalar, Setting, UnsupportedError, dtypes, register
+from wsgraph.convert.onnx.nodes import Ints, Operand, Scalar, Setting, UnsupportedError, dtypes, register, register_entry
+from wsgraph.operators import OPERATORS
 
 Function = Callable[..., Tensor]
 
@@ -19,26 +20,13 @@ def _unary(function: Function) -> Function:
     return lambda x: function(x)
 
 
-for _names, _since in (
-    ("Abs Ceil Exp Floor Log Neg Reciprocal Sigmoid Sqrt Tanh", (1, 6, 13)),
-    ("Erf Sign", (9, 13)),
-    ("Acos Asin Atan Cos Sin Tan", (7, 22)),
-    ("Acosh Asinh Atanh Cosh Sinh", (9, 22)),
-    ("Round", (11, 22)),
-    ("IsNaN", (9, 13, 20)),
-):
-    for _name in _names.split():
-        register(_name, _since, _unary(getattr(torch, _name.lower())))
-register("Relu", (1, 6, 13, 14), _unary(F.relu))
-register("Softplus", (1, 22), _unary(F.softplus))
-register("Softsign", (1, 22), _unary(F.softsign))
-register("HardSwish", (14, 22), _unary(F.hardswish))
-register("Mish", (18, 22), _unary(F.mish))
+for _entry in OPERATORS.values():
+    for _form in _entry.onnx:
+        if _form.versions:
+            register_entry(_form, _entry)
+register("IsNaN", (9, 13, 20), _unary(torch.isnan))
 register("Not", (1,), _unary(torch.logical_not))
 register("BitwiseNot", (18,), _unary(torch.bitwise_not))
-register("Elu", (1, 6, 22), lambda x, *, alpha: F.elu(x, alpha))
-register("Celu", (12, 28), lambda x, *, alpha: F.celu(x, alpha))
-register("LeakyRelu", (1, 6, 16), lambda x, *, alpha: F.leaky_relu(x, alpha))
 register("Gelu", (20,), lambda x, *, approximate: F.gelu(x, approximate=approximate))
 register("Swish", (24,), lambda x, *, alpha: F.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x))
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from wsgraph import operators
 
 __all__ = [
     "KNOWN",
@@ -38,6 +40,7 @@ __all__ = [
     "dtypes",
     "read_node",
     "register",
+    "register_entry",
     "same_meaning",
     "to_array",
     "to_tensor",
@@ -109,7 +112,35 @@ _CONTEXT = {"results", "working"}
 
 
 def _find(name: str, version: int) -> Operator | None:
+    if "::" in name:
+        return _foreign(name)
     return next((operator for operator in OPERATORS.get(name, []) if version in operator.versions), None)
+
+
+def _foreign(name: str) -> Operator | None:
+    """An operator of another domain than ONNX's own, if the table of operators has it."""
+    forms = ((form, entry) for entry in operators.OPERATORS.values() for form in entry.onnx if form.name == name)
+    return next((_of_entry(form, entry) for form, entry in forms), None)
+
+
+def _of_entry(form: operators.OnnxForm, entry: operators.Operator) -> Operator:
+    """An operator of the table, whose numbers are attributes."""
+
+    def function(x: Tensor, **attributes: Any) -> Tensor:
+        numbers = [attributes[name] for name in form.attributes]
+        return entry.function(x, *(number for number in numbers if number is not None))
+
+    return Operator(form.name, form.versions or (1,), function, ("tensor",), None, frozenset(form.attributes), frozenset())
+
+
+def register_entry(form: operators.OnnxForm, entry: operators.Operator) -> None:
+    """Enter an operator of the table of operators under its name in ONNX.
+
+    Args:
+        form: How ONNX writes it.
+        entry: What it computes.
+    """
+    OPERATORS.setdefault(form.name, []).append(_of_entry(form, entry))
 
 
 def same_meaning(name: str, first: int, second: int) -> bool:
@@ -231,7 +262,13 @@ def read_node(node: Any, operator_set: int, read: Collection[str]) -> Step:
     from onnx import defs
 
     label = f"{node.op_type} ({node.name or next((name for name in node.output if name), '')})"
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+    own = node.domain in ("", "ai.onnx")
+    if not own and (foreign := _find(f"{node.domain}::{node.op_type}", 0)) is not None:
+        try:
+            return Step(foreign, label, _sources(node, foreign), _targets(node, foreign, read), _attributes(node, foreign, {}))
+        except UnsupportedError as error:
+            raise UnsupportedError(f"has an operator that wsgraph cannot read as it is, {label}: {error}") from None
+    if not own or node.op_type not in OPERATORS:
         raise UnsupportedError(f"has an operator that wsgraph cannot read, {node.domain or 'ai.onnx'}.{label}")
     schema = defs.get_schema(node.op_type, operator_set, "")
     operator = _find(node.op_type, schema.since_version)
@@ -243,7 +280,9 @@ def read_node(node: Any, operator_set: int, read: Collection[str]) -> Step:
             "operator set)"
         )
     try:
-        return Step(operator, label, _sources(node, operator), _targets(node, operator, read), _attributes(node, operator, schema))
+        return Step(
+            operator, label, _sources(node, operator), _targets(node, operator, read), _attributes(node, operator, schema.attributes)
+        )
     except UnsupportedError as error:
         raise UnsupportedError(f"has an operator that wsgraph cannot read as it is, {label}: {error}") from None
 
@@ -268,14 +307,14 @@ def _targets(node: Any, operator: Operator, read: Collection[str]) -> list[str]:
     return targets
 
 
-def _attributes(node: Any, operator: Operator, schema: Any) -> dict[str, Any]:
+def _attributes(node: Any, operator: Operator, known: Mapping[str, Any]) -> dict[str, Any]:
     from onnx import AttributeProto, helper
 
     def value_of(attribute: Any) -> Any:
         return _attribute(helper.get_attribute_value(attribute))
 
     # A default that the schema does not have is read as an empty attribute.
-    defaults = {name: value_of(a.default_value) if a.default_value.name else None for name, a in schema.attributes.items()}
+    defaults = {name: value_of(a.default_value) if a.default_value.name else None for name, a in known.items()}
     given = {}
     for attribute in node.attribute:
         if attribute.ref_attr_name or attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):

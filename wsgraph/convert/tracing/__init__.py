@@ -11,7 +11,7 @@ from torch import nn
 
 from wsgraph.convert.tracing.layers import as_layers
 from wsgraph.convert.tracing.lowering import lower
-from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, move, pointwise, register_traced_operator, spatial, statistic
+from wsgraph.convert.tracing.rules import TRACED_OPERATORS, Call, move, pointwise, register_traced_operator, spatial, statistic
 from wsgraph.convert.tracing.tracer import TraceError, check_module, export, interpret, transformed_names
 from wsgraph.convert.tracing.tying import check_constants, tied_keys
 from wsgraph.convert.tracing.values import Label, Scope, Value
@@ -74,7 +74,8 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
 
     Raises:
         TraceError: If the module has no parameters, is in training mode, lazy or on the meta device, does not run on the inputs, or
-            cannot be exported; if tensors share a part of their memory; with ``strict``, if an operator is unknown.
+            cannot be exported; if it reads none of its parameters; if tensors share a part of their memory;
+            with ``strict``, if an operator is unknown.
 
     Example:
         >>> import torch
@@ -109,6 +110,14 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         return WeightSpace(layers[0], layers[1], _completed(layers[2], keys, transformed))
     scope = Scope()
     values = interpret(program, scope, keys)
+    if not any(state[name].is_floating_point() for name in values):
+        raise TraceError(
+            f"The network reads none of its {len(state)} saved tensors (the first is {next(iter(state))!r}): "
+            "its output is the same whatever the weights are. Its layers may hold their weights in objects "
+            "of another library, as those of Keras do, or forward may use copies made outside of it: use the "
+            "parameters themselves in forward. Weights alone, in a file that the other library wrote, are "
+            "read with wsgraph.load_checkpoint and wsgraph.from_state_dict."
+        )
     if scope.unknown:
         listed = "; ".join(
             f"{name} in {', '.join(place or 'the module itself' for place in dict.fromkeys(p))}" for name, p in scope.unknown.items()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from wsgraph.convert.tracing.texts import UnsupportedError, number, operator_text, square
 from wsgraph.convert.tracing.tracer import bind, module_of, operator_name, saved_names
+from wsgraph.operators import UnsupportedError, number, operator_flow, operator_text, square_number
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.space.dtypes import stored_dtype
 
@@ -151,6 +151,8 @@ class _Builder:
         if any(len(stream.shape) != 2 + d for d in dimensions):  # fewer are read as without a batch
             raise UnsupportedError
         text = operator_text(name, arguments)
+        if operator_flow(text).positive and operator_flow(text).degree != 1:  # whose factors layers cannot hold
+            raise UnsupportedError
         if "softmax" in text and len(shape) != 2:
             raise UnsupportedError
         return text
@@ -172,11 +174,11 @@ class _Builder:
                 raise UnsupportedError
         else:
             padding = arguments.get("padding", 0)
-            if square(arguments.get("dilation", 1)) != 1 or arguments.get("groups", 1) != 1 or isinstance(padding, str):
+            if square_number(arguments.get("dilation", 1)) != 1 or arguments.get("groups", 1) != 1 or isinstance(padding, str):
                 raise UnsupportedError
             if len(source.shape) != len(sizes):
                 raise UnsupportedError
-            options = {"stride": square(arguments.get("stride", 1)), "padding": square(padding)}
+            options = {"stride": square_number(arguments.get("stride", 1)), "padding": square_number(padding)}
         if self.groups[0] in source.groups:
             if self.groups[0].size not in (0, source.shape[1]):
                 raise UnsupportedError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsgraph.convert.tracing.neurons import Key, occurrence, solve
 from wsgraph.convert.tracing.nodes import NodeSet, Reading
-from wsgraph.convert.tracing.operators import TRACED_OPERATORS
+from wsgraph.convert.tracing.rules import rule_of
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.dtypes import stored_dtype
@@ -275,7 +275,7 @@ class Graph:
         for reading in self.nodes.readings:
             if reading.kind in ("weight", "scale") and (parameter := self.parameter(reading)) is not None and "." in parameter:
                 made = self.nodes.set_of(int(reading.targets[0]))
-                names.setdefault(made.start, parameter.rsplit(".", 1)[0] if made.name in TRACED_OPERATORS else made.name)
+                names.setdefault(made.start, parameter.rsplit(".", 1)[0] if rule_of(made.name) else made.name)
         # The outputs say which sets matter; groups follow in the order in which the network computes them.
         for made, alive in zip(self.nodes.sets, self.nodes.alive(scope.outputs), strict=True):
             if alive:
@@ -399,7 +399,9 @@ def lower(
         along = {label.dims[0]: label for label in value.labels}
         axes = [axis for dim, size in enumerate(value.shape) for axis in lowering.axes(along.get(dim), size)]
         role = _ROLES.get(name.rsplit(".", 1)[-1], "weight" if tensor.ndim > 1 else "scale") if tensor.is_floating_point() else "buffer"
-        params.append(Parameter(name, tuple(tensor.shape), role, tuple(axes) or (Axis(1),), stored_dtype(tensor, theta_dtype)))
+        unused = tensor.is_floating_point() and name not in values
+        dtype = stored_dtype(tensor, theta_dtype)
+        params.append(Parameter(name, tuple(tensor.shape), role, tuple(axes) or (Axis(1),), dtype, unused=unused))
     connections = tuple(graph.connections(state))
     return tuple(_renamed(lowering.groups)), tuple(params), connections
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -149,6 +150,10 @@ class Neurons:
         self._leave(ids)
         self._family[ids] = self._new_family(ids)
 
+    def split_parts(self, ids: Tensor) -> None:
+        """Tell these neurons apart from the others of their layer, wherever factors are asked for; they move as before."""
+        self._split_parts(self.resolve(ids))
+
     def _split_parts(self, ids: Tensor) -> None:
         inside = self._mask(ids)[self._representative].nonzero()[:, 0]
         parts = self._part[inside]
@@ -281,6 +286,7 @@ class Factors:
         self.expressions: list[tuple[int, int]] = [(-1, 0)]
         self._index: dict[tuple[int, int], int] = {}
         self.equations: list[Equation] = []
+        self.signs: set[int] = set()
 
     def new(self, name: str, *, value: bool) -> int:
         """A new unknown: the factor of values that flow through the network, or of a parameter alone."""
@@ -302,11 +308,43 @@ class Factors:
             self.expressions.append(term)
         return self._index[term]
 
-    def power(self, expressions: Tensor, exponent: int) -> Tensor:
+    def can_power(self, expressions: Tensor, exponent: Fraction) -> bool:
+        """Whether expressions have a power: a root only of powers."""
+        if exponent.denominator == 1:
+            return True
+        return all((self.expressions[expression][1] * exponent).denominator == 1 for expression in expressions.unique().tolist())
+
+    def power(self, expressions: Tensor, exponent: int | Fraction) -> Tensor:
         """Expressions to a power, entry by entry."""
         distinct, inverse = expressions.unique(return_inverse=True)
         unknowns = [self.expressions[expression] for expression in distinct.tolist()]
-        return torch.tensor([self._intern((unknown, power * exponent)) if power else 0 for unknown, power in unknowns])[inverse]
+        powers = [(unknown, int(power * exponent)) for unknown, power in unknowns]
+        return torch.tensor([self._intern((unknown, power)) if power else 0 for unknown, power in powers])[inverse]
+
+    def absolute(self, expressions: Tensor, ids: Tensor, name: str) -> Tensor:
+        """Absolute values of expressions, whose signs are then unknowns of their own.
+
+        Args:
+            expressions: The expressions.
+            ids: The neurons whose factors they are.
+            name: What the values with these factors are called.
+
+        Returns:
+            Expressions that are positive, shaped alike.
+        """
+        result = expressions.clone()
+        for expression in expressions.unique().tolist():
+            if self.expressions[expression][1] % 2:
+                mine = expressions == expression
+                positive, sign = self.new(name, value=True), self.new(name, value=False)
+                self.signs.add(self.expressions[sign][0])
+                own = [torch.full_like(ids[mine], entry) for entry in (expression, positive, sign)]
+                # An axis names every power once, and the third power of a sign is the sign.
+                self.require(*((entry, ids[mine], power) for entry, power in zip(own, (1, -1, -3), strict=True)))
+                self.require((own[1], ids[mine], 1), positive=False)
+                self.require((own[2], ids[mine], 1), sign=False)
+                result[mine] = positive
+        return result
 
     def require(self, *terms: tuple[Tensor, Tensor, int], positive: bool = True, sign: bool = True) -> None:
         """Products of expressions are 1, entry by entry: their absolute values, their signs, or both.
@@ -398,4 +436,9 @@ def solve(neurons: Neurons, factors: Factors) -> tuple[dict[Key, dict[Key, int]]
         for key, power in reduced(terms).items():
             old = limits.get(key, (False, False))
             limits[key] = (old[0] or positive, old[1] or (sign and power % 2 == 1))
+    # Signs that turned out to be 1 need not be named.
+    for gone in [key for key, both in limits.items() if key[0] in factors.signs and all(both)]:
+        for key, expression in bound.items():
+            bound[key] = {free: power for free, power in expression.items() if free != gone}
+        bound[gone] = {}
     return bound, limits

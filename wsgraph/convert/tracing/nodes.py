@@ -252,7 +252,11 @@ class Nodes:
             return marks
         given = marks[marks > 0].unique()
         sets = [self.sets[owner] for owner in self._owner(given).unique().tolist()]
-        if self.shared or sum(len(made.codes) for made in sets) > len(given) or any(made.is_input for made in sets):
+        if (
+            (self.shared and not self.is_fresh(given))
+            or sum(len(made.codes) for made in sets) > len(given)
+            or any(made.is_input for made in sets)
+        ):
             chosen = marks > 0
             marks = marks.clone()
             marks[chosen] = self.copies(marks[chosen], codes[chosen])

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from wsgraph.convert.tracing.operators import TRACED_OPERATORS, Call, unknown
-from wsgraph.convert.tracing.texts import UnsupportedError, operator_text
+from wsgraph.convert.tracing.rules import Call, rule_of, unknown
 from wsgraph.convert.tracing.values import Label, Scope, Value, coded
+from wsgraph.operators import UnsupportedError, operator_text
 
 __all__ = [
     "INLINE",
@@ -267,7 +267,7 @@ def _placeholder(
     shape = tuple(value.shape)
     if node.name in constants:
         tensor = program.constants.get(constants[node.name])
-        return Value(shape, constant=tensor)
+        return Value(shape) if tensor is None else constant_value(tensor)
     if node.name not in names:
         whole = scope.nodes.make(torch.zeros(1, dtype=torch.long), name=node.name, is_input=True)
         return Value(shape, is_input=True, whole=int(whole))
@@ -365,7 +365,9 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     read_twice = any(len(source.users) > 1 for source in node.all_input_nodes)
     scope.nodes.begin(call.name, shared=read_twice or any(value.shared for value in values))
     scope.reason = f"{name} in {module or 'the module itself'}"
-    rule = TRACED_OPERATORS.get(name)
+    if (known := _folded(node, call, values)) is not None:
+        return known
+    rule = rule_of(name)
     if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
         return None  # a check of what is known already
     if rule is None:
@@ -380,11 +382,48 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
         results = unknown(scope, call)
     integers = [isinstance(item, Tensor) and not item.is_floating_point() for item in _results(node)]  # which no factor multiplies
     results = [scope.without_factors(result) if integer else result for result, integer in zip(results, integers, strict=True)]
-    if any(value.has_nodes for value in values):
+    if any(value.has_nodes for value in values) and getattr(rule, "reads_values", True):
         results = [_with_nodes(result, values, name, arguments, scope) for result in results]
     for result, shape in zip(results, call.shapes, strict=True):
         assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"
     return results if several else results[0]
+
+
+# Makers of tensors of which it matters what they hold.
+_MAKERS = {"arange", "eye", "linspace", "scalar_tensor", "zeros", "ones", "full"}
+_LARGEST_CONSTANT = 1 << 20
+
+
+def _folded(node: Any, call: Call, values: list[Value]) -> Value | None:
+    """The result of an operator of constants alone, such as a table of indices, ``None`` of any other."""
+    result = node.meta.get("val")
+    known = all(value.constant is not None for value in values) if values else call.operator in _MAKERS
+    if (
+        not known
+        or not isinstance(result, Tensor)
+        or result.numel() > _LARGEST_CONSTANT
+        or not isinstance(node.target, torch._ops.OpOverload)
+    ):
+        return None
+    if torch.Tag.nondeterministic_seeded in node.target.tags or len(call.shapes) != 1:
+        return None
+    with torch.no_grad(), suppress(Exception):  # of which nothing is known then
+        return constant_value(call.operation(**_constants(call.arguments)))
+    return None
+
+
+def _constants(argument: Any) -> Any:
+    if isinstance(argument, Value):
+        return argument.constant
+    if isinstance(argument, dict):
+        return {key: _constants(item) for key, item in argument.items()}
+    return [_constants(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
+
+
+def constant_value(tensor: Tensor) -> Value:
+    """What is known of a tensor that no weight and no input changes."""
+    uniform = frozenset(dim for dim, size in enumerate(tensor.shape) if size and bool((tensor == tensor.narrow(dim, 0, 1)).all()))
+    return Value(tuple(tensor.shape), uniform=uniform, zero=bool((tensor == 0).all()), constant=tensor)
 
 
 def _with_nodes(result: Value, values: list[Value], name: str, arguments: Mapping[str, Any], scope: Scope) -> Value:

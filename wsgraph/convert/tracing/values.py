@@ -237,11 +237,24 @@ class Scope:
             The codes of the result: the first ones, but where they mark zeros.
         """
         both = (first != ZERO) & (second != ZERO)
-        labels = [Label((0,), codes[both]) for codes in (first, second)]
-        self.neurons.unify(labels[0].ids, labels[1].ids, self.reason)
-        one, other = labels
+        one, other = (Label((0,), codes[both]) for codes in (first, second))
+        self._tell_copies_apart(one, other)
+        self._tell_copies_apart(other, one)
+        self.neurons.unify(one.ids, other.ids, self.reason)
         self.factors.require((one.expressions, one.ids, 1), (other.expressions, other.ids, 1 if product else -1))
         return torch.where(first == ZERO, second, first)
+
+    def _tell_copies_apart(self, repeated: Label, distinct: Label) -> None:
+        """Neurons that become copies of others with different factors, such as sines and cosines of one layer, are parts of their own."""
+        kinds = repeated.expressions.unique()
+        if len(kinds) < 2:
+            return
+        ids = self.neurons.resolve(repeated.ids)
+        copies = [repeated.expressions == kind for kind in kinds]
+        every = ids.unique()
+        if all(torch.equal(ids[mine].unique(), every) for mine in copies):
+            for mine in copies:
+                self.neurons.split_parts(distinct.ids[mine])
 
     def combine(self, first: Value, second: Value, *, product: bool) -> Value:
         """The sum or product, entry by entry with broadcasting, of two tensors.
@@ -255,6 +268,8 @@ class Scope:
             The sum or product.
         """
         shape = torch.broadcast_shapes(first.shape, second.shape)
+        if product and (first.zero or second.zero):
+            return Value(tuple(shape), uniform=frozenset(range(len(shape))), zero=True)
         one, other = (_aligned(value, shape) for value in (first, second))
         if not product:
             # Where only one summand varies with a neuron, factors of that neuron would change one summand and not the other.
@@ -270,7 +285,7 @@ class Scope:
         for label in left:
             labels += self._match(label, [], other, one, product=product)
         uniform = frozenset(dim for dim in range(len(shape)) if one.is_uniform(dim) and other.is_uniform(dim))
-        zero = (one.zero or other.zero) if product else (one.zero and other.zero)
+        zero = one.zero and other.zero
         if first.has_nodes or second.has_nodes:
             whole = 0
             if not labels and one.whole and other.whole:

@@ -18,8 +18,8 @@ from wsgraph.nn.normalize import symlog, unit_vectors
 from wsgraph.nn.probes import Probes, default_probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
 from wsgraph.nn.sharing.activation import fitting_function
+from wsgraph.operators import apply_operator
 from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry
-from wsgraph.space.operators import apply_operator
 
 __all__ = ["MonomialConv", "MonomialGNN", "canonical_features"]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from wsgraph.nn.message.links import BlockLink, DenseLink, IdentityLink, IndexedLink, Link
 from wsgraph.nn.message.transport import Carried, Transport, features_carry, group_symmetry, joint_products, transport_of
+from wsgraph.operators import parse_operator
 from wsgraph.space import Symmetry
 from wsgraph.space.base import BaseSpace
-from wsgraph.space.operators import parse_operator
 
 if TYPE_CHECKING:
     from wsgraph.space import Connection

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from wsgraph.nn.sharing.layout import Entries, Layout
+from wsgraph.operators import apply_operator, fitting_operators, operator_symmetry, parse_operator
 from wsgraph.space import OPERATORS, Blocks, SpaceMismatchError, Symmetry, WeightSpace
-from wsgraph.space.operators import apply_operator, operator_symmetry, parse_operator
 from wsgraph.symmetry import SYMMETRIES
 
 __all__ = ["Activation", "fitting_function"]
@@ -86,7 +86,7 @@ def fitting_function(symmetry: Symmetry) -> str:
         >>> [fitting_function(Symmetry(*kinds)) for kinds in ((False, False), (True, False), (False, True), (True, True))]
         ['relu', 'relu', 'tanh', 'identity']
     """
-    return {(False, False): "relu", (True, False): "relu", (False, True): "tanh", (True, True): "identity"}[symmetry]
+    return fitting_operators(*symmetry)[0]
 
 
 def _check(function: str | None, needed: Symmetry, entries: Entries) -> None:
@@ -95,6 +95,5 @@ def _check(function: str | None, needed: Symmetry, entries: Entries) -> None:
     kept = Symmetry(*operator_symmetry(function))
     for kind, wanted, held in (("scale", needed.positive, kept.positive), ("sign", needed.sign, kept.sign)):
         if wanted and not held:
-            fitting = {"scale": ("relu", "leaky_relu", "identity"), "sign": ("tanh", "sin", "erf", "softsign", "hardtanh", "identity")}
-            names = ("identity",) if all(needed) else fitting[kind]
+            names = fitting_operators(*needed)
             raise ValueError(f"{function!r} breaks the {kind} symmetry of parameter {entries.name!r}; use one of {', '.join(names)}.")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wsgraph.space.operators import OPERATORS, parse_operator
+from wsgraph.operators import OPERATORS, parse_operator
 from wsgraph.space.parts import NeuronGroup
 from wsgraph.space.symmetry.canonical_state import CanonicalState
 from wsgraph.space.symmetry.group import move_parameter
@@ -213,5 +213,4 @@ class CanonicalScale(CanonicalState):
 def _passes_shift(text: str) -> bool:
     """Whether an operator adds to its results what is added to all of its arguments."""
     name, numbers = parse_operator(text)
-    rule = OPERATORS[name].shift
-    return rule(*numbers) if callable(rule) else rule
+    return OPERATORS[name].shifts(*numbers)
