@@ -43,8 +43,7 @@ def built(model: str, space: WeightSpace | list[WeightSpace], task: str = "invar
 @pytest.mark.parametrize("name", NETWORKS)
 def test_invariant_to_all_that_the_space_claims(name: str, model: str) -> None:
     module, inputs = make(name)
-    inputs = double(inputs)
-    assert_invariant(built(model, traced(name)), traced(name), module=module.double(), inputs=inputs if len(inputs) > 1 else inputs[0])
+    assert_invariant(built(model, traced(name)), traced(name), module=module.double(), inputs=double(inputs))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"task": "equivariant"}, {"task": "equivariant", "bidirectional": True}])
@@ -81,7 +80,7 @@ def test_wires_and_edges_give_the_same(model: str, task: str) -> None:
         network, batch = built(model, space, task), space.batch(thetas)
         wires = network.read(Wiring.of(batch, dense=True))  # type: ignore[operator]
         edges = network.read(Wiring.of(batch, dense=False))  # type: ignore[operator]
-        torch.testing.assert_close(wires, edges, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(wires, edges, rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -126,5 +125,6 @@ def test_weights_changed_in_place_are_noticed() -> None:
     with pytest.raises(RuntimeError, match="changed in place after it was made"):
         batch.thetas()
     drawn = space.batch(thetas)
+    assert drawn.x is not None
     drawn.x.mul_(2)
     assert torch.equal(drawn.blocks().biases[0], 2 * space.blocks(thetas).biases[0])

@@ -239,11 +239,11 @@ class _Received:
         message = canonical_features(message, carried.left)
         (self.free if any(self.part.symmetry) else self.own).append(message)
 
-    def message(self, like: Tensor, channels: int) -> Tensor:
-        """The sum of the messages; zero where there is none."""
+    def message(self, like: Tensor) -> Tensor:
+        """The sum of the messages, of a dtype and width as another tensor's; zero where there is none."""
         if self.own:
             return functools.reduce(torch.add, self.own)
-        return like.new_zeros(1, 1, channels) if self.part.network is None else like.new_zeros(len(self.part.network), channels)
+        return like.new_zeros(*self.part.bias.shape[:-1], like.shape[-1])
 
     def invariants(self, key: str, kinds: set[str], message: Tensor) -> list[Tensor]:
         """What gates read beside the message, where neurons of this kind may have such."""
@@ -344,7 +344,7 @@ class MonomialConv(nn.Module):
             self._add_features(received, key)
             if not self.first:
                 received.own.append(h[i])
-            message = received.message(self._some(result), self.channels)
+            message = received.message(self._some(result))
             if part.role == "hidden":
                 invariants = [canonical_features(message, part.symmetry)]
                 if not self.first:
@@ -390,7 +390,7 @@ class MonomialConv(nn.Module):
                 received.add(*reader(result[link.target], link, wiring.parts[link.target].symmetry))
             if part.role == "output" or not (self.first or part.role == "input"):
                 received.own.append(u[i])
-            message = received.message(self._some(h), self.channels)
+            message = received.message(self._some(h))
             own, message = torch.broadcast_tensors(h[i], message)
             invariants = [canonical_features(message, part.symmetry), symlog(own * message)]
             invariants += received.invariants(key, self.kinds.beside["source"], message)
