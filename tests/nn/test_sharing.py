@@ -108,7 +108,7 @@ def test_permutations_of_inputs_and_outputs(layer: str, moves: bool) -> None:
     def permute(values: Blocks) -> Blocks:
         weights, biases = list(values.weights), list(values.biases)
         weights[0], weights[-1], biases[-1] = weights[0][:, :, [2, 0, 1]], weights[-1][:, [1, 0]], biases[-1][:, [1, 0]]  # type: ignore[index]
-        return Blocks(space, tuple(weights), tuple(biases))
+        return Blocks.from_layers(space, weights, biases)
 
     difference = network(permute(blocks)).flatten() - permute(network(blocks)).flatten()
     assert (difference.abs().max() < 1e-12) == moves
@@ -498,14 +498,20 @@ def test_wrong_input(layer: str) -> None:
 def test_blocks_of_wrong_shapes() -> None:
     space = CHAINS["mlp_shallow"]
     blocks = space.blocks(space.sample(3))
-    turned = Blocks(space, tuple(weight.transpose(1, 2) for weight in blocks.weights if weight is not None), blocks.biases)
+    turned = tuple(weight.transpose(1, 2) for weight in blocks.weights if weight is not None)
     with pytest.raises(
-        ValueError, match=r"Expected the blocks of layer 'layers.0' to have \[B, 9, 2, 1, C\] weights \(got \[\[3, 2, 9, 1, 1\]"
+        ValueError, match=r"Expected the blocks of layer 'layers.0' to have a weight \[B, 9, 2, 1, C\] \(got \[3, 2, 9, 1\]"
     ):
-        MonomialLinear(space, 1, 2)(turned)
-    without = Blocks(space, blocks.weights, (None, None))
+        Blocks.from_layers(space, turned, blocks.biases)
     with pytest.raises(ValueError, match=r"The blocks hold no tensor for the parameter 'layers.0.bias'"):
-        MonomialLinear(space, 1, 2)(without)
+        Blocks.from_layers(space, blocks.weights, (None, None))
+    with pytest.raises(ValueError, match=r"Expected blocks of 2 layers \(got 1 weights, 2 biases\)"):
+        Blocks.from_layers(space, blocks.weights[:1], blocks.biases)
+    with pytest.raises(ValueError, match=r"to have a bias \[B, 9, C\] \(got \[3, 1\]\)"):
+        Blocks.from_layers(space, blocks.weights, blocks.biases[::-1])
+    shorter = Blocks(space, {**blocks.tensors, "layers.0.weight": blocks.tensors["layers.0.weight"][:, :5]})
+    with pytest.raises(ValueError, match=r"parameter 'layers.0.weight' to have shape \[B, 9, 2, C\] \(got \[3, 5, 2, 1\]\)"):
+        MonomialLinear(space, 1, 2)(shorter)
 
 
 def test_not_a_number_is_refused_with_the_batch() -> None:
