@@ -558,7 +558,8 @@ def test_means_do_not_overflow_half_precision() -> None:
     assert torch.isfinite(StatFeaturizer(space)(space.blocks(thetas))).all()
 
 
-def test_transposed_weight_sharing_is_refused() -> None:
+@pytest.mark.parametrize("layer", ["np", "hnp", "monomial"])
+def test_transposed_weight_sharing(layer: str) -> None:
     # x -> a -> h -> a' -> y, the third weight the transpose of the second.
     groups = [
         NeuronGroup("x", 2, role="input"),
@@ -572,8 +573,10 @@ def test_transposed_weight_sharing_is_refused() -> None:
     shared = Parameter("shared", (5, 3), "weight", (hidden, outer))
     encode, decode = SpaceLayer("2", "linear", ("a",), "h", "shared"), SpaceLayer("3", "linear", ("h",), "decoded", "shared")
     space = space_of(groups, [linear("1", {"x": 2}, "a", 3), (encode, [shared]), (decode, []), linear("4", {"decoded": 3}, "y", 1)])
-    with pytest.raises(ValueError, match="NPLinear cannot read parameter 'shared': layers use it along different axes, such as transposed"):
-        NPLinear(space, 1, 1)
+    assert max(equivariance_error(Stack(LINEAR[layer], space), space, output="equivariant").values()) < 1e-9
+    blocks = space.blocks(space.sample(2))
+    assert torch.equal(blocks.weights[1], blocks.weights[2].transpose(1, 2))  # type: ignore[arg-type, union-attr]
+    assert torch.equal(Blocks.from_layers(space, blocks.weights, blocks.biases).flatten(), blocks.flatten())
 
 
 @pytest.mark.parametrize("layer", [*LINEAR, "magep", "attention", "statistics", "pool"])
@@ -644,8 +647,8 @@ def test_terms_of_ones_own() -> None:
         SharingLinear(square, 1, 3, [turned])
 
 
-def test_concatenated_fixed_and_movable_neurons_are_refused() -> None:
+@pytest.mark.parametrize("layer", ["np", "hnp", "monomial"])
+def test_concatenated_fixed_and_movable_neurons(layer: str) -> None:
     groups = [NeuronGroup("x", 3, role="input"), NeuronGroup("a", 4, operators=("relu",)), NeuronGroup("y", 2, role="output")]
     space = space_of(groups, [linear("1", {"x": 3}, "a", 4), linear("2", {"x": 3, "a": 4}, "y", 2)])
-    with pytest.raises(ValueError, match=r"MonomialLinear cannot read parameter '2.weight': movable and fixed neurons lie along one"):
-        MonomialLinear(space, 1, 1)
+    assert_equivariant(Stack(LINEAR[layer], space), space)

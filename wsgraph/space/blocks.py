@@ -41,9 +41,7 @@ class Blocks:
                 raise ValueError(f"The blocks hold no tensor for the parameter {param.name!r}.")
 
     @classmethod
-    def from_layers(
-        cls, space: WeightSpace, weights: Sequence[Tensor | None], biases: Sequence[Tensor | None]
-    ) -> Blocks:
+    def from_layers(cls, space: WeightSpace, weights: Sequence[Tensor | None], biases: Sequence[Tensor | None]) -> Blocks:
         """Blocks from what they hold layer by layer, as views.
 
         Args:
@@ -56,10 +54,7 @@ class Blocks:
                 parameter is missing.
         """
         if len(weights) != len(space.layers) or len(biases) != len(space.layers):
-            raise ValueError(
-                f"Expected blocks of {len(space.layers)} layers "
-                f"(got {len(weights)} weights, {len(biases)} biases)."
-            )
+            raise ValueError(f"Expected blocks of {len(space.layers)} layers (got {len(weights)} weights, {len(biases)} biases).")
         tensors: dict[str, Tensor] = {}
         for layer, weight, bias in zip(space.layers, weights, biases, strict=True):
             if layer.weight is not None and weight is not None:
@@ -67,9 +62,7 @@ class Blocks:
             if layer.bias is not None and bias is not None:
                 if bias.shape[1] != space.param(layer.bias).size:
                     expected = f"[B, {space.param(layer.bias).size}, C]"
-                    raise ValueError(
-                        f"Expected the blocks of layer {layer.name!r} to have a bias {expected} (got {list(bias.shape)})."
-                    )
+                    raise ValueError(f"Expected the blocks of layer {layer.name!r} to have a bias {expected} (got {list(bias.shape)}).")
                 tensors.setdefault(layer.bias, bias)
         return cls(space, {param.name: tensors[param.name] for param in space.params if param.name in tensors})
 
@@ -140,5 +133,5 @@ def make_blocks(space: WeightSpace, thetas: Tensor) -> Blocks:
     space.check_thetas(thetas[..., 0] if isinstance(thetas, Tensor) and thetas.ndim > 2 else thetas)
     # One split rather than a slice each: its gradient is one concatenation, not a tensor of all weights per slice.
     parts = thetas.split([param.size for param in space.params], dim=1)
-    views = (part.unflatten(1, param.logical_shape or (1,)) for param, part in zip(space.params, parts, strict=True))
+    views = (part.unflatten(1, param.logical_shape) for param, part in zip(space.params, parts, strict=True))
     return Blocks(space, dict(zip(space.slices, views, strict=True)))

@@ -192,9 +192,7 @@ class Layout:
             Tensors by name, see :class:`Entries`.
         """
         return {
-            entries.name: entries.read(blocks.tensors[parameter.name])
-            for parameter in self._parameters
-            for entries in parameter.entries
+            entries.name: entries.read(blocks.tensors[parameter.name]) for parameter in self._parameters for entries in parameter.entries
         }
 
     def write(self, entries: Mapping[str, Tensor], channels: int) -> Blocks:
@@ -210,9 +208,7 @@ class Layout:
         """
         tensors = {}
         for parameter in self._parameters:
-            tensors[parameter.name] = parameter.join(
-                [each.write(entries[each.name], channels) for each in parameter.entries]
-            )
+            tensors[parameter.name] = parameter.join([each.write(entries[each.name], channels) for each in parameter.entries])
         if len(tensors) < len(self.space.params):
             some = next(iter(tensors.values()))
             for param in self.space.params:
@@ -282,9 +278,9 @@ def _parts(space: WeightSpace, axis: Axis, boundary: bool) -> list[_Part]:
     along = segments(space, axis)
     moves = [boundary or space.is_permutable(group.permutation) for group, _ in along]
     groups = [(group.permutation, powers) for group, powers in along]
-    at = _inverse(axis.order) if axis.order else tuple(range(axis.size))
     if not any(moves):
         return [_Part(axis.size, False, tuple(groups), None)]
+    at = _inverse(axis.order) if axis.order else tuple(range(axis.size))
     if all(moves):
         return [_Part(axis.size, True, tuple(groups), at if axis.order else None)]
     parts, start = [], 0
@@ -385,9 +381,7 @@ class SharingModule(nn.Module):
             tensor = tensors[param.name] = features.tensors[other.name]
             if tensor.shape[1:-1] != param.logical_shape:
                 shape = "".join(f"{size}, " for size in param.logical_shape)
-                raise ValueError(
-                    f"Expected the block of parameter {other.name!r} to have shape [B, {shape}C] (got {list(tensor.shape)})."
-                )
+                raise ValueError(f"Expected the block of parameter {other.name!r} to have shape [B, {shape}C] (got {list(tensor.shape)}).")
             if tensor.shape[-1] != self.in_channels:
                 raise ValueError(f"{name} was built for {self.in_channels} input channels but the blocks have {tensor.shape[-1]}.")
         return Blocks(self.space, tensors)

@@ -38,9 +38,7 @@ def check_chain(space: WeightSpace, user: str) -> None:
     if not space.layers:
         why = " A network of other operators than dense and convolutional layers has no such products: "
         why += "monomial reads it with the same symmetries."
-    raise ValueError(
-        f"{user} needs a chain of at least two layers, whose weights it multiplies along the network (got {space!r}).{why}"
-    )
+    raise ValueError(f"{user} needs a chain of at least two layers, whose weights it multiplies along the network (got {space!r}).{why}")
 
 
 def _chain(space: WeightSpace, user: str, reference: bool) -> _Chain:
