@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from wsgraph.space import Axis, Blocks, Parameter, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
 from wsgraph.space.graph import check_graph
+from wsgraph.space.symmetry.occurrences import segments
 from wsgraph.symmetry import SYMMETRIES
-from wsgraph.symmetry.occurrences import segments
 
 __all__ = [
     "Entries",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from wsgraph.nn.heads import mlp_head
 from wsgraph.nn.registry import check_task, register_model
 from wsgraph.nn.sharing.activation import Activation
-from wsgraph.nn.sharing.linear import HNPLinear, MonomialLinear, NPLinear
 from wsgraph.nn.sharing.layout import check_map_size, holds_weights
+from wsgraph.nn.sharing.linear import HNPLinear, MonomialLinear, NPLinear
 from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear, check_chain
 from wsgraph.nn.sharing.pool import HNPPool, MonomialPool, NPPool
 from wsgraph.nn.sharing.statistics import StatFeaturizer
