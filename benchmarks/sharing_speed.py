@@ -194,7 +194,7 @@ def _in_other_order(layer: nn.Module) -> nn.Module:
 
 
 def _tensors(blocks: Blocks) -> list[Tensor]:
-    return [tensor for tensor in (*blocks.weights, *blocks.biases) if tensor is not None]
+    return list(blocks.tensors.values())
 
 
 def _published_layout(block: Tensor, kernel: tuple[int, int] | None) -> Tensor:

@@ -108,7 +108,7 @@ def test_permutations_of_inputs_and_outputs(layer: str, moves: bool) -> None:
     def permute(values: Blocks) -> Blocks:
         weights, biases = list(values.weights), list(values.biases)
         weights[0], weights[-1], biases[-1] = weights[0][:, :, [2, 0, 1]], weights[-1][:, [1, 0]], biases[-1][:, [1, 0]]  # type: ignore[index]
-        return Blocks(space, tuple(weights), tuple(biases))
+        return Blocks.from_layers(space, weights, biases)
 
     difference = network(permute(blocks)).flatten() - permute(network(blocks)).flatten()
     assert (difference.abs().max() < 1e-12) == moves
@@ -498,14 +498,20 @@ def test_wrong_input(layer: str) -> None:
 def test_blocks_of_wrong_shapes() -> None:
     space = CHAINS["mlp_shallow"]
     blocks = space.blocks(space.sample(3))
-    turned = Blocks(space, tuple(weight.transpose(1, 2) for weight in blocks.weights if weight is not None), blocks.biases)
+    turned = tuple(weight.transpose(1, 2) for weight in blocks.weights if weight is not None)
     with pytest.raises(
-        ValueError, match=r"Expected the blocks of layer 'layers.0' to have \[B, 9, 2, 1, C\] weights \(got \[\[3, 2, 9, 1, 1\]"
+        ValueError, match=r"Expected the blocks of layer 'layers.0' to have a weight \[B, 9, 2, 1, C\] \(got \[3, 2, 9, 1\]"
     ):
-        MonomialLinear(space, 1, 2)(turned)
-    without = Blocks(space, blocks.weights, (None, None))
+        Blocks.from_layers(space, turned, blocks.biases)
     with pytest.raises(ValueError, match=r"The blocks hold no tensor for the parameter 'layers.0.bias'"):
-        MonomialLinear(space, 1, 2)(without)
+        Blocks.from_layers(space, blocks.weights, (None, None))
+    with pytest.raises(ValueError, match=r"Expected blocks of 2 layers \(got 1 weights, 2 biases\)"):
+        Blocks.from_layers(space, blocks.weights[:1], blocks.biases)
+    with pytest.raises(ValueError, match=r"to have a bias \[B, 9, C\] \(got \[3, 1\]\)"):
+        Blocks.from_layers(space, blocks.weights, blocks.biases[::-1])
+    shorter = Blocks(space, {**blocks.tensors, "layers.0.weight": blocks.tensors["layers.0.weight"][:, :5]})
+    with pytest.raises(ValueError, match=r"parameter 'layers.0.weight' to have shape \[B, 9, 2, C\] \(got \[3, 5, 2, 1\]\)"):
+        MonomialLinear(space, 1, 2)(shorter)
 
 
 def test_not_a_number_is_refused_with_the_batch() -> None:
@@ -552,7 +558,8 @@ def test_means_do_not_overflow_half_precision() -> None:
     assert torch.isfinite(StatFeaturizer(space)(space.blocks(thetas))).all()
 
 
-def test_transposed_weight_sharing_is_refused() -> None:
+@pytest.mark.parametrize("layer", ["np", "hnp", "monomial"])
+def test_transposed_weight_sharing(layer: str) -> None:
     # x -> a -> h -> a' -> y, the third weight the transpose of the second.
     groups = [
         NeuronGroup("x", 2, role="input"),
@@ -566,8 +573,10 @@ def test_transposed_weight_sharing_is_refused() -> None:
     shared = Parameter("shared", (5, 3), "weight", (hidden, outer))
     encode, decode = SpaceLayer("2", "linear", ("a",), "h", "shared"), SpaceLayer("3", "linear", ("h",), "decoded", "shared")
     space = space_of(groups, [linear("1", {"x": 2}, "a", 3), (encode, [shared]), (decode, []), linear("4", {"decoded": 3}, "y", 1)])
-    with pytest.raises(ValueError, match="NPLinear cannot read parameter 'shared': layers use it along different axes, such as transposed"):
-        NPLinear(space, 1, 1)
+    assert max(equivariance_error(Stack(LINEAR[layer], space), space, output="equivariant").values()) < 1e-9
+    blocks = space.blocks(space.sample(2))
+    assert torch.equal(blocks.weights[1], blocks.weights[2].transpose(1, 2))  # type: ignore[arg-type, union-attr]
+    assert torch.equal(Blocks.from_layers(space, blocks.weights, blocks.biases).flatten(), blocks.flatten())
 
 
 @pytest.mark.parametrize("layer", [*LINEAR, "magep", "attention", "statistics", "pool"])
@@ -638,8 +647,8 @@ def test_terms_of_ones_own() -> None:
         SharingLinear(square, 1, 3, [turned])
 
 
-def test_concatenated_fixed_and_movable_neurons_are_refused() -> None:
+@pytest.mark.parametrize("layer", ["np", "hnp", "monomial"])
+def test_concatenated_fixed_and_movable_neurons(layer: str) -> None:
     groups = [NeuronGroup("x", 3, role="input"), NeuronGroup("a", 4, operators=("relu",)), NeuronGroup("y", 2, role="output")]
     space = space_of(groups, [linear("1", {"x": 3}, "a", 4), linear("2", {"x": 3, "a": 4}, "y", 2)])
-    with pytest.raises(ValueError, match=r"MonomialLinear cannot read parameter '2.weight': movable and fixed neurons lie along one"):
-        MonomialLinear(space, 1, 1)
+    assert_equivariant(Stack(LINEAR[layer], space), space)

@@ -83,7 +83,7 @@ def _blocks(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
         None if column is None else nodes[:, topology.nodes[layer.target], column]
         for layer, column in zip(space.layers, topology.bias_columns, strict=True)
     )
-    return Blocks(space, weights, biases)
+    return Blocks.from_layers(space, weights, biases)
 
 
 @dataclass(frozen=True)
@@ -369,16 +369,15 @@ class ParameterGraph(Data):
         return spaces[0]
 
     def blocks(self) -> Blocks:
-        """Dense layer blocks of all networks as views of ``edge_attr`` and ``x``; see :class:`~wsgraph.space.Blocks`.
+        """Dense blocks of all networks, views of their weights where these are at hand; see :class:`~wsgraph.space.Blocks`.
 
         Raises:
             SpaceMismatchError: If the batch mixes architectures.
         """
         space = self.common_space(user="blocks()")
-        space.check_layers("blocks()")
         if not self.fits_layout():
             raise SpaceMismatchError(_LAYOUT.format(repr(space)))
-        if self.networks() is not None:
+        if self.networks() is not None or not space.layers:
             return make_blocks(space, self.thetas())
         batch = self.num_networks
         nodes, edges = cast(Tensor, self.x), cast(Tensor, self.edge_attr)

@@ -183,7 +183,6 @@ class WeightSpace(BaseSpace):
         Returns:
             :class:`~wsgraph.space.Blocks` with one weight and one bias (or ``None``) per layer.
         """
-        self.check_layers("blocks()")
         return make_blocks(self, thetas)
 
     def graph(self, theta: Tensor, y: Any = None) -> ParameterGraph:

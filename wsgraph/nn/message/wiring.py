@@ -465,7 +465,7 @@ def _assembled(plan: SpacePlan, weights: Sequence[Tensor | None], biases: Sequen
         ]
         columns = zip(space.layers, topology.bias_columns, strict=True)
         offsets = [None if column is None else biases[plan.position[layer.target]][:, :, column] for layer, column in columns]
-        return Blocks(space, tuple(joined), tuple(offsets)).flatten()
+        return Blocks.from_layers(space, joined, offsets).flatten()
     edges: list[Tensor | None] = []
     for part, pieces in zip(topology.edges, own, strict=True):
         whole = None

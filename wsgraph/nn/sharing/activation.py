@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import Tensor, nn
+from torch import nn
 
-from wsgraph.nn.sharing.layout import Entries, Layout
+from wsgraph.nn.sharing.layout import Layout
 from wsgraph.operators import apply_operator, fitting_operators, operator_symmetry, parse_operator
 from wsgraph.space import OPERATORS, Blocks, SpaceMismatchError, Symmetry, WeightSpace
 from wsgraph.symmetry import SYMMETRIES
@@ -54,25 +54,20 @@ class Activation(nn.Module):
             raise ValueError(f"Expected 'function' to be an activation, which acts on every weight alone (got {function!r}).")
         self.space = space
         self.symmetries = tuple(symmetries)
-        self.functions: dict[str | None, str] = {param.name: function or "relu" for param in space.params}
+        self.functions: dict[str, str] = {param.name: function or "relu" for param in space.params}
         if not {"scale", "sign"} & set(symmetries):
             return  # permutations commute with any function of every weight alone
-        for name, entries in Layout(space, user="Activation").entries.items():
-            needed = Symmetry(entries.symmetry.positive and "scale" in symmetries, entries.symmetry.sign and "sign" in symmetries)
+        for name, allowed in Layout(space, user="Activation").symmetries.items():
+            needed = Symmetry(allowed.positive and "scale" in symmetries, allowed.sign and "sign" in symmetries)
             self.functions[name] = function or fitting_function(needed)
-            _check(function, needed, entries)
+            _check(function, needed, name)
 
     def forward(self, features: Blocks) -> Blocks:
         if not self.space.matches(features.space):
             raise SpaceMismatchError(f"Activation was built for {self.space!r} but the blocks belong to {features.space!r}.")
-
-        def apply(names: list[str | None], tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-            pairs = zip(names, tensors, strict=True)
-            return tuple(None if tensor is None else apply_operator(self.functions[name], tensor) for name, tensor in pairs)
-
-        layers = self.space.layers
-        weights = apply([layer.weight for layer in layers], features.weights)
-        return Blocks(features.space, weights, apply([layer.bias for layer in layers], features.biases))
+        pairs = zip(self.functions.values(), features.space.params, strict=True)  # names may differ
+        tensors = {param.name: apply_operator(function, features.tensors[param.name]) for function, param in pairs}
+        return Blocks(features.space, tensors)
 
     def extra_repr(self) -> str:
         used = list(self.functions.values())
@@ -89,11 +84,11 @@ def fitting_function(symmetry: Symmetry) -> str:
     return fitting_operators(*symmetry)[0]
 
 
-def _check(function: str | None, needed: Symmetry, entries: Entries) -> None:
+def _check(function: str | None, needed: Symmetry, name: str) -> None:
     if function is None:
         return
     kept = Symmetry(*operator_symmetry(function))
     for kind, wanted, held in (("scale", needed.positive, kept.positive), ("sign", needed.sign, kept.sign)):
         if wanted and not held:
             names = fitting_operators(*needed)
-            raise ValueError(f"{function!r} breaks the {kind} symmetry of parameter {entries.name!r}; use one of {', '.join(names)}.")
+            raise ValueError(f"{function!r} breaks the {kind} symmetry of parameter {name!r}; use one of {', '.join(names)}.")

@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from wsgraph.space import Axis, Blocks, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
+from wsgraph.space import Axis, Blocks, Parameter, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
 from wsgraph.space.graph import check_graph
+from wsgraph.space.symmetry.occurrences import segments
 from wsgraph.symmetry import SYMMETRIES
 
-__all__ = ["Entries", "Layout", "SharingModule", "autocast_together", "mean_over", "parameter_key"]
+__all__ = [
+    "Entries",
+    "Layout",
+    "SharingModule",
+    "autocast_together",
+    "check_map_size",
+    "holds_weights",
+    "mean_over",
+    "parameter_key",
+]
+
+Powers = tuple[tuple[str, int], ...]
+Index = range | tuple[int, ...] | None
+
+# Entries of one dense map: 16 GiB in float32.
+_LARGEST_MAP = 2**32
+
+
+def holds_weights(param: Parameter) -> bool:
+    """Whether a parameter holds weights or statistics, not counters, indices or masks."""
+    return param.role != "buffer"
 
 
 @dataclass(frozen=True)
 class Entries:
-    """One parameter as parameter sharing sees it: its movable neuron axes stay axes, everything else is a feature of an entry.
+    """A parameter as parameter sharing sees it: its movable neuron axes stay axes, everything else is a feature of an entry.
 
     Fixed neurons (inputs and outputs, where their order matters), kernel positions and channels are features, channels slowest. In memory,
-    features come last (``[B, n, features]``), unless two axes move (``[B, features, n_out, n_in]``): those hold nearly all the entries, and
-    broadcasts, means and products over neurons then run over contiguous rows.
+    features come last (``[B, n, features]``), unless two axes or more move (``[B, features, n_out, n_in]``): those hold nearly all the
+    entries, and broadcasts, means and products over neurons then run over contiguous rows.
+
+    Of a parameter along one of whose axes both movable and fixed neurons lie, such as the weight
+    that reads hidden neurons and inputs laid end to end, every group of that axis has its own.
 
     Attributes:
-        name: Name of the parameter.
-        neurons: Neurons along the target axis and, for a weight, the source axis.
-        positions: Kernel positions.
-        movable: Which of these axes move.
+        name: Name of the parameter, with a number in brackets where it has several entries.
+        neurons: Neurons along the axes that follow any: of a weight those of its targets, then
+            those of its sources.
+        positions: Positions along all other axes: of kernels, of what was flattened, or of neurons
+            in a fixed order.
+        movable: Which of the axes of neurons move.
         labels: Permutation classes along every movable axis.
-        kind: Scale classes and powers of their factors along every movable axis: entries of one kind transform alike.
+        kind: Along every movable axis its groups' permutation classes, each with the scale classes
+            that multiply its entries and their powers: entries of one kind transform alike.
         symmetry: Factors that an entry may be multiplied with.
+        axes: Which logical axes of the parameter these are: those of neurons, then those of
+            positions.
+        sizes: Entries along every logical axis of the parameter.
+        index: Which they are, or ``None`` for all in their order.
     """
 
     name: str
@@ -39,15 +73,18 @@ class Entries:
     positions: int
     movable: tuple[int, ...]
     labels: tuple[tuple[str, ...], ...]
-    kind: tuple[tuple[tuple[tuple[str, ...], int], ...], ...]
+    kind: tuple[tuple[tuple[str, Powers], ...], ...]
     symmetry: Symmetry
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    index: tuple[Index, ...]
 
-    @property
+    @cached_property
     def fixed(self) -> tuple[int, ...]:
         """The axes along which neurons do not move."""
         return tuple(axis for axis in range(len(self.neurons)) if axis not in self.movable)
 
-    @property
+    @cached_property
     def fixed_neurons(self) -> int:
         """Number of fixed neurons, 1 if all move."""
         return math.prod(self.neurons[axis] for axis in self.fixed)
@@ -57,14 +94,39 @@ class Entries:
         """Features of an entry per channel."""
         return self.fixed_neurons * self.positions
 
-    def read(self, block: Tensor) -> Tensor:
-        """From a block ``[B, *neurons, positions, C]`` (a bias has no positions) to entries; a view where the memory allows."""
-        positions = [len(self.neurons) + 1] if len(self.neurons) == 2 else []
-        features = [block.ndim - 1, *(1 + axis for axis in self.fixed), *positions]
-        axes = [1 + axis for axis in self.movable]
-        if len(axes) == 2:
-            return block.permute(0, *features, *axes).flatten(1, len(features))
-        return block.permute(0, *axes, *features).flatten(1 + len(axes))
+    @property
+    def rows_last(self) -> bool:
+        """Whether features come before the neurons."""
+        return len(self.movable) > 1
+
+    @cached_property
+    def _order(self) -> tuple[list[int], list[int]]:
+        """Logical axes that move, and those that are features beside the channels."""
+        moving = [self.axes[axis] for axis in self.movable]
+        return moving, [self.axes[axis] for axis in (*self.fixed, *range(len(self.neurons), len(self.axes)))]
+
+    @cached_property
+    def _reading(self) -> tuple[list[int], int, int]:
+        """How to permute a tensor, and the first and the last axis to join then."""
+        moving, features = ([1 + axis for axis in axes] for axes in self._order)
+        features = [1 + len(self.axes), *features]
+        if self.rows_last:
+            return [0, *features, *moving], 1, len(features)
+        return [0, *moving, *features], 1 + len(moving), len(moving) + len(features)
+
+    @cached_property
+    def _writing(self) -> tuple[list[int], list[int]]:
+        """Sizes of the features beside the channels, and how to permute a tensor of all axes then."""
+        order, _, _ = self._reading
+        return [self.sizes[axis] for axis in self._order[1]], [order.index(axis) for axis in range(len(order))]
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """From a parameter ``[B, *logical_shape, C]`` to entries; a view where the memory allows."""
+        for axis, index in enumerate(self.index, start=1):
+            if index is not None:
+                tensor = _select(tensor, axis, index)
+        order, first, last = self._reading
+        return tensor.permute(order).flatten(first, last)
 
     def write(self, entries: Tensor, channels: int) -> Tensor:
         """The inverse of :meth:`read`, always a view.
@@ -74,70 +136,51 @@ class Entries:
             channels: Channels per weight.
 
         Returns:
-            A block ``[B, *neurons, positions, C]`` (a bias has no positions).
+            What :meth:`read` took of the parameter, ``[B, *sizes, C]``.
         """
-        first = 1 if len(self.movable) == 2 else 1 + len(self.movable)
-        fixed = [self.neurons[axis] for axis in self.fixed]
-        positions = [self.positions] if len(self.neurons) == 2 else []
-        unfolded = entries.unflatten(first, (channels, *fixed, *positions))
-        where = {axis: first + 1 + i for i, axis in enumerate(self.fixed)}
-        start = 1 if len(self.movable) < 2 else first + 1 + len(fixed) + len(positions)
-        where |= {axis: start + i for i, axis in enumerate(self.movable)}
-        last = [first + 1 + len(fixed)] if positions else []
-        return unfolded.permute(0, *(where[axis] for axis in range(len(self.neurons))), *last, first)
+        sizes, order = self._writing
+        return entries.unflatten(self._reading[1], (channels, *sizes)).permute(order)
 
 
 class Layout:
-    """The entries of all parameters of a space.
+    """The entries of all parameters of a space that weights lie in.
+
+    Counters and other integers are no weights: they have no entries, and are written as zeros.
 
     Args:
         space: Weight space.
         boundary: Whether input and output neurons also count as movable.
         user: Who asks, named in errors.
+
+    Attributes:
+        space: The weight space.
+        entries: By name, parameter by parameter, see :class:`Entries`.
+
+    Raises:
+        ValueError: If the space has no weights.
     """
 
     def __init__(self, space: WeightSpace, *, boundary: bool = False, user: str = "A sharing layer") -> None:
-        space.check_layers(user)
         self.space = space
         self.entries: dict[str, Entries] = {}
-        self._where: dict[str, tuple[str, int]] = {}
-        for i, (layer, edges) in enumerate(zip(space.layers, space.topology.edges, strict=True)):
-            if layer.weight is not None and layer.weight in self.entries:
-                first = self._where[layer.weight][1]
-                if space.weight_axes(layer) != space.weight_axes(space.layers[first]):
-                    raise ValueError(
-                        f"{user} cannot read parameter {layer.weight!r}: layers use it along different axes, such as transposed."
-                    )
-            elif layer.weight is not None:
-                target, source, _ = space.weight_axes(layer)
-                axes = space.param(layer.weight).axes
-                self._add(layer.weight, (axes[target], axes[source]), edges.num_positions, boundary, user)
-                self._where[layer.weight] = ("weights", i)
-            if layer.bias is not None and layer.bias not in self.entries:
-                self._add(layer.bias, space.param(layer.bias).axes, 1, boundary, user)
-                self._where[layer.bias] = ("biases", i)
-        self.entries = {param.name: self.entries[param.name] for param in space.params}
-        self._where = {name: self._where[name] for name in self.entries}
-
-    def _add(self, name: str, axes: Sequence[Axis], positions: int, boundary: bool, user: str) -> None:
-        space = self.space
-        movable, labels, kind = [], [], []
-        symmetry = Symmetry(False, False)
-        for i, axis in enumerate(axes):
-            groups = [space.group(group) for tie in axis.ties for group in tie.groups]
-            moves = [boundary or space.is_permutable(group.permutation) for group in groups]
-            if any(moves) and not all(moves):
-                raise ValueError(f"{user} cannot read parameter {name!r}: movable and fixed neurons lie along one of its axes.")
-            if not any(moves):
+        self._parameters: list[_Parameter] = []
+        for param in space.params:
+            if not holds_weights(param):
                 continue
-            movable.append(i)
-            labels.append(tuple(space.group(group).permutation for group in axis.ties[0].groups))
-            kind.append(tuple((tuple(space.group(group).scale for group in tie.groups), tie.exponents[0]) for tie in axis.ties))
-            for group in groups:
-                allowed = space.class_symmetry(group.scale)
-                symmetry = Symmetry(symmetry.positive or allowed.positive, symmetry.sign or allowed.sign)
-        sizes = tuple(axis.size for axis in axes)
-        self.entries[name] = Entries(name, sizes, positions, tuple(movable), tuple(labels), tuple(kind), symmetry)
+            split = _Parameter(param, space, boundary)
+            self._parameters.append(split)
+            self.entries.update((each.name, each) for each in split.entries)
+        if not self.entries:
+            raise ValueError(f"{user} needs networks with weights to read (got {space!r}).")
+
+    @cached_property
+    def symmetries(self) -> dict[str, Symmetry]:
+        """Factors that any entry of a parameter may be multiplied with, by its name."""
+        found = {}
+        for parameter in self._parameters:
+            kinds = [entries.symmetry for entries in parameter.entries]
+            found[parameter.name] = Symmetry(any(kind.positive for kind in kinds), any(kind.sign for kind in kinds))
+        return found
 
     def read(self, blocks: Blocks) -> dict[str, Tensor]:
         """Entries of every parameter.
@@ -146,34 +189,150 @@ class Layout:
             blocks: Blocks with a channel axis.
 
         Returns:
-            Tensors by name of the parameter, see :class:`Entries`.
-
-        Raises:
-            ValueError: If the blocks lack a parameter.
+            Tensors by name, see :class:`Entries`.
         """
-        entries = {}
-        for name, (kind, i) in self._where.items():
-            block = getattr(blocks, kind)[i]
-            if block is None:
-                raise ValueError(f"The blocks hold no tensor for the parameter {name!r}.")
-            entries[name] = self.entries[name].read(block)
-        return entries
+        return {
+            entries.name: entries.read(blocks.tensors[parameter.name]) for parameter in self._parameters for entries in parameter.entries
+        }
 
-    def write(self, entries: dict[str, Tensor], channels: int) -> Blocks:
+    def write(self, entries: Mapping[str, Tensor], channels: int) -> Blocks:
         """Blocks from the entries of every parameter.
 
         Args:
-            entries: Tensors by name of the parameter, see :class:`Entries`.
+            entries: Tensors by name, see :class:`Entries`.
             channels: Channels per weight.
 
         Returns:
-            Blocks with a channel axis, views of the entries.
+            Blocks with a channel axis; views of the entries, unless a parameter is made of several
+            or has its own order of neurons.
         """
-        tensors: dict[str | None, Tensor | None] = {None: None}
-        for name, values in entries.items():
-            tensors[name] = self.entries[name].write(values, channels)
-        layers = self.space.layers
-        return Blocks(self.space, tuple(tensors[layer.weight] for layer in layers), tuple(tensors[layer.bias] for layer in layers))
+        tensors = {}
+        for parameter in self._parameters:
+            tensors[parameter.name] = parameter.join([each.write(entries[each.name], channels) for each in parameter.entries])
+        if len(tensors) < len(self.space.params):
+            some = next(iter(tensors.values()))
+            for param in self.space.params:
+                if param.name not in tensors:
+                    shape = (len(some), *param.logical_shape, channels)
+                    tensors[param.name] = some.new_zeros(()).expand(shape)
+            tensors = {name: tensors[name] for name in self.space.slices}
+        return Blocks(self.space, tensors)
+
+
+class _Parameter:
+    """A parameter cut into entries: along an axis of movable and fixed neurons one for each of its groups, else one."""
+
+    def __init__(self, param: Parameter, space: WeightSpace, boundary: bool) -> None:
+        self.name = param.name
+        self.parts = [_parts(space, axis, boundary) for axis in param.axes]
+        combined = list(itertools.product(*self.parts))
+        taken = [[position for part in parts for position in part.index or ()] for parts in self.parts]
+        self.back = [None if order == sorted(order) else _inverse(order) for order in taken]
+        # Targets first: positive powers of a weight's neurons are those of its targets.
+        tied = [i for i, axis in enumerate(param.axes) if axis.ties]
+        tied.sort(key=lambda i: all(max(tie.exponents) <= 0 for tie in param.axes[i].ties))
+        axes = (*tied, *(i for i, axis in enumerate(param.axes) if not axis.ties))
+        self.entries = []
+        for number, parts in enumerate(combined):
+            movable = tuple(i for i, axis in enumerate(tied) if parts[axis].moves)
+            moving = [parts[tied[i]] for i in movable]
+            sizes = tuple(part.size for part in parts)
+            self.entries.append(
+                Entries(
+                    name=f"{param.name}[{number}]" if len(combined) > 1 else param.name,
+                    neurons=tuple(sizes[axis] for axis in tied),
+                    positions=math.prod(sizes[axis] for axis in axes[len(tied) :]),
+                    movable=movable,
+                    labels=tuple(tuple(label for label, _ in part.groups) for part in moving),
+                    kind=tuple(part.groups for part in moving),
+                    symmetry=_symmetry(space, [powers for part in moving for _, powers in part.groups]),
+                    axes=axes,
+                    sizes=sizes,
+                    index=tuple(part.index for part in parts),
+                )
+            )
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The parameter ``[B, *logical_shape, C]`` from what its entries took of it."""
+        joined = list(tensors)
+        for axis in reversed(range(len(self.parts))):
+            count, back = len(self.parts[axis]), self.back[axis]
+            if count > 1:
+                joined = [torch.cat(joined[i : i + count], dim=1 + axis) for i in range(0, len(joined), count)]
+            if back is not None:
+                joined = [_select(tensor, 1 + axis, back) for tensor in joined]
+        return joined[0]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Neurons along one axis of a parameter that move or stay together."""
+
+    size: int
+    moves: bool
+    groups: tuple[tuple[str, Powers], ...]  # permutation class, scale classes and powers
+    index: Index  # their entries along the axis, None for all in their order
+
+
+def _parts(space: WeightSpace, axis: Axis, boundary: bool) -> list[_Part]:
+    along = segments(space, axis)
+    moves = [boundary or space.is_permutable(group.permutation) for group, _ in along]
+    groups = [(group.permutation, powers) for group, powers in along]
+    if not any(moves):
+        return [_Part(axis.size, False, tuple(groups), None)]
+    at = _inverse(axis.order) if axis.order else tuple(range(axis.size))
+    if all(moves):
+        return [_Part(axis.size, True, tuple(groups), at if axis.order else None)]
+    parts, start = [], 0
+    for moving, labelled, (group, _) in zip(moves, groups, along, strict=True):
+        index = at[start : start + group.size]
+        start += group.size
+        beside = range(index[0], index[0] + len(index))
+        parts.append(_Part(len(index), moving, (labelled,), beside if index == tuple(beside) else index))
+    return parts
+
+
+def _symmetry(space: WeightSpace, powers: Sequence[Powers]) -> Symmetry:
+    """Factors of entries that are multiplied with powers of those of scale classes; even powers have no sign."""
+    allowed = [(space.class_symmetry(label), power) for each in powers for label, power in each]
+    return Symmetry(any(each.positive for each, _ in allowed), any(each.sign and power % 2 for each, power in allowed))
+
+
+def _inverse(order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def _select(tensor: Tensor, axis: int, index: range | tuple[int, ...]) -> Tensor:
+    """Entries along an axis, a view where they lie side by side."""
+    if isinstance(index, range):
+        return tensor.narrow(axis, index.start, len(index))
+    return tensor.index_select(axis, _positions(index, tensor.device))
+
+
+@functools.lru_cache(maxsize=1024)
+def _positions(index: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(index, device=device)
+
+
+def check_map_size(user: str, rows: int, columns: int, largest: str, features: int) -> None:
+    """Refuse a dense map that no machine holds, before it is made.
+
+    Args:
+        user: Who needs the map.
+        rows: Its outputs.
+        columns: Its inputs.
+        largest: The parameter that has the most features.
+        features: How many it has.
+
+    Raises:
+        ValueError: If the map has more than 2^32 weights, naming the parameter and its features.
+    """
+    if rows * columns > _LARGEST_MAP:
+        raise ValueError(
+            f"{user} reads every entry that does not move as a feature of its own, {features:,} of parameter "
+            f"{largest!r}, and would map them with {rows * columns:,} weights (at most {_LARGEST_MAP:,}). Use fewer "
+            "channels, or a model that needs no such map: statnn, or one that passes messages, such as monomial_gnn."
+        )
 
 
 class SharingModule(nn.Module):
@@ -217,22 +376,15 @@ class SharingModule(nn.Module):
         if not self.space.matches(features.space):
             raise SpaceMismatchError(f"{name} was built for {self.space!r} but the blocks belong to {features.space!r}.")
         features = features.with_channels()
-        layers = self.space.layers
-        if len(features.weights) != len(layers) or len(features.biases) != len(layers):
-            raise ValueError(
-                f"Expected blocks of {len(layers)} layers (got {len(features.weights)} weights, {len(features.biases)} biases)."
-            )
-        for layer, edges, weight, bias in zip(layers, self.space.topology.edges, features.weights, features.biases, strict=True):
-            sizes = edges.num_targets, edges.num_sources, edges.num_positions
-            if (weight is not None and tuple(weight.shape[1:4]) != sizes) or (bias is not None and bias.shape[1] != edges.num_targets):
-                found = [list(tensor.shape) for tensor in (weight, bias) if tensor is not None]
-                raise ValueError(
-                    f"Expected the blocks of layer {layer.name!r} to have [B, {', '.join(map(str, sizes))}, C] weights (got {found})."
-                )
-        for tensor in (*features.weights, *features.biases):
-            if tensor is not None and tensor.shape[-1] != self.in_channels:
+        tensors = {}
+        for param, other in zip(self.space.params, features.space.params, strict=True):  # names may differ
+            tensor = tensors[param.name] = features.tensors[other.name]
+            if tensor.shape[1:-1] != param.logical_shape:
+                shape = "".join(f"{size}, " for size in param.logical_shape)
+                raise ValueError(f"Expected the block of parameter {other.name!r} to have shape [B, {shape}C] (got {list(tensor.shape)}).")
+            if tensor.shape[-1] != self.in_channels:
                 raise ValueError(f"{name} was built for {self.in_channels} input channels but the blocks have {tensor.shape[-1]}.")
-        return features
+        return Blocks(self.space, tensors)
 
     def extra_repr(self) -> str:
         if hasattr(self, "out_features"):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from wsgraph.nn.sharing.layout import Layout, SharingModule, autocast_together, mean_over, parameter_key
+from wsgraph.nn.sharing.layout import Layout, Powers, SharingModule, autocast_together, check_map_size, mean_over, parameter_key
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 from wsgraph.symmetry import SYMMETRIES
 
@@ -117,10 +117,17 @@ class SharingLinear(SharingModule):
         self.terms = tuple(sorted(listed, key=lambda term: len(term.targets[0].kept)))
         self.rows = tuple([out_channels * self.out_layout.entries[target.param].features for target in term.targets] for term in self.terms)
         self.columns = tuple([in_channels * self._features(source) for source in term.sources] for term in self.terms)
+        for rows, columns in zip(self.rows, self.columns, strict=True):
+            check_map_size(name, sum(rows), sum(columns), *self._largest())
         self.maps = nn.ModuleList(
             nn.Linear(sum(columns), sum(rows), bias=term.bias)
             for term, rows, columns in zip(self.terms, self.rows, self.columns, strict=True)
         )
+
+    def _largest(self) -> tuple[str, int]:
+        """The name of the entries with the most features, and how many they have."""
+        largest = max(self.layout.entries.values(), key=lambda entries: entries.features)
+        return largest.name, largest.features
 
     def _features(self, source: Source) -> int:
         entries = self.layout.entries[source.param]
@@ -144,10 +151,17 @@ class SharingLinear(SharingModule):
         for term, rows, columns, linear in zip(self.terms, self.rows, self.columns, self.maps, strict=True):
             weight, bias = cast(Tensor, linear.weight), cast("Tensor | None", linear.bias)
             inputs = [reader(source) for source in term.sources]
-            if len(term.targets[0].kept) == 2:
-                shifts = [[]] * len(rows) if bias is None else [[shift[:, None, None]] for shift in bias.split(rows)]
-                for (name, _), matrix, shift in zip(term.targets, weight.split(rows), shifts, strict=True):
-                    outputs[name] = _mix_pairs(matrix.split(columns, dim=1), inputs, _merge(shift + parts[name]))
+            if (count := len(term.targets[0].kept)) >= 2:
+                ones = (1,) * count
+                shifts = [[]] * len(rows) if bias is None else [[shift.view(-1, *ones)] for shift in bias.split(rows)]
+                for (name, kept), matrix, shift in zip(term.targets, weight.split(rows), shifts, strict=True):
+                    whole = count == len(self.out_layout.entries[name].movable)
+                    added = shift + (parts[name] if whole else [])
+                    value = _mix_pairs(matrix.split(columns, dim=1), inputs, _merge(added))
+                    if whole:
+                        outputs[name] = value
+                    else:
+                        parts[name].append(self._spread(name, kept, value))
                 continue
             mixed = nn.functional.linear(inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1), weight, bias).split(rows, dim=-1)
             for (name, kept), value in zip(term.targets, mixed, strict=True):
@@ -157,8 +171,15 @@ class SharingLinear(SharingModule):
                 elif movable == 1:
                     parts[name].append(value)
                 else:
-                    parts[name].append(value.transpose(1, 2).unsqueeze(3 - kept[0]) if kept else value[:, :, None, None])
+                    parts[name].append(self._spread(name, kept, value.transpose(1, 2) if kept else value))
         return self.out_layout.write(outputs, self.out_channels)
+
+    def _spread(self, name: str, kept: tuple[int, ...], value: Tensor) -> Tensor:
+        """``[B, features, *kept]`` with axes of size one where neurons are broadcast over."""
+        for axis in range(len(self.out_layout.entries[name].movable)):
+            if axis not in kept:
+                value = value.unsqueeze(2 + axis)
+        return value
 
 
 class _Reader:
@@ -169,7 +190,7 @@ class _Reader:
         self.means: dict[Source, Tensor] = {}
 
     def __call__(self, source: Source) -> Tensor:
-        """``[B, features]``, ``[B, n, features]`` or, where two axes are kept, ``[B, features, n_out, n_in]``."""
+        """``[B, features]``, ``[B, n, features]`` or, where two axes or more are kept, ``[B, features, n_out, n_in]``."""
         if source not in self.means:
             self.means[source] = self._mean(source)
         return self.means[source]
@@ -182,9 +203,11 @@ class _Reader:
         movable = len(entries.movable)
         if len(source.kept) == movable:
             return self.entries[source.param]
-        if len(source.kept) == 1:
-            return mean_over(self.entries[source.param], 3 - source.kept[0]).transpose(1, 2)
-        return mean_over(self(Source(source.param, (0,))), 1)
+        if not source.kept:
+            return mean_over(self(Source(source.param, (0,))), 1)
+        pooled = tuple(2 + axis for axis in range(movable) if axis not in source.kept)
+        mean = mean_over(self.entries[source.param], pooled)
+        return mean.transpose(1, 2) if len(source.kept) == 1 else mean
 
 
 class _MixPairs(torch.autograd.Function):
@@ -231,7 +254,8 @@ def _merge(parts: Sequence[Tensor]) -> list[Tensor]:
     """Fewer parts to broadcast: what is the same for all pairs of neurons is added to the next part."""
     merged: list[Tensor] = []
     for part in parts:
-        merged.append((part + merged.pop() if merged and merged[-1].shape[-2:] == (1, 1) else part).contiguous())
+        same = merged and set(merged[-1].shape[-(part.ndim - 2) :]) == {1}
+        merged.append((part + merged.pop() if same else part).contiguous())
     return merged
 
 
@@ -287,13 +311,17 @@ def monomial_terms(layout: Layout, *, signs_only: bool = False) -> list[Term]:
     for name, entries in layout.entries.items():
         kind = entries.kind
         if signs_only:
-            kind = tuple(tuple((groups, exponent % 2) for groups, exponent in ties) for ties in kind)
+            kind = tuple(tuple((label, _odd(powers)) for label, powers in groups) for groups in kind)
         kinds.setdefault(kind, []).append(name)
     terms = []
     for names in kinds.values():
         whole = [(name, tuple(range(len(layout.entries[name].movable)))) for name in names]
         terms.append(Term(tuple(Source(*part) for part in whole), tuple(Target(*part) for part in whole), bias=not whole[0][1]))
     return terms
+
+
+def _odd(powers: Powers) -> Powers:
+    return tuple((label, 1) for label, power in powers if power % 2)
 
 
 def published_hnp_terms(layout: Layout) -> list[Term]:

@@ -26,9 +26,23 @@ class _Chain(NamedTuple):
         return len(self.n) - 1
 
 
+def check_chain(space: WeightSpace, user: str) -> None:
+    """Raise unless a network is a chain of at least two layers.
+
+    Raises:
+        ValueError: Saying what is in the way.
+    """
+    if space.layers and space.is_chain and len(space.layers) > 1:
+        return
+    why = ""
+    if not space.layers:
+        why = " A network of other operators than dense and convolutional layers has no such products: "
+        why += "monomial reads it with the same symmetries."
+    raise ValueError(f"{user} needs a chain of at least two layers, whose weights it multiplies along the network (got {space!r}).{why}")
+
+
 def _chain(space: WeightSpace, user: str, reference: bool) -> _Chain:
-    if not space.is_chain or len(space.layers) < 2:
-        raise ValueError(f"{user} needs a chain of at least two layers, whose weights it multiplies along the network (got {space!r}).")
+    check_chain(space, user)
     if any(edges.num_positions != 1 for edges in space.topology.edges):
         raise ValueError(
             f"{user} needs one kernel position per weight (got {space!r}). Fold the kernels first with "
@@ -452,7 +466,7 @@ class MAGEPLinear(SharingModule):
             traces = self.forms.traces(_bias_products(matrices, suffixes), whole)
             last_bias = self.last_bias(torch.cat([neuron_features(depth).flatten(1), *traces], dim=-1))
             biases[-1] = last_bias.unflatten(-1, (self.out_channels, outputs)).transpose(1, 2)
-        return Blocks(self.space, tuple(weights), tuple(biases))
+        return Blocks.from_layers(self.space, weights, biases)
 
 
 class MAGEPInvariant(SharingModule):

@@ -6,13 +6,15 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
 from wsgraph.nn.registry import check_task, register_model
 from wsgraph.nn.sharing.activation import Activation
+from wsgraph.nn.sharing.layout import check_map_size, holds_weights
 from wsgraph.nn.sharing.linear import HNPLinear, MonomialLinear, NPLinear
-from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear
+from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear, check_chain
 from wsgraph.nn.sharing.pool import HNPPool, MonomialPool, NPPool
 from wsgraph.nn.sharing.statistics import StatFeaturizer
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
@@ -42,7 +44,7 @@ class _SharingNet(nn.Module):
 
     def forward(self, batch: ParameterGraph) -> Tensor:
         check_graph(batch).common_space(self.space, type(self).__name__)
-        features = self.layers(batch.blocks())
+        features = self.layers(batch)
         if self.head is None:
             return cast(Blocks, features).flatten()
         pooled = cast(Tensor, features if self.pool is None else self.pool(features))
@@ -247,6 +249,7 @@ class MAGEPNFN(_SharingNet):
         reference: bool = False,
     ) -> None:
         channels = _check(task, channels)
+        check_chain(space, type(self).__name__)
         inner = space.without_kernels()
         layers: list[nn.Module] = [MonomialLinear(space, 1, channels[0], out_space=inner)]
         layers += [MAGEPLinear(inner, *pair, reference=reference) for pair in itertools.pairwise([channels[0], *channels])]
@@ -314,9 +317,16 @@ class MLP(nn.Module):
     def __init__(self, space: WeightSpace, out_channels: int, *, hidden: int = 256, dropout: float = 0.0) -> None:
         super().__init__()
         self.space = space
-        self.head = mlp_head([space.num_params, hidden, hidden, out_channels], dropout)
+        weights = [param for param in space.params if holds_weights(param)]
+        count, largest = sum(param.size for param in weights), max(weights, key=lambda param: param.size)
+        check_map_size("MLP", hidden, count, largest.name, largest.size)
+        self.head = mlp_head([count, hidden, hidden, out_channels], dropout)
 
     def forward(self, batch: ParameterGraph) -> Tensor:
         check_graph(batch).common_space(self.space, type(self).__name__)
-        output: Tensor = self.head(batch.thetas())
+        thetas, params = batch.thetas(), self.space.params
+        if not all(map(holds_weights, params)):
+            parts = zip(params, thetas.split([param.size for param in params], dim=1), strict=True)
+            thetas = torch.cat([part for param, part in parts if holds_weights(param)], dim=1)
+        output: Tensor = self.head(thetas)
         return output

@@ -30,7 +30,8 @@ class _MeanPool(SharingModule):
         pooled = []
         for name, values in self.layout.read(self.as_blocks(features)).items():
             entries = self.layout.entries[name]
-            axes = {0: (), 1: (1,), 2: (2, 3)}[len(entries.movable)]
+            count = len(entries.movable)
+            axes = tuple(range(2, 2 + count)) if entries.rows_last else (1,) * count
             values = self.normalize(name, values)
             means = mean_over(values, axes) if axes else values
             pooled.append(means.unflatten(1, (self.in_channels, -1)))
@@ -124,7 +125,7 @@ class _Normalizer(nn.Module):
         entries = self.layout.entries[name]
         if not (entries.movable or self.reference):
             return values
-        axis = 1 if len(entries.movable) == 2 else values.ndim - 1
+        axis = 1 if entries.rows_last else values.ndim - 1
         vectors = values.unflatten(axis, (self.channels, entries.fixed_neurons, entries.positions))
         along = (axis, axis + 2)
         if self.reference:

@@ -10,6 +10,8 @@ from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 
 __all__ = ["StatFeaturizer"]
 
+_LARGEST_QUANTILE = 2**24  # what torch.quantile takes
+
 
 class StatFeaturizer(SharingModule):
     r"""Seven statistics of every weight and bias tensor, from `Predicting Neural Network Accuracy from Weights <https://arxiv.org/abs/2002.11448>`_.
@@ -42,17 +44,27 @@ class StatFeaturizer(SharingModule):
     def __init__(self, space: WeightSpace, channels: int = 1) -> None:
         super().__init__(space, channels)
         self.layout = Layout(space, boundary=True, user="StatFeaturizer")
-        self.out_features = 7 * len(space.params)
+        self.out_features = 7 * len(self.layout.entries)
 
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Tensor:
         statistics = []
         for name, entries in self.layout.read(self.as_blocks(features)).items():
-            if len(self.layout.entries[name].movable) < 2:
+            if not self.layout.entries[name].rows_last:
                 entries = entries.movedim(-1, 1)
             values = entries.unflatten(1, (self.in_channels, -1)).flatten(2)
             if values.dtype in (torch.float16, torch.bfloat16):
                 values = values.float()  # quantiles need it
-            levels = torch.linspace(0, 1, 5, dtype=values.dtype, device=values.device)
             variance = values.var(2) if values.shape[2] > 1 else torch.zeros_like(values[:, :, 0])
-            statistics.append(torch.stack([values.mean(2), variance, *values.quantile(levels, dim=2)], dim=2))
+            statistics.append(torch.stack([values.mean(2), variance, *_quartiles(values)], dim=2))
         return torch.cat(statistics, dim=2)
+
+
+def _quartiles(values: Tensor) -> Tensor:
+    """The quantiles 0, 1/4, ..., 1 along the last axis, ``[5, ...]``."""
+    if values.shape[-1] <= _LARGEST_QUANTILE:
+        levels = torch.linspace(0, 1, 5, dtype=values.dtype, device=values.device)
+        return values.quantile(levels, dim=-1)
+    ordered, last = values.sort(-1).values, values.shape[-1] - 1
+    places = [divmod(i * last, 4) for i in range(5)]
+    lower, upper = (ordered[..., [min(place + step, last) for place, _ in places]] for step in (0, 1))
+    return lower.lerp(upper, values.new_tensor([rest / 4 for _, rest in places])).movedim(-1, 0)
