@@ -399,7 +399,7 @@ def test_file_of_another_kind(tmp_path: Path, suffix: str, content: bytes) -> No
         (b"", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS"),
         (b"\n<!DOCTYPE html><html></html>", "a web page"),
-        (gzip.compress(b"weights"), "compressed with gzip"),
+        (gzip.compress(b"weights", mtime=0), "compressed with gzip"),
         (b"model".ljust(257, b"\0") + b"ustar" + b"\0" * 762, "a tar archive, which has to be unpacked"),
     ],
 )
