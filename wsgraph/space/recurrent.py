@@ -1,0 +1,82 @@
+"""Recurrent layers for several networks at once: torch's own have no rule for batches of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["RECURRENT"]
+
+# From what a step's input and the state before it add to the gates, and the state itself, to the next state.
+Cell = Callable[[Tensor, Tensor, Sequence[Tensor]], list[Tensor]]
+
+
+def _lstm(given: Tensor, kept: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
+    i, f, g, o = (given + kept).chunk(4, dim=-1)
+    cell = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    return [o.sigmoid() * cell.tanh(), cell]
+
+
+def _gru(given: Tensor, kept: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
+    (r, z, n), (from_r, from_z, from_n) = given.chunk(3, dim=-1), kept.chunk(3, dim=-1)
+    update = (z + from_z).sigmoid()
+    fresh = (n + (r + from_r).sigmoid() * from_n).tanh()
+    return [fresh + update * (state[0] - fresh)]
+
+
+def _rnn(function: Callable[[Tensor], Tensor]) -> Cell:
+    return lambda given, kept, state: [function(given + kept)]
+
+
+def _layers(cell: Cell, states: int) -> Callable[..., tuple[Tensor, ...]]:
+    """A form of ``aten::lstm`` and its like, step by step, with the arguments and results of the operator."""
+
+    def run(
+        input: Tensor,
+        hx: Tensor | Sequence[Tensor],
+        params: Sequence[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, ...]:
+        initial = [hx] if isinstance(hx, Tensor) else list(hx)
+        directions = 1 + bidirectional
+        count = len(params) // (num_layers * directions)
+        sequence = input.transpose(0, 1) if batch_first else input
+        last: list[list[Tensor]] = []
+        for _ in range(num_layers):
+            outputs = []
+            for direction in range(directions):
+                i = len(last)
+                weight, recurrent, *rest = params[i * count : (i + 1) * count]
+                bias, kept_bias = rest[:2] if has_biases else (None, None)
+                projection = rest[2 * has_biases :]
+                given = F.linear(sequence, weight, bias).unbind(0)
+                state, results = [values[i] for values in initial], []
+                for values in reversed(given) if direction else given:
+                    state = cell(values, F.linear(state[0], recurrent, kept_bias), state)
+                    if projection:
+                        state[0] = F.linear(state[0], projection[0])
+                    results.append(state[0])
+                outputs.append(torch.stack(results[::-1] if direction else results))
+                last.append(state)
+            sequence = torch.cat(outputs, dim=-1)
+        final = (torch.stack([state[k] for state in last]) for k in range(states))
+        return (sequence.transpose(0, 1) if batch_first else sequence, *final)
+
+    return run
+
+
+RECURRENT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "aten::lstm.input": _layers(_lstm, 2),
+    "aten::gru.input": _layers(_gru, 1),
+    "aten::rnn_tanh.input": _layers(_rnn(torch.tanh), 1),
+    "aten::rnn_relu.input": _layers(_rnn(torch.relu), 1),
+}
+"""By operator and overload. Evaluation mode: there is no dropout between layers."""
