@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from wsgraph.space.forms import BATCHED, DIFFERENTIABLE
 from wsgraph.space.program_operators import Dtype, Reference, StepError, check_arguments, operator_named
-from wsgraph.space.recurrent import RECURRENT
 
 __all__ = ["MOST_ENTRIES", "Constant", "Program", "ProgramInput", "Step", "rebuilt", "references", "replaced"]
 
@@ -209,8 +209,11 @@ class Program:
         return tuple(constant.tensor() for constant in self.constants)
 
     @cached_property
-    def _compiled(self) -> list[tuple[tuple[Callable[..., Any], Callable[..., Any]], dict[str, Any], tuple[int, ...]]]:
-        """Every step's functions, for one network and for several, its arguments, and the steps that nothing reads after it."""
+    def _compiled(self) -> list[tuple[tuple[Callable[..., Any], ...], dict[str, Any], tuple[int, ...]]]:
+        """Every step's functions, its arguments, and the steps that nothing reads after it.
+
+        There are three functions: for one network, for one whose weights need gradients, and for several.
+        """
         last: dict[int, int] = {}
         for i, step in enumerate(self.steps):
             last.update({int(r.key): i for r in references(step.arguments) if r.kind == "step"})
@@ -219,11 +222,12 @@ class Program:
         freed: dict[int, list[int]] = {}
         for key, i in last.items():
             freed.setdefault(i, []).append(key)
-        compiled = []
+        compiled: list[tuple[tuple[Callable[..., Any], ...], dict[str, Any], tuple[int, ...]]] = []
         for i, step in enumerate(self.steps):
             function = operator_named(step.operator, step.overload)
-            batched = RECURRENT.get(f"{step.operator}.{step.overload}", function)
-            compiled.append(((function, batched), dict(step.arguments), tuple(freed.get(i, ()))))
+            name = f"{step.operator}.{step.overload}"
+            differentiable = DIFFERENTIABLE.get(name, function)
+            compiled.append(((function, differentiable, BATCHED.get(name, differentiable)), dict(step.arguments), tuple(freed.get(i, ()))))
         return compiled
 
     def run(
@@ -256,6 +260,7 @@ class Program:
             for constant, tensor in zip(self.constants, self._tensors, strict=True)
         ]
         results: dict[int, Any] = {}
+        mode = 2 if batched else int(torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parameters.values()))
 
         def read(argument: Any) -> Any:
             if isinstance(argument, Reference):
@@ -270,7 +275,7 @@ class Program:
             return [read(item) for item in argument] if isinstance(argument, tuple) else argument
 
         for i, (functions, arguments, freed) in enumerate(self._compiled):
-            function = functions[batched]
+            function = functions[mode]
             try:
                 result = function(**{name: read(argument) for name, argument in arguments.items()})
             except (torch.OutOfMemoryError, MemoryError):
@@ -315,12 +320,12 @@ class Program:
         if not isinstance(data, dict) or data.keys() != {"inputs", "call", "steps", "outputs", "constants"}:
             raise ValueError("Expected a program with inputs, call, steps, outputs and constants.")
         try:
-            inputs = tuple(ProgramInput(_text(name), tuple(shape), _text(dtype)) for name, shape, dtype in data["inputs"])
+            inputs = tuple(ProgramInput(_text(name), tuple(shape), _text(dtype)) for name, shape, dtype in _rows(data["inputs"]))
             steps = tuple(
                 Step(_text(operator), _text(overload), tuple((_text(name), _read(argument)) for name, argument in arguments.items()))
-                for operator, overload, arguments in data["steps"]
+                for operator, overload, arguments in _rows(data["steps"])
             )
-            constants = tuple(Constant(tuple(shape), _dtype(dtype), _text(text)) for shape, dtype, text in data["constants"])
+            constants = tuple(Constant(tuple(shape), _dtype(dtype), _text(text)) for shape, dtype, text in _rows(data["constants"]))
             program = cls(inputs, _read(data["call"]), steps, _read(data["outputs"]), constants)
             hash(program)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
@@ -422,6 +427,12 @@ def _dtype(value: Any) -> Dtype:
         raise ValueError(f"Expected a dtype in the program (got {value!r:.80}).")
     _check_dtype(value.get("dtype"))
     return Dtype(value["dtype"], value.get("follows", ""))
+
+
+def _rows(value: Any) -> list[list[Any]]:
+    if not isinstance(value, list) or not all(isinstance(row, list) and len(row) == 3 for row in value):
+        raise ValueError(f"The program of the network is not written as one: expected lists of three entries (got {value!r:.80}).")
+    return value
 
 
 def _text(value: Any) -> str:

@@ -1,14 +1,15 @@
-"""Recurrent layers for several networks at once: torch's own have no rule for batches of weights."""
+"""Operators written in others, where torch's own cannot be run for several networks at once, or do not differentiate by all weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["RECURRENT"]
+__all__ = ["BATCHED", "DIFFERENTIABLE"]
 
 # From what a step's input and the state before it add to the gates, and the state itself, to the next state.
 Cell = Callable[[Tensor, Tensor, Sequence[Tensor]], list[Tensor]]
@@ -73,10 +74,65 @@ def _layers(cell: Cell, states: int) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-RECURRENT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+def _lstm_cell(
+    input: Tensor,
+    hx: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    return tuple(_lstm(F.linear(input, w_ih, b_ih), F.linear(hx[0], w_hh, b_hh), hx))
+
+
+def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """A batch norm by given statistics, whose own operator does not differentiate by them."""
+    factor = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
+    shift = -mean * factor if bias is None else bias - mean * factor
+    shape = (-1, *[1] * (x.ndim - 2))
+    return torch.addcmul(shift.view(shape), x, factor.view(shape))
+
+
+def _batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    if running_mean is None or running_var is None:
+        return torch.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
+    return _norm(input, weight, bias, running_mean, running_var, eps)
+
+
+def _instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    if use_input_stats or running_mean is None or running_var is None:
+        return torch.instance_norm(input, weight, bias, None, None, True, momentum, eps, cudnn_enabled)
+    return _norm(input, weight, bias, running_mean, running_var, eps)
+
+
+DIFFERENTIABLE: dict[str, Callable[..., Any]] = {"aten::batch_norm.default": _batch_norm, "aten::instance_norm.default": _instance_norm}
+"""Forms by operator and overload that differentiate by all weights."""
+
+BATCHED: dict[str, Callable[..., Any]] = {
     "aten::lstm.input": _layers(_lstm, 2),
     "aten::gru.input": _layers(_gru, 1),
     "aten::rnn_tanh.input": _layers(_rnn(torch.tanh), 1),
     "aten::rnn_relu.input": _layers(_rnn(torch.relu), 1),
+    "aten::lstm_cell.default": _lstm_cell,
 }
-"""By operator and overload. Evaluation mode: there is no dropout between layers."""
+"""Forms that run for several networks at once. Evaluation mode: there is no dropout between layers."""
