@@ -182,7 +182,7 @@ def square_number(value: Any) -> int:
     """
     numbers = set(value) if isinstance(value, (list, tuple)) else {value}
     if len(numbers) != 1:
-        raise UnsupportedError
+        raise UnsupportedError(f"an option differs between dimensions, {list(value)}")
     return int(numbers.pop())
 
 
@@ -841,7 +841,8 @@ def operator_text(aten: str, arguments: Mapping[str, Any]) -> str:
         except UnsupportedError:
             continue
         return f"{name}({','.join(map(number, numbers))})" if numbers else name
-    raise UnsupportedError
+    known = any(True for _ in operators_called(aten))
+    raise UnsupportedError(f"{aten} has options that no operator is written with" if known else f"{aten} is no layer or known operator")
 
 
 def written_operator(operator: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from wsgraph.convert.tracing.tracer import copied
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
+from wsgraph.space.evaluate import tensors_of
 from wsgraph.symmetry import SYMMETRIES, GroupElement, act, sample_symmetry
 
 __all__ = ["TOLERANCES", "assert_equivariant", "assert_function_preserved", "assert_invariant", "equivariance_error"]
@@ -29,24 +31,16 @@ def _relative_error(value: Tensor, expected: Tensor) -> float:
     """Largest difference per network, relative to the network's largest expected entry; infinite where the outputs are not finite."""
     if value.shape != expected.shape:
         raise AssertionError(f"The output changed its shape from {list(expected.shape)} to {list(value.shape)}.")
+    value, expected = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (value, expected))
     value, expected = (tensor.double().reshape(len(tensor), -1) for tensor in (value, expected))
     error = (value - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
     error = torch.where((value == expected).all(1), 0, error)
     return float(torch.nan_to_num(error, nan=math.inf).max())
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """All tensors in a module's output, in order."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    return [tensor for item in output for tensor in _tensors(item)] if isinstance(output, (list, tuple)) else []
-
-
 def module_outputs(module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
     """The weights ``[1, P]`` of a module in float64, and its outputs as a function of such weights."""
-    inputs = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    inputs = tuple(map(_double, inputs))
     moving = copied(module).double().eval()
     state = {name: tensor.detach() for name, tensor in moving.state_dict().items()}
 
@@ -54,36 +48,59 @@ def module_outputs(module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...
         # Integers are no weights, and stay what they are.
         moved = {name: tensor.to(state[name].dtype) for name, tensor in space._views(thetas[0]).items()}
         with torch.no_grad():
-            return _tensors(torch.func.functional_call(moving, moved, inputs, tie_weights=False))
+            return tensors_of(torch.func.functional_call(moving, moved, inputs, tie_weights=False))
 
     return space.flatten(state)[None], outputs
+
+
+def space_outputs(space: WeightSpace, inputs: Any) -> Callable[[Tensor], list[Tensor]]:
+    """The outputs of networks, run by their space on what its module is called with, as a function of weights ``[B, P]`` in float64."""
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    space = dataclasses.replace(space, assumed=())  # what was assumed is said elsewhere
+
+    def outputs(thetas: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return tensors_of(space.evaluate(thetas, *(_double(value) for value in given)))
+
+    return outputs
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _double(item) for key, item in value.items()}
+    return type(value)(map(_double, value)) if type(value) in (list, tuple) else value
 
 
 def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of an output, relative to its largest expected entry."""
     pairs = zip(outputs, expected, strict=True)
-    return max((_relative_error(output.double()[None], wanted.double()[None]) for output, wanted in pairs), default=0.0)
+    return max((_relative_error(output[None], wanted[None]) for output, wanted in pairs), default=0.0)
 
 
 def assert_function_preserved(
-    module: nn.Module,
+    module: nn.Module | None,
     space: WeightSpace,
-    example_inputs: Tensor | tuple[Any, ...],
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
     *,
+    theta: Tensor | None = None,
     scale: tuple[float, float] = (1e-3, 1e3),
     tolerance: float = 1e-8,
     draws: int = 3,
     seed: int = 0,
 ) -> float:
-    r"""Fail unless random group elements leave a module's output unchanged: :math:`f_{g \theta}(x) = f_\theta(x)`.
+    r"""Fail unless random group elements leave a network's output unchanged: :math:`f_{g \theta}(x) = f_\theta(x)`.
 
-    Runs a copy in float64, with the module's own weights moved by permutations, positive factors and signs, kind by kind and all at once.
-    Also fails if no element moves any weight although the space has symmetries.
+    Runs in float64, with the module's own weights moved by permutations, positive factors and signs, kind by kind and all at once. Without
+    a module the space itself runs the network, as :meth:`WeightSpace.evaluate` does. Also fails if no element moves any weight although
+    the space has symmetries.
 
     Args:
-        module: The module that the space was traced from, or another one of the same parameters.
+        module: The module that the space was traced from, or another one of the same parameters; ``None`` to run the space itself.
         space: Its weight space.
-        example_inputs: What the module is called with: a tensor or a tuple.
+        example_inputs: What the module is called with: a tensor or a tuple (default: random ones that the space allows).
+        theta: Without a module, the flat checkpoint ``[P]`` to move (default: a random one).
         scale: Range of the positive factors.
         tolerance: Largest relative difference of an output.
         draws: Number of elements per kind.
@@ -94,6 +111,7 @@ def assert_function_preserved(
 
     Raises:
         AssertionError: Naming the kind of symmetry, the neuron group that fails alone, and the difference.
+        SpaceMismatchError: If nothing is known that could run the network.
 
     Example:
         >>> import torch, wsgraph
@@ -102,22 +120,32 @@ def assert_function_preserved(
         >>> x = torch.randn(2, 1, 4, 4)
         >>> assert_function_preserved(net, wsgraph.trace(net, x), x) < 1e-10
         True
+        >>> assert_function_preserved(None, wsgraph.trace(net, x)) < 1e-10
+        True
     """
     __tracebackhide__ = True
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    theta, outputs = module_outputs(module, space, inputs)
     generator = torch.Generator().manual_seed(seed)
+    if module is None:
+        space.check_runs("assert_function_preserved() without a module")
+    if example_inputs is None:
+        example_inputs = space.example_inputs(generator=generator, dtype=torch.float64)
+    if module is None:
+        outputs = space_outputs(space, example_inputs)
+        theta = space.sample(1, generator=generator, dtype=torch.float64) if theta is None else theta.double()[None]
+    else:
+        theta, outputs = module_outputs(module, space, example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
+    weights, name = theta, "the network" if module is None else type(module).__name__
 
     def error(g: GroupElement) -> float:
-        return largest_difference(outputs(act(space, g, theta)), expected)
+        return largest_difference(outputs(act(space, g, weights)), expected)
 
-    expected = outputs(theta)
+    expected = outputs(weights)
     kinds = [kind for kind in SYMMETRIES if _acts(space, kind)]
     worst, moves = 0.0, not kinds
     for symmetries in [*([kind] for kind in kinds), kinds]:
         for _ in range(draws if symmetries else 0):
             g = sample_symmetry(space, 1, scale, symmetries=symmetries, generator=generator)
-            moves |= not torch.equal(act(space, g, theta), theta)
+            moves |= not torch.equal(act(space, g, weights), weights)
             found = error(g)
             worst = max(worst, found)
             if not found <= tolerance:
@@ -129,11 +157,11 @@ def assert_function_preserved(
                         alone[label] = error(single)
                 where = "".join(f"\n  group {label!r}: {value:.1e}" for label, value in alone.items() if not value <= tolerance)
                 raise AssertionError(
-                    f"A group element ({' x '.join(symmetries)}) of {space!r} changes the output of {type(module).__name__} (relative "
-                    f"difference {found:.1e}, tolerance {tolerance:.0e}): the space claims a symmetry that the module does not have.{where}"
+                    f"A group element ({' x '.join(symmetries)}) of {space!r} changes the output of {name} (relative difference "
+                    f"{found:.1e}, tolerance {tolerance:.0e}): the space claims a symmetry that it does not have.{where}"
                 )
     if not moves:
-        raise AssertionError(f"No group element of {space!r} moves a weight of {type(module).__name__}, so this test proves nothing.")
+        raise AssertionError(f"No group element of {space!r} moves a weight of {name}, so this test proves nothing.")
     return worst
 
 
@@ -260,22 +288,28 @@ def equivariance_error(
 
 
 def _assert_function_kept(
-    space: WeightSpace, thetas: Tensor, scale: tuple[float, float], inputs: Tensor | None, module: nn.Module | None, seed: int
+    space: WeightSpace,
+    thetas: Tensor,
+    scale: tuple[float, float],
+    inputs: Tensor | tuple[Any, ...] | None,
+    module: nn.Module | None,
+    seed: int,
 ) -> None:
     """The group elements of a test must not change the networks' own functions, or the test proves nothing."""
     __tracebackhide__ = True
-    if module is not None and inputs is not None:
+    if module is not None:
         assert_function_preserved(module, space, inputs, draws=1, seed=seed)
         return
-    if module is not None or not space.layers:
+    if not space.can_run:
         raise ValueError(
             f"The networks of {space!r} are run by the module that it was traced from: give it as 'module', in evaluation mode, and what "
-            "it is called with as 'inputs'."
+            f"it is called with as 'inputs'. The space itself cannot run them, because {space.unprogrammed or 'it holds no program'}."
         )
     generator = torch.Generator().manual_seed(seed)
-    inputs = space.example_inputs(8, generator=generator, dtype=torch.float64) if inputs is None else inputs.double()
+    outputs = space_outputs(space, space.example_inputs(generator=generator, dtype=torch.float64) if inputs is None else inputs)
     g = sample_symmetry(space, thetas.shape[0], scale, generator=generator)
-    error = _relative_error(space.evaluate(act(space, g, thetas), inputs), space.evaluate(thetas, inputs))
+    pairs = zip(outputs(act(space, g, thetas)), outputs(thetas), strict=True)
+    error = max((_relative_error(moved, expected) for moved, expected in pairs), default=0.0)
     if not error <= _FUNCTION_TOLERANCE:
         raise AssertionError(
             f"A group element of {space!r} changes the networks' outputs (relative error {error:.1e}): the weight space claims a symmetry "
@@ -331,7 +365,7 @@ def _assert(
     dtype: torch.dtype,
     tolerance: float | None,
     control: str | None,
-    inputs: Tensor | None,
+    inputs: Tensor | tuple[Any, ...] | None,
     module: nn.Module | None,
     seed: int,
 ) -> dict[tuple[str, str], float]:
@@ -374,7 +408,7 @@ def assert_invariant(
     dtype: torch.dtype = torch.float64,
     tolerance: float | None = None,
     control: str | None = "uncoupled",
-    inputs: Tensor | None = None,
+    inputs: Tensor | tuple[Any, ...] | None = None,
     module: nn.Module | None = None,
     seed: int = 0,
 ) -> dict[tuple[str, str], float]:
@@ -396,8 +430,8 @@ def assert_invariant(
         control: Negative control: ``"uncoupled"`` permutes the axes of every parameter independently, ``"noise"`` perturbs the weights (for
             functions that are invariant under uncoupled permutations too, and say so by an attribute ``ignores_uncoupled_permutations``),
             ``None`` leaves it out.
-        inputs: Network inputs ``[M, n_0, ...]`` for the function check (default: random ones of the smallest size that fits).
-        module: For a traced space without layers, the module that runs its networks; ``inputs`` must be given too.
+        inputs: Network inputs for the function check, a tensor or a tuple (default: those of :meth:`WeightSpace.example_inputs`).
+        module: The module that runs the networks (default: the space itself runs them).
         seed: Seed of networks, group elements and controls.
 
     Returns:
@@ -405,7 +439,7 @@ def assert_invariant(
 
     Raises:
         AssertionError: Naming the symmetry and the neuron group that fail, or the control.
-        ValueError: If nothing is known that could run the networks.
+        ValueError: If the space does not say what its networks compute, and no module is given.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -429,7 +463,7 @@ def assert_equivariant(
     dtype: torch.dtype = torch.float64,
     tolerance: float | None = None,
     control: str | None = "uncoupled",
-    inputs: Tensor | None = None,
+    inputs: Tensor | tuple[Any, ...] | None = None,
     module: nn.Module | None = None,
     seed: int = 0,
 ) -> dict[tuple[str, str], float]:
@@ -449,8 +483,8 @@ def assert_equivariant(
         dtype: Dtype in which the function runs.
         tolerance: Largest relative error allowed (default: :data:`TOLERANCES` of the dtype).
         control: Negative control: ``"uncoupled"``, ``"noise"`` or ``None``.
-        inputs: Network inputs ``[M, n_0, ...]`` for the function check (default: random ones of the smallest size that fits).
-        module: For a traced space without layers, the module that runs its networks; ``inputs`` must be given too.
+        inputs: Network inputs for the function check, a tensor or a tuple (default: those of :meth:`WeightSpace.example_inputs`).
+        module: The module that runs the networks (default: the space itself runs them).
         seed: Seed of networks, group elements and controls.
 
     Returns:
@@ -458,7 +492,7 @@ def assert_equivariant(
 
     Raises:
         AssertionError: Naming the symmetry and the neuron group that fail, or the control.
-        ValueError: If nothing is known that could run the networks.
+        ValueError: If the space does not say what its networks compute, and no module is given.
 
     Example:
         >>> from wsgraph import WeightSpace

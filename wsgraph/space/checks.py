@@ -25,6 +25,8 @@ class CheckedStructure(Structure):
         self._check_classes()
         self._check_layers()
         self._check_connections()
+        if self.program is not None and (unknown := [name for name in self.program.parameters if name not in self._params_by_name]):
+            raise ValueError(f"The program of the network reads an unknown parameter {unknown[0]!r}.")
         self.topological_groups  # noqa: B018  (raises on a cycle)
 
     def _check_classes(self) -> None:

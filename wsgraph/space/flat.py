@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from wsgraph.space.assumed import tell_assumed
 from wsgraph.space.dtypes import flat_dtype, holds_same
 from wsgraph.space.errors import SpaceMismatchError
-from wsgraph.space.evaluate import run_network, smallest_input_shape
+from wsgraph.space.evaluate import draw_inputs, run_network, run_program, smallest_input_shape
 from wsgraph.space.parts import Parameter
 from wsgraph.space.text import DescribedStructure
 from wsgraph.space.topology import Topology, build_topology
@@ -182,15 +183,24 @@ class FlatSpace(DescribedStructure):
             self.check_layers("A parameter graph")
         return build_topology(self)
 
-    def evaluate(self, thetas: Tensor, inputs: Tensor) -> Tensor:
-        """Run the networks.
+    def evaluate(self, thetas: Tensor, *inputs: Any) -> Any:
+        """Run the networks, all at once, on inputs that they share; differentiable in both.
+
+        A traced network that is not written as layers is run by its program, with the same numbers as its module. Its inputs are what the
+        module is called with, in the shapes with which it was traced or, where their first dimension is a batch, with any number of rows.
+        Casts of the program to the dtype of the traced network are casts to that of ``thetas``.
 
         Args:
             thetas: Flat checkpoints of shape ``[B, P]``.
-            inputs: Inputs shared by all networks, of shape ``[M, n_0, *positions]``.
+            *inputs: Of a network of layers, one tensor of shape ``[M, n_0, *positions]``; of another one, the arguments of its module.
 
         Returns:
-            Outputs of shape ``[B, M, n_L]``.
+            Outputs of shape ``[B, M, n_L]``, or what the module returns (a tensor, or tuples, lists and dicts of such), with a first
+            dimension over the networks before those of every tensor.
+
+        Raises:
+            SpaceMismatchError: If the shape of ``thetas`` is wrong, or the space does not say what its networks compute.
+            ValueError: If the inputs are not those with which the network was traced, or it does not run on them.
 
         Example:
             >>> import torch
@@ -200,12 +210,18 @@ class FlatSpace(DescribedStructure):
             torch.Size([4, 5, 1])
         """
         tell_assumed([self])
-        self.check_layers("evaluate()")
+        self.check_runs("evaluate()")
         self.check_thetas(thetas)
+        if self._outside_layers:
+            assert self.program is not None
+            return run_program(self, self.program, thetas, inputs)
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            raise ValueError(f"Expected one tensor of inputs, [M, n_0, *positions], for {self!r} (got {len(inputs)} arguments).")
+        values = inputs[0]
         first = next(group for group in self.groups if group.role == "input")
-        if inputs.ndim > 2 and inputs.shape[1] != first.size == inputs[0].numel():  # images read by a linear layer
-            inputs = inputs.flatten(1)
-        return torch.func.vmap(lambda theta: run_network(self, self._views(theta), inputs), randomness="error")(thetas)
+        if values.ndim > 2 and values.shape[1] != first.size == values[0].numel():  # images read by a linear layer
+            values = values.flatten(1)
+        return torch.func.vmap(lambda theta: run_network(self, self._views(theta), values), randomness="error")(thetas)
 
     def render(self, thetas: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         """The pictures that implicit neural representations stand for.
@@ -233,21 +249,39 @@ class FlatSpace(DescribedStructure):
             )
         height, width = shape or self.signal.shape
         inputs = self.signal.coordinates((height, width)).to(thetas)
-        outputs = self.evaluate(thetas, inputs) + self.signal.offset
+        outputs = self.evaluate(thetas, inputs)
+        if not isinstance(outputs, Tensor) or outputs.ndim != 3:
+            raise SpaceMismatchError(f"Expected networks that give one value per channel for a list of points; those of {self!r} do not.")
+        outputs = outputs + self.signal.offset
         return outputs.movedim(2, 1).unflatten(2, (height, width))
 
-    def example_inputs(self, count: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Random normal inputs of the smallest (square) size that the networks accept.
+    def example_inputs(
+        self, count: int | None = None, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> Any:
+        """Random inputs that the networks accept.
+
+        They are standard normal. For networks of layers, they have the smallest (square) size that fits; for other traced networks, the
+        traced one, and integers among them are uniform over the rows of the tables that are read with them (1 without one), booleans true.
 
         Args:
-            count: Number of inputs.
+            count: Number of inputs (default: 8, or as many as the network was traced with).
             generator: Source of randomness.
             dtype: Dtype of the inputs.
 
         Returns:
-            Tensor ``[count, n_0, *positions]``.
+            Tensor ``[count, n_0, *positions]``, or a tuple of inputs for a network that takes several.
 
         Raises:
+            SpaceMismatchError: If the space does not say what its networks compute.
             ValueError: If no square input of up to 256 positions a side fits, for instance because flattening expects a rectangle.
+
+        Example:
+            >>> from wsgraph import WeightSpace
+            >>> WeightSpace.mlp([2, 3, 1]).example_inputs(5).shape
+            torch.Size([5, 2])
         """
-        return torch.randn(count, *smallest_input_shape(self), generator=generator, dtype=dtype)
+        self.check_runs("example_inputs()")
+        if self._outside_layers:
+            assert self.program is not None
+            return draw_inputs(self, self.program, count, generator=generator, dtype=dtype)
+        return torch.randn(8 if count is None else count, *smallest_input_shape(self), generator=generator, dtype=dtype)

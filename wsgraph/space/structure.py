@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Signal, Symmetry, Tie
+from wsgraph.space.program import Program
 
 __all__ = ["Structure"]
 
@@ -24,6 +25,9 @@ class Structure:
     connections: tuple[Connection, ...] = ()
     signal: Signal | None = None
     assumed: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    program: Program | None = None
+    unlayered: str = dataclasses.field(default="", compare=False)
+    unprogrammed: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for field in ("groups", "layers", "params", "connections"):
@@ -34,7 +38,7 @@ class Structure:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.groups, self.layers, self.params, self.connections, self.signal))
+        return hash((self.groups, self.layers, self.params, self.connections, self.signal, self.program))
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -199,10 +203,38 @@ class Structure:
             SpaceMismatchError: Naming what needs layers, and the first parameter outside them.
         """
         if outside := self._outside_layers:
+            why = f" It is not written as layers, because {self.unlayered}." if self.unlayered else ""
             raise SpaceMismatchError(
                 f"{what} needs a network of dense and convolutional layers, residual sums and known operators, but no layer of {self!r} "
-                f"uses the parameter {outside[0]!r}{f' and {len(outside) - 1} more' if len(outside) > 1 else ''}. Its symmetries are "
+                f"uses the parameter {outside[0]!r}{f' and {len(outside) - 1} more' if len(outside) > 1 else ''}.{why} Its symmetries are "
                 f"known: flatten, act, canonicalize and report work{', and so do graph and batch' if self.connections else ''}."
+            )
+
+    @property
+    def can_run(self) -> bool:
+        """Whether the space says what its networks compute, by layers or a program.
+
+        Example:
+            >>> from wsgraph import WeightSpace
+            >>> WeightSpace.mlp([2, 3, 1]).can_run
+            True
+        """
+        return not self._outside_layers or self.program is not None
+
+    def check_runs(self, what: str) -> None:
+        """Raise where the space does not say what its networks compute.
+
+        Args:
+            what: What needs it.
+
+        Raises:
+            SpaceMismatchError: Saying why, and what to do.
+        """
+        if not self.can_run:
+            reason = self.unprogrammed or "it was read from a file of an earlier version, or built by hand without a program"
+            todo = "Give the module that runs it where that is possible." if self.unprogrammed else "Trace it again with wsgraph.trace."
+            raise SpaceMismatchError(
+                f"{what} has to run networks of {self!r}, but the space does not say what they compute, because {reason}. {todo}"
             )
 
     def weight_axes(self, layer: Layer) -> tuple[int, int, tuple[int, ...]]:
@@ -314,11 +346,20 @@ class Structure:
                 )
                 for i, c in enumerate(self.connections)
             ),
+            program=self.program and self.program.renamed(params),
         )
 
     def matches(self, other: Structure) -> bool:
-        """Whether another space has the same architecture, whatever its parts are called."""
-        return other is self or other.architecture == self.architecture
+        """Whether flat vectors of another space have the same structure, whatever its parts are called.
+
+        Programs are not compared: a network that was traced on larger inputs, or with another version of torch, still matches.
+        """
+        return other is self or other._layout == self._layout
+
+    @cached_property
+    def _layout(self) -> Self:
+        """The architecture without its program."""
+        return self.architecture if self.program is None else dataclasses.replace(self.architecture, program=None)
 
     def without_kernels(self) -> Self:
         """The space of the same layers with one kernel position each: what is left when kernels are folded into features.

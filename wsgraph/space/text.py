@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from wsgraph.space.checks import CheckedStructure
 from wsgraph.space.parts import Axis, Connection, Layer, NeuronGroup, Parameter, Signal, Tie
+from wsgraph.space.program import Program
 
 __all__ = ["DescribedStructure"]
 
@@ -31,8 +32,10 @@ class DescribedStructure(CheckedStructure):
                     if not part[key]:
                         del part[key]
         signal = {} if self.signal is None else {"signal": dataclasses.asdict(self.signal)}
-        assumed = {"assumed": self.assumed} if self.assumed else {}
-        return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal, **assumed})
+        more: dict[str, Any] = {name: value for name in ("assumed", "unlayered", "unprogrammed") if (value := getattr(self, name))}
+        if self.program is not None:
+            more["program"] = self.program.to_data()
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **parts, **signal, **more})
 
     @cached_property
     def digest(self) -> str:
@@ -50,11 +53,11 @@ class DescribedStructure(CheckedStructure):
         """Read a space written by :meth:`to_json`.
 
         Raises:
-            ValueError: If the text is not JSON, not a weight space, or of a newer version.
+            ValueError: If the text is not JSON, not a weight space, or of a newer version; if its program is not one that may be run.
         """
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"Expected the JSON text of a weight space ({error}).") from None
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
             raise ValueError(f'Expected the JSON text of a weight space, with "format": "{_FORMAT}".')
@@ -68,6 +71,9 @@ class DescribedStructure(CheckedStructure):
                 connections=tuple(Connection(**connection) for connection in document.get("connections", ())),
                 signal=Signal(**document["signal"]) if "signal" in document else None,
                 assumed=tuple(document.get("assumed", ())),
+                program=Program.from_data(document["program"]) if "program" in document else None,
+                unlayered=str(document.get("unlayered", "")),
+                unprogrammed=str(document.get("unprogrammed", "")),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"The JSON text of the weight space is incomplete or has unknown fields ({error}).") from None
@@ -161,6 +167,8 @@ class DescribedStructure(CheckedStructure):
             if group.role == "fixed":
                 reasons.setdefault(group.reason, []).append(group.name)
         lines += [f"Fixed, because of {reason or 'their place'}: {', '.join(names)}." for reason, names in reasons.items()]
+        lines += [f"Not written as layers, because {self.unlayered}."] if self.unlayered else []
+        lines += [f"Cannot be run from its weights alone, because {self.unprogrammed}."] if self.unprogrammed else []
         tied = [" = ".join(param.keys) for param in self.params if param.aliases]
         lines += [f"Tied, each one tensor that is counted once: {', '.join(tied)}."] if tied else []
         still = [param.name for param in self.params if not self.is_moved(param)]

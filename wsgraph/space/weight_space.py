@@ -38,6 +38,9 @@ class WeightSpace(BaseSpace):
         signal: Of an implicit neural representation, what it represents; it says nothing about symmetry.
         assumed: What of the networks' function nobody gave and weights do not show, such as ``"padding 0"``. Spaces that differ in this
             alone are equal; ``dataclasses.replace(space, assumed=())`` says that it is right.
+        program: Of a network that layers cannot express, what it computes: its operators as data, which :meth:`evaluate` runs.
+        unlayered: Why a traced network is not written as layers. Spaces that differ in this alone are equal.
+        unprogrammed: Why a traced network has neither layers nor a program, likewise.
 
     Raises:
         ValueError: If names repeat, a layer names an unknown part, sizes disagree, or the layers form a cycle.

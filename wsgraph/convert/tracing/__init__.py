@@ -11,10 +11,12 @@ from torch import nn
 
 from wsgraph.convert.tracing.layers import as_layers
 from wsgraph.convert.tracing.lowering import lower
+from wsgraph.convert.tracing.program import make_program
 from wsgraph.convert.tracing.rules import TRACED_OPERATORS, Call, move, pointwise, register_traced_operator, spatial, statistic
 from wsgraph.convert.tracing.tracer import TraceError, check_module, export, interpret, transformed_names
 from wsgraph.convert.tracing.tying import check_constants, tied_keys
 from wsgraph.convert.tracing.values import Label, Scope, Value
+from wsgraph.operators import UnsupportedError
 from wsgraph.space import Parameter, WeightSpace
 from wsgraph.space.dtypes import flat_dtype
 
@@ -106,8 +108,11 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
     dtype = flat_dtype(whole.values())
     state = {name: tensor for name, tensor in whole.items() if keys[name] == name}
     transformed = transformed_names(program, keys)
-    if (layers := as_layers(program, state, dtype, keys)) is not None:
+    try:
+        layers = as_layers(program, state, dtype, keys)
         return WeightSpace(layers[0], layers[1], _completed(layers[2], keys, transformed))
+    except UnsupportedError as error:
+        unlayered = str(error)
     scope = Scope()
     values = interpret(program, scope, keys)
     if not any(state[name].is_floating_point() for name in values):
@@ -130,7 +135,9 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
             raise TraceError(message)
         warnings.warn(message, TraceWarning, stacklevel=2)
     groups, params, connections = lower(scope, values, state, dtype)
-    return WeightSpace(groups, (), _completed(params, keys, transformed), connections)
+    computed, unprogrammed = make_program(program, state, keys)
+    params = _completed(params, keys, transformed)
+    return WeightSpace(groups, (), params, connections, program=computed, unlayered=unlayered, unprogrammed=unprogrammed)
 
 
 def _completed(params: Sequence[Parameter], keys: Mapping[str, str], transformed: Collection[str]) -> tuple[Parameter, ...]:

@@ -59,7 +59,7 @@ class _Builder:
     def build(self) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
         inputs = [node for node in self.nodes if node.op == "placeholder" and node.name not in self.names]
         if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
-            raise UnsupportedError
+            raise UnsupportedError(f"it takes {len(inputs)} inputs" if len(inputs) != 1 else "its input is no tensor")
         shape = tuple(inputs[0].meta["val"].shape)
         source = _Group(0, [])
         self.groups.append(source)
@@ -69,23 +69,25 @@ class _Builder:
             if node.op == "output":
                 outputs = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
                 if len(outputs) != 1:
-                    raise UnsupportedError
+                    raise UnsupportedError(f"it returns {len(outputs)} results")
                 (output,) = outputs
             elif node.op == "call_function":
                 self.streams[node] = self.call(node)
             elif node.op != "placeholder":
-                raise UnsupportedError
-        if output not in self.streams or self.used != set(self.state):
-            raise UnsupportedError
+                raise UnsupportedError(f"it holds {node.op} {node.target}, which is no operator")
+        if unused := [name for name in self.state if name not in self.used]:
+            raise UnsupportedError(f"no layer has the tensor {unused[0]!r}{f' and {len(unused) - 1} more' if len(unused) > 1 else ''}")
+        if output not in self.streams:
+            raise UnsupportedError("its output is none of the values that its layers compute")
         stream = self.final(self.streams[output])
         if len(stream.groups) != 1 or stream.groups[0].read or stream.groups[0] is source or len(stream.shape) != 2:
-            raise UnsupportedError
+            raise UnsupportedError("its output is not what one layer computes, of shape [inputs, outputs]")
         return self.parts(stream.groups[0])
 
     def final(self, stream: _Stream) -> _Stream:
         """A stream at the last stage of its groups: what layers read."""
         if stream.factor != 1 or any(stream.stage != len(group.operators) for group in stream.groups if len(stream.groups) == 1):
-            raise UnsupportedError
+            raise UnsupportedError("a value is read before the operators behind its layer, or multiplied by a number")
         return stream
 
     def read(self, stream: _Stream) -> _Stream:
@@ -95,12 +97,12 @@ class _Builder:
 
     def call(self, node: fx.Node) -> _Stream:
         name, _ = operator_name(node.target)
-        arguments = bind(node)
+        where, arguments = module_of(node) or "the module itself", bind(node)
         if not isinstance(node.meta.get("val"), Tensor):
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} in {where} returns several tensors")
         shape = tuple(node.meta["val"].shape)
         if len(shape) < 2:  # without channels
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} in {where} returns a tensor of shape {list(shape)}, without channels")
         streams = [
             self.streams[argument]
             for value in arguments.values()
@@ -109,14 +111,14 @@ class _Builder:
         ]
         if name == "linear" or name in ("conv1d", "conv2d", "conv3d"):
             if arguments["input"] not in self.streams:
-                raise UnsupportedError
+                raise UnsupportedError(f"{name} in {where} reads something that no layer computes")
             return self.layer(node, name, arguments, self.streams[arguments["input"]], shape)
         if name == "add" and arguments.get("alpha", 1) == 1 and len(streams) == 2 and streams[0] is not streams[1]:
             return self.add(node, streams, shape)
         if name == "cat" and arguments.get("dim", 0) % len(shape) == 1:
             return self.concatenate(streams, shape)
         if len(streams) != 1 or len(streams[0].groups) != 1:
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} in {where} is not applied to the values of one layer alone")
         (stream,) = streams
         (group,) = stream.groups
         if name in _SAME:
@@ -124,10 +126,13 @@ class _Builder:
         if group is self.groups[0] and name in _RESHAPE and shape[:1] == stream.shape[:1]:
             return replace(stream, shape=shape)
         if stream.stage != len(group.operators) or group.read or group is self.groups[0]:
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} in {where} is applied to the network's input, or to values that are read before it too")
         if name == "mul" and isinstance(arguments["other"], (int, float)):
             return replace(stream, factor=stream.factor * arguments["other"])
-        text = self.operator(name, arguments, stream, shape)
+        try:
+            text = self.operator(name, arguments, stream, shape)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{error} (in {where})") from None
         if text:
             group.operators.append(text)
         pooled = text.startswith("global_")
@@ -140,52 +145,53 @@ class _Builder:
                 return ""  # global pooling has left one position already
             if len(shape) == 2 and shape[0] == stream.shape[0] and stream.factor == 1:
                 return "flatten"
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} makes a tensor of shape {list(shape)} of one of {list(stream.shape)}")
         if name == "sin":
             return f"sin({number(stream.factor)})" if stream.factor != 1 else "sin"
         if stream.factor != 1:
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} is applied to values that are multiplied by {number(stream.factor)}")
         if name == "mean" and sorted(d % len(stream.shape) for d in arguments.get("dim") or [0]) == list(range(2, len(stream.shape))):
             return "global_avg_pool"
         dimensions = [int(digit) for digit in name if digit.isdigit()] if "pool" in name else []
         if any(len(stream.shape) != 2 + d for d in dimensions):  # fewer are read as without a batch
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} is applied to a tensor of shape {list(stream.shape)}, without a dimension for inputs")
         text = operator_text(name, arguments)
         if operator_flow(text).positive and operator_flow(text).degree != 1:  # whose factors layers cannot hold
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} lets factors pass as powers, which layers do not write")
         if "softmax" in text and len(shape) != 2:
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} is applied to a tensor of shape {list(shape)}")
         return text
 
     def layer(self, node: fx.Node, name: str, arguments: dict[str, Any], source: _Stream, shape: tuple[int, ...]) -> _Stream:
+        where = module_of(node) or "the module itself"
         weight, bias = (
             self.names.get(entry.name) if isinstance(entry, fx.Node) else None for entry in (arguments["weight"], arguments.get("bias"))
         )
         if weight is None or weight in self.used or (arguments.get("bias") is not None and bias is None) or bias in self.used:
-            raise UnsupportedError
+            raise UnsupportedError(f"the weight of {name} in {where} is no saved tensor, is made of others, or is used twice")
         if weight not in self.state or (bias is not None and bias not in self.state):  # buffers that no state dict holds
-            raise UnsupportedError
+            raise UnsupportedError(f"the weight or bias of {name} in {where} is no saved tensor")
         self.used |= {weight} | ({bias} if bias else set())
         self.read(source)
         options: dict[str, Any] = {}
         sizes = self.state[weight].shape
         if name == "linear":
             if len(source.shape) != 2:
-                raise UnsupportedError
+                raise UnsupportedError(f"{name} in {where} is applied to a tensor of shape {list(source.shape)}")
         else:
             padding = arguments.get("padding", 0)
             if square_number(arguments.get("dilation", 1)) != 1 or arguments.get("groups", 1) != 1 or isinstance(padding, str):
-                raise UnsupportedError
+                raise UnsupportedError(f"{name} in {where} is grouped, dilated or padded by a name")
             if len(source.shape) != len(sizes):
-                raise UnsupportedError
+                raise UnsupportedError(f"{name} in {where} is applied to a tensor of shape {list(source.shape)}")
             options = {"stride": square_number(arguments.get("stride", 1)), "padding": square_number(padding)}
         if self.groups[0] in source.groups:
             if self.groups[0].size not in (0, source.shape[1]):
-                raise UnsupportedError
+                raise UnsupportedError("its layers read its input in several shapes")
             self.groups[0].size = source.shape[1]
         positions, rest = divmod(sizes[1], sum(group.size for group in source.groups))
         if rest or (positions > 1 and len(source.groups) > 1):
-            raise UnsupportedError
+            raise UnsupportedError(f"{name} in {where} reads other channels than those of the layers before it")
         made = {"operator": "linear" if name == "linear" else "conv", "sources": source.groups, "weight": weight, "bias": bias, **options}
         made.update(name=module_of(node) or weight.rpartition(".")[0], positions=positions if name == "linear" else 1)
         group = _Group(int(sizes[0]), [made])
@@ -194,7 +200,7 @@ class _Builder:
 
     def add(self, node: fx.Node, streams: list[_Stream], shape: tuple[int, ...]) -> _Stream:
         if any(stream.shape != shape or len(stream.groups) != 1 for stream in streams):
-            raise UnsupportedError
+            raise UnsupportedError(f"{module_of(node) or 'the module itself'} adds tensors of different shapes, or concatenated ones")
         layers: list[dict[str, Any]] = []
         merged = []
         for stream in streams:
@@ -217,14 +223,14 @@ class _Builder:
     def concatenate(self, streams: list[_Stream], shape: tuple[int, ...]) -> _Stream:
         groups = tuple(group for stream in streams for group in self.read(stream).groups)
         if self.groups[0] in groups or sum(group.size for group in groups) != shape[1]:
-            raise UnsupportedError
+            raise UnsupportedError("it concatenates its input, or something else than channels")
         return _Stream(groups, 0, shape)
 
     # == Writing the space ==
 
     def parts(self, output: _Group) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
         if any(not group.read and group is not output for group in self.groups):
-            raise UnsupportedError
+            raise UnsupportedError("something that it computes is not used, or both added and used")
         hidden = 0
         for group in self.groups:
             hidden += group not in (self.groups[0], output)
@@ -272,9 +278,10 @@ class _Builder:
 
 def as_layers(
     program: Any, state: Mapping[str, Tensor], theta_dtype: torch.dtype, keys: Mapping[str, str]
-) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]] | None:
-    """Groups, layers and parameters of a network that they express in full, ``None`` of others."""
-    try:
-        return _Builder(program, state, theta_dtype, keys).build()
-    except UnsupportedError:
-        return None
+) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
+    """Groups, layers and parameters of a network that they express in full.
+
+    Raises:
+        UnsupportedError: Saying what of another network layers do not express.
+    """
+    return _Builder(program, state, theta_dtype, keys).build()

@@ -1,0 +1,452 @@
+"""Programs: traced networks are run from their space alone, with the numbers of their modules, and files cannot make them do more."""
+
+import dataclasses
+import json
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.networks import NETWORKS, make
+from wsgraph import SpaceMismatchError, TraceWarning, WeightSpace, trace
+from wsgraph.space import forms
+from wsgraph.space.evaluate import tensors_of
+from wsgraph.space.program import Constant, Program
+from wsgraph.space.program_operators import Dtype
+from wsgraph.testing import assert_function_preserved, assert_invariant
+
+
+def quietly(module: nn.Module, *inputs: Any) -> WeightSpace:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TraceWarning)
+        return trace(module.eval(), *inputs)
+
+
+def _space(name: str) -> WeightSpace:
+    module, inputs = make(name)
+    return quietly(module, *inputs)
+
+
+SPACES = {name: _space(name) for name in NETWORKS}
+
+
+def double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: double(item) for key, item in value.items()}
+    return tuple(map(double, value)) if isinstance(value, tuple) else value
+
+
+def check(module: nn.Module, *inputs: Any, networks: int = 2) -> WeightSpace:
+    """Trace in float32, run several networks in float64, and compare with the module in float64."""
+    space = quietly(module, *inputs)
+    assert space.program is not None, space.unprogrammed
+    space = WeightSpace.from_json(space.to_json())
+    state = module.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    scales = 1 + 0.2 * torch.rand(networks, space.num_params, generator=generator, dtype=torch.float64)
+    theta = space.flatten(state).double()
+    for param in space.params:  # integers are no weights
+        if param.dtype and not getattr(torch, param.dtype).is_floating_point:
+            scales[:, space.slices[param.name]] = 1
+    thetas = theta * scales
+    outputs = space.evaluate(thetas, *inputs)
+    reference = module.double()
+    for i, row in enumerate(thetas):
+        weights = {key: tensor.to(reference.state_dict()[key].dtype) for key, tensor in space.unflatten(row).items()}
+        with torch.no_grad():
+            expected = torch.func.functional_call(reference, weights, double(inputs))
+        same(outputs, expected, i)
+    return space
+
+
+def same(outputs: Any, expected: Any, network: int) -> None:
+    """Compare one network's outputs, in the same structure, with what its module returns."""
+    if isinstance(expected, Tensor):
+        assert outputs[network].shape == expected.shape
+        torch.testing.assert_close(outputs[network], expected, rtol=1e-12, atol=1e-12)
+    elif isinstance(expected, dict):
+        assert isinstance(outputs, dict)
+        assert outputs.keys() == expected.keys()
+        for key, value in expected.items():
+            same(outputs[key], value, network)
+    elif isinstance(expected, (list, tuple)):
+        assert type(outputs) in (list, tuple)
+        for output, value in zip(outputs, expected, strict=True):
+            same(output, value, network)
+    else:
+        assert outputs == expected
+
+
+# == The same numbers as the module ==
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_run_as_their_modules(name: str) -> None:
+    module, inputs = make(name)
+    space = check(module, *inputs, networks=3)
+    assert space == SPACES[name]
+    assert hash(space) == hash(SPACES[name])
+    assert space.unlayered == SPACES[name].unlayered != ""
+    assert space.program is not None
+    assert not space.program.__dict__.get("_one_by_one")
+    assert pickle.loads(pickle.dumps(space)) == space
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_number_of_inputs(name: str) -> None:
+    """Rows beyond the traced batch are run in chunks; gradients come through to weights and inputs."""
+    module, _ = make(name)
+    space = SPACES[name]
+    module = module.double()
+    theta = space.flatten(module.state_dict())[None]
+    for count in (1, 5):
+        inputs = space.example_inputs(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        for leaf in inputs:
+            assert len(leaf) == count
+            leaf.requires_grad_(leaf.is_floating_point())
+        weights = theta.clone().requires_grad_()
+        outputs = tensors_of(space.evaluate(weights.expand(2, -1), *inputs))
+        expected = tensors_of(module(*inputs))
+        for output, value in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(output, torch.stack([value, value]), rtol=1e-12, atol=1e-12)
+        floating = [leaf for leaf in inputs if leaf.is_floating_point()]
+        loss = sum((output**2).sum() for output in outputs)
+        wanted = 2 * sum((value**2).sum() for value in expected)
+        assert isinstance(loss, Tensor)
+        assert isinstance(wanted, Tensor)
+        gradients = torch.autograd.grad(loss, [weights, *floating])
+        named = {key: value for key, value in module.named_parameters() if key in space.program.parameters}  # type: ignore[union-attr]
+        own = torch.autograd.grad(wanted, [*named.values(), *floating])
+        for (key, value), gradient in zip(named.items(), own, strict=False):
+            torch.testing.assert_close(gradients[0][0, space.slices[key]].view_as(value), gradient, rtol=1e-9, atol=1e-10)
+        for one, other in zip(gradients[1:], own[len(named) :], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+class Net(nn.Module):
+    """A linear layer or others by name, and a function of the module and its inputs."""
+
+    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.function, self.a = function, nn.Linear(4, 6)
+        for name, part in parts.items():
+            if isinstance(part, Tensor):
+                self.register_buffer(name, part, persistent=name.startswith("saved"))
+            else:
+                setattr(self, name, part)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(self, *inputs)
+
+
+def written(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    h[:, 0] = 1.0
+    h[:, 1:3] += x[:, :2]
+    view = h[:, 3:]
+    view.mul_(2)
+    return h.relu_()
+
+
+def positions(m: Any, x: Tensor) -> Tensor:
+    frequencies = torch.exp(torch.arange(3).float() * -0.7)  # fixed numbers in float32, whatever the dtype of the network
+    angles = torch.linspace(0, 1, len(x))[:, None] * frequencies
+    return m.a(x) + torch.cat([angles.sin(), angles.cos()], dim=-1) + torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+
+
+def cast(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    state = torch.zeros(len(x), 6, dtype=h.dtype)
+    return (h.to(m.a.weight.dtype) + state).type_as(x) * torch.ones_like(h) + h.new_full((6,), 0.5)
+
+
+def switched(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = m.a.weight.norm() * (m.bands * 3.3).sin().sum()
+    with torch.autocast("cpu", enabled=False):
+        return m.a(x) / scale
+
+
+def gathered(m: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    h = m.table(ids)[:, m.saved_order]
+    return torch.where(mask[..., None], h, m.a.weight.sum()).sum(1)
+
+
+def structured(m: Any, x: dict[str, Any], n: int, nothing: None) -> Any:
+    h = m.a(x["points"][0]) * n
+    return {"out": (h, [h.amax(1), h.argmax(1)]), "n": n, "other": nothing}
+
+
+def _tied() -> nn.Module:
+    net = Net(lambda m, x: m.c(torch.relu(m.b(m.a(x)))), b=nn.Linear(6, 4))
+    net.c = net.a
+    return net
+
+
+IDS = torch.tensor([[1, 0, 2], [4, 3, 3]])
+ODD: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
+    "writes to its tensors": (Net(written), (torch.randn(3, 4),)),
+    "numbers made in forward": (Net(positions), (torch.randn(3, 4),)),
+    "casts and tensors like others": (Net(cast), (torch.randn(3, 4),)),
+    "modes switched within": (Net(switched, bands=torch.tensor([0.1, 0.7, 0.3])), (torch.randn(3, 4),)),
+    "tables, orders and masks": (
+        Net(gathered, table=nn.Embedding(5, 6), saved_order=torch.tensor([2, 0, 1])),
+        (IDS, torch.tensor([[True, False, True], [True, True, False]])),
+    ),
+    "structures": (Net(structured), ({"points": (torch.randn(3, 4),)}, 3, None)),
+    "tied": (_tied(), (torch.randn(3, 4),)),
+    "lstm cell": (Net(lambda m, x: m.c(m.a(x), (m.a(x), m.a(x).tanh()))[0], c=nn.LSTMCell(6, 6)), (torch.randn(3, 4),)),
+    "instance norm": (Net(lambda m, x: m.n(m.a(x)), n=nn.InstanceNorm1d(3, affine=True)), (torch.randn(2, 3, 4),)),
+    "gru": (Net(lambda m, x: m.gru(m.a(x)), gru=nn.GRU(6, 3, 2, bidirectional=True)), (torch.randn(5, 2, 4),)),
+    "rnn": (Net(lambda m, x: m.rnn(m.a(x))[0].sum(1), rnn=nn.RNN(6, 3, batch_first=True, nonlinearity="relu")), (torch.randn(2, 5, 4),)),
+    "projected lstm": (Net(lambda m, x: m.l(m.a(x))[1], l=nn.LSTM(6, 5, proj_size=2)), (torch.randn(5, 2, 4),)),
+    "spectrum": (Net(lambda m, x: torch.fft.rfft(m.a(x)).abs()), (torch.randn(3, 4),)),
+    "transformer layer": (nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), (torch.randn(2, 3, 4),)),
+    "batch statistics": (Net(lambda m, x: m.n(m.a(x)), n=nn.BatchNorm1d(6, track_running_stats=False)), (torch.randn(3, 4),)),
+    "vector": (Net(lambda m, x: m.a(x)), (torch.randn(4),)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_are_run_as_their_modules(name: str) -> None:
+    torch.manual_seed(0)
+    module, inputs = ODD[name]
+    for part in module.float().state_dict().values():
+        if part.is_floating_point():
+            nn.init.normal_(part, std=0.5)
+    space = check(module.eval(), *inputs)
+    assert_function_preserved(None, space, inputs, draws=1)
+
+
+def test_operators_without_a_rule_for_batches_are_run_one_network_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(forms.BATCHED, "aten::lstm.input")
+    module, inputs = make("lstm")
+    space = check(module, *inputs, networks=3)
+    assert space.program is not None
+    assert space.program.__dict__["_one_by_one"]
+    x = torch.randn(5, 5, 4).double()
+    theta = space.flatten(module.state_dict())[None]
+    torch.testing.assert_close(space.evaluate(theta, x)[0], module(x), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_stop_where_the_module_stops_them() -> None:
+    module, x = Net(lambda m, x: m.a(x) + (m.a(x).round() - m.a(x)).detach()).eval(), torch.randn(3, 4)
+    space = quietly(module, x)
+    theta = space.flatten(module.state_dict())[None].requires_grad_()
+    (found,) = torch.autograd.grad(space.evaluate(theta, x).sum(), theta)
+    expected = torch.autograd.grad(module(x).sum(), list(module.parameters()))
+    torch.testing.assert_close(space.unflatten(found[0])["a.weight"], expected[0])
+    assert found.abs().sum() > 0
+
+
+# == Inputs ==
+
+
+def test_inputs_of_other_shapes_are_refused() -> None:
+    space = SPACES["resnet"]
+    theta = space.sample(1)
+    for inputs, message in (
+        ((torch.randn(2, 3, 9, 8),), r"traced with inputs input \[2, 3, 8, 8\].*or another number of rows than 2.*got \[2, 3, 9, 8\]"),
+        ((torch.randn(3, 8, 8),), r"give it inputs of these shapes"),
+        ((torch.randn(2, 3, 8, 8), 1), "of the same structure"),
+        ((torch.ones(2, 3, 8, 8, dtype=torch.long),), r"Expected floating point numbers as input 'input'.*got torch.int64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            space.evaluate(theta, *inputs)
+    with pytest.raises(ValueError, match="of the same structure"):
+        SPACES["nerf"].evaluate(SPACES["nerf"].sample(1), torch.randn(3, 3))
+    with pytest.raises(ValueError, match="give it inputs of these shapes"):
+        SPACES["nerf"].evaluate(SPACES["nerf"].sample(1), torch.randn(3, 3), torch.randn(4, 3))
+    with pytest.raises(ValueError, match=r"Step .*aten::embedding, does not run on these inputs: index out of range"):
+        SPACES["gpt"].evaluate(SPACES["gpt"].sample(1), torch.full((2, 5), 99))
+    with pytest.raises(ValueError, match=r"Expected one tensor of inputs.*got 2 arguments"):
+        WeightSpace.mlp([2, 1]).evaluate(WeightSpace.mlp([2, 1]).sample(1), torch.ones(1, 2), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("name", ["gru", "batch statistics"])
+def test_a_first_dimension_that_is_no_batch_is_not_cut_into_chunks(name: str) -> None:
+    module, inputs = ODD[name]
+    space = quietly(module.float(), *inputs)
+    theta = space.flatten(module.state_dict())[None]
+    more = torch.cat([inputs[0], inputs[0]])
+    with pytest.raises(ValueError, match="their first dimension is no batch"):
+        space.evaluate(theta, more)
+
+
+def test_example_inputs_are_rows_of_the_tables_that_they_are_looked_up_in() -> None:
+    ids = SPACES["gpt"].example_inputs(200, generator=torch.Generator().manual_seed(0))
+    assert ids.dtype == torch.long
+    assert (int(ids.min()), int(ids.max())) == (0, 10)
+    module, inputs = ODD["tables, orders and masks"]
+    ids, mask = quietly(module.float(), *inputs).example_inputs(50)
+    assert (int(ids.min()), int(ids.max()), bool(mask.all())) == (0, 4, True)
+    one_hot = Net(lambda m, ids: m.a(F.one_hot(ids, 4).to(m.a.weight.dtype)))
+    assert int(quietly(one_hot, torch.tensor([0, 1])).example_inputs(50).max()) == 3
+
+
+# == Spaces without a program ==
+
+
+def test_what_cannot_be_run_says_why() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.a(x)) + torch.rand_like(x[:, :1])
+
+    space = quietly(Noisy(), torch.randn(3, 4))
+    assert space.program is None
+    assert "Cannot be run from its weights alone, because it draws random numbers (rand_like in the module itself)." in space.report()
+    assert WeightSpace.from_json(space.to_json()).unprogrammed == space.unprogrammed
+    with pytest.raises(SpaceMismatchError, match=r"evaluate\(\) has to run.*because it draws random numbers.*Give the module"):
+        space.evaluate(space.sample(1), torch.randn(3, 4))
+
+
+def test_spaces_of_earlier_files_say_what_to_do() -> None:
+    space = SPACES["resnet"]
+    document = json.loads(space.to_json())
+    for key in ("program", "unlayered"):
+        del document[key]
+    old = WeightSpace.from_json(json.dumps(document))
+    assert old != space
+    assert old.matches(space)
+    assert json.loads(old.to_json()).keys() == document.keys()
+    with pytest.raises(SpaceMismatchError, match=r"read from a file of an earlier version.*Trace it again with wsgraph.trace"):
+        old.evaluate(old.sample(1), torch.randn(2, 3, 8, 8))
+    with pytest.raises(SpaceMismatchError, match="Trace it again"):
+        old.example_inputs(2)
+    with pytest.raises(ValueError, match="give it as 'module'"):
+        assert_invariant(lambda batch: batch.thetas().sum(1), old)
+    with pytest.raises(SpaceMismatchError, match="without a module has to run networks"):
+        assert_function_preserved(None, old)
+    assert "program" not in json.loads(WeightSpace.mlp([2, 3]).to_json())
+
+
+def test_networks_that_compute_other_functions_are_not_equal() -> None:
+    def space(function: Callable[[Tensor], Tensor]) -> WeightSpace:
+        return quietly(Net(lambda m, x: function(m.a(x)) * 2), torch.randn(2, 4))
+
+    one, other = space(lambda h: torch.cumsum(h, 1)), space(lambda h: torch.cumprod(h, 1))
+    assert one != other
+    assert one.architecture != other.architecture
+    assert one.digest != other.digest
+    named = dataclasses.replace(
+        one,
+        params=tuple(dataclasses.replace(param, name=f"module.{param.name}") for param in one.params),
+        program=one.program and one.program.renamed({name: f"module.{name}" for name in one.program.parameters}),
+        connections=tuple(dataclasses.replace(c, parameter=c.parameter and f"module.{c.parameter}") for c in one.connections),
+    )
+    assert named.architecture == one.architecture
+
+
+# == Files that anybody may have written ==
+
+
+def _program(change: Callable[[dict[str, Any]], None]) -> str:
+    document = json.loads(SPACES["gpt"].to_json())
+    change(document["program"])
+    return json.dumps(document)
+
+
+def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
+    def change(data: Any) -> None:
+        *inner, last, value = path
+        for key in inner:
+            data = data[key]
+        data[last] = value
+
+    return change
+
+
+LINEAR = {"input": {"input": 0}, "weight": {"parameter": "wte.weight"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("steps", 0, ["aten::from_file", "default", {"filename": "/dev/null"}]), "'aten::from_file' that is not among those"),
+        (_set("steps", 0, ["aten::rand", "default", {"size": [2]}]), "'aten::rand' that is not among those"),
+        (_set("steps", 0, ["prims::device_put", "default", {}]), "not among those that programs may name"),
+        (_set("steps", 0, ["os::system", "default", {}]), "not among those that programs may name"),
+        (_set("steps", 0, ["aten::relu", "out", {"self": {"input": 0}}]), "aten::relu.out (writes to its arguments|lacks)|no overload"),
+        (_set("steps", 0, ["aten::relu", "__class__", {"self": {"input": 0}}]), "has no overload '__class__'"),
+        (_set("steps", 0, ["aten::linear", "default", {"input": {"input": 0}}]), "lacks its argument 'weight'"),
+        (_set("steps", 0, ["aten::linear", "default", LINEAR | {"more": 1}]), "has no argument 'more'"),
+        (_set("steps", 0, ["aten::linear", "default", LINEAR | {"bias": "text"}]), r"Expected Optional\[Tensor\] as argument 'bias'"),
+        (_set("steps", 0, ["aten::relu", "default", {"self": {"step": 0}}]), "step 0 of the program reads step 0, but has 0"),
+        (_set("steps", 0, ["aten::relu", "default", {"self": {"step": 7}}]), "reads step 7"),
+        (_set("steps", 0, ["aten::relu", "default", {"self": {"step": -1}}]), "reads step -1"),
+        (_set("steps", 0, ["aten::relu", "default", {"self": {"input": 1}}]), "reads input 1, but has 1"),
+        (_set("steps", 0, ["aten::relu", "default", {"self": {"parameter": "none"}}]), "reads an unknown parameter 'none'"),
+        (_set("steps", 0, ["aten::relu", "default", {"self": {"module": "os"}}]), "Expected a reference"),
+        (_set("steps", 0, ["aten::relu", "default"]), "is not written as one"),
+        (_set("steps", 0, [["aten::relu"], "default", {}]), "Expected text"),
+        (_set("steps", 0, ["aten::zeros", "default", {"size": [2**70]}]), r"Expected List\[int\]"),
+        (_set("outputs", {"step": 10**6}), "the program's outputs reads step 1000000"),
+        (_set("inputs", 0, 1, [2**40]), "Expected the shape of input 'ids'"),
+        (_set("inputs", 0, 1, [-1]), "Expected the shape of input 'ids'"),
+        (_set("inputs", 0, 2, "load"), "Expected a dtype of torch"),
+        (_set("constants", 0, 0, [2**34]), "take at most"),
+        (_set("constants", 0, 0, [3, 3]), "A constant of the network's program holds"),
+        (_set("constants", 0, 2, "!"), "cannot be read"),
+        (_set("constants", 0, 1, {"dtype": "Tensor"}), "Expected a dtype of torch"),
+        (lambda data: data.pop("outputs"), "Expected a program with inputs, call, steps"),
+        (lambda data: data.update(code="import os"), "Expected a program with inputs, call, steps"),
+    ],
+)
+def test_hostile_programs_are_refused(change: Callable[[dict[str, Any]], None], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightSpace.from_json(_program(change))
+
+
+def test_results_of_absurd_size_are_refused_before_they_are_made() -> None:
+    data: dict[str, Any] = {
+        "inputs": [["x", [2, 4], "float32"]],
+        "call": ["tuple", {"input": 0}],
+        "steps": [["aten::expand", "default", {"self": {"parameter": "a.weight"}, "size": [2**40, 6, 4]}]],
+        "outputs": {"step": 0},
+        "constants": [],
+    }
+    document = json.loads(quietly(Net(lambda m, x: m.a(x).cumsum(1)), torch.randn(2, 4)).to_json())
+    space = WeightSpace.from_json(json.dumps(document | {"program": data}))
+    with pytest.raises(ValueError, match=r"Step 0 of the program, aten::expand, makes a tensor of shape \[1099511627776, 6, 4\]"):
+        space.evaluate(space.sample(1), torch.randn(2, 4))
+
+
+def test_constants_are_stored_exactly() -> None:
+    for tensor in (
+        torch.randn(3, 4),
+        torch.randn(2, 3).t(),
+        torch.tensor([[True, False]]),
+        torch.tensor(7),
+        torch.zeros(0, 3),
+        torch.full((5, 5), 0.1, dtype=torch.float64),
+        torch.tensor([1.5, -2]).bfloat16(),
+        torch.tensor([1 + 2j]),
+    ):
+        constant = Constant.of(tensor, Dtype(str(tensor.dtype).removeprefix("torch.")))
+        assert torch.equal(constant.tensor(), tensor)
+        assert constant.tensor().dtype == tensor.dtype
+    assert len(Constant.of(torch.ones(1000, 1000), Dtype("float32")).data) < 40
+
+
+def test_programs_hold_no_steps_that_nothing_needs() -> None:
+    def wasteful(m: Any, x: Tensor) -> Tensor:
+        _ = m.a(x).exp()
+        return m.a(x).contiguous().clone().to(torch.float32).cumsum(1) + torch.arange(3).sum() * 2
+
+    program = quietly(Net(wasteful), torch.randn(2, 4)).program
+    assert isinstance(program, Program)
+    assert [step.operator for step in program.steps] == ["aten::linear", "aten::cumsum", "aten::add"]
+    assert len(program.constants) == 1
