@@ -662,7 +662,7 @@ def test_spaces_without_layers_say_what_they_cannot_do() -> None:
     module, inputs, _ = CASES["recurrent"]
     space = dataclasses.replace(trace(module.eval(), inputs), connections=())
     with pytest.raises(wsgraph.SpaceMismatchError, match=r"A parameter graph needs a network.*canonicalize and report work\."):
-        space.batch(space.sample(2))
+        space.batch(space.sample(2)).edge_index
 
 
 # == Modules that cannot be traced ==
