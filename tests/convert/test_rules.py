@@ -14,8 +14,9 @@ from torch.nn.utils import parametrizations
 
 from tests.convert.test_tracing import Function, image, kinds, randomized, tokens
 from wsgraph import TraceWarning, WeightSpace, trace
+from wsgraph.nn import build_model
 from wsgraph.space import Symmetry
-from wsgraph.testing import assert_function_preserved, largest_difference, module_outputs
+from wsgraph.testing import assert_function_preserved, assert_invariant, largest_difference, module_outputs
 
 PERMUTATION, SCALE, SIGN, BOTH = "permutation", "permutation x scale", "permutation x sign", "permutation x scale x sign"
 
@@ -294,3 +295,31 @@ def test_what_a_rule_claims_is_all_that_keeps_the_function(name: str) -> None:
     if {SCALE, SIGN} & set(found.values()):
         with pytest.raises(AssertionError, match=r"changes the output"):
             assert_function_preserved(module, widened(space), inputs, scale=(0.1, 10.0))
+
+
+@pytest.mark.parametrize("name", ["lstm", "rnn of relu", "softsign", "square", "batch norm without gain"])
+def test_models_read_what_rules_place_on_the_graph(name: str) -> None:
+    module, inputs = CASES[name][0]()
+    randomized(module)
+    space = trace(module, inputs)
+    for model in ("neural_graph", "monomial_gnn"):
+        assert_invariant(build_model(model, space, 1, channels=8), space, module=module, inputs=inputs)
+
+
+def test_statistics_belong_to_the_neurons_before_a_norm() -> None:
+    module, inputs = CASES["batch norm"][0]()
+    space = trace(randomized(module), inputs)
+    targets = {wire.kind: wire.targets for wire in space.wires if wire.parameter in ("1.running_mean", "1.running_var", "1.bias")}
+    assert targets == {"mean": ("0",), "variance": ("0",), "bias": ("1",)}
+
+
+def test_hidden_states_are_read_without_circles() -> None:
+    module, inputs = CASES["gru from a parameter"][0]()
+    space = trace(randomized(module), inputs)
+    (start,) = (wire for wire in space.wires if wire.parameter == "start")
+    assert start.kind == "bias"
+    assert start.targets == ("layer.l0.hidden.state",)
+    readers = {target for wire in space.wires if "layer.l0.hidden.state" in wire.sources for target in wire.targets}
+    assert {"layer.l0.reset_gate[1]", "layer.l0.update_gate[1]", "layer.l0.new_gate[1]"} <= readers
+    order = [group.name for group in space.topological_groups]
+    assert all(order.index(source) < order.index(target) for wire in space.wires for source in wire.sources for target in wire.targets)
