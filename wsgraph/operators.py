@@ -23,7 +23,9 @@ from wsgraph.plugins import load_plugins
 
 __all__ = [
     "OPERATORS",
+    "Activations",
     "Flow",
+    "Named",
     "OnnxForm",
     "Operator",
     "UnsupportedError",
@@ -42,6 +44,10 @@ __all__ = [
 ]
 
 Flag = bool | Callable[..., bool]
+Named = str | nn.Module | type[nn.Module] | Callable[..., Tensor]
+"""An operator by its name, by a module or a class of modules that computes it, or by a function of PyTorch."""
+Activations = Named | Sequence[Named]
+"""One operator for all groups of hidden neurons, or one per group."""
 
 
 class UnsupportedError(Exception):
@@ -160,9 +166,10 @@ class Operator:
         if any(given.get(key, value) != value for key, value in self.options.items()):
             raise UnsupportedError
         values = tuple(given.get(key, default) for key, default in zip(self.numbers, self._padded, strict=True))
-        if not all(isinstance(value, (int, float)) for value in values):
+        numbers = tuple(float(value) for value in values if isinstance(value, (int, float)))
+        if len(numbers) < len(values):
             raise UnsupportedError
-        return () if values == self.defaults else tuple(float(value) for value in values)
+        return () if values == self.defaults else numbers
 
     @property
     def _padded(self) -> tuple[float | None, ...]:

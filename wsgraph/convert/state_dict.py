@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wsgraph.convert.chain import NotAChainError, read_chain
 from wsgraph.convert.networks import check_mapping, check_values, chosen_network, prefix_hint
+from wsgraph.operators import Activations
 from wsgraph.space.assumed import tell_assumed
 from wsgraph.space.chains import ChainLink, chain_parts, per_layer
 from wsgraph.space.dtypes import flat_dtype, stored_dtype
@@ -23,7 +24,7 @@ _NO_POOLING = "none"
 
 def from_state_dict(
     state_dict: Mapping[str, Tensor],
-    activation: str | Sequence[str] = "relu",
+    activation: Activations = "relu",
     *,
     prefix: str | None = None,
     stride: int | Sequence[int] | None = None,
@@ -51,7 +52,7 @@ def from_state_dict(
 
     Args:
         state_dict: Floating point tensors by key. ``space.params`` keeps the keys, without prefix and wrappers, and the shapes.
-        activation: One activation for all hidden groups or one per hidden group, such as ``"relu"`` or ``"sin(30)"``.
+        activation: One activation for all hidden groups or one per hidden group, such as ``"relu"``, ``"sin(30)"`` or ``nn.Tanh()``.
         prefix: What the keys of the network begin with, such as ``"q_net."``, where the dict holds more; see :func:`list_networks`.
         stride: One stride or one per convolution (assumed: 1).
         padding: One zero padding or one per convolution (assumed: 0).
@@ -89,7 +90,7 @@ def from_state_dict(
 
 def read_network(
     state_dict: Mapping[str, Tensor],
-    activation: str | Sequence[str],
+    activation: Activations,
     prefix: str | None = None,
     *,
     stride: int | Sequence[int] | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsgraph.operators import OPERATORS, parse_operator, written_operator
+from wsgraph.operators import OPERATORS, Activations, parse_operator, written_operator
 from wsgraph.space.parts import Axis, Layer, NeuronGroup, Parameter, Tie
 
 __all__ = ["ChainLink", "chain_parts", "per_layer"]
@@ -50,7 +50,7 @@ def written_activations(activation: Any) -> list[str]:
 
 
 def chain_parts(
-    links: Sequence[ChainLink], inputs: int, activation: str | Sequence[str], *, bias: bool = True
+    links: Sequence[ChainLink], inputs: int, activation: Activations, *, bias: bool = True
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Layer, ...], tuple[Parameter, ...]]:
     """Groups, layers and parameters of a chain of layers; every public constructor of chains ends here.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wsgraph.operators import Activations
 from wsgraph.space.base import BaseSpace
 from wsgraph.space.blocks import Blocks, make_blocks
 from wsgraph.space.chains import ChainLink, chain_parts, per_layer
@@ -59,12 +60,12 @@ class WeightSpace(BaseSpace):
     # == Spaces by hand ==
 
     @classmethod
-    def mlp(cls, sizes: Sequence[int], activation: str | Sequence[str] = "relu", *, bias: bool = True) -> WeightSpace:
+    def mlp(cls, sizes: Sequence[int], activation: Activations = "relu", *, bias: bool = True) -> WeightSpace:
         """The weight space of a multilayer perceptron.
 
         Args:
             sizes: Widths :math:`n_0, \\ldots, n_L` from the input to the output.
-            activation: One activation for all hidden groups or one per hidden group, such as ``"relu"`` or ``"sin(30)"``.
+            activation: One activation for all hidden groups or one per hidden group, such as ``"relu"``, ``"sin(30)"`` or ``nn.Tanh()``.
             bias: Whether every layer has a bias.
 
         Returns:
@@ -109,7 +110,7 @@ class WeightSpace(BaseSpace):
         cls,
         channels: Sequence[int],
         linear: Sequence[int],
-        activation: str | Sequence[str] = "relu",
+        activation: Activations = "relu",
         *,
         kernel_size: int | tuple[int, ...] | Sequence[int | tuple[int, ...]] = 3,
         stride: int | Sequence[int] = 1,

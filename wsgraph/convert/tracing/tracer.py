@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from wsgraph.convert.tracing.rules import Call, rule_of, unknown
+from wsgraph.convert.tracing.rules import READ_NOTHING, Call, rule_of, unknown
 from wsgraph.convert.tracing.values import Label, Scope, Value, coded
 from wsgraph.operators import UnsupportedError, operator_text
 
@@ -382,7 +382,7 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
         results = unknown(scope, call)
     integers = [isinstance(item, Tensor) and not item.is_floating_point() for item in _results(node)]  # which no factor multiplies
     results = [scope.without_factors(result) if integer else result for result, integer in zip(results, integers, strict=True)]
-    if any(value.has_nodes for value in values) and getattr(rule, "reads_values", True):
+    if any(value.has_nodes for value in values) and name not in READ_NOTHING:
         results = [_with_nodes(result, values, name, arguments, scope) for result in results]
     for result, shape in zip(results, call.shapes, strict=True):
         assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"

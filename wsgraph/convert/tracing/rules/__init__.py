@@ -9,9 +9,10 @@ from wsgraph.convert.tracing.rules import normalisation, products, recurrent
 from wsgraph.convert.tracing.rules.movement import move
 from wsgraph.convert.tracing.rules.pointwise import pointwise, rule_of, spatial
 from wsgraph.convert.tracing.rules.reductions import statistic
-from wsgraph.convert.tracing.rules.table import TRACED_OPERATORS, Call, register_traced_operator, unknown
+from wsgraph.convert.tracing.rules.table import READ_NOTHING, TRACED_OPERATORS, Call, register_traced_operator, unknown
 
 __all__ = [
+    "READ_NOTHING",
     "TRACED_OPERATORS",
     "Call",
     "move",

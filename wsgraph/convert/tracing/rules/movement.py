@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from wsgraph.convert.tracing.rules.table import Call, Rule, register_traced_operator, unknown, unlabelled
+from wsgraph.convert.tracing.rules.table import READ_NOTHING, Call, Rule, register_traced_operator, unknown, unlabelled
 from wsgraph.convert.tracing.values import ZERO, Label, Scope, Value, coded, compressed
 
 __all__ = ["move", "pick", "pick_parts"]
@@ -155,16 +155,12 @@ def pixel_unshuffle(scope: Scope, call: Call) -> Value:
     label = value.along(channel)
     scope.fix(*(other for other in value.labels if other is not label and other.dims[-1] >= channel))
     kept = tuple(other for other in value.labels if other.dims[-1] < channel)
-    own = ()
+    own: tuple[Label, ...] = ()
     if label is not None:
         marks = None if label.nodes is None else label.nodes.repeat_interleave(block)
         own = (Label((channel,), label.codes.repeat_interleave(block), marks),)
     return Value(call.shapes[0], (*kept, *own), zero=value.zero, is_input=value.is_input, whole=value.whole)
 
-
-# What they return says nothing of the values in their arguments.
-for _maker in (constant, unlabelled):
-    _maker.reads_values = False  # type: ignore[attr-defined]
 
 for _names, _rule in {
     "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT squeeze unsqueeze adjoint": move,
@@ -184,3 +180,5 @@ for _names, _rule in {
     "arange scalar_tensor sym_size eye linspace": unlabelled,
 }.items():
     register_traced_operator(_names, _rule)
+    if _rule in (constant, unlabelled):
+        READ_NOTHING.update(_names.split())

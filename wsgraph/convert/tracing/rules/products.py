@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -195,7 +197,7 @@ def _prepared(scope: Scope, value: Value, text: str, needed: str) -> tuple[Value
     """A tensor without letters that come twice, whose diagonal is read, or that nothing else has, which are summed over."""
     while double := next((letter for letter in text if text.count(letter) > 1), ""):
         dims = [dim for dim, letter in enumerate(text) if letter == double][:2]
-        value = scope.move(value, lambda codes, dims=dims: codes.diagonal(0, *dims), pick=True)[0]
+        value = scope.move(value, functools.partial(torch.diagonal, dim1=dims[0], dim2=dims[1]), pick=True)[0]
         text = "".join(letter for dim, letter in enumerate(text) if dim not in dims) + double
     if lone := [dim for dim, letter in enumerate(text) if letter not in needed]:
         value = scope.reduce(value, lone, keepdim=False, positive=True, sign=True)
@@ -298,7 +300,7 @@ def embedding_bag(scope: Scope, call: Call) -> list[Value]:
     return [Value(call.shapes[0], labels, whole=found.whole), *rest]
 
 
-for _names, _rule in {
+_RULES: dict[str, Callable[[Scope, Call], Any]] = {
     "linear": linear,
     "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d": convolution,
     "matmul mm bmm mv dot vdot": matmul,
@@ -308,5 +310,6 @@ for _names, _rule in {
     "scaled_dot_product_attention": attention,
     "embedding": embedding,
     "embedding_bag _embedding_bag": embedding_bag,
-}.items():
+}
+for _names, _rule in _RULES.items():
     register_traced_operator(_names, _rule)

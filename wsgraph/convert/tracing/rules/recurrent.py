@@ -173,9 +173,9 @@ def recurrent(step: Step, states: int) -> Rule:
 
 def _weights(params: Iterator[Value], call: Call) -> Weights:
     inputs, hidden = next(params), next(params)
-    biases = (next(params), next(params)) if call["has_biases"] else (None, None)
-    projected = "lstm" in call.operator and hidden.shape[0] != 4 * hidden.shape[1]
-    return Weights(inputs, hidden, *biases, next(params) if projected else None)
+    first, second = (next(params), next(params)) if call["has_biases"] else (None, None)
+    projected = isinstance(call["hx"], list) and hidden.shape[0] != 4 * hidden.shape[1]
+    return Weights(inputs, hidden, first, second, next(params) if projected else None)
 
 
 def _state(scope: Scope, given: Value, row: int, value: Value, size: int, name: str) -> Value:

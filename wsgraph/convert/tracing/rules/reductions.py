@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -42,7 +44,7 @@ def statistic(*, positive: bool, sign: bool) -> Rule:
     return rule
 
 
-def along(*, positive: bool, sign: bool) -> Rule:
+def along(*, positive: bool, sign: bool) -> Callable[[Scope, Call], list[Value]]:
     """The rule of an operator along one dimension, such as a running sum, sorting or a median, with indices or without.
 
     Args:
@@ -54,7 +56,7 @@ def along(*, positive: bool, sign: bool) -> Rule:
     """
 
     def rule(scope: Scope, call: Call) -> list[Value]:
-        value = call["self"]
+        value: Value = call["self"]
         dims = {call["dim"] % max(value.ndim, 1)} if call["dim"] is not None else set(range(value.ndim))
         lost = [label for label in value.labels if dims & set(label.dims)]
         kept = [label for label in value.labels if not dims & set(label.dims)]
@@ -77,6 +79,13 @@ def along(*, positive: bool, sign: bool) -> Rule:
     return rule
 
 
+def median(scope: Scope, call: Call) -> Value | Sequence[Value]:
+    """The entry in the middle, or the lower of the two there."""
+    value, dim = call["self"], call["dim"]
+    count = math.prod(value.shape) if dim is None else value.shape[dim]
+    return along(positive=True, sign=count % 2 == 1)(scope, call)
+
+
 def indices(scope: Scope, call: Call) -> Value:
     """Which entries along a dimension are largest, or in which order they are."""
     (result,) = along(positive=True, sign=False)(scope, call)
@@ -90,7 +99,8 @@ for _names, _rule in {
     "var prod logsumexp any all": statistic(positive=False, sign=False),
     "cumsum": along(positive=True, sign=True),
     "cumprod logcumsumexp": along(positive=False, sign=False),
-    "sort topk msort cummax cummin kthvalue median": along(positive=True, sign=False),
+    "sort topk msort cummax cummin kthvalue": along(positive=True, sign=False),
+    "median": median,
     "argmax argmin argsort": indices,
 }.items():
     register_traced_operator(_names, _rule)

@@ -8,7 +8,7 @@ from typing import Any
 
 from wsgraph.convert.tracing.values import Scope, Value
 
-__all__ = ["TRACED_OPERATORS", "Call", "Rule", "register_traced_operator", "unknown", "unlabelled"]
+__all__ = ["READ_NOTHING", "TRACED_OPERATORS", "Call", "Rule", "register_traced_operator", "unknown", "unlabelled"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Call:
 Rule = Callable[[Scope, Call], "Value | Sequence[Value]"]
 
 TRACED_OPERATORS: dict[str, Rule] = {}
+# Operators that take no value of their arguments, such as their shapes alone.
+READ_NOTHING: set[str] = set()
 
 
 def register_traced_operator(names: str, rule: Rule) -> None:
