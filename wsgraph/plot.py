@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from wsgraph import WeightSpace
     from wsgraph.data import ZooDataset
-    from wsgraph.space import Connection, NeuronGroup
+    from wsgraph.space import Connection, NeuronGroup, WeightSpace
     from wsgraph.tasks import Result
 
 __all__ = [

@@ -26,7 +26,7 @@ from wsgraph.tasks.result import mean_and_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from wsgraph import WeightSpace
+    from wsgraph.space import WeightSpace
 
 __all__ = ["SIZES", "Bench", "Size", "documented", "list_suites", "read_model", "register_suite", "run_suite", "scores_of", "summarised"]
 

@@ -522,7 +522,7 @@ def _repeated(section: _Section) -> str:
 
 def _machines(sections: Sequence[_Section]) -> _Section:
     """The machines that results come from, with the comparisons of each."""
-    from wsgraph import __version__
+    from wsgraph._version import __version__
 
     used: dict[str, list[str]] = {}
     known: dict[str, dict[str, Any]] = {}
