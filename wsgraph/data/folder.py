@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph.data.columns import ColumnPart, checked_columns
 from wsgraph.data.manifest import COLUMNS, Manifest, ZooWarning, has_manifest, read_document
-from wsgraph.data.shards import ColumnPart, MappedRows, Shard, checked_columns, open_shard
+from wsgraph.data.mapped import MappedRows
+from wsgraph.data.shards import Shard, open_shard
 from wsgraph.data.verify import check_parts, list_shards, load_columns, recorded_shards, shard_fault, shard_path, space_text, verify_zoo
 from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.space.errors import SpaceMismatchError

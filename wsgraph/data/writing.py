@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph.data.columns import ColumnPart, checked_columns, may_be_joined, save_columns
 from wsgraph.data.copies import equal_rows
 from wsgraph.data.folder import PathLike, ZooFolder
 from wsgraph.data.manifest import COLUMNS, DOCUMENT, Manifest, Record, ZooWarning, document_text
-from wsgraph.data.shards import ArrayRows, ColumnPart, checked_columns, may_be_joined, open_shard, save_columns, write_shard
+from wsgraph.data.mapped import ArrayRows
+from wsgraph.data.shards import open_shard, write_shard
 from wsgraph.data.verify import NOT_FINISHED, columns_record, list_shards, not_checked, shard_path, verify_zoo
 from wsgraph.files import explained_errors, new_folder, write_atomically
 from wsgraph.space import WeightSpace

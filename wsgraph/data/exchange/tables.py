@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from wsgraph.data.columns import checked_columns
 from wsgraph.data.copies import listed
-from wsgraph.data.shards import checked_columns
 
 __all__ = [
     "FILE",
