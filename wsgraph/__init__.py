@@ -7,6 +7,8 @@ the symmetry group, a canonical form) is a cheap function of the space and a fla
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from wsgraph._version import __version__
+
 if TYPE_CHECKING:
     from wsgraph import bench, convert, data, measure, nn, plot, plugins, space, symmetry, tasks, testing  # noqa: F401
     from wsgraph.convert import (
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from wsgraph.space import AssumedGeometryWarning, ParameterGraph, SpaceMismatchError, WeightSpace
     from wsgraph.symmetry import GroupElement
 
-__version__ = "0.1.0"
 __all__ = [
     "AssumedGeometryWarning",
     "CheckpointError",

@@ -18,7 +18,7 @@ from tests.spaces import residual_space
 from tests.test_cli import call
 from wsgraph import WeightSpace, from_state_dict
 from wsgraph.data import ZooStore, ZooWarning, export_zoo, group_split, import_zoo
-from wsgraph.data import exchange as exchange_module
+from wsgraph.data.exchange import exporting, importing, reading
 from wsgraph.data.transforms import RandomSymmetry
 from wsgraph.space import Signal
 
@@ -107,7 +107,7 @@ def test_zoos_of_several_architectures_keep_their_order(tmp_path: Path, monkeypa
     assert kinds == [torch.float32] * 8 + [torch.float64] * 4 + [torch.float32] * 8
     assert_same(import_zoo(tmp_path / "again", folder, progress=False), zoo)
     # Of very many runs of one architecture each, shards are few instead.
-    monkeypatch.setattr(exchange_module, "_MOST_RUNS", 3)
+    monkeypatch.setattr(reading, "_MOST_RUNS", 3)
     grouped = import_zoo(tmp_path / "grouped", folder)
     assert grouped.column("part").tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     assert len(grouped.shards) == 4
@@ -157,7 +157,7 @@ def test_the_card_of_many_architectures_stays_short(tmp_path: Path, monkeypatch:
         for width in (2, 3, 4):
             space = WeightSpace.mlp([2, width, 1])
             zoo.append(space, draw(space, 1), {})
-    monkeypatch.setattr(exchange_module, "_LISTED", 1)
+    monkeypatch.setattr(exporting, "_LISTED", 1)
     assert "- and 2 further weight spaces\n" in (export_zoo(zoo, tmp_path / "shared") / "README.md").read_text()
 
 
@@ -290,10 +290,10 @@ def test_a_weight_space_may_be_given(tmp_path: Path) -> None:
 def test_populations_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks(tmp_path / "runs", 5)
     networks(tmp_path / "runs" / "wide", 5, hidden=7)
-    monkeypatch.setattr(exchange_module, "_POPULATION", 2)
+    monkeypatch.setattr(importing, "_POPULATION", 2)
     zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
     assert [shard.shape for shard in zoo.shards] == [(2, 13), (2, 13), (2, 29), (2, 29), (1, 13), (1, 29)]
-    monkeypatch.setattr(exchange_module, "_HELD_BYTES", 100)
+    monkeypatch.setattr(importing, "_HELD_BYTES", 100)
     zoo = import_zoo(tmp_path / "small", tmp_path / "runs", activation="relu")
     assert max(shard.count for shard in zoo.shards) == 1
     assert zoo.column("file").tolist()[5:] == [f"wide/{name}" for name in zoo.column("file")[:5]]
@@ -481,7 +481,7 @@ def test_exports_appear_complete_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(exchange_module, "save_file", interrupted)
+    monkeypatch.setattr(exporting, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_zoo(zoo, tmp_path / "shared")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["taken", "zoo"]
@@ -603,7 +603,7 @@ def test_equal_networks_lie_in_one_split(tmp_path: Path, monkeypatch: pytest.Mon
     held = np.load(runs / "other type.npz")
     np.savez(runs / "other type.npz", **{key: held[key].astype(np.float64) for key in held.files})
     write_network(runs / "another activation.pt", 11)
-    monkeypatch.setattr(exchange_module, "_POPULATION", 6)  # copies are far apart
+    monkeypatch.setattr(importing, "_POPULATION", 6)  # copies are far apart
     for seed in range(4):
         zoo, (note, *_) = imported(tmp_path / f"zoo-{seed}", seed=seed)
         split = dict(zip(zoo.column("file").tolist(), zoo.column("split").tolist(), strict=True))

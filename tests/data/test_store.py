@@ -17,7 +17,8 @@ from torch_geometric.loader import DataLoader as PyGDataLoader
 from wsgraph import WeightSpace, files
 from wsgraph.data import ArrayRows, ZooDataset, ZooStore, ZooWarning, group_split, shards, verify_zoo
 from wsgraph.data import dataset as dataset_module
-from wsgraph.data import store as store_module
+from wsgraph.data import folder as folder_module
+from wsgraph.data import writing as writing_module
 from wsgraph.files import flush
 from wsgraph.space import SpaceMismatchError
 
@@ -112,7 +113,7 @@ print(resident() - before)
 """
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc to measure resident memory")
-    root = Path(store_module.__file__).parents[2]
+    root = Path(folder_module.__file__).parents[2]
     output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=root).stdout
     opened, read = map(float, output.split())
     # The second number shows that the measure can tell: after reading, the 160 MB count.
@@ -433,7 +434,7 @@ def test_verify_finds_what_changed(store: ZooStore) -> None:
 def test_verify_finds_networks_that_are_not_finite(store: ZooStore, monkeypatch: pytest.MonkeyPatch) -> None:
     thetas = _thetas()
     thetas[2, 1] = torch.nan
-    monkeypatch.setattr(store_module, "_finite", lambda thetas: torch.ones(len(thetas), dtype=torch.bool))
+    monkeypatch.setattr(writing_module, "_finite", lambda thetas: torch.ones(len(thetas), dtype=torch.bool))
     store.append(SPACE, thetas, store.table)
     (problem,) = ZooStore(store.path).verify()
     assert "000001.safetensors' holds 1 networks with NaN or infinite weights. Make the zoo again" in problem
@@ -478,7 +479,7 @@ def test_networks_lie_in_the_order_of_the_names_of_shards(many: ZooStore) -> Non
 def test_reading_shard_by_shard_gives_the_same(many: ZooStore, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = torch.tensor([19, 0, 7, 7, 4, 5])
     held = many.read(chosen)
-    monkeypatch.setattr(store_module, "_HELD_BYTES", 0)
+    monkeypatch.setattr(folder_module, "_HELD_BYTES", 0)
     apart = ZooStore(many.path)
     assert torch.equal(apart.read(chosen), held)
     assert torch.equal(apart.dataset(target="number").batch(chosen).thetas(), held)
@@ -486,7 +487,7 @@ def test_reading_shard_by_shard_gives_the_same(many: ZooStore, monkeypatch: pyte
 
 
 def test_large_zoos_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_SHARD_BYTES", 4 * 2 * SPACE.num_params)
+    monkeypatch.setattr(writing_module, "SHARD_BYTES", 4 * 2 * SPACE.num_params)
     store = ZooStore.create(tmp_path / "zoo", SPACE, _thetas(), _table())
     assert [shard.count for shard in store.shards] == [2, 2, 2]
     assert torch.equal(store.thetas, _thetas())
@@ -524,7 +525,7 @@ store = ZooStore({str(store.path)!r})
 for i in range(10):
     store.append(space, torch.full((1, space.num_params), float(i)), {{"i": [i]}})
 """
-    root = Path(store_module.__file__).parents[2]
+    root = Path(folder_module.__file__).parents[2]
     writers = [subprocess.Popen([sys.executable, "-c", script], cwd=root) for _ in range(2)]
     assert [writer.wait() for writer in writers] == [0, 0]
     store.reload()
@@ -544,7 +545,8 @@ for i in range(100_000):
     store.append(space, torch.full((300, space.num_params), float(i)), {{"i": [i] * 300}})
     print(i, flush=True)
 """
-    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(store_module.__file__).parents[2])
+    root = Path(folder_module.__file__).parents[2]
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=root)
     assert writer.stdout is not None
     told = [int(writer.stdout.readline()) for _ in range(5)]
     writer.kill()
@@ -567,7 +569,7 @@ def test_an_append_that_fails_midway_leaves_nothing(many: ZooStore, monkeypatch:
             raise OSError(28, "No space left on device")
         original(*arguments)
 
-    monkeypatch.setattr(store_module, "_SHARD_BYTES", 4 * SPACE.num_params)
+    monkeypatch.setattr(writing_module, "SHARD_BYTES", 4 * SPACE.num_params)
     monkeypatch.setattr(shards, "save_file", fail_third)
     with pytest.raises(OSError, match="No space left on device"):
         many.append(SPACE, _thetas(5), {"number": range(5), "run": ["a"] * 5})
@@ -586,7 +588,7 @@ store = ZooStore({str(store.path)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 store.append(space, torch.zeros(10_000, space.num_params), {{"i": range(10_000)}})
 """
-    root = Path(store_module.__file__).parents[2]
+    root = Path(folder_module.__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
     assert "OSError: Cannot write to" in result.stderr
     assert "on a disk with space" in result.stderr
@@ -883,8 +885,8 @@ def test_memory_stays_bounded_while_all_is_read(tmp_path: Path) -> None:
     store = ZooStore.create(tmp_path / "zoo", space, torch.zeros(rows, space.num_params), {"test_accuracy": np.zeros(rows)})
     script = f"""
 import re, torch, wsgraph.data
-from wsgraph.data import store as store_module
-store_module._RESIDENT = 60 * 2**20
+from wsgraph.data import folder as folder_module
+folder_module._RESIDENT = 60 * 2**20
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) / 1024
 store = wsgraph.data.ZooStore({str(store.path)!r})
@@ -898,6 +900,6 @@ print(most - before)
 """
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc to measure resident memory")
-    root = Path(store_module.__file__).parents[2]
+    root = Path(folder_module.__file__).parents[2]
     output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=root).stdout
     assert float(output) < 150  # of 400 MB

@@ -43,7 +43,8 @@ def generalization(bench: Bench) -> None:
 @register_suite("robustness")
 def robustness(bench: Bench) -> None:
     """Kendall's tau against the scales by which test networks were moved, trained on original and on moved networks."""
-    from wsgraph.plot import SCALES_LABEL, TAU_LABEL, curve_panels
+    from wsgraph.plot import curve_panels
+    from wsgraph.plot.styles import SCALES_LABEL, TAU_LABEL
 
     found, scales = _predicted(bench), bench.size.scales
     head = ["zoo", "trained on", "model", "as they are", *(f"s={scale:g}" for scale in scales)]
@@ -65,7 +66,8 @@ def robustness(bench: Bench) -> None:
 @register_suite("train-size")
 def train_size(bench: Bench) -> None:
     """Kendall's tau against the number of training networks."""
-    from wsgraph.plot import TAU_LABEL, curve_panels
+    from wsgraph.plot import curve_panels
+    from wsgraph.plot.styles import TAU_LABEL
 
     zoos = bench.classifiers()
     everything = {name: len(ZooStore(path).dataset("train", target=None)) for name, path in zoos.items()}

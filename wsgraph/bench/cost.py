@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from wsgraph import WeightSpace
 from wsgraph.bench.bench import Bench, register_suite
 from wsgraph.data import ZooStore
 from wsgraph.files import write_json
 from wsgraph.measure import machine, step_costs
 from wsgraph.nn import build_model
 from wsgraph.nn.sharing import HNPLinear, MAGEPLinear, MonomialLinear, NPLinear, SharingLinear
+from wsgraph.space import WeightSpace
 
 __all__ = ["count_parameters"]
 

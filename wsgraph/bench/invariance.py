@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from wsgraph import WeightSpace
 from wsgraph.bench.bench import Bench, read_model, register_suite
 from wsgraph.nn import build_model, model_entry
+from wsgraph.space import WeightSpace
 from wsgraph.testing import largest_difference
 
 __all__: list[str] = []

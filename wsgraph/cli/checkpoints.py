@@ -17,8 +17,8 @@ from wsgraph.cli.results import print_json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from wsgraph import WeightSpace
     from wsgraph.convert import BatchNormFolding
+    from wsgraph.space import WeightSpace
 
 __all__ = [
     "Activation",
@@ -273,7 +273,7 @@ def open_network(
     """A checkpoint with its weight space, and its module where one is named."""
     import torch
 
-    from wsgraph import load_checkpoint, load_onnx
+    from wsgraph.convert import load_checkpoint, load_onnx
     from wsgraph.convert.networks import matching_network
     from wsgraph.convert.onnx import OnnxWarning
     from wsgraph.convert.state_dict import read_network
@@ -321,8 +321,8 @@ def open_network(
 
 
 def _traced(network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: bool) -> _Network:
-    from wsgraph import fold_batchnorm as fold
-    from wsgraph import trace
+    from wsgraph.convert import fold_batchnorm as fold
+    from wsgraph.convert import trace
 
     folding: Any = None
     with working("Tracing the network"):

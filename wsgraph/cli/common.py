@@ -101,7 +101,7 @@ def named_folders(option: str, texts: Sequence[str]) -> dict[str, Path]:
 
 def _version(show: bool) -> None:
     if show:
-        from wsgraph import __version__
+        from wsgraph._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

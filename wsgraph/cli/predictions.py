@@ -14,7 +14,7 @@ from wsgraph.files import write_atomically
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wsgraph import WeightSpace
+    from wsgraph.space import WeightSpace
     from wsgraph.tasks import TrainedModel
 
 __all__ = ["predictions_of", "write_csv"]
@@ -42,7 +42,7 @@ def predictions_of(
     """
     import torch
 
-    from wsgraph import load_checkpoint
+    from wsgraph.convert import load_checkpoint
     from wsgraph.convert.checkpoint import network_files
     from wsgraph.convert.networks import chosen_network
     from wsgraph.data import ZooStore

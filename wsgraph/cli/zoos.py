@@ -241,8 +241,8 @@ def zoo_import(
 
     Example: wsgraph zoo import my-zoo checkpoints --activation relu --table results.csv
     """
-    from wsgraph import AssumedGeometryWarning
     from wsgraph.data import import_zoo
+    from wsgraph.space import AssumedGeometryWarning
 
     with explained():
         warnings.simplefilter("ignore", AssumedGeometryWarning)  # said below, with the names of these options

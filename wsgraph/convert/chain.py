@@ -5,22 +5,21 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
+from wsgraph.convert.chain_biases import pair_biases
+from wsgraph.convert.chain_order import chain_misfit, natural_order, order_is_known, parent_of, search_orders
 from wsgraph.convert.key_names import (
     common_prefix,
     foreign_key,
-    names_before,
     names_beside,
     names_members,
     names_sequence,
     role,
     several_by_name,
-    stem,
 )
 
 __all__ = ["Chain", "NotAChainError", "StateDictWarning", "check_tied", "read_chain"]
@@ -30,7 +29,6 @@ _BIAS_WORD = re.compile(r"(?<![a-z])bias(?:es)?(?![a-z])", re.IGNORECASE)
 _STATISTIC = re.compile(r"(?<![a-z])(?:alpha|gamma|mean|running|scale|std|var)(?![a-z])", re.IGNORECASE)
 # Frameworks that store weights as [in, out] call them so: Keras and Flax, Haiku, scikit-learn.
 _IN_OUT = re.compile(r"(?<![a-z])(?:kernel|coefs?)(?![a-z])|[/~]w$", re.IGNORECASE)
-_SEARCH_STEPS = 10_000
 _LISTED = 6
 _TRACE = (
     "The wiring of such a network cannot be read from its shapes: it has to be traced from the module, or described by hand as "
@@ -82,18 +80,18 @@ def read_chain(state_dict: Mapping[str, Tensor], prefix: str = "") -> Chain:
     check_tied(state_dict)
     misfits = _misfits_by_key(state_dict, prefix)
     valid = [key for key in state_dict if key not in misfits]
-    biases, unpaired = _pair_biases(state_dict, valid)
+    biases, unpaired = pair_biases(state_dict, valid)
     misfits |= unpaired
     weights = [key for key in valid if state_dict[key].ndim > 1]
     if any(text.startswith("!") for text in misfits.values()):
         _raise_first(state_dict, misfits)
     doubts = _check_siblings(weights, state_dict, prefix)
-    natural = _natural_order(weights)
+    natural = natural_order(weights)
     _check_layout(state_dict, natural, biases)
-    order, broken = natural, _chain_misfit(state_dict, natural)
-    known = _order_is_known(state_dict, biases)
+    order, broken = natural, chain_misfit(state_dict, natural)
+    known = order_is_known(state_dict, biases)
     if not misfits and (broken or not known):
-        found = list(itertools.islice(_search_orders(state_dict, natural), 2))
+        found = list(itertools.islice(search_orders(state_dict, natural), 2))
         if len(found) > 1 and biases:
             first, second = (", ".join(map(repr, candidate)) for candidate in found)
             raise NotAChainError(
@@ -117,7 +115,7 @@ def read_chain(state_dict: Mapping[str, Tensor], prefix: str = "") -> Chain:
     if broken:
         # Reported along the likeliest order, convolutions first, because a sorted dict may begin with its classifier.
         convolutions_first = sorted(order, key=lambda key: state_dict[key].ndim == 2)
-        misfits = (_chain_misfit(state_dict, convolutions_first) or broken) | misfits
+        misfits = (chain_misfit(state_dict, convolutions_first) or broken) | misfits
     if misfits:
         _raise_first(state_dict, misfits)
     doubts += _doubts_of_wiring(state_dict, order, biases)
@@ -161,16 +159,12 @@ def _misfits_by_key(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, 
     return misfits if said else _several_matrices(state_dict, shared) | misfits
 
 
-def _parent(key: str) -> str:
-    return key[: max(key.rfind("."), key.rfind("/")) + 1]
-
-
 def _several_matrices(state_dict: Mapping[str, Tensor], shared: str) -> dict[str, str]:
     """What is wrong with matrices that make one layer together, such as the factors of a weight."""
     by_parent: dict[str, list[str]] = {}
     for key, tensor in state_dict.items():
-        if tensor.ndim > 1 and len(_parent(key)) > len(shared) and role(key) != "bias":
-            by_parent.setdefault(_parent(key), []).append(key)
+        if tensor.ndim > 1 and len(parent_of(key)) > len(shared) and role(key) != "bias":
+            by_parent.setdefault(parent_of(key), []).append(key)
     misfits = {}
     for parent, keys in by_parent.items():
         # Numbers alone tell layers apart that a module keeps itself, such as w1 and w2.
@@ -270,9 +264,9 @@ def _alike(state_dict: Mapping[str, Tensor], networks: Sequence[tuple[str, list[
     """Prefixes of networks that begin at inputs of one size, each a chain by itself."""
     found: dict[tuple[int, int], list[str]] = {}
     for prefix, keys in networks:
-        order = _natural_order(keys)
+        order = natural_order(keys)
         first = state_dict[order[0]]
-        if not _chain_misfit(state_dict, order, whole=False):
+        if not chain_misfit(state_dict, order, whole=False):
             found.setdefault((first.ndim, first.shape[1]), []).append(prefix)
     return next((alike for alike in found.values() if len(alike) > 1), [])
 
@@ -292,7 +286,7 @@ def _check_layout(state_dict: Mapping[str, Tensor], order: Sequence[str], biases
             f"{named[0]!r} is called as weights stored [in, out] are (Keras, Flax, Haiku, scikit-learn), and shapes do not show otherwise: "
             f"{transpose}."
         )
-    if len(linear) == len(order) > 1 and not biases and _is_transposed_chain(state_dict, order) and _chain_misfit(state_dict, order):
+    if len(linear) == len(order) > 1 and not biases and _is_transposed_chain(state_dict, order) and chain_misfit(state_dict, order):
         raise NotAChainError(
             f"The weights {', '.join(map(repr, order[:_LISTED]))} follow each other if they are stored as [in, out], not as [out, in]: "
             f"{transpose}."
@@ -310,7 +304,7 @@ def _check_layout(state_dict: Mapping[str, Tensor], order: Sequence[str], biases
         first.shape[0] != second.shape[1] for first, second in pairs
     )
     # A file that is sorted may hold ordinary ones the other way round.
-    if transposed and next(_search_orders(state_dict, order), None) is None:
+    if transposed and next(search_orders(state_dict, order), None) is None:
         key = next(key for key in order if state_dict[key].ndim > 2)
         raise NotAChainError(
             f"{key!r} of shape {list(state_dict[key].shape)} and those after it follow each other if they are stored as "
@@ -369,186 +363,3 @@ def _doubts_of_wiring(state_dict: Mapping[str, Tensor], order: Sequence[str], bi
                 "behind the other. If they are gated, trace the module."
             )
     return doubts
-
-
-# == Biases ==
-
-
-def _pair_biases(state_dict: Mapping[str, Tensor], keys: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Biases by weight, and what was expected in place of vectors that belong to no weight."""
-    weights = [key for key in keys if state_dict[key].ndim > 1]
-    by_stem: dict[tuple[str, ...], list[str]] = {}
-    for key in weights:
-        by_stem.setdefault(stem(key), []).append(key)
-    inside = Counter(map(_parent, weights))
-    biases: dict[str, str] = {}
-    misfits: dict[str, str] = {}
-    loose = []
-    for key in keys:
-        if state_dict[key].ndim > 1:
-            continue
-        owners = by_stem.get(stem(key), []) if role(key) else []
-        if role(key) and _parent(key) and not owners and inside[_parent(key)] != 1:
-            misfits[key] = "a bias whose key or place tells which weight it belongs to"
-            continue
-        if len(owners) != 1 or owners[0] in biases:
-            loose.append(key)
-            continue
-        size, shape = state_dict[key].numel(), state_dict[owners[0]].shape
-        if size == shape[0]:
-            biases[owners[0]] = key
-        else:
-            hint = "; weights stored as [in, out] have to be transposed first" if size == shape[1] else ""
-            misfits[key] = f"a bias of shape [{shape[0]}] for {owners[0]!r} of shape {list(shape)}{hint}"
-    if loose:
-        free = [key for key in weights if key not in biases]
-        matchings = _match_neighbours(state_dict, _natural_order(keys), loose, free)
-        if not matchings and not biases:
-            matchings = _match_sizes(state_dict, loose, free)
-        if len(matchings) == 1:
-            biases |= matchings[0]
-        else:
-            misfits[loose[0]] = "a bias whose key or place tells which weight it belongs to"
-    return biases, misfits
-
-
-def _match_neighbours(state_dict: Mapping[str, Tensor], sequence: list[str], loose: list[str], free: list[str]) -> list[dict[str, str]]:
-    """Ways to give every loose vector to the weight just before it, or every one to the weight just after it."""
-    matchings = []
-    for step in (-1, 1):
-        matching = {}
-        for key in loose:
-            i = sequence.index(key) + step
-            if 0 <= i < len(sequence) and sequence[i] in free and state_dict[sequence[i]].shape[0] == state_dict[key].numel():
-                matching[sequence[i]] = key
-        if len(matching) == len(loose):
-            matchings.append(matching)
-    return matchings
-
-
-def _match_sizes(state_dict: Mapping[str, Tensor], loose: list[str], free: list[str]) -> list[dict[str, str]]:
-    """The matching of loose vectors with weights of their size, where sizes leave no choice."""
-    matching = {}
-    for key in loose:
-        owners = [weight for weight in free if state_dict[weight].shape[0] == state_dict[key].numel()]
-        if len(owners) == 1:
-            matching[owners[0]] = key
-    return [matching] if len(matching) == len(loose) else []
-
-
-# == The chain ==
-
-
-def _step_misfit(previous: Tensor, tensor: Tensor) -> str | None:
-    size = previous.shape[0]
-    if previous.ndim == 2:
-        return None if tensor.shape[1:] == (size,) else f"a linear weight of shape [*, {size}]"
-    if tensor.ndim == 2:
-        return None if tensor.shape[1] % size == 0 else f"a linear weight of shape [*, {size}], or a multiple of {size} after flattening"
-    kernel = ", *" * (previous.ndim - 2)
-    fits = tensor.ndim == previous.ndim and tensor.shape[1] == size
-    return None if fits else f"a convolution of shape [*, {size}{kernel}] or a linear weight"
-
-
-def _chain_misfit(state_dict: Mapping[str, Tensor], order: Sequence[str], *, whole: bool = True) -> dict[str, str]:
-    """The first key that cannot follow its predecessor, with what was expected; empty for a chain.
-
-    A ``whole`` network does not end in a convolution.
-    """
-    for before, key in itertools.pairwise(order):
-        if text := _step_misfit(state_dict[before], state_dict[key]):
-            return {key: f"{text}, after {before!r} of shape {list(state_dict[before].shape)}"}
-    if whole and order and state_dict[order[-1]].ndim > 2:
-        return {order[-1]: "a linear layer at the end, after this convolution"}
-    return {}
-
-
-# == Order ==
-
-
-def _natural_order(keys: Sequence[str], depth: int = 0) -> list[str]:
-    """Keys that differ in a number sorted by it, within the places that they have in the sequence together."""
-    if len(keys) < 2:
-        return list(keys)
-    chunks = {key: re.split(r"(\d+)", key) for key in keys}
-    families: dict[str, list[str]] = {}
-    for key in keys:
-        families.setdefault(chunks[key][depth], []).append(key)
-    ordered: dict[str, Iterator[str]] = {}
-    for text, members in families.items():
-        numbered: dict[str, list[str]] = {}
-        for key in members:
-            numbered.setdefault(chunks[key][depth + 1] if depth + 1 < len(chunks[key]) else "", []).append(key)
-        runs = sorted(numbered.items(), key=lambda run: int(run[0] or -1))
-        ordered[text] = iter([key for number, run in runs for key in _natural_order(run, depth + 2)])
-    return [next(ordered[chunks[key][depth]]) for key in keys]
-
-
-def _order_is_known(state_dict: Mapping[str, Tensor], biases: Mapping[str, str]) -> bool:
-    """Whether a dict is in the order of a module, which lists every weight just before its bias.
-
-    Files that are sorted, as those of safetensors are within every dtype, or that group weights and biases, say nothing of the order.
-    """
-    keys = list(state_dict)
-    places = {key: i for i, key in enumerate(keys)}
-    if biases:
-        return all(places[bias] == places[key] + 1 for key, bias in biases.items())
-    by_dtype = [[key for key in keys if state_dict[key].dtype == dtype] for dtype in {tensor.dtype for tensor in state_dict.values()}]
-    return not all(part == sorted(part) for part in by_dtype)
-
-
-def _prefixes(key: str) -> list[str]:
-    return [key[: match.end()] for match in re.finditer(r"[./]", key)]
-
-
-def _precedes(first: str, second: str, by_name: Callable[[str, str], bool]) -> bool:
-    pairs = zip(re.split(r"(\d+)", first), re.split(r"(\d+)", second), strict=False)
-    for i, (a, b) in enumerate(pairs):
-        if a != b:
-            return int(a) < int(b) if i % 2 else by_name(first, second)
-    return False
-
-
-def _named_before(first: str, second: str) -> bool:
-    """Whether the names that tell two keys apart say that one comes first, as encoder and decoder do."""
-    pairs = zip(re.split(r"[./]", first), re.split(r"[./]", second), strict=False)
-    return next((names_before(a, b) for a, b in pairs if a != b), False)
-
-
-def _search_orders(state_dict: Mapping[str, Tensor], keys: Sequence[str]) -> Iterator[list[str]]:
-    """Orders that chain and keep numbered keys in the order of their numbers.
-
-    If there are any, those that a module may have, which lists its submodules one by one, and of these the ones that names such
-    as encoder and decoder say.
-    """
-    steps = iter(range(_SEARCH_STEPS))
-    for by_name, undivided in ((_named_before, True), (_unnamed, True), (_unnamed, False)):
-        found = _orders(state_dict, keys, by_name, undivided, steps)
-        if (first := next(found, None)) is not None:
-            return itertools.chain([first], found)
-    return iter(())
-
-
-def _unnamed(first: str, second: str) -> bool:
-    return False
-
-
-def _orders(
-    state_dict: Mapping[str, Tensor], keys: Sequence[str], by_name: Callable[[str, str], bool], undivided: bool, steps: Iterator[int]
-) -> Iterator[list[str]]:
-    before = {key: {other for other in keys if _precedes(other, key, by_name)} for key in keys}
-    members = {prefix: {key for key in keys if key.startswith(prefix)} for key in keys for prefix in _prefixes(key)}
-    stack: list[list[str]] = [[]]
-    while stack and next(steps, None) is not None:
-        order = stack.pop()
-        if len(order) == len(keys):
-            if not _chain_misfit(state_dict, order):
-                yield order
-            continue
-        done = set(order)
-        begun = [prefix for prefix in _prefixes(order[-1]) if not members[prefix] <= done] if order and undivided else []
-        inside = begun[-1] if begun else ""
-        for key in reversed(keys):
-            fits = not order or _step_misfit(state_dict[order[-1]], state_dict[key]) is None
-            if key not in done and key.startswith(inside) and before[key] <= done and fits:
-                stack.append([*order, key])

@@ -8,10 +8,10 @@ from wsgraph.data.generate import generate_zoo, make_cnn_zoo, make_inr_zoo, make
 from wsgraph.data.images import ClassificationData, digits, load_images
 from wsgraph.data.loader import DataLoader
 from wsgraph.data.manifest import ZooWarning
+from wsgraph.data.mapped import ArrayRows
 from wsgraph.data.populations import Classifiers, HyperparameterRanges, ImageFits, Problem
 from wsgraph.data.public import CNNWildPark, ModelZoo, NavonINRs, PublicZoo, SmallCNNZoo, WildParkCNN, ZhouSIRENs
 from wsgraph.data.random import CounterRandom
-from wsgraph.data.shards import ArrayRows
 from wsgraph.data.store import ZooStore
 from wsgraph.data.verify import verify_zoo
 

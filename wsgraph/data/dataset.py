@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import torch
@@ -11,14 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 
+from wsgraph.data.folder import ZooFolder
 from wsgraph.data.random import CounterRandom
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import ParameterGraph, WeightSpace
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.indexing import Indices, is_single, position_of, positions_of
-
-if TYPE_CHECKING:
-    from wsgraph.data.store import ZooStore
 
 __all__ = ["Indices", "ParameterStatistics", "ZooDataset", "group_split"]
 
@@ -66,7 +64,7 @@ class ZooDataset(Dataset[ParameterGraph]):
 
     def __init__(
         self,
-        store: ZooStore,
+        store: ZooFolder,
         indices: Tensor | None = None,
         target: str | None = "test_accuracy",
         transform: Callable[[ParameterGraph], ParameterGraph] | None = None,

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from wsgraph.data.columns import ColumnPart, may_be_joined, read_columns
 from wsgraph.data.manifest import COLUMNS, DOCUMENT, LOG, Manifest, Record, check_inside, has_manifest, read_document
-from wsgraph.data.shards import ColumnPart, Shard, may_be_joined, open_shard, read_columns
+from wsgraph.data.shards import Shard, open_shard
 from wsgraph.space import WeightSpace
 
 __all__ = [

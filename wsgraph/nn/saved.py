@@ -58,7 +58,7 @@ def save_model(
         >>> torch.equal(again(batch), model.eval()(batch))
         True
     """
-    from wsgraph import __version__
+    from wsgraph._version import __version__
 
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     recipe, path = recipe_of(model), Path(folder)

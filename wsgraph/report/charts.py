@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from wsgraph.plot import _STYLES
+from wsgraph.plot.styles import STYLES
 
 __all__ = ["chart", "legend", "marker", "style_sheet"]
 
@@ -48,9 +48,9 @@ _MARKERS = {
 
 def style_sheet() -> str:
     """The colours of all series as rules of CSS, for light and dark pages."""
-    light = "".join(f"--c{i}:{color};" for i, (color, _, _) in enumerate(_STYLES))
-    dark = "".join(f"--c{i}:{_ON_DARK[color]};" for i, (color, _, _) in enumerate(_STYLES) if color in _ON_DARK)
-    classes = "".join(f".c{i}{{color:var(--c{i})}}" for i in range(len(_STYLES)))
+    light = "".join(f"--c{i}:{color};" for i, (color, _, _) in enumerate(STYLES))
+    dark = "".join(f"--c{i}:{_ON_DARK[color]};" for i, (color, _, _) in enumerate(STYLES) if color in _ON_DARK)
+    classes = "".join(f".c{i}{{color:var(--c{i})}}" for i in range(len(STYLES)))
     return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}{classes}"
 
 
@@ -62,8 +62,8 @@ def marker(style: int) -> str:
 
 def _style(number: int) -> tuple[str, str, str]:
     """Class of the colour, path of the marker, and dashes; colours that return after all were used have other markers and dashes."""
-    index, turn = number % len(_STYLES), number // len(_STYLES)
-    _, shape, dashes = _STYLES[(index + turn) % len(_STYLES)]
+    index, turn = number % len(STYLES), number // len(STYLES)
+    _, shape, dashes = STYLES[(index + turn) % len(STYLES)]
     lengths = " ".join(f"{2 * length:g}" for length in dashes[1]) if isinstance(dashes, tuple) else _DASHES[dashes]
     return f"c{index}", _MARKERS[shape], f' stroke-dasharray="{lengths}"' if lengths else ""
 

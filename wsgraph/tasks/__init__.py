@@ -3,10 +3,11 @@
 from wsgraph.tasks.generalization import run_generalization
 from wsgraph.tasks.inr_classification import run_inr_classification
 from wsgraph.tasks.inr_editing import run_inr_editing
-from wsgraph.tasks.prediction import Prediction, TrainedModel
+from wsgraph.tasks.prediction import Prediction
 from wsgraph.tasks.registry import list_tasks, register_task, run, run_seeds, task_prediction
 from wsgraph.tasks.result import Result, Summary, read_results
 from wsgraph.tasks.supervised import run_prediction
+from wsgraph.tasks.trained import TrainedModel
 
 __all__ = [
     "Prediction",

@@ -6,13 +6,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wsgraph.plugins import Registry
+from wsgraph.tasks.prediction import Prediction
 from wsgraph.tasks.result import Result, Summary
-
-if TYPE_CHECKING:
-    from wsgraph.tasks.prediction import Prediction
 
 __all__ = ["CALL", "list_tasks", "register_task", "run", "run_seeds", "task_function", "task_prediction"]
 

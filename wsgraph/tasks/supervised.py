@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from wsgraph.data import DataLoader, ParameterStatistics, ZooDataset, ZooStore
+from wsgraph.data.folder import ZooFolder
 from wsgraph.data.transforms import Canonicalize, WeightTransform
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, list_models, model_entry
@@ -25,10 +26,7 @@ from wsgraph.plugins import named_plugins, source_of
 from wsgraph.scores import none_as_nan
 from wsgraph.tasks.prediction import (
     Prediction,
-    TrainedModel,
     all_match,
-    check_read,
-    check_scored,
     composed,
     distinct_spaces,
     float32,
@@ -38,6 +36,7 @@ from wsgraph.tasks.prediction import (
 from wsgraph.tasks.registry import CALL
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.runs import RunFolder, claimed, is_first_process
+from wsgraph.tasks.trained import TrainedModel, check_read, check_scored
 from wsgraph.tasks.training import Objective, fit, targets_of
 
 __all__ = ["run_prediction"]
@@ -324,7 +323,7 @@ def _say(progress: bool, text: str) -> None:
         Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _name(store: ZooStore) -> str:
+def _name(store: ZooFolder) -> str:
     return Path(store.path).resolve().name
 
 

@@ -135,7 +135,7 @@ def test_digits(mnist: Path) -> None:
 def test_the_size_of_the_published_sets(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = NavonINRs(mnist, "mnist")
     fits = [
-        inrs._Fit(Path(f"{part}_{i}"), {"label": 0, "index": i, "image_set": part})
+        inrs.Fit(Path(f"{part}_{i}"), {"label": 0, "index": i, "image_set": part})
         for part, count in (("training", 60_000), ("testing", 10_000))
         for i in range(count)
     ]

@@ -21,8 +21,9 @@ import filelock
 from torch import Tensor
 from torch_geometric.data import download_url
 
+from wsgraph.data.columns import checked_columns
 from wsgraph.data.dataset import ZooDataset
-from wsgraph.data.shards import ArrayRows, checked_columns
+from wsgraph.data.mapped import ArrayRows
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.files import explained_errors

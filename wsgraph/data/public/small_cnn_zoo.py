@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from wsgraph.data.dataset import group_split
+from wsgraph.data.mapped import ArrayRows
 from wsgraph.data.public.base import Archive, PublicZoo, integers, splits_file
-from wsgraph.data.shards import ArrayRows
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.space import ParameterGraph, WeightSpace

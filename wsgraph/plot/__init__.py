@@ -1,0 +1,19 @@
+"""Figures for papers: readable in greyscale, safe for colour-blind readers, vector output by file name."""
+
+from wsgraph.plot.curves import bar_panel, cost_chart, curve_panels, robustness_curve, robustness_data
+from wsgraph.plot.networks import draw_graph
+from wsgraph.plot.styles import in_order_of_styles
+from wsgraph.plot.zoos import picture_grid, prediction_scatter, zoo_map
+
+__all__ = [
+    "bar_panel",
+    "cost_chart",
+    "curve_panels",
+    "draw_graph",
+    "in_order_of_styles",
+    "picture_grid",
+    "prediction_scatter",
+    "robustness_curve",
+    "robustness_data",
+    "zoo_map",
+]
