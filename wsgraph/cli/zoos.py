@@ -150,7 +150,7 @@ def _widths(texts: list[str] | None) -> list[list[int]] | list[int] | None:
 
 
 def _configured(config: Path | None, allowed: tuple[str, ...]) -> dict[str, Any]:
-    from wsgraph.data.generate import read_zoo_configuration
+    from wsgraph.data.generators.configuration import read_zoo_configuration
 
     with explained():
         return {} if config is None else read_zoo_configuration(config, allowed)
