@@ -194,8 +194,9 @@ class Classifiers(Problem):
             raise ValueError(f"Expected 'checkpoints' to be numbers of steps, at least 0 (got {list(self.checkpoints)}).")
         images, labels, test_images, test_labels = self.data
         examples = (("images", images, labels), ("test_images", test_images, test_labels))
-        channels = next(group.size for group in self.space.groups if group.role == "input")
         for name, pictures, _ in examples:
+            own = None if self.module is None else pictures.shape[1]  # a module says itself what it does not read
+            channels = own or next(group.size for group in self.space.groups if group.role == "input")
             check_images(name, pictures, channels, self.space)
         if images.shape[1:] != test_images.shape[1:]:
             shapes = f"{list(images.shape[1:])} and {list(test_images.shape[1:])}"
@@ -212,10 +213,13 @@ class Classifiers(Problem):
         """How many logits a network returns."""
         if self.module is None:
             return next(group.size for group in self.space.groups if group.role == "output")
-        self.space.flatten(self.module.state_dict())  # which says what does not fit
         images = self._data("cpu").images[:1]
-        population = ModulePopulation(self.space, images, self.module)
-        outputs = population.logits(self.space.flatten(self.module.state_dict()).to(images)[None], images)
+        theta = self.space.flatten(self.module.state_dict()).to(images)
+        try:
+            outputs = ModulePopulation(self.space, images, self.module).logits(theta[None], images)
+        except (RuntimeError, TypeError, ValueError) as error:
+            shape, told = list(images.shape[1:]), str(error).splitlines()[0]
+            raise ValueError(f"The module cannot be run for many networks at once on images of shape {shape}: {told}") from error
         if outputs.ndim != 3:
             raise ValueError(f"Expected the module to return logits [n, classes] (got shape {list(outputs.shape[1:])} for one image).")
         return outputs.shape[2]

@@ -91,7 +91,8 @@ def _classifiers(network: WeightSpace | nn.Module, data: ClassificationData, **o
     if isinstance(network, WeightSpace):
         return Classifiers(network, data, **options)
     module = copy.deepcopy(network).eval()
-    return Classifiers(trace(module, data.images[:1]), data, module=module, **options)
+    dtype = next((tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point()), data.images.dtype)
+    return Classifiers(trace(module, data.images[:1].to(dtype)), data, module=module, **options)
 
 
 def make_cnn_zoo(

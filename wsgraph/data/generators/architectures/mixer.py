@@ -5,14 +5,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from wsgraph.data.generators.architectures.activations import Activation
-from wsgraph.data.generators.architectures.patches import Patches
 from wsgraph.data.generators.architectures.registry import register_architecture
+from wsgraph.data.generators.architectures.tokens import FeatureDropout, Patches
+from wsgraph.data.generators.problem import check_positive
 
 __all__ = ["Mixer"]
 
 
 def _mlp(width: int, hidden: int, activation: str) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), Activation(activation), nn.Dropout(), nn.Linear(hidden, width))
+    return nn.Sequential(nn.Linear(width, hidden), Activation(activation), FeatureDropout(), nn.Linear(hidden, width))
 
 
 class _Block(nn.Module):
@@ -67,6 +68,7 @@ class Mixer(nn.Module):
         activation: str = "gelu",
     ) -> None:
         super().__init__()
+        check_positive(patch=patch, width=width, depth=depth, token_hidden=token_hidden, hidden=hidden)
         self.patches = Patches(picture_channels, size, patch, width)
         self.blocks = nn.Sequential(*(_Block(self.patches.count, width, token_hidden, hidden, activation) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)

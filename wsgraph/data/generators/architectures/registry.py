@@ -50,7 +50,7 @@ class Architecture:
             Every combination of the values.
 
         Raises:
-            ValueError: If there is no option of such a name.
+            ValueError: If there is no option of such a name, or a value is not of the kind of its default.
 
         Example:
             >>> architecture_of("cnn").variants({"activation": ["relu", "tanh"], "channels": [8, 8]})[1]
@@ -60,6 +60,11 @@ class Architecture:
             known = ", ".join(f"{name} ({value!r})" for name, value in self.options.items())
             raise ValueError(f"The architecture {self.name!r} has no option {unknown[0]!r}; it has, with these defaults: {known}.")
         choices = [_choices(given[name], default) if name in given else [default] for name, default in self.options.items()]
+        for (name, default), values in zip(self.options.items(), choices, strict=True):
+            if bad := [value for value in values if not _is_like(value, default)]:
+                raise ValueError(
+                    f"Expected the option {name!r} of the architecture {self.name!r} to be such as {default!r} (got {bad[0]!r})."
+                )
         return [dict(zip(self.options, values, strict=True)) for values in itertools.product(*choices)]
 
 
@@ -70,6 +75,13 @@ def _choices(value: Any, default: Any) -> list[Any]:
         several = several and not isinstance(value[0], int)
         return [tuple(each) if isinstance(each, Sequence) else each for each in (value if several else [value])]
     return list(value) if several else [value]
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a default; one number may stand for a tuple of numbers."""
+    if isinstance(default, tuple):
+        return all(type(each) in {type(number) for number in default} for each in (value if isinstance(value, tuple) else [value]))
+    return not isinstance(default, (int, float, str)) or type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def register_architecture(name: str, *, ranges: HyperparameterRanges | None = None) -> Callable[[AnyBuild], AnyBuild]:

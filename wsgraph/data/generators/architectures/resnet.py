@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from wsgraph.data.generators.architectures.activations import Activation
 from wsgraph.data.generators.architectures.registry import register_architecture
+from wsgraph.data.generators.problem import check_positive
 
 __all__ = ["ResNet"]
 
@@ -56,19 +57,21 @@ class ResNet(nn.Module):
         classes: int,
         size: tuple[int, int],
         *,
-        channels: Sequence[int] = (8, 16),
+        channels: int | Sequence[int] = (8, 16),
         depth: int = 1,
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_convolution(picture_channels, channels[0], 3), Activation(activation))
+        widths = [channels] if isinstance(channels, int) else list(channels)
+        check_positive(depth=depth, **{f"channels[{i}]": width for i, width in enumerate(widths)})
+        self.stem = nn.Sequential(_convolution(picture_channels, widths[0], 3), Activation(activation))
         blocks: list[nn.Module] = []
-        for stage, width in enumerate(channels):
+        for stage, width in enumerate(widths):
             for block in range(depth):
                 begins = block == 0 and stage > 0
-                blocks += [_Block(channels[stage - begins], width, 2 if begins else 1, activation), nn.Dropout2d()]
+                blocks += [_Block(widths[stage - begins], width, 2 if begins else 1, activation), nn.Dropout2d()]
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(channels[-1], classes)
+        self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
         result: Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))

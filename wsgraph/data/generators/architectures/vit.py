@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsgraph.data.generators.architectures.activations import Activation
-from wsgraph.data.generators.architectures.patches import Patches
 from wsgraph.data.generators.architectures.registry import register_architecture
+from wsgraph.data.generators.architectures.tokens import FeatureDropout, Patches
+from wsgraph.data.generators.problem import check_positive
 
 __all__ = ["VisionTransformer"]
 
@@ -21,7 +23,9 @@ class _Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         query, key, value = (layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        attended = F.scaled_dot_product_attention(query, key, value)
+        # Written out, because the fused operator runs network by network under vmap.
+        weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[3])).softmax(3)
+        attended = weights @ value
         result: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return result
 
@@ -31,7 +35,7 @@ class _Block(nn.Module):
         super().__init__()
         self.attention = nn.Sequential(nn.LayerNorm(width), _Attention(width, heads))
         self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), Activation(activation), nn.Dropout(), nn.Linear(hidden, width)
+            nn.LayerNorm(width), nn.Linear(width, hidden), Activation(activation), FeatureDropout(), nn.Linear(hidden, width)
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -79,7 +83,8 @@ class VisionTransformer(nn.Module):
         activation: str = "gelu",
     ) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
+        check_positive(patch=patch, width=width, depth=depth, heads=heads, hidden=hidden)
+        if width % heads:
             raise ValueError(f"Expected 'heads' to divide the width {width} (got {heads}).")
         if pooling not in ("mean", "token"):
             raise ValueError(f"Expected 'pooling' to be 'mean' or 'token' (got {pooling!r}).")
