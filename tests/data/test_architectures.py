@@ -61,7 +61,7 @@ def _plain_loop(problem: Classifiers, network: int, masked: list[str]) -> dict[s
     for name in masked:
         model.get_submodule(name).eval()  # no dropout but that of the hook
         model.get_submodule(name).register_forward_hook(lambda *call: call[2] * kept.pop(0)[..., None, None])
-    for step in range(hyper["steps"]):
+    for step in range(int(hyper["steps"])):
         chosen = order[0, (random.uniform(number, "minibatch", (6,), step=step)[0] * count).long()]
         drawn = random.uniform(number, "dropout", (6, 7), step=step)[0] >= hyper["dropout"]
         kept[:] = (drawn / (1 - hyper["dropout"])).split([3, 4], 1)
@@ -128,7 +128,7 @@ def test_architectures_learn(name: str) -> None:
 
 
 def test_several_architectures_and_options_share_the_networks(tmp_path: Path) -> None:
-    options = {"width": [4, 6], "depth": 1, "hidden": 5, "patch": 4, "ranges": FAST, "progress": False}
+    options: dict[str, Any] = {"width": [4, 6], "depth": 1, "hidden": 5, "patch": 4, "ranges": FAST, "progress": False}
     store = make_cnn_zoo(tmp_path / "zoo", 9, "relu", architecture=["vit", "cnn"], channels=(3,), data=DATA, **options)
     told = [each.get("architecture", "") for each in store.info["configuration"]["problems"].values()]
     assert told[:2] == [f"vit(patch=4, width={w}, depth=1, heads=2, hidden=5, pooling='mean', activation='relu')" for w in (4, 6)]
@@ -149,6 +149,8 @@ class _Odd(nn.Module):
         self.first, self.second, self.out = nn.Linear(16, 6), nn.Linear(6, 6), nn.Linear(6, 3)
         self.third = nn.Linear(6, 6)
         self.third.weight = self.second.weight
+        self.table: Tensor
+        self.factor: Tensor
         self.register_buffer("table", torch.arange(6.0))
         self.register_buffer("factor", torch.full((6,), 0.5), persistent=False)
         self.dropout = nn.Dropout(0.5)

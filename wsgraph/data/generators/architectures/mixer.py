@@ -48,6 +48,9 @@ class Mixer(nn.Module):
     Raises:
         ValueError: If the pictures cannot be divided into patches.
 
+    Shapes:
+        Pictures ``[n, C, H, W]`` to logits ``[n, classes]``.
+
     Example:
         >>> import torch
         >>> Mixer(3, 10, (12, 8), patch=4)(torch.zeros(5, 3, 12, 8)).shape

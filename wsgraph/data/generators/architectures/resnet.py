@@ -45,6 +45,9 @@ class ResNet(nn.Module):
         depth: Residual blocks of every stage.
         activation: Operator after every norm, in a block's end after the sum.
 
+    Shapes:
+        Pictures ``[n, C, H, W]`` to logits ``[n, classes]``.
+
     Example:
         >>> import torch
         >>> ResNet(1, 10, (8, 8), depth=2).eval()(torch.zeros(3, 1, 8, 8)).shape

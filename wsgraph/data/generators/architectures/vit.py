@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wsgraph.data.generators.architectures.activations import Activation
 from wsgraph.data.generators.architectures.registry import register_architecture
 from wsgraph.data.generators.architectures.tokens import FeatureDropout, Patches
+from wsgraph.data.generators.hyperparameters import HyperparameterRanges
 from wsgraph.data.generators.problem import check_positive
 
 __all__ = ["VisionTransformer"]
@@ -44,7 +45,7 @@ class _Block(nn.Module):
         return result
 
 
-@register_architecture("vit")
+@register_architecture("vit", ranges=HyperparameterRanges(learning_rate=(1e-3, 3e-2), steps=(100, 1000)))
 class VisionTransformer(nn.Module):
     """A transformer on patches (`Dosovitskiy et al., 2021 <https://arxiv.org/abs/2010.11929>`_), norms first.
 
@@ -62,6 +63,9 @@ class VisionTransformer(nn.Module):
 
     Raises:
         ValueError: If the pictures cannot be divided into patches, or the width into heads.
+
+    Shapes:
+        Pictures ``[n, C, H, W]`` to logits ``[n, classes]``.
 
     Example:
         >>> VisionTransformer(3, 10, (12, 8), patch=4)(torch.zeros(5, 3, 12, 8)).shape
