@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from wsgraph import WeightSpace
 from wsgraph.data import ClassificationData, CounterRandom, HyperparameterRanges, digits
-from wsgraph.data.populations import train_population
+from wsgraph.data.generators.classifiers import train_population
 from wsgraph.files import write_json
 from wsgraph.measure import machine
 

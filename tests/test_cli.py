@@ -119,6 +119,12 @@ def test_bench_takes_seeds_and_epochs(tmp_path: Path, monkeypatch: pytest.Monkey
         (["train", "generalization", "--zoo", "ZOO", "--output", "FILE/run"], "Cannot write to"),
         (["zoo", "info", "missing"], "missing"),
         (["zoo", "make-cnn", "FILE/zoo", "--networks", "2"], "Cannot write"),
+        (
+            ["zoo", "make-cnn", "new", "--architecture", "vgg"],
+            "Unknown architecture 'vgg'. Available architectures: cnn, mixer, resnet, vit",
+        ),
+        (["zoo", "make-cnn", "new", "--architecture", "vit", "--channels", "8"], "The architecture 'vit' has no option 'channels'"),
+        (["zoo", "make-cnn", "new", "--option", "width"], "Expected --option as NAME=VALUE (got 'width')"),
         (["zoo", "make-mlp", "new", "--hidden", "3,x"], "widths joined by commas"),
         (["zoo", "make-mlp", "new", "--config", "missing.toml"], "There is no configuration file 'missing.toml'"),
         (["zoo", "make-inr", "new", "--images", "missing"], "There are no images at 'missing'"),
@@ -151,6 +157,17 @@ def test_zoos_of_every_kind(tmp_path: Path) -> None:
     assert "nothing is wrong" in call("zoo", "verify", str(tmp_path / "all"))
     ZooStore(tmp_path / "all").shards[1].file.write_bytes(b"")
     assert "is damaged or truncated" in call("zoo", "verify", str(tmp_path / "all"), code=1)
+
+
+def test_zoos_of_other_architectures(tmp_path: Path) -> None:
+    (tmp_path / "zoo.toml").write_text('architecture = "mixer"\ndepth = 1\npatch = 4\n[ranges]\nsteps = [2, 3]\n')
+    options = ["--config", str(tmp_path / "zoo.toml"), "--networks", "4", "--option", "width=3", "--option", "width=4"]
+    text = call("zoo", "make-cnn", str(tmp_path / "zoo"), *options, "--activation", "relu")
+    assert "4 networks, 2 weight spaces" in text
+    described = ZooStore(tmp_path / "zoo").info["configuration"]["problems"]["1"]
+    assert described["architecture"] == "mixer(patch=4, width=4, depth=1, token_hidden=16, hidden=32, activation='relu')"
+    assert described["steps"] == [2, 3]
+    assert described["learning_rate"] == [5e-4, 2e-2]
 
 
 def test_zoo_make_and_info(tmp_path: Path) -> None:

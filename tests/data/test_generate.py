@@ -31,11 +31,12 @@ from wsgraph.data import (
     make_inr_zoo,
     make_mlp_zoo,
     make_zoo,
-    populations,
     shards,
 )
-from wsgraph.data.generate import read_zoo_configuration
-from wsgraph.data.populations import training_examples
+from wsgraph.data.generators import classifiers
+from wsgraph.data.generators.classifiers import training_examples
+from wsgraph.data.generators.configuration import read_zoo_configuration
+from wsgraph.data.generators.problem import splits_of
 from wsgraph.space import Signal
 
 FAST = HyperparameterRanges(steps=(4, 9))
@@ -88,11 +89,11 @@ def test_what_is_recorded_is_true(tmp_path: Path) -> None:
 
 def test_splits_have_fixed_shares_and_do_not_depend_on_the_size() -> None:
     random = CounterRandom(0)
-    splits = populations.splits_of(random, torch.arange(1000))
+    splits = splits_of(random, torch.arange(1000))
     for block in range(100):
         part = splits[10 * block : 10 * block + 10]
         assert [part.count(name) for name in ("train", "val", "test")] == [6, 1, 3]
-    assert populations.splits_of(random, torch.tensor([537, 12])) == [splits[537], splits[12]]
+    assert splits_of(random, torch.tensor([537, 12])) == [splits[537], splits[12]]
     first = [splits[i] for i in range(0, 1000, 10)]
     assert 45 <= first.count("train") <= 75
 
@@ -114,7 +115,7 @@ def test_the_same_seed_gives_the_same_zoo_whatever_the_population(tmp_path: Path
 def test_an_interrupted_run_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"data": BLOBS, "population": 4, "workers": 1, **SMALL}
     whole = make_cnn_zoo(tmp_path / "whole" / "zoo", 18, **options)
-    original = populations.train_population
+    original = classifiers.train_population
     calls: list[Tensor] = []
 
     def stop_after_three(*arguments: Any, **keywords: Any) -> Tensor:
@@ -124,7 +125,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(tmp_path: Path, monkeypatch
         return original(*arguments, **keywords)
 
     path = tmp_path / "stopped" / "zoo"
-    monkeypatch.setattr(populations, "train_population", stop_after_three)
+    monkeypatch.setattr(classifiers, "train_population", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         make_cnn_zoo(path, 18, **options)
     begun = ZooStore(path)
@@ -138,7 +139,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(tmp_path: Path, monkeypatch
         calls.append(arguments[2])
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(populations, "train_population", count)
+    monkeypatch.setattr(classifiers, "train_population", count)
     resumed = make_cnn_zoo(path, 18, **options)
     assert [len(members) for members in calls] == [4, 2]
     assert _contents(resumed) == _contents(whole)
@@ -146,7 +147,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(tmp_path: Path, monkeypatch
 
 def test_workers_do_not_change_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make_cnn_zoo(tmp_path / "one", 20, data=BLOBS, population=3, workers=1, **SMALL)
-    original = populations.train_population
+    original = classifiers.train_population
     meeting = threading.Barrier(3, timeout=30)
     threads: list[int] = []
 
@@ -156,7 +157,7 @@ def test_workers_do_not_change_the_zoo(tmp_path: Path, monkeypatch: pytest.Monke
             meeting.wait()  # passes only if three populations are trained at a time
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(populations, "train_population", meet)
+    monkeypatch.setattr(classifiers, "train_population", meet)
     before = torch.get_num_threads()
     three = make_cnn_zoo(tmp_path / "three", 20, data=BLOBS, population=3, workers=3, **SMALL)
     assert _contents(one) == _contents(three)
@@ -165,7 +166,7 @@ def test_workers_do_not_change_the_zoo(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_error_stops_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = populations.train_population
+    original = classifiers.train_population
     calls, started, steps = itertools.count(), threading.Event(), []
 
     def fail_second(space: WeightSpace, data: Any, networks: Tensor, *arguments: Any, advance: Any, **keywords: Any) -> Tensor:
@@ -181,7 +182,7 @@ def test_an_error_stops_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         return original(space, data, networks, *arguments, advance=wait, **keywords)
 
-    monkeypatch.setattr(populations, "train_population", fail_second)
+    monkeypatch.setattr(classifiers, "train_population", fail_second)
     ranges = HyperparameterRanges(steps=(2000, 2000))
     with pytest.raises(RuntimeError, match="the second population fails"):
         make_cnn_zoo(tmp_path / "zoo", 9, data=BLOBS, population=3, workers=2, **{**SMALL, "ranges": ranges})
@@ -216,14 +217,14 @@ def test_a_finished_zoo_that_lost_a_shard_is_completed(tmp_path: Path) -> None:
 
 
 def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = populations.train_population
+    original = classifiers.train_population
 
     def make_too(*arguments: Any, **keywords: Any) -> Tensor:
         with pytest.raises(BlockingIOError, match="Another process is writing to the zoo"):
             make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(populations, "train_population", make_too)
+    monkeypatch.setattr(classifiers, "train_population", make_too)
     assert len(make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)) == 4
 
 
@@ -232,7 +233,7 @@ def test_another_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(populations, "train_population", interrupt)
+        patch.setattr(classifiers, "train_population", interrupt)
         with pytest.raises(KeyboardInterrupt):
             make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
     message = r"The zoo .*zoo' was begun with another configuration \(seed: 0 there, 1 now\)"
@@ -251,7 +252,7 @@ def test_another_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_finished_zoo_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)
-    monkeypatch.setattr(populations, "train_population", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(classifiers, "train_population", lambda *_, **__: pytest.fail("trained again"))
     assert _contents(make_cnn_zoo(tmp_path / "zoo", 4, data=BLOBS, **SMALL)) == _contents(first)
 
 
@@ -268,7 +269,7 @@ def test_other_things_at_the_path(tmp_path: Path) -> None:
 
 
 def test_diverged_networks_are_kept_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = populations.train_population
+    original = classifiers.train_population
 
     def diverge(space: WeightSpace, data: ClassificationData, networks: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         thetas = original(space, data, networks, *arguments, **keywords)
@@ -276,12 +277,12 @@ def test_diverged_networks_are_kept_out_and_counted(tmp_path: Path, monkeypatch:
         thetas[networks == 5] = 1e38  # finite weights whose outputs overflow
         return thetas
 
-    monkeypatch.setattr(populations, "train_population", diverge)
+    monkeypatch.setattr(classifiers, "train_population", diverge)
     store = make_cnn_zoo(tmp_path / "zoo", 8, data=BLOBS, population=3, **SMALL)
     assert sorted(store.table["network"].tolist()) == [0, 1, 3, 4, 6, 7]
     assert store.info["dropped_non_finite"] == 2
     assert all(np.isfinite(store.table[name]).all() for name in ("train_loss", "test_loss"))
-    monkeypatch.setattr(populations, "train_population", lambda space, data, networks, *_, **__: space.sample(len(networks)) * torch.nan)
+    monkeypatch.setattr(classifiers, "train_population", lambda space, data, networks, *_, **__: space.sample(len(networks)) * torch.nan)
     with pytest.raises(ValueError, match=r"All 4 networks diverged. Lower the learning rate.*delete '.*none' to start over"):
         make_cnn_zoo(tmp_path / "none", 4, data=BLOBS, **SMALL)
 
@@ -374,7 +375,7 @@ def test_inr_zoo_on_digits(tmp_path: Path) -> None:
 )
 def test_configuration_files(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    assert read_zoo_configuration(tmp_path / name, ["networks", "ranges"]) == {"networks": 3, "ranges": HyperparameterRanges(steps=(4, 5))}
+    assert read_zoo_configuration(tmp_path / name, ["networks", "ranges"]) == {"networks": 3, "ranges": {"steps": [4, 5]}}
 
 
 @pytest.mark.parametrize(

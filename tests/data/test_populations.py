@@ -13,7 +13,9 @@ from tests.data.blobs import BLOBS
 from tests.spaces import residual_space
 from wsgraph import WeightSpace
 from wsgraph.data import ClassificationData, Classifiers, CounterRandom, HyperparameterRanges, ImageFits
-from wsgraph.data.populations import evaluate_population, initial_sirens, initial_thetas, train_population, training_examples
+from wsgraph.data.generators.classifiers import evaluate_population, train_population, training_examples
+from wsgraph.data.generators.image_fits import initial_sirens
+from wsgraph.data.generators.modules import initial_thetas
 from wsgraph.space import Signal
 
 FAST = HyperparameterRanges(steps=(4, 9))

@@ -43,7 +43,7 @@ def built(model: str, space: WeightSpace | list[WeightSpace], task: str = "invar
 @pytest.mark.parametrize("name", NETWORKS)
 def test_invariant_to_all_that_the_space_claims(name: str, model: str) -> None:
     module, inputs = make(name)
-    assert_invariant(built(model, traced(name)), traced(name), module=module.double(), inputs=double(inputs))  # type: ignore[arg-type]
+    assert_invariant(built(model, traced(name)), traced(name), module=module.double(), inputs=double(inputs))
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"task": "equivariant"}, {"task": "equivariant", "bidirectional": True}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,15 @@ _SomeNetworks = Annotated[int | None, typer.Option(min=1, help="Number of networ
 _OneSeed = Annotated[int | None, typer.Option(help="Seed of everything random (default: 0).")]
 _Widths = Annotated[
     list[str] | None, typer.Option(help="Widths of the hidden layers, such as 16,16,16; repeat it for several architectures.")
+]
+_Channels = Annotated[
+    list[str] | None, typer.Option(help="Channels of the convolutions, such as 16,16,16; repeat it for several architectures.")
+]
+_Architectures = Annotated[
+    list[str] | None, typer.Option(help="Architecture: cnn (default), resnet, vit, mixer or a plugin's; repeat it for several.")
+]
+_Options = Annotated[
+    list[str] | None, typer.Option(help="Option of the architecture, NAME=VALUE, such as width=24 or depth=3; repeat it for several.")
 ]
 _Checkpoints = Annotated[
     list[int] | None, typer.Option("--checkpoint", help="Keep the weights after this many steps too (0: initial ones); repeat it.")
@@ -57,7 +66,9 @@ def make_cnn(
     activation: _SomeActivations = None,
     seed: _OneSeed = None,
     images: Images = None,
-    channels: _Widths = None,
+    architecture: _Architectures = None,
+    channels: _Channels = None,
+    option: _Options = None,
     checkpoint: _Checkpoints = None,
     config: _Config = None,
     population: _Population = None,
@@ -65,19 +76,25 @@ def make_cnn(
     workers: _Workers = None,
     ray: _Ray = None,
 ) -> None:
-    """Train small CNNs with varied hyperparameters: 1000, of 16-16-16 channels, with ReLU, if nothing else is said.
+    """Train small classifiers of pictures with varied hyperparameters: 1000 CNNs of 16-16-16 channels, with ReLU, if nothing else is said.
+
+    Other architectures: resnet (with batch normalisation), vit (vision transformers), mixer (MLP-mixers), and those of plugins.
 
     Every finished population is kept: an interrupted run continues when the command is repeated, and the zoo opens meanwhile.
 
     Examples: wsgraph zoo make-cnn digits-tanh --networks 2000 --activation tanh
 
     wsgraph zoo make-cnn mnist --images mnist-folder --channels 16,16,16 --channels 8,8 --checkpoint 0
+
+    wsgraph zoo make-cnn digits-resnet --architecture resnet --channels 8,16 --option depth=2
+
+    wsgraph zoo make-cnn digits-tokens --architecture vit --architecture mixer --option width=16 --option width=24
     """
     from wsgraph.data import make_cnn_zoo
 
     common = given(networks=networks, seed=seed, population=population, device=device, workers=workers, ray=ray)
-    own = given(activation=activation, channels=_widths(channels), checkpoints=checkpoint)
-    options = _configured(config, ("channels", "stride", *_TRAINING)) | common | own
+    own = given(activation=activation, architecture=architecture, channels=_widths(channels), checkpoints=checkpoint)
+    options = _configured(config, ("architecture", *_architecture_options(), *_TRAINING)) | common | _settings(option) | own
     _make_zoo(make_cnn_zoo, path, images, options)
 
 
@@ -149,8 +166,36 @@ def _widths(texts: list[str] | None) -> list[list[int]] | list[int] | None:
     return found if len(found) > 1 else found[0]
 
 
-def _configured(config: Path | None, allowed: tuple[str, ...]) -> dict[str, Any]:
-    from wsgraph.data.generate import read_zoo_configuration
+def _settings(texts: list[str] | None) -> dict[str, Any]:
+    """Values by name of NAME=VALUE, a list of them where a name is given several times."""
+    found: dict[str, list[Any]] = {}
+    with explained():
+        for text in texts or []:
+            name, equals, value = text.partition("=")
+            if not (name and equals and value):
+                raise ValueError(f"Expected --option as NAME=VALUE (got {text!r}).")
+            numbers = [_number_or_text(each) for each in value.split(",")]
+            found.setdefault(name, []).append(numbers if len(numbers) > 1 else numbers[0])
+    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _architecture_options() -> list[str]:
+    from wsgraph.data import architecture_of, list_architectures
+
+    return list(dict.fromkeys(name for each in list_architectures() for name in architecture_of(each).options))
+
+
+def _configured(config: Path | None, allowed: Sequence[str]) -> dict[str, Any]:
+    from wsgraph.data.generators.configuration import read_zoo_configuration
 
     with explained():
         return {} if config is None else read_zoo_configuration(config, allowed)

@@ -1,0 +1,554 @@
+"""What networks that people use cost, as ratios to an earlier version measured in the same run.
+
+The earlier version is checked out of git into a temporary folder. Every measurement runs in a fresh process of either version, in turns,
+so that whatever else the machine does falls on both; numbers are medians over the turns. Rows:
+
+1. The parameter graph of a ViT-B/16: what ``space.graph(theta)`` returns, and that with ``edge_index`` and ``edge_attr`` asked for.
+2. A forward and backward pass of ``monomial_gnn`` on one ViT-B/16 and on one ResNet-50, and of ``neural_graph`` on one ResNet-18, norms
+   included, from the flat weights to the gradients of the model.
+3. Tracing a DenseNet-121 and a ResNet-50: time outside of ``torch.export`` relative to its own.
+4. CNNs of the Small CNN Zoo: 1024 of them to a batch, and a training step of every model on 64 of them.
+
+Memory of rows 1 and 2 is the peak of the process's resident memory above what it held before, weights and model included; that of row 4
+is what autograd keeps beyond weights and parameters. A row that cannot be measured says why. Run from the repository root, which must be
+a git clone with its history:
+
+    python benchmarks/real_networks.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import gc
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from real_models import REAL_MODELS, example_of
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+BASELINE = "ea9bfcd"
+SEED = 0
+SMALLEST_NETWORKS = 4
+
+
+# == What is measured, in a process of its own ==
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Resident memory of this process, or its peak (``VmHWM``)."""
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(field))
+
+
+class PeakMemory:
+    """The peak of resident memory while it is entered, above what there was before.
+
+    The kernel's own mark is reset where it may be; else a thread looks every millisecond.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would serve what is measured, unseen
+        self.before = self.peak = resident_bytes()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            self.marked = resident_bytes("VmHWM") <= self.before + 2**20
+        except OSError:
+            self.marked = False
+        self.done = threading.Event()
+        self.watch = threading.Thread(target=self._look, daemon=True)
+        if not self.marked:
+            self.watch.start()
+        return self
+
+    def _look(self) -> None:
+        while not self.done.wait(1e-3):
+            self.peak = max(self.peak, resident_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.peak = max(self.peak, resident_bytes("VmHWM") if self.marked else resident_bytes())
+
+    @property
+    def bytes(self) -> int:
+        return max(self.peak - self.before, 0)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _network(name: str) -> torch.nn.Module:
+    from networks import randomize
+
+    torch.manual_seed(SEED)
+    return randomize(REAL_MODELS[name](), SEED)
+
+
+def prepare(folder: str, network: str) -> dict[str, Any]:
+    """Write the weight space of a network and its flat weights, for the measurements that follow."""
+    import wsgraph
+
+    module = _network(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        space = wsgraph.trace(module, example_of())
+    Path(folder, "space.json").write_text(space.to_json())
+    torch.save(space.flatten(module.state_dict()).detach(), Path(folder, "theta.pt"))
+    return {"parameters": space.num_params}
+
+
+def _prepared(folder: str) -> tuple[str, Tensor]:
+    from wsgraph import WeightSpace
+
+    # What is done once in every process does not count.
+    small = WeightSpace.mlp([2, 3, 1])
+    graph = small.batch(small.sample(2))
+    _ = graph.edge_index, graph.edge_attr
+    return Path(folder, "space.json").read_text(), torch.load(Path(folder, "theta.pt"), weights_only=True)
+
+
+def measure_graph(folder: str, edges: bool, repeats: int) -> dict[str, Any]:
+    """The graph of one network, from nothing but its weight space and weights."""
+    from wsgraph import WeightSpace
+
+    text, theta = _prepared(folder)
+    seconds = []
+
+    def build(space: WeightSpace) -> None:
+        graph = space.graph(theta)
+        if edges:
+            _ = graph.edge_index, graph.edge_attr
+
+    space = WeightSpace.from_json(text)
+    with PeakMemory() as memory:
+        seconds.append(_seconds(lambda: build(space)))
+    for _ in range(repeats - 1):
+        fresh = WeightSpace.from_json(text)
+        del space  # with what it has cached
+        gc.collect()
+        space = fresh
+        seconds.append(_seconds(functools.partial(build, space)))
+    return {"seconds": statistics.median(seconds), "bytes": memory.bytes, "weight_bytes": theta.nbytes}
+
+
+def measure_step(folder: str, model: str, repeats: int) -> dict[str, Any]:
+    """A forward and backward pass of a model on one network."""
+    from wsgraph import WeightSpace
+    from wsgraph.nn import build_model
+
+    text, theta = _prepared(folder)
+    space = WeightSpace.from_json(text)
+    torch.manual_seed(SEED)
+    reader = build_model(model, space, 1)
+    seconds = []
+
+    def step() -> None:
+        reader.zero_grad()
+        reader(space.batch(theta[None])).sum().backward()
+
+    with PeakMemory() as memory:
+        first = _seconds(step)
+    for _ in range(repeats):
+        seconds.append(_seconds(step))
+    return {
+        "seconds": statistics.median(seconds or [first]),
+        "first_seconds": first,
+        "bytes": memory.bytes,
+        "weight_bytes": theta.nbytes,
+        "parameters": sum(parameter.numel() for parameter in reader.parameters()),
+    }
+
+
+def measure_trace(network: str, repeats: int) -> dict[str, Any]:
+    """Tracing a network, with the time that ``torch.export`` takes of it."""
+    import wsgraph
+
+    exporting: list[float] = []
+    original = torch.export.export
+
+    def export(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return original(*arguments, **options)
+        finally:
+            exporting.append(time.perf_counter() - began)
+
+    torch.export.export = export
+    warnings.simplefilter("ignore")
+    wsgraph.trace(torch.nn.Linear(2, 1).eval(), torch.zeros(1, 2))
+    rows = []
+    for _ in range(repeats):
+        module, example = _network(network), example_of()
+        exporting.clear()
+        total = _seconds(lambda: wsgraph.trace(module, example))  # noqa: B023
+        rows.append((total, sum(exporting)))
+    if not all(export for _, export in rows):
+        raise RuntimeError("Tracing did not call torch.export.export, so its time is not known.")
+    own = statistics.median(total - export for total, export in rows)
+    return {
+        "seconds": own,
+        "total_seconds": statistics.median(total for total, _ in rows),
+        "export_seconds": statistics.median(export for _, export in rows),
+        "relative_to_export": statistics.median((total - export) / export for total, export in rows),
+    }
+
+
+def _zoo_batch(networks: int) -> tuple[Any, Tensor]:
+    from wsgraph import WeightSpace
+
+    space = WeightSpace.cnn([1, 16, 16, 16], [10], stride=2)
+    return space, space.sample(networks, generator=torch.Generator().manual_seed(SEED))
+
+
+def measure_batch(networks: int, edges: bool, repeats: int) -> dict[str, Any]:
+    """Zoo CNNs to a batch of graphs."""
+    space, thetas = _zoo_batch(networks)
+
+    def build() -> None:
+        batch = space.batch(thetas)
+        if edges:
+            _ = batch.edge_index, batch.edge_attr
+
+    for _ in range(3):
+        build()
+    return {"seconds": statistics.median(_seconds(build) for _ in range(repeats))}
+
+
+def measure_model(model: str, networks: int, repeats: int) -> dict[str, Any]:
+    """A training step of a model on a batch of zoo CNNs, and what autograd keeps of it."""
+    from wsgraph.measure import kept_bytes
+    from wsgraph.nn import build_model
+
+    space, thetas = _zoo_batch(networks)
+    torch.manual_seed(SEED)
+    reader = build_model(model, space, 1)
+    batch = space.batch(thetas)
+
+    def step() -> None:
+        reader.zero_grad()
+        reader(batch).sum().backward()
+
+    for _ in range(2):
+        step()
+    # From the weights, so that what a batch holds counts where a model keeps it, whenever it is made.
+    kept = kept_bytes(lambda: reader(space.batch(thetas)), given=[*reader.parameters(), *reader.buffers(), thetas])
+    return {"seconds": statistics.median(_seconds(step) for _ in range(repeats)), "kept_bytes": kept}
+
+
+def models() -> dict[str, Any]:
+    """Names of all models with invariant outputs."""
+    from wsgraph.nn import list_models
+
+    return {"models": list_models("invariant")}
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    task.__name__: task for task in (prepare, measure_graph, measure_step, measure_trace, measure_batch, measure_model, models)
+}
+
+
+def work(task: str, threads: int) -> None:
+    """One measurement: arguments from standard input, the result or the reason of a failure on standard output."""
+    import wsgraph
+
+    torch.set_num_threads(threads)
+    expected = Path(os.environ["PYTHONPATH"]).resolve()
+    if not Path(wsgraph.__file__).resolve().is_relative_to(expected):
+        raise SystemExit(f"Expected wsgraph from {str(expected)!r} (got {wsgraph.__file__!r}).")
+    try:
+        result = TASKS[task](**json.loads(sys.stdin.read()))
+    except Exception as error:  # whatever an earlier version raises is what its row says
+        result = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+    print(json.dumps(result))
+
+
+# == Two versions in turns ==
+
+
+@dataclass
+class Versions:
+    """Folders of both versions, and how measurements are run in them."""
+
+    folders: dict[str, Path]
+    threads: int
+    seconds: float
+
+    def run(self, version: str, task: str, **arguments: Any) -> dict[str, Any]:
+        """Run a task in a fresh process of a version."""
+        environment = {**os.environ, "PYTHONPATH": str(self.folders[version]), "OMP_NUM_THREADS": str(self.threads)}
+        command = [sys.executable, __file__, "--task", task, "--threads", str(self.threads)]
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(arguments), capture_output=True, text=True, env=environment, timeout=self.seconds
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"took more than {self.seconds:g} s"}
+        if done.returncode < 0:
+            return {"error": f"ended by signal {-done.returncode}" + (", out of memory" if done.returncode == -9 else "")}
+        if done.returncode:
+            return {"error": (done.stderr.strip().splitlines() or ["ended without a word"])[-1]}
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return result
+
+    def compare(self, turns: int, task: str, prepared: dict[str, Path] | None = None, **arguments: Any) -> dict[str, dict[str, Any]]:
+        """Medians of both versions over turns; a version that fails is not asked again."""
+        every: dict[str, list[dict[str, Any]]] = {version: [] for version in self.folders}
+        for turn in range(turns):
+            order = list(self.folders) if turn % 2 == 0 else list(self.folders)[::-1]
+            for version in order:
+                if every[version] and "error" in every[version][-1]:
+                    continue
+                own = {"folder": str(prepared[version])} if prepared else {}
+                every[version].append(self.run(version, task, **own, **arguments))
+        return {version: _medians(results) for version, results in every.items()}
+
+
+def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
+    if failed := [result for result in results if "error" in result]:
+        return failed[0]
+    return {name: statistics.median(result[name] for result in results) for name in results[0]} | {"turns": results}
+
+
+@contextmanager
+def checkouts(baseline: str) -> Iterator[dict[str, Path]]:
+    """Folders of the earlier version, checked out for the time being, and of this one."""
+    with tempfile.TemporaryDirectory() as folder:
+        old = Path(folder) / "old"
+        command = ["git", "-C", str(ROOT), "worktree", "add", "--detach", "--force", str(old), baseline]
+        made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode:
+            raise SystemExit(f"Cannot check out {baseline} ({made.stderr.strip()}). Run this in a git clone with its history.")
+        try:
+            yield {"old": old, "new": ROOT}
+        finally:
+            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(old)], capture_output=True)
+
+
+def row(name: str, kind: str, target: str, results: dict[str, dict[str, Any]], memory: str = "bytes") -> dict[str, Any]:
+    """A row of the table: both versions, and how many times as fast and as small the new one is."""
+    ratios = {}
+    for measure in ("seconds", memory):
+        old, new = (results[version].get(measure) for version in ("old", "new"))
+        ratios[measure] = old / new if old and new else None
+    return {"name": name, "kind": kind, "target": target, "memory": memory, **results, "old_to_new": ratios}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how often."""
+
+    vit: str = "ViT-B/16"
+    deep: str = "ResNet-50"
+    residual: str = "ResNet-18"
+    dense: str = "DenseNet-121"
+    turns: int = 3
+    repeats: int = 3
+    zoo: tuple[int, int] = (1024, 64)
+    zoo_repeats: int = 30
+    models: tuple[str, ...] = ()
+
+
+QUICK = Settings("small ViT", "small ResNet", "small ResNet", "small DenseNet", 1, 1, (8, 4), 2, ("monomial_gnn", "statnn"))
+
+
+def measure(versions: Versions, settings: Settings, only: list[str], tell: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+    """All rows, each told as soon as it is known."""
+    rows: list[dict[str, Any]] = []
+    turns, repeats = settings.turns, settings.repeats
+
+    def add(*arguments: Any, **options: Any) -> None:
+        rows.append(row(*arguments, **options))
+        tell(rows[-1])
+
+    with tempfile.TemporaryDirectory() as folder:
+        known: dict[str, dict[str, Path] | dict[str, dict[str, Any]]] = {}
+
+        def prepared(network: str) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+            """Folders of a network in both versions, and what kept a version from tracing it."""
+            if network not in known:
+                folders = {version: Path(folder, version, network.replace("/", "-")) for version in versions.folders}
+                failures = {}
+                for version, own in folders.items():
+                    own.mkdir(parents=True)
+                    result = versions.run(version, "prepare", folder=str(own), network=network)
+                    if "error" in result:
+                        failures[version] = {"error": f"tracing: {result['error']}"}
+                known[network] = folders
+                known[f"failures of {network}"] = failures
+            return known[network], known[f"failures of {network}"]  # type: ignore[return-value]
+
+        def of_network(network: str, task: str, **arguments: Any) -> dict[str, dict[str, Any]]:
+            folders, failures = prepared(network)
+            able = Versions({v: f for v, f in versions.folders.items() if v not in failures}, versions.threads, versions.seconds)
+            results = able.compare(turns, task, folders, repeats=repeats, **arguments)
+            return {version: failures.get(version) or results[version] for version in versions.folders}
+
+        if "graph" in only:
+            for edges, what in ((False, "graph"), (True, "graph with edges asked for")):
+                target = "20x faster, 8x less memory" if not edges else ""
+                add(f"{what} of one {settings.vit}", "graph", target, of_network(settings.vit, "measure_graph", edges=edges))
+        if "models" in only:
+            for model, network, target in (
+                ("monomial_gnn", settings.vit, "under 3 GB"),
+                ("monomial_gnn", settings.deep, "under 1 GB"),
+                ("neural_graph", settings.residual, "3x faster, 5x less memory"),
+            ):
+                add(f"{model} on one {network}", "step", target, of_network(network, "measure_step", model=model))
+    if "trace" in only:
+        for network in (settings.dense, settings.deep):
+            results = versions.compare(turns, "measure_trace", network=network, repeats=repeats)
+            add(f"trace of a {network}, without torch.export", "trace", "at most 0.5 of torch.export's time", results)
+    if "zoo" in only:
+        large, small = settings.zoo
+        for edges, what in ((False, "batch"), (True, "batch with edges asked for")):
+            results = versions.compare(turns, "measure_batch", networks=large, edges=edges, repeats=settings.zoo_repeats)
+            add(f"{what} of {large} zoo CNNs", "zoo", "no slower" if not edges else "", results)
+        names = settings.models or tuple(versions.run("new", "models")["models"])
+        for model in names:
+            results = versions.compare(turns, "measure_model", model=model, networks=small, repeats=settings.zoo_repeats)
+            add(f"{model}, a step on {small} zoo CNNs", "zoo", "no slower, keeps no more", results, memory="kept_bytes")
+    return rows
+
+
+# == Table and figure ==
+
+
+def _amount(value: float | None, unit: float, digits: int = 3) -> str:
+    return "" if value is None else f"{value / unit:,.{digits}g}"
+
+
+def show(rows: list[dict[str, Any]], baseline: str) -> None:
+    """Print the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.width = max(console.width, 170)
+    table = Table(title=f"This version against {baseline}", title_justify="left")
+    table.add_column("work")
+    for column in ("s, old", "s, new", "times faster", "MB, old", "MB, new", "times smaller"):
+        table.add_column(column, justify="right", style="bold" if column.startswith("times") else None)
+    table.add_column("target and notes")
+    for each in rows:
+        old, new, ratios = each["old"], each["new"], each["old_to_new"]
+        notes = [each["target"]] if each["target"] else []
+        if "relative_to_export" in new:
+            before = f"{old['relative_to_export']:.2f}" if "relative_to_export" in old else "-"
+            notes.append(f"relative to torch.export: {before} old, {new['relative_to_export']:.2f} new")
+        notes += [f"{version}: {each[version]['error']}" for version in ("old", "new") if "error" in each[version]]
+        cells = []
+        for measure, unit in (("seconds", 1.0), (each["memory"], 1e6)):
+            cells += [_amount(old.get(measure), unit), _amount(new.get(measure), unit)]
+            cells.append(_amount(ratios[measure], 1.0))
+        table.add_row(each["name"], *cells, "; ".join(notes))
+    console.print(table)
+
+
+def draw(rows: list[dict[str, Any]], title: str) -> Any:
+    """Bars of how many times as fast and as small this version is."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.5 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for measure, label, color, shift in (("seconds", "times faster", "#0072B2", -0.2), ("memory", "times less memory", "#E69F00", 0.2)):
+        values = [each["old_to_new"][each["memory"] if measure == "memory" else measure] for each in rows]
+        known = [(i + shift, value) for i, value in enumerate(values) if value is not None]
+        if known:
+            bars = axes.barh([y for y, _ in known], [value for _, value in known], 0.38, color=color, label=label)
+            axes.bar_label(bars, [f"{value:.3g}" for _, value in known], padding=3, fontsize=8)
+    for i, each in enumerate(rows):
+        told = [f"{v}: {each[v]['error']}" for v in ("old", "new") if "error" in each[v]]
+        if told:
+            new = each["new"]
+            sizes = [] if "error" in new else [f"new: {new['seconds']:.3g} s, {new[each['memory']] / 1e6:,.0f} MB"]
+            axes.annotate("; ".join([*sizes, *(text[:90] for text in told)]), (1.05, i), fontsize=8, va="center")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set_yticks(range(len(rows)), [each["name"] for each in rows], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("ratio to the earlier version, more is better")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.set_title(title, fontsize=11)
+    return figure
+
+
+PARTS = ("graph", "models", "trace", "zoo")
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", default=BASELINE, help=f"commit to compare with (default: {BASELINE})")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some of the rows (default: all)")
+    parser.add_argument("--turns", type=int, help="fresh processes of each version for every row (default: 3)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="longest time of one measurement")
+    parser.add_argument("--quick", action="store_true", help="small networks, once, to see that everything runs")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the JSON and the figure (default: results; --quick and --only write only if it is given)"
+    )
+    parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task:
+        work(arguments.task, arguments.threads)
+        return
+
+    import dataclasses
+
+    from wsgraph.files import write_atomically, write_json
+    from wsgraph.measure import machine
+
+    settings = QUICK if arguments.quick else Settings()
+    if arguments.turns:
+        settings = dataclasses.replace(settings, turns=arguments.turns)
+    torch.set_num_threads(arguments.threads)
+    began = time.perf_counter()
+
+    def tell(each: dict[str, Any]) -> None:
+        told = {v: {k: value for k, value in each[v].items() if k != "turns"} for v in ("old", "new")}
+        print(f"{time.perf_counter() - began:6.0f} s  {each['name']}: {told}", file=sys.stderr)
+
+    with checkouts(arguments.baseline) as folders:
+        rows = measure(Versions(folders, arguments.threads, arguments.seconds), settings, arguments.only, tell)
+    show(rows, arguments.baseline)
+    if arguments.output is None and (arguments.quick or set(arguments.only) != set(PARTS)):
+        return
+    folder = arguments.output or Path(__file__).parent / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "command": shlex.join(["python", "benchmarks/real_networks.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "baseline": arguments.baseline,
+        "settings": dataclasses.asdict(settings),
+        "seconds": time.perf_counter() - began,
+        "rows": rows,
+    }
+    write_json(folder / "real_networks.json", document)
+    figure = draw(rows, f"Real networks, this version against {arguments.baseline}")
+    write_atomically(folder / "real_networks.png", lambda path: figure.savefig(path, format="png", dpi=130))
+
+
+if __name__ == "__main__":
+    main()
