@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from wsgraph.nn.heads import mlp_head
 from wsgraph.nn.message.plan import activation_name, feature_name
-from wsgraph.nn.message.wiring import End, Reduce, Wiring
+from wsgraph.nn.message.wiring import End, Link, Reduce, Wiring
 from wsgraph.nn.probes import Probes
 from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
 from wsgraph.space import ParameterGraph
@@ -26,8 +27,40 @@ _USUAL_DEGREE = 16
 _SMALLEST_VARIANCE = 1e-6
 
 
+# Values of features per link from which on nothing of its size but the features themselves is kept.
+_HEAVY = 1 << 22
+
+
+class _Edges:
+    """Features of edges by link, and their normalised form, which is not kept where there are many."""
+
+    def __init__(self, raw: Sequence[Tensor], norm: nn.Module) -> None:
+        self.raw, self.norm = raw, norm
+        self._kept: dict[int, Tensor] = {}
+
+    def is_heavy(self, i: int) -> bool:
+        """Whether a link has so many edges that what is computed of them is computed again in the backward pass."""
+        return self.raw[i].numel() >= _HEAVY
+
+    def normalized(self, i: int) -> Tensor:
+        """The normalised features of a link."""
+        if i not in self._kept:
+            self._kept[i] = self.norm(self.raw[i])
+        return self._kept[i]
+
+    def along(self, i: int, function: Callable[..., Any], *neurons: Tensor) -> Any:
+        """``function(raw, *neurons, normalised)`` of the features of a link."""
+        if not self.is_heavy(i):
+            return function(self.raw[i], *neurons, self.normalized(i))
+
+        def compute(raw: Tensor, *neurons: Tensor) -> Any:
+            return function(raw, *neurons, self.norm(raw))
+
+        return checkpoint(compute, self.raw[i], *neurons, use_reentrant=False)
+
+
 class _EdgeUpdate(nn.Module):
-    """What an edge learns from itself and from both its neurons."""
+    """Features of edges with what each learns from itself and from both its neurons."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,14 +69,18 @@ class _EdgeUpdate(nn.Module):
         self.from_source, self.from_target = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
         self.from_edge, self.out = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels)
 
-    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
         normalized = [self.node_norm(part) for part in x]
         sources, targets = [self.from_source(part) for part in normalized], [self.from_target(part) for part in normalized]
-        changes = []
-        for link, edges in zip(wiring.links, edge_attr, strict=True):
-            ends = link.spread(sources[link.source], "source") + link.spread(targets[link.target], "target")
-            changes.append(self.out(F.silu(ends + self.from_edge(edges))))
-        return changes
+        updated = []
+        for i, link in enumerate(wiring.links):
+
+            def update(raw: Tensor, source: Tensor, target: Tensor, edges: Tensor, link: Link = link) -> Tensor:
+                ends = link.spread(source, "source") + link.spread(target, "target")
+                return raw + cast(Tensor, self.out(F.silu(ends + self.from_edge(edges))))
+
+            updated.append(edge_attr.along(i, update, sources[link.source], targets[link.target]))
+        return updated
 
 
 class _GraphLayer(nn.Module, ABC):
@@ -59,14 +96,12 @@ class _GraphLayer(nn.Module, ABC):
         if isinstance(wiring, Tensor):
             (neurons,), (edges,) = self([x], Wiring.from_edges(wiring, len(x)), [edge_attr])
             return neurons, edges
-        normalized = [self.edge_norm(edges) for edges in edge_attr]
-        x = self.update_neurons(x, wiring, normalized)
-        if self.edge_update is None:
-            return x, list(edge_attr)
-        return x, [edges + change for edges, change in zip(edge_attr, self.edge_update(x, wiring, normalized), strict=True)]
+        edges = _Edges(edge_attr, self.edge_norm)
+        x = self.update_neurons(x, wiring, edges)
+        return x, list(edge_attr) if self.edge_update is None else self.edge_update(x, wiring, edges)
 
     @abstractmethod
-    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
         """New features of the neurons, from theirs and the normalised ones of the edges."""
 
     def extra_repr(self) -> str:
@@ -82,20 +117,60 @@ class _Messages(nn.Module):
         self.from_here, self.from_there = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
         self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(2))
 
-    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
         here, there = [self.from_here(part) for part in x], [self.from_there(part) for part in x]
         ends = [getattr(link, self.end) for link in wiring.links]
-        messages = []
-        for link, end, edges in zip(wiring.links, ends, edge_attr, strict=True):
-            both = link.spread(here[end], self.end) + link.spread(there[getattr(link, self.start)], self.start)
-            messages.append(both * self.factor(edges) + self.term(edges))
-        mean, largest, smallest = (wiring.aggregate(messages, self.end, reduce) for reduce in ("mean", "max", "min"))
+
+        def message(link: Link, own: Tensor, other: Tensor, edges: Tensor) -> Tensor:
+            both = link.spread(own, self.end) + link.spread(other, self.start)
+            return both * self.factor(edges) + self.term(edges)
+
+        statistics: list[list[tuple[Link, Tensor]]] = [[] for _ in range(3)]
+        messages: list[Tensor | None] = []
+        for i, link in enumerate(wiring.links):
+            own, other = here[ends[i]], there[getattr(link, self.start)]
+            if edge_attr.is_heavy(i):  # no message is kept: they are made once more wherever they are needed
+
+                def reduced(raw: Tensor, own: Tensor, other: Tensor, edges: Tensor, link: Link = link) -> tuple[Tensor, ...]:
+                    made = message(link, own, other, edges)
+                    return tuple(link.reduce(made, self.end, how) for how in ("sum", "max", "min"))
+
+                messages.append(None)
+                for values, value in zip(statistics, edge_attr.along(i, reduced, own, other), strict=True):
+                    values.append((link, value))
+            else:
+                made = message(link, own, other, edge_attr.normalized(i))
+                messages.append(made)
+                if not wiring.is_dense:
+                    continue
+                for values, how in zip(statistics, ("sum", "max", "min"), strict=True):
+                    values.append((link, link.reduce(made, self.end, how)))  # type: ignore[arg-type]
+        if wiring.is_dense:
+            totals, largest, smallest = (
+                wiring.joined(values, self.end, how) for values, how in zip(statistics, ("sum", "max", "min"), strict=True)
+            )
+            degrees = wiring.degrees(self.end)
+            mean: list[Tensor | None] = [
+                None if total is None else total / cast(Any, degree) for total, degree in zip(totals, degrees, strict=True)
+            ]
+        else:
+            mean, largest, smallest = (wiring.aggregate(messages, self.end, reduce) for reduce in ("mean", "max", "min"))
         # The square of the mean taken from the mean of squares would cancel.
-        squares = [
-            (message - link.spread(cast(Tensor, mean[end]), self.end)).square()
-            for link, end, message in zip(wiring.links, ends, messages, strict=True)
-        ]
-        variance = wiring.aggregate(squares, self.end, "mean")
+        squares: list[tuple[Link, Tensor]] = []
+        for i, (link, own_message) in enumerate(zip(wiring.links, messages, strict=True)):
+            centre = cast(Tensor, mean[ends[i]])
+            if own_message is None:
+
+                def deviating(raw: Tensor, own: Tensor, other: Tensor, centre: Tensor, edges: Tensor, link: Link = link) -> Tensor:
+                    return link.reduce((message(link, own, other, edges) - link.spread(centre, self.end)).square(), self.end)
+
+                squares.append((link, edge_attr.along(i, deviating, here[ends[i]], there[getattr(link, self.start)], centre)))
+            else:
+                difference = (own_message - link.spread(centre, self.end)).square()
+                squares.append((link, link.reduce(difference, self.end)))
+        degrees = wiring.degrees(self.end)
+        totals = wiring.joined(squares, self.end, "sum")
+        variance = [None if total is None else total / cast(Any, degree) for total, degree in zip(totals, degrees, strict=True)]
         results = []
         for i, part in enumerate(x):
             if i not in ends:
@@ -104,8 +179,9 @@ class _Messages(nn.Module):
             # With a finite gradient, and zero where all messages agree.
             deviation = cast(Tensor, variance[i]).add(_SMALLEST_VARIANCE).sqrt() - _SMALLEST_VARIANCE**0.5
             joined = torch.cat([cast(Tensor, mean[i]), deviation, cast(Tensor, largest[i]), cast(Tensor, smallest[i])], dim=-1)
-            degree = sum(link.degree(self.end) for link, end in zip(wiring.links, ends, strict=True) if end == i)
-            amplification = torch.as_tensor(degree, dtype=part.dtype, device=part.device).log1p() / math.log1p(_USUAL_DEGREE)
+            amplification = torch.as_tensor(
+                sum(link.degree(self.end) for link in wiring.links_at(i, self.end)), dtype=part.dtype, device=part.device
+            ).log1p() / math.log1p(_USUAL_DEGREE)
             results.append(torch.cat([joined, joined * amplification], dim=-1))
         return results
 
@@ -144,7 +220,7 @@ class NeuralGraphConv(_GraphLayer):
         self.messages = nn.ModuleList(_Messages(channels, end) for end in _OTHER)
         self.out = nn.Sequential(nn.Linear(16 * channels, channels), nn.SiLU(), nn.Linear(channels, channels))
 
-    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
         normalized = [self.node_norm(part) for part in x]
         received = zip(*(messages(normalized, wiring, edge_attr) for messages in self.messages), strict=True)
         return [part + self.out(torch.cat(pieces, dim=-1)) for part, pieces in zip(x, received, strict=True)]
@@ -220,9 +296,10 @@ class RelationalAttention(_GraphLayer):
             nn.LayerNorm(channels), nn.Linear(channels, 2 * channels), nn.SiLU(), nn.Linear(2 * channels, channels)
         )
 
-    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> list[Tensor]:
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
         normalized = [self.node_norm(part) for part in x]
-        logits, values = zip(*(pairs(normalized, wiring, edge_attr) for pairs in self.pairs), strict=True)
+        edges = [edge_attr.normalized(i) for i in range(len(wiring.links))]
+        logits, values = zip(*(pairs(normalized, wiring, edges) for pairs in self.pairs), strict=True)
         attended = [part + self.out(change) for part, change in zip(x, self._attend(x, wiring, logits, values), strict=True)]
         return [part + self.feed_forward(part) for part in attended]
 

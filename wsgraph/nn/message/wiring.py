@@ -165,6 +165,15 @@ class Wiring:
         """The links that end at a part."""
         return [link for link in self.links if link.target == part]
 
+    def links_at(self, part: int, end: End) -> list[Link]:
+        """The links that start or end at a part."""
+        return self.links_into(part) if end == "target" else self.links_from(part)
+
+    def degrees(self, end: End) -> list[int | Tensor]:
+        """Edges at each neuron of every part, at least 1."""
+        found = [sum(link.degree(end) for link in self.links_at(i, end)) for i in range(len(self.parts))]
+        return [degree.clamp(min=1) if isinstance(degree, Tensor) else max(degree, 1) for degree in found]
+
     def links_from(self, part: int) -> list[Link]:
         """The links that start at a part."""
         return [link for link in self.links if link.source == part]
@@ -190,6 +199,22 @@ class Wiring:
             if message is not None:
                 pieces[getattr(link, end)].append((link, message))
         return [_aggregate(part, end, reduce) if part else None for part in pieces]
+
+    def joined(self, reduced: Sequence[tuple[Link, Tensor]], end: End, reduce: str) -> list[Tensor | None]:
+        """What links have reduced to the neurons at one end, joined over the links of each part.
+
+        Args:
+            reduced: Links and what :meth:`Link.reduce` gave of their messages.
+            end: ``"target"`` or ``"source"``.
+            reduce: ``"sum"``, ``"max"`` or ``"min"``.
+
+        Returns:
+            One tensor ``[..., C]`` per part, ``None`` for a part without edges at that end.
+        """
+        pieces: list[list[Tensor]] = [[] for _ in self.parts]
+        for link, values in reduced:
+            pieces[getattr(link, end)].append(values)
+        return [_combined(part, reduce) if part else None for part in pieces]
 
     def pool(self, parts: Sequence[int], values: Sequence[Tensor], reduces: Sequence[str]) -> Tensor:
         """Reduce features of the neurons of some parts to one row per network.
@@ -324,9 +349,14 @@ def _aggregate(pieces: list[tuple[Link, Tensor]], end: End, reduce: Reduce) -> T
         # Together, because a neuron that one of the links does not reach would read zero from it.
         ends = [cast(SparseLink, link).end(end) for link, _ in pieces]
         return scatter(torch.cat([m for _, m in pieces]), torch.cat([i for i, _ in ends]), dim=0, dim_size=ends[0][1], reduce=reduce)
-    results = [link.reduce(messages, end, reduce) for link, messages in pieces]
+    return _combined([link.reduce(messages, end, reduce) for link, messages in pieces], reduce)
+
+
+def _combined(results: Sequence[Tensor], reduce: str) -> Tensor:
     combine: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
-    return functools.reduce(combine[reduce], results)
+    result = functools.reduce(combine[reduce], results)
+    # An extreme of nothing is zero.
+    return result if reduce == "sum" else torch.where(result.isinf(), 0, result)
 
 
 def _readable(batch: ParameterGraph) -> list[tuple[BaseSpace, Tensor, Tensor]] | None:
