@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.space.handmade import branching, residual
 from tests.spaces import CHAINS, SPACES
 from wsgraph import ParameterGraph, WeightSpace
-from wsgraph.nn.message.neural_graph import NeuralGraphConv, NeuralGraphNet, NeuralGraphTransformer, RelationalAttention
+from wsgraph.nn.message.neural_graph import EdgeFeatures, NeuralGraphConv, NeuralGraphNet, NeuralGraphTransformer, RelationalAttention
 from wsgraph.nn.message.wiring import Wiring
 from wsgraph.testing import assert_equivariant, assert_invariant
 
@@ -148,7 +148,8 @@ def test_messages_are_summarised_by_their_statistics() -> None:
     x, edge_attr = torch.randn(4, 4).double(), torch.randn(5, 4).double()
     for messages, (start, end) in zip(conv.messages, (EDGES, EDGES.flip(0)), strict=True):
         sent = (messages.from_there(x[start]) + messages.from_here(x[end])) * messages.factor(edge_attr) + messages.term(edge_attr)  # type: ignore[operator]
-        (received,) = messages([x], Wiring.from_edges(EDGES, 4), [edge_attr])
+        wiring = Wiring.from_edges(EDGES, 4)
+        (received,) = messages([x], wiring, EdgeFeatures([edge_attr], torch.nn.Identity(), wiring))
         for neuron in range(4):
             own = sent[end == neuron]
             if not len(own):

@@ -31,16 +31,16 @@ _SMALLEST_VARIANCE = 1e-6
 _HEAVY = 1 << 22
 
 
-class _Edges:
+class EdgeFeatures:
     """Features of edges by link, and their normalised form, which is not kept where there are many."""
 
-    def __init__(self, raw: Sequence[Tensor], norm: nn.Module) -> None:
-        self.raw, self.norm = raw, norm
+    def __init__(self, raw: Sequence[Tensor], norm: nn.Module, wiring: Wiring) -> None:
+        self.raw, self.norm, self.is_dense = raw, norm, wiring.is_dense
         self._kept: dict[int, Tensor] = {}
 
     def is_heavy(self, i: int) -> bool:
         """Whether a link has so many edges that what is computed of them is computed again in the backward pass."""
-        return self.raw[i].numel() >= _HEAVY
+        return self.is_dense and self.raw[i].numel() >= _HEAVY
 
     def normalized(self, i: int) -> Tensor:
         """The normalised features of a link."""
@@ -69,7 +69,7 @@ class _EdgeUpdate(nn.Module):
         self.from_source, self.from_target = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
         self.from_edge, self.out = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels)
 
-    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
         normalized = [self.node_norm(part) for part in x]
         sources, targets = [self.from_source(part) for part in normalized], [self.from_target(part) for part in normalized]
         updated = []
@@ -96,12 +96,12 @@ class _GraphLayer(nn.Module, ABC):
         if isinstance(wiring, Tensor):
             (neurons,), (edges,) = self([x], Wiring.from_edges(wiring, len(x)), [edge_attr])
             return neurons, edges
-        edges = _Edges(edge_attr, self.edge_norm)
+        edges = EdgeFeatures(edge_attr, self.edge_norm, wiring)
         x = self.update_neurons(x, wiring, edges)
         return x, list(edge_attr) if self.edge_update is None else self.edge_update(x, wiring, edges)
 
     @abstractmethod
-    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
         """New features of the neurons, from theirs and the normalised ones of the edges."""
 
     def extra_repr(self) -> str:
@@ -117,7 +117,7 @@ class _Messages(nn.Module):
         self.from_here, self.from_there = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
         self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(2))
 
-    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
         here, there = [self.from_here(part) for part in x], [self.from_there(part) for part in x]
         ends = [getattr(link, self.end) for link in wiring.links]
 
@@ -220,7 +220,7 @@ class NeuralGraphConv(_GraphLayer):
         self.messages = nn.ModuleList(_Messages(channels, end) for end in _OTHER)
         self.out = nn.Sequential(nn.Linear(16 * channels, channels), nn.SiLU(), nn.Linear(channels, channels))
 
-    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
         normalized = [self.node_norm(part) for part in x]
         received = zip(*(messages(normalized, wiring, edge_attr) for messages in self.messages), strict=True)
         return [part + self.out(torch.cat(pieces, dim=-1)) for part, pieces in zip(x, received, strict=True)]
@@ -296,7 +296,7 @@ class RelationalAttention(_GraphLayer):
             nn.LayerNorm(channels), nn.Linear(channels, 2 * channels), nn.SiLU(), nn.Linear(2 * channels, channels)
         )
 
-    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: _Edges) -> list[Tensor]:
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
         normalized = [self.node_norm(part) for part in x]
         edges = [edge_attr.normalized(i) for i in range(len(wiring.links))]
         logits, values = zip(*(pairs(normalized, wiring, edges) for pairs in self.pairs), strict=True)
