@@ -115,16 +115,23 @@ class Structure:
     @cached_property
     def topological_groups(self) -> tuple[NeuronGroup, ...]:
         """Groups ordered so that every layer leads forward."""
-        remaining = {name: set(sources) for name, sources in self._read_by.items()}
-        ordered: list[NeuronGroup] = []
-        while remaining:
-            ready = [name for name, sources in remaining.items() if not sources & remaining.keys()]
-            if not ready:
-                raise ValueError(f"The layers form a cycle through the groups {sorted(remaining)}.")
-            for name in ready:
-                del remaining[name]
-                ordered.append(self._groups_by_name[name])
-        return tuple(ordered)
+        waiting = {name: len(sources) for name, sources in self._read_by.items()}
+        readers: dict[str, list[str]] = {name: [] for name in waiting}
+        for name, sources in self._read_by.items():
+            for source in sources:
+                readers[source].append(name)
+        position = {name: i for i, name in enumerate(waiting)}
+        ready = [name for name, count in waiting.items() if not count]
+        ordered: list[str] = []
+        while ready:
+            ordered += ready
+            read = [reader for name in ready for reader in readers[name]]
+            for name in read:
+                waiting[name] -= 1
+            ready = sorted({name for name in read if not waiting[name]}, key=position.__getitem__)
+        if len(ordered) < len(waiting):
+            raise ValueError(f"The layers form a cycle through the groups {sorted(waiting.keys() - set(ordered))}.")
+        return tuple(self._groups_by_name[name] for name in ordered)
 
     @cached_property
     def levels(self) -> dict[str, int]:

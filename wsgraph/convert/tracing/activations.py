@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from wsgraph.convert.tracing.arrays import numbered
 from wsgraph.convert.tracing.lowering import Lowering, lower
 from wsgraph.convert.tracing.tracer import check_module, export, interpret, saved_names
 from wsgraph.convert.tracing.tying import tied_keys
-from wsgraph.convert.tracing.values import Label, Scope, Value
+from wsgraph.convert.tracing.values import Label, Scope, Value, expressions_of, neurons_of
 from wsgraph.space import SpaceMismatchError, WeightSpace
 from wsgraph.space.dtypes import flat_dtype
 
@@ -65,26 +67,27 @@ class TracedAnswers:
 
     def neurons(self, value: Value) -> Iterator[tuple[tuple[str, str], Label, Tensor]]:
         """The classes that a tensor holds: their names, the label that says where, and entries ``[n, copies]`` in order of the neurons."""
-        movable = [label for label in value.labels if not bool(self.lowering.neurons.is_fixed(label.ids).all())]
+        movable = [label for label in value.labels if not self.lowering.neurons.is_fixed(label.ids.numpy()).all()]
         for label in movable:
             if len(movable) > 1:  # samples along neurons of another class come in an order that differs between networks
                 break
-            flat = Label((0,), label.codes.flatten())
-            parts = self.lowering.neurons.part(flat.ids)
-            for place, positions, numbers in self.lowering.places(flat.ids):
+            codes = label.codes.numpy().ravel()
+            ids, expressions = neurons_of(codes), expressions_of(codes)
+            parts = self.lowering.neurons.part(ids)
+            for place, positions, numbers in self.lowering.places(ids):
                 name, size = self.lowering.labels.get(place.kind), self.lowering.sizes.get(place.kind, 0)
                 if place.kind[0] == "fixed" or name not in self.permutations:
                     continue
                 # The same neurons may come several times with different factors, such as queries and keys.
-                _, kinds = torch.stack([parts[positions], flat.expressions[positions]]).unique(dim=1, return_inverse=True)
+                kinds = numbered(parts[positions] * (int(expressions.max()) + 1) + expressions[positions])[1]
                 for kind in range(int(kinds.max()) + 1):
                     used, which = positions[kinds == kind], numbers[kinds == kind]
-                    counts = which.bincount(minlength=size)
-                    if int(counts.min()) == int(counts.max()):
-                        terms = self.lowering.solved(int(flat.expressions[used[0]]), int(parts[used[0]]))
+                    counts = np.bincount(which, minlength=size)
+                    if counts.min() == counts.max():
+                        terms = self.lowering.solved(int(expressions[used[0]]), int(parts[used[0]]))
                         odd = [key for key, power in terms.items() if power % 2]
                         scale = self.lowering.scale({odd[0]: 1}, place)[0] if len(terms) == len(odd) == 1 else ""
-                        entries = used[which.argsort(stable=True)].view(size, -1)
+                        entries = torch.from_numpy(used[which.argsort(kind="stable")].reshape(size, -1))
                         yield (self.permutations[name], self.scales.get(scale, "")), label, entries
 
 

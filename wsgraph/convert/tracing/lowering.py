@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from wsgraph.convert.tracing.neurons import Key, occurrence, solve
+from wsgraph.convert.tracing.arrays import Array, distinct, is_increasing, numbered, occurrence
+from wsgraph.convert.tracing.neurons import Key, solve
 from wsgraph.convert.tracing.nodes import NodeSet, Reading
 from wsgraph.convert.tracing.rules import rule_of
-from wsgraph.convert.tracing.values import Label, Scope, Value
+from wsgraph.convert.tracing.values import Label, Scope, Value, expressions_of, neurons_of
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.dtypes import stored_dtype
 
@@ -50,7 +53,7 @@ class Lowering:
     """Groups and parameters, found parameter by parameter."""
 
     def __init__(self, scope: Scope) -> None:
-        self.neurons, self.factors = scope.neurons, scope.factors
+        self.neurons, self.factors = scope.neurons.partition, scope.factors
         self.bound, self.limits = solve(scope.neurons, scope.factors)
         self.groups: dict[str, NeuronGroup] = {}
         self.scaled: dict[tuple[str, _Place], str] = {}
@@ -58,45 +61,55 @@ class Lowering:
         self.sizes: dict[tuple[str, int, int], int] = {}
         self.anchors: dict[_Place, str] = {}
         self.labels: dict[tuple[str, int, int], str] = {}
+        self._places: dict[bytes, list[tuple[_Place, Array, Array]]] = {}
 
     # == Neurons ==
 
-    def places(self, ids: Tensor) -> list[tuple[_Place, Tensor, Tensor]]:
+    def places(self, ids: Array) -> list[tuple[_Place, Array, Array]]:
         """Neurons by place: positions of its neurons among ``ids``, and their numbers within it."""
         ids = self.neurons.resolve(ids)
-        family = self.neurons.family(ids)
-        rows, columns = self.neurons.pair(ids)
-        product = self.neurons.is_product(ids)
-        fixed_rows, fixed_columns = self.neurons.is_fixed(rows), self.neurons.is_fixed(columns)
-        fixed = self.neurons.is_fixed(ids)
-        row_family, column_family = self.neurons.family(rows), self.neurons.family(columns)
-        zeros = torch.zeros_like(ids)
-        kind = torch.where(fixed, 0, torch.where(~product, 1, torch.where(fixed_rows, 2, torch.where(fixed_columns, 3, 4))))
-        first = torch.where(kind == 1, family, torch.where(kind == 2, column_family, torch.where(kind >= 3, row_family, zeros)))
-        second = torch.where(kind == 4, column_family, zeros)
-        copy = torch.where(kind == 2, rows, torch.where(kind == 3, columns, zeros))
-        keys, inverse = torch.stack([kind, first, second, copy]).unique(dim=1, return_inverse=True)
-        found = []
-        for i, (k, one, other, which) in enumerate(keys.T.tolist()):
-            positions = (inverse == i).nonzero()[:, 0]
-            name = ("fixed", "family", "family", "family", "product")[k]
-            place = _Place((name, one, other), which)
-            if k == 0:
-                numbers = torch.arange(len(positions))
-            elif k == 4:
-                members = self.neurons.members(other)
-                numbers = self._number(rows[positions], one) * len(members) + self._number(columns[positions], other)
-                self.sizes[place.kind] = len(self.neurons.members(one)) * len(members)
-            else:
-                moving = (None, ids, columns, rows)[k]
-                assert moving is not None
-                numbers = self._number(moving[positions], one)
-                self.sizes[place.kind] = len(self.neurons.members(one))
-            found.append((place, positions, numbers))
-        return sorted(found, key=lambda entry: int(entry[1].min()))
+        key = ids.tobytes()
+        if key not in self._places:  # the norms of a layer, and what reads it, hold the same neurons
+            self._places[key] = self._find_places(ids)
+        return self._places[key]
 
-    def _number(self, ids: Tensor, family: int) -> Tensor:
-        return torch.searchsorted(self.neurons.members(family), ids)
+    def _find_places(self, ids: Array) -> list[tuple[_Place, Array, Array]]:
+        neurons = self.neurons
+        rows, columns = neurons.pair(ids)
+        product, fixed = neurons.is_product(ids), neurons.is_fixed(ids)
+        kind = np.where(fixed, 0, 1)
+        first, second, copy = np.where(fixed, 0, neurons.family(ids)), np.zeros_like(ids), np.zeros_like(ids)
+        if (product & ~fixed).any():
+            fixed_rows, fixed_columns = neurons.is_fixed(rows), neurons.is_fixed(columns)
+            kind = np.where(fixed, 0, np.where(~product, 1, np.where(fixed_rows, 2, np.where(fixed_columns, 3, 4))))
+            row_family, column_family = neurons.family(rows), neurons.family(columns)
+            first = np.where(kind == 2, column_family, np.where(kind >= 3, row_family, first))
+            second = np.where(kind == 4, column_family, 0)
+            copy = np.where(kind == 2, rows, np.where(kind == 3, columns, 0))
+        which = np.zeros(len(ids), np.int64)
+        for entries in (kind, first, second, copy):
+            values, number, _ = numbered(entries)
+            which = numbered(which * len(values) + number)[1]
+        order = which.argsort(kind="stable")
+        stops = np.flatnonzero(np.append(which[order][1:] != which[order][:-1], True)) + 1
+        found = []
+        for positions in np.split(order, stops[:-1]):
+            k, one, other, copied = (int(entries[positions[0]]) for entries in (kind, first, second, copy))
+            place = _Place((("fixed", "family", "family", "family", "product")[k], one, other), copied)
+            if k == 0:
+                numbers = np.arange(len(positions))
+            elif k == 4:
+                members = neurons.members(other)
+                numbers = self._number(rows[positions], one) * len(members) + self._number(columns[positions], other)
+                self.sizes[place.kind] = len(neurons.members(one)) * len(members)
+            else:
+                numbers = self._number((ids, columns, rows)[k - 1][positions], one)
+                self.sizes[place.kind] = len(neurons.members(one))
+            found.append((place, positions, numbers))
+        return sorted(found, key=lambda entry: int(entry[1][0]))
+
+    def _number(self, ids: Array, family: int) -> Array:
+        return np.searchsorted(self.neurons.members(family), ids)
 
     # == Groups ==
 
@@ -164,25 +177,30 @@ class Lowering:
             self.scaled.setdefault((scale, place), name)
         return self.add(group)
 
-    def fixed_group(self, name: str, ids: Tensor, operators: Sequence[str] = (), role: str = "fixed") -> str:
+    def fixed_group(self, name: str, ids: Array, operators: Sequence[str] = (), role: str = "fixed") -> str:
         """The group of neurons that cannot move."""
-        families = self.neurons.family(ids).unique().tolist()
-        reasons = list(dict.fromkeys(reason for family in families if (reason := self.neurons.reason(family))))
-        if self.neurons.is_product(ids).any():
-            reasons = reasons or ["the order of these neurons"]
+        families = distinct(self.neurons.family(ids)).tolist()
+        reasons = list(dict.fromkeys(reason for family in families if (reason := self.neurons.reasons.get(family, ""))))
+        if not reasons and self.neurons.is_product(ids).any():
+            reasons = ["the order of these neurons"]
         reasons = reasons or ["neurons that are not told apart"]
         reason = "" if role != "fixed" else "; ".join(reasons)
         return self.add(NeuronGroup(self.free_name(name), len(ids), role, tuple(operators), reason=reason))  # type: ignore[arg-type]
 
-    def segments(self, ids: Tensor, expressions: Tensor) -> Iterator[tuple[_Place, Tensor, Tensor, dict[Key, int], tuple[int, int]]]:
+    def segments(self, ids: Array, expressions: Array) -> Iterator[tuple[_Place, Array, Array, dict[Key, int], tuple[int, int]]]:
         """Entries by the class and copy of their neurons: places, positions, numbers of the neurons, factors, and whose those are."""
         parts = self.neurons.part(ids)
         for place, positions, numbers in self.places(ids):
             if place.kind[0] == "fixed":
                 yield place, positions, numbers, {}, (int(expressions[positions[0]]), 0)
                 continue
-            for part in parts[positions].unique().tolist():
-                mine = parts[positions] == part
+            own = parts[positions]
+            if len(own) == self.sizes[place.kind] and is_increasing(numbers) and (own == own[0]).all():  # as nearly everywhere
+                expression, part = int(expressions[positions[0]]), int(own[0])
+                yield place, positions, numbers, self.solved(expression, part), (expression, part)
+                continue
+            for part in distinct(own).tolist():
+                mine = own == part
                 # The k-th occurrence of every neuron makes the k-th copy.
                 rank = occurrence(numbers[mine])
                 for copy in range(int(rank.max()) + 1):
@@ -198,18 +216,20 @@ class Lowering:
         """Logical axes of one dimension of a parameter."""
         if label is None:
             return [Axis(size)]
-        before, middle, after = _runs(self.neurons.resolve(label.ids), self.neurons.part(label.ids), label.expressions)
-        inner = torch.arange(middle) * after
-        axis = self.axis(label.ids[inner], label.expressions[inner])
+        ids, expressions = label.ids.numpy(), label.expressions.numpy()
+        before, middle, after = _runs(self.neurons.resolve(ids), self.neurons.part(ids), expressions)
+        if middle < size:
+            ids, expressions = ids[: middle * after : after], expressions[: middle * after : after]
+        axis = self.axis(ids, expressions)
         return [*([Axis(before)] if before > 1 else []), axis, *([Axis(after)] if after > 1 else [])]
 
-    def axis(self, ids: Tensor, expressions: Tensor) -> Axis:
+    def axis(self, ids: Array, expressions: Array) -> Axis:
         """An axis along which every neuron of a class comes once, or several times."""
         size = len(ids)
-        if bool(self.neurons.is_fixed(ids).all()):
+        if self.neurons.is_fixed(ids).all():
             return Axis(size)
         segments: list[tuple[str, tuple[tuple[str, int], ...]]] = []
-        order = torch.zeros(size, dtype=torch.long)
+        order = np.zeros(size, np.int64)
         offset = 0
         for place, positions, numbers, terms, (expression, part) in self.segments(ids, expressions):
             if place.kind[0] == "fixed":
@@ -220,7 +240,7 @@ class Lowering:
                 segments.append((powers[0][0] if powers else self.anchor(place, expression, part), powers))
             order[positions] = offset + numbers
             offset += len(positions)
-        return Axis(size, _ties(segments), tuple(order.tolist()))
+        return Axis(size, _ties(segments), () if is_increasing(order) else tuple(order.tolist()))
 
     def anchor(self, place: _Place, expression: int, part: int) -> str:
         """Any group at a place, for entries that move but have no factor."""
@@ -240,19 +260,19 @@ def _ties(segments: Sequence[tuple[str, tuple[tuple[str, int], ...]]]) -> tuple[
     return tuple(ties)
 
 
-def _runs(ids: Tensor, *others: Tensor) -> tuple[int, int, int]:
+def _runs(ids: Array, *others: Array) -> tuple[int, int, int]:
     """Sizes ``(a, n, b)`` such that ids are those of ``n`` distinct neurons, each repeated ``b`` times in a row, the whole ``a`` times.
 
     What else is known of the entries must repeat likewise: two halves of a layer may be tied neuron by neuron and still scale differently.
     """
-    size, distinct = len(ids), len(ids.unique())
-    if size > distinct and size % distinct == 0:
-        changes = (ids[1:] != ids[:-1]).nonzero()
+    size, count = len(ids), len(distinct(ids))
+    if size > count and size % count == 0:
+        changes = np.flatnonzero(ids[1:] != ids[:-1])
         after = int(changes[0]) + 1 if len(changes) else size
-        if size % (distinct * after) == 0:
-            repeats = [entries.view(-1, distinct, after) for entries in (ids, *others)]
-            if all(bool((shaped == shaped[:1, :, :1]).all()) for shaped in repeats):
-                return size // (distinct * after), distinct, after
+        if size % (count * after) == 0:
+            repeats = [entries.reshape(-1, count, after) for entries in (ids, *others)]
+            if all((shaped == shaped[:1, :, :1]).all() for shaped in repeats):
+                return size // (count * after), count, after
     return 1, size, 1
 
 
@@ -262,13 +282,14 @@ class Graph:
     def __init__(self, scope: Scope, lowering: Lowering, values: Mapping[str, Value]) -> None:
         self.nodes, self.lowering = scope.nodes, lowering
         self.movable = {
-            name: {label.dims[0] for label in value.labels if not bool(scope.neurons.is_fixed(label.ids).all())}
+            name: {label.dims[0] for label in value.labels if not lowering.neurons.is_fixed(label.ids.numpy()).all()}
             for name, value in values.items()
         }
         count = sum(len(made.codes) for made in self.nodes.sets) + 1
-        self.group_of, self.number_of = torch.full((count,), -1), torch.zeros(count, dtype=torch.long)
-        self.is_output = torch.zeros(count, dtype=torch.bool)
-        self.is_output[scope.outputs.clamp(min=0)] = True
+        self.group_of, self.number_of = np.full(count, -1), np.zeros(count, np.int64)
+        outputs = scope.outputs.numpy()
+        self.is_output = np.zeros(count, bool)
+        self.is_output[np.maximum(outputs, 0)] = True
         self.groups: list[str] = []
         self.free_name = _Names()
         names: dict[int, str] = {}  # layers that are function calls are called like their weights
@@ -277,7 +298,7 @@ class Graph:
                 made = self.nodes.set_of(int(reading.targets[0]))
                 names.setdefault(made.start, parameter.rsplit(".", 1)[0] if rule_of(made.name) else made.name)
         # The outputs say which sets matter; groups follow in the order in which the network computes them.
-        for made, alive in zip(self.nodes.sets, self.nodes.alive(scope.outputs), strict=True):
+        for made, alive in zip(self.nodes.sets, self.nodes.alive(outputs), strict=True):
             if alive:
                 self.add(made, names.get(made.start, made.name))
 
@@ -287,11 +308,11 @@ class Graph:
 
     def add(self, made: NodeSet, name_of_set: str) -> None:
         """Groups for the nodes of one set, called like the layer that makes them where there is one."""
-        lowering, label = self.lowering, Label((0,), made.codes)
-        for place, positions, numbers, terms, _ in lowering.segments(label.ids, label.expressions):
+        lowering, ids = self.lowering, neurons_of(made.codes)
+        for place, positions, numbers, terms, _ in lowering.segments(ids, expressions_of(made.codes)):
             if place.kind[0] == "fixed":
-                role = "input" if made.is_input else "output" if bool(self.is_output[made.start + positions].any()) else "fixed"
-                name = lowering.fixed_group(name_of_set, label.ids[positions], made.operators, role)
+                role = "input" if made.is_input else "output" if self.is_output[made.start + positions].any() else "fixed"
+                name = lowering.fixed_group(name_of_set, ids[positions], made.operators, role)
             else:
                 scale, limits = lowering.scale(terms, place)
                 # Factors of a product: their values are multiplied with several unknowns, or with powers of one.
@@ -301,24 +322,23 @@ class Graph:
             self.group_of[own], self.number_of[own] = len(self.groups), numbers
             self.groups.append(name)
 
-    def end(self, numbers: Tensor) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    def end(self, numbers: Array) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """The groups that nodes lie in, and in which order."""
         owner = self.group_of[numbers]
-        present = owner.unique()
-        first = torch.stack([(owner == group).nonzero()[0, 0] for group in present]).argsort()
-        present = present[first]
-        names = tuple(self.groups[group] for group in present.tolist())
-        sizes = torch.tensor([self.lowering.groups[name].size for name in names])
-        offsets = torch.zeros(len(self.groups), dtype=torch.long)
-        offsets[present] = sizes.cumsum(0) - sizes
-        order = offsets[owner] + self.number_of[numbers]
-        return names, () if torch.equal(order, torch.arange(int(sizes.sum()))) else tuple(order.tolist())
+        starts = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
+        present = list(dict.fromkeys(owner[starts].tolist()))
+        sizes = [self.lowering.groups[self.groups[group]].size for group in present]
+        stops = list(itertools.accumulate(sizes))
+        offsets = {group: stop - size for group, size, stop in zip(present, sizes, stops, strict=True)}
+        order = np.repeat([offsets[group] for group in owner[starts].tolist()], np.diff(np.append(starts, len(owner))))
+        order += self.number_of[numbers]
+        own = len(order) == stops[-1] and order[0] == 0 and order[-1] == stops[-1] - 1 and is_increasing(order)
+        return tuple(self.groups[group] for group in present), () if own else tuple(order.tolist())
 
     def connections(self, state: Mapping[str, Tensor]) -> Iterator[Connection]:
         """Readings between nodes that matter."""
         for reading in self.nodes.readings:
-            ends = torch.cat([reading.sources, reading.targets])
-            if bool((self.group_of[ends] >= 0).all()):
+            if (self.group_of[reading.sources] >= 0).all() and (self.group_of[reading.targets] >= 0).all():
                 for part in self.nodes.of_one_parameter(reading):
                     yield self.connection(part, state)
 
@@ -349,9 +369,9 @@ class Graph:
             made = replace(made, kind="weight", sources=(self.constant,))
         return made
 
-    def view(self, reading: Reading, parameter: str, shape: list[int], sources: Tensor) -> tuple[dict[str, Any], Tensor]:
+    def view(self, reading: Reading, parameter: str, shape: list[int], sources: Array) -> tuple[dict[str, Any], Array]:
         """How a parameter is seen by a reading, and the sources without the positions that flattening repeats them over."""
-        ends: dict[str, tuple[int, Tensor]] = {}
+        ends: dict[str, tuple[int, Array]] = {}
         for end, pins in (("source", reading.source_pins), ("target", reading.target_pins)):
             if pins is not None:
                 _, dim, entries = self.nodes.pinned(pins)
@@ -360,17 +380,17 @@ class Graph:
         if "source" in ends and reading.groups == 1:
             dim, entries = ends["source"]
             before, middle, after = _runs(sources)
-            if middle < len(sources) and torch.equal(entries, torch.arange(shape[dim])):
+            if middle < len(sources) and np.array_equal(entries, np.arange(shape[dim])):
                 sizes = [*([before] if before > 1 else []), middle, *([after] if after > 1 else [])]
                 shape[dim : dim + 1] = sizes
-                sources = sources.view(before, middle, after)[0, :, 0]
+                sources = sources.reshape(before, middle, after)[0, :, 0]
                 axis_of[dim + 1 :] = [axis + len(sizes) - 1 for axis in axis_of[dim + 1 :]]
                 axis_of[dim] += before > 1
-                ends["source"] = dim, torch.arange(middle)
+                ends["source"] = dim, np.arange(middle)
         options: dict[str, Any] = {"shape": tuple(shape)}
         for end, (dim, entries) in ends.items():
             options[f"{end}_axis"] = axis_of[dim]
-            if not torch.equal(entries, torch.arange(shape[axis_of[dim]])):
+            if not np.array_equal(entries, np.arange(shape[axis_of[dim]])):
                 options[f"{end}_index"] = tuple(entries.tolist())
         # Positions that move are edges of their own.
         own = {dim for dim, _ in ends.values()}

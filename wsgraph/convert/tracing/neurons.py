@@ -2,275 +2,443 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Equation", "Factors", "Key", "Neurons", "occurrence", "solve"]
+from wsgraph.convert.tracing.arrays import Array, Growing, distinct, is_increasing, numbered
+
+__all__ = ["Equation", "Factors", "Key", "Neurons", "Partition", "solve"]
 
 
-def occurrence(numbers: Tensor) -> Tensor:
-    """How often each number came before."""
-    order = numbers.argsort(stable=True)
-    ordered = numbers[order]
-    result = torch.empty_like(numbers)
-    result[order] = torch.arange(len(numbers)) - torch.searchsorted(ordered, ordered)
-    return result
-
-
-def _grown(tensor: Tensor, values: Tensor) -> Tensor:
-    return torch.cat([tensor, values.to(tensor.dtype)])
-
-
-class Neurons:
+class Partition:
     r"""A partition of neurons into families whose members may be exchanged, refined by every operator.
 
-    A neuron is a number; 0 stands for no neuron. A family is *free* (any permutation), *fixed*, or a *product*: its neurons are the pairs
-    :math:`(i, j)` of a row and a column, which are neurons of other families, and move with them.
-    Neurons that must move alike are made one (:meth:`unify`).
+    A neuron is a number; 0 stands for no neuron. A family is *free* (any permutation), *fixed*, or a
+    *product*: its neurons are the pairs :math:`(i, j)` of a row and a column, which are neurons of
+    other families, and move with them. Neurons that must move alike are made one (:meth:`unify`).
+
+    Networks have thousands of layers' axes of few hundred neurons: every step takes time in
+    proportion to the neurons that it is given, not to all there are.
     """
 
     def __init__(self) -> None:
-        zero = torch.zeros(1, dtype=torch.long)
-        self._representative, self._family, self._row, self._column, self._part = (zero.clone() for _ in range(5))
-        self._parts = 0
-        self._fixed = torch.ones(1, dtype=torch.bool)
-        self._factor_of_some = torch.zeros(1, dtype=torch.bool)
-        self._members: dict[int, Tensor] = {}
+        self._representative, self._family, self._row, self._column, self._part = (Growing([0]) for _ in range(5))
+        self._next = Growing([0])  # those that became one neuron, in a circle
+        self._factor_of_some, self._leaving = Growing([0], bool), Growing([0], bool)
+        self._part_size = Growing([1])
+        self._fixed = Growing([1], bool)
+        self._members: list[Array] = [np.zeros(1, np.int64)]
+        self._has_products = False
         self.reasons: dict[int, str] = {}
 
-    def new(self, size: int) -> Tensor:
+    def new(self, size: int) -> Array:
         """A free family of new neurons."""
         start = len(self._family)
-        ids = torch.arange(start, start + size)
-        self._representative = _grown(self._representative, ids)
-        self._family = _grown(self._family, torch.full((size,), self._new_family(ids)))
-        self._row, self._column = _grown(self._row, torch.zeros(size)), _grown(self._column, torch.zeros(size))
-        self._factor_of_some = _grown(self._factor_of_some, torch.zeros(size))
-        self._parts += 1
-        self._part = _grown(self._part, torch.full((size,), self._parts))
+        ids = np.arange(start, start + size)
+        self._representative.extend(ids)
+        self._next.extend(ids)
+        self._family.extend(self._new_family(ids), size)
+        for column in (self._row, self._column, self._factor_of_some, self._leaving):
+            column.extend(0, size)
+        self._part.extend(len(self._part_size), size)
+        self._part_size.extend(size, 1)
         return ids
 
-    def _new_family(self, members: Tensor) -> int:
-        self._fixed = _grown(self._fixed, torch.zeros(1))
-        self._members[len(self._fixed) - 1] = members
-        return len(self._fixed) - 1
+    def _new_family(self, members: Array) -> int:
+        self._fixed.extend(0, 1)
+        self._members.append(members)
+        return len(self._members) - 1
 
-    def _mask(self, ids: Tensor) -> Tensor:
-        mask = torch.zeros(len(self._family), dtype=torch.bool)
-        mask[ids] = True
-        return mask
+    def _everyone(self, ids: Array) -> tuple[Array, Array]:
+        """All that became one with these neurons, and the position among ``ids`` of what they became."""
+        found, places = [ids], [np.arange(len(ids))]
+        current, place = self._next[ids], places[0]
+        while len(going := np.flatnonzero(current != ids[place])):
+            current, place = current[going], place[going]
+            found.append(current)
+            places.append(place)
+            if len(found) > 256:  # a long circle is slower than a look at all neurons
+                position = np.full(len(self._family), -1)
+                position[ids] = np.arange(len(ids))
+                place = position[self._representative.values]
+                return np.flatnonzero(place >= 0), place[place >= 0]
+            current = self._next[current]
+        return np.concatenate(found), np.concatenate(places)
 
-    def _leave(self, ids: Tensor) -> None:
+    def _leave(self, ids: Array) -> None:
         """Neurons that are about to leave their families."""
-        gone = self._mask(ids)
-        for family in self._family[ids].unique().tolist():
+        self._drop(distinct(self._family[ids]).tolist(), ids)
+
+    def _drop(self, families: Iterable[int], ids: Array) -> None:
+        """Take neurons off the members of families."""
+        self._leaving[ids] = True
+        for family in families:
             members = self._members[family]
-            self._members[family] = members[~gone[members]]
+            self._members[family] = members[~self._leaving[members]]
+        self._leaving[ids] = False
 
     # == Reading ==
 
-    def resolve(self, ids: Tensor) -> Tensor:
+    def resolve(self, ids: Array) -> Array:
         """The neurons that stand for these."""
         return self._representative[ids]
 
-    def family(self, ids: Tensor) -> Tensor:
+    def family(self, ids: Array) -> Array:
         """Families of the neurons."""
-        return self._family[self.resolve(ids)]
+        return self._family[self._representative[ids]]
 
-    def pair(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def pair(self, ids: Array) -> tuple[Array, Array]:
         """Rows and columns of the neurons, 0 outside products."""
-        ids = self.resolve(ids)
-        return self.resolve(self._row[ids]), self.resolve(self._column[ids])
+        ids = self._representative[ids]
+        return self._representative[self._row[ids]], self._representative[self._column[ids]]
 
-    def is_product(self, ids: Tensor) -> Tensor:
+    def is_product(self, ids: Array) -> Array:
         """Whether the neurons are pairs."""
-        return self._row[self.resolve(ids)] > 0
+        return self._row[self._representative[ids]] > 0
 
-    def is_fixed(self, ids: Tensor) -> Tensor:
+    def is_fixed(self, ids: Array) -> Array:
         """Whether the neurons cannot move; 0 cannot."""
-        ids = self.resolve(ids)
-        rows, columns = self.pair(ids)
-        product = self._row[ids] > 0
+        ids = self._representative[ids]
         alone = self._fixed[self._family[ids]]
-        return torch.where(product, self._fixed[self._family[rows]] & self._fixed[self._family[columns]], alone)
+        if not self._has_products:
+            return alone
+        rows, columns = self.pair(ids)
+        pairs = self._fixed[self._family[rows]] & self._fixed[self._family[columns]]
+        return np.where(self._row[ids] > 0, pairs, alone)
 
-    def part(self, ids: Tensor) -> Tensor:
+    def part(self, ids: Array) -> Array:
         """Of neurons as they were made, before some became one: the parts of a layer that are told apart."""
         return self._part[ids]
 
-    def members(self, family: int) -> Tensor:
+    def members(self, family: int) -> Array:
         """The neurons of a family in order."""
         return self._members[family]
 
-    def reason(self, family: int) -> str:
-        """Why a family is fixed."""
-        return self.reasons.get(family, "")
-
     # == Refining ==
 
-    def fix(self, ids: Tensor, reason: str) -> None:
+    def fix(self, ids: Array, reason: str) -> None:
         """Take all permutations from the families of these neurons."""
-        ids = self.resolve(ids).unique()
+        ids = distinct(self._representative[ids.ravel()])
         ids = ids[ids > 0]
-        product = self._row[ids] > 0
-        if product.any():
-            rows, columns = self.pair(ids[product])
-            self.fix(torch.cat([rows, columns]), reason)
-        for family in self._family[ids[~product]].unique().tolist():
+        if self._has_products:
+            product = self._row[ids] > 0
+            if product.any():
+                self.fix(np.concatenate(self.pair(ids[product])), reason)
+            ids = ids[~product]
+        for family in distinct(self._family[ids]).tolist():
             if not self._fixed[family]:
                 self._fixed[family] = True
                 self.reasons[family] = reason
 
-    def split(self, ids: Tensor, reason: str) -> None:
+    def split(self, ids: Array, reason: str) -> None:
         """Let these neurons move only among themselves, and the others of their families too."""
-        ids = self.resolve(ids).unique()
+        ids = distinct(self._representative[ids.ravel()])
         ids = ids[~self.is_fixed(ids)]
         product = self._row[ids] > 0
-        for family in self._family[ids[~product]].unique().tolist():
-            chosen = ids[(self._family[ids] == family) & ~product]
-            if len(chosen) < len(self.members(family)):
+        families = self._family[ids]
+        for family in distinct(families[~product]).tolist():
+            chosen = ids[(families == family) & ~product]
+            if len(chosen) < len(self._members[family]):
                 self._separate(chosen)
                 self._split_parts(chosen)
-        for family in self._family[ids[product]].unique().tolist():
-            chosen = ids[(self._family[ids] == family) & product]
+        for family in distinct(families[product]).tolist():
+            chosen = ids[(families == family) & product]
             rows, columns = self.pair(chosen)
-            if len(rows.unique()) * len(columns.unique()) == len(chosen):
+            if len(distinct(rows)) * len(distinct(columns)) == len(chosen):
                 self.split(rows, reason)
                 self.split(columns, reason)
                 self._split_parts(chosen)
             else:
                 self.fix(chosen, reason)
 
-    def _separate(self, ids: Tensor) -> None:
+    def _separate(self, ids: Array) -> None:
         """Make neurons, given in order, a family of their own."""
         self._leave(ids)
         self._family[ids] = self._new_family(ids)
 
-    def split_parts(self, ids: Tensor) -> None:
+    def split_parts(self, ids: Array) -> None:
         """Tell these neurons apart from the others of their layer, wherever factors are asked for; they move as before."""
-        self._split_parts(self.resolve(ids))
+        self._split_parts(distinct(self._representative[ids.ravel()]))
 
-    def _split_parts(self, ids: Tensor) -> None:
-        inside = self._mask(ids)[self._representative].nonzero()[:, 0]
-        parts = self._part[inside]
-        divided = parts.bincount(minlength=self._parts + 1) < self._part.bincount(minlength=self._parts + 1)
-        numbers = torch.arange(self._parts + 1)
-        chosen = numbers[divided & torch.zeros_like(divided).index_fill(0, parts, True)]
-        numbers[chosen] = self._parts + 1 + torch.arange(len(chosen))
-        self._part[inside] = numbers[parts]
-        self._parts += len(chosen)
+    def _split_parts(self, ids: Array, turns: Array | None = None) -> None:
+        """Tell neurons apart from the others of their parts: all of them, or one turn after another."""
+        inside, place = self._everyone(ids)
+        turns = np.zeros(len(ids), np.int64) if turns is None else turns
+        count = int(turns.max(initial=0)) + 1
+        keys, numbers, sizes = numbered(self._part[inside] * count + turns[place])
+        part, turn = keys // count, keys % count
+        # What earlier turns took from a part is no more of it; the last turn keeps the part if nothing else is left.
+        before = sizes.cumsum()
+        first = np.searchsorted(part, part)
+        before -= (before - sizes)[first]
+        taken = np.flatnonzero(before < self._part_size[part])
+        taken = taken[np.lexsort((part[taken], turn[taken]))]
+        fresh = part.copy()
+        fresh[taken] = len(self._part_size) + np.arange(len(taken))
+        np.subtract.at(self._part_size.values, part[taken], sizes[taken])
+        self._part_size.extend(sizes[taken])
+        self._part[inside] = fresh[numbers]
 
-    def unify(self, first: Tensor, second: Tensor, reason: str) -> None:
+    def unify(self, first: Array, second: Array, reason: str) -> None:
         """Make the neurons of two vectors move alike, entry by entry."""
+        first, second = first.ravel(), second.ravel()
         while True:
-            one, other = self.resolve(first.flatten()), self.resolve(second.flatten())
+            one, other = self._representative[first], self._representative[second]
+            different = one != other
+            if not different.any():
+                return
             # Numbers sort much faster than pairs.
-            distinct = (one * len(self._family) + other)[one != other].unique()
-            pairs = torch.stack([distinct // len(self._family), distinct % len(self._family)])
-            fixed = self.is_fixed(pairs)
-            if bool((fixed[0] != fixed[1]).any()):  # what meets a neuron that cannot move cannot move either
-                meeting = pairs[:, fixed[0] != fixed[1]]
+            one, other = np.divmod(distinct((one * len(self._family) + other)[different]), len(self._family))
+            fixed, also_fixed = self.is_fixed(one), self.is_fixed(other)
+            if (fixed != also_fixed).any():  # what meets a neuron that cannot move cannot move either
+                meeting = np.concatenate([one[fixed != also_fixed], other[fixed != also_fixed]])
                 self.split(meeting, reason)
                 self.fix(meeting, reason)
                 continue
-            pairs = pairs[:, ~fixed.all(0)]
-            if pairs.shape[1] == 0:
+            if fixed.all():
                 return
-            self._unify_families(pairs, reason)
+            one, other = one[~fixed], other[~fixed]
+            if self._unify_apart(one, other):
+                return
+            self._unify_families(one, other, reason)
 
-    def _unify_families(self, pairs: Tensor, reason: str) -> None:
+    def _unify_apart(self, one: Array, other: Array) -> bool:
+        """Unify pairs of neurons at once, where every neuron is in one pair and every family on one side.
+
+        The outcome is that of :meth:`_unify_families` for every two families in the order of their first pairs.
+        """
+        if self._has_products and ((self._row[one] > 0).any() or (self._row[other] > 0).any()):
+            return False
+        if not is_increasing(one) or len(distinct(other)) < len(other):
+            return False
+        families, partners = self._family[one], self._family[other]
+        keys, numbers, counts = numbered(families * len(self._members) + partners)
+        pairs = np.divmod(keys, len(self._members))
+        if not set(pairs[0].tolist()).isdisjoint(pairs[1].tolist()):
+            return False
+        order = np.arange(len(one))
+        if len(keys) > 1:  # by their first pairs
+            firsts = np.empty_like(keys)
+            firsts[numbers[::-1]] = order[::-1]
+            turns = firsts.argsort()
+            numbers = turns.argsort()[numbers]
+            order, counts = numbers.argsort(kind="stable"), counts[turns]
+        stops = counts.cumsum().tolist()
+        left: dict[int, int] = {}
+        chosen: list[Array] = []
+        turns_of: list[Array] = []
+        gone: list[Array] = []
+        touched: set[int] = set()
+        for turn, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
+            for side, neurons in enumerate((one, other)):
+                ids = neurons[order[start:stop]]
+                family = int((families, partners)[side][order[start]])
+                left.setdefault(family, len(self._members[family]))
+                whole = len(ids) == left[family]
+                left[family] -= len(ids)
+                if not whole:
+                    ids = np.sort(ids)
+                    self._family[ids] = self._new_family(ids if side == 0 else ids[:0])
+                    chosen.append(ids)
+                    turns_of.append(np.full(len(ids), 2 * turn + side))
+                if side == 1 or not whole:
+                    gone.append(ids)
+                    touched.add(family)
+        self._drop(touched, np.concatenate(gone))
+        if chosen:
+            self._split_parts(np.concatenate(chosen), np.concatenate(turns_of))
+        self._become(other, one)
+        return True
+
+    def _unify_families(self, one: Array, other: Array, reason: str) -> None:
         """Unify the pairs that lie in the two families of the first one."""
-        families = self._family[pairs]
-        first, second = pairs[:, (families == families[:, :1]).all(0)]
-        products = self._row[first[:1]] > 0, self._row[second[:1]] > 0
-        counts = [ids.unique(return_counts=True)[1] for ids in (first, second)]
-        if all(int(count.max()) == 1 for count in counts):
+        families, partners = self._family[one], self._family[other]
+        same = (families == families[0]) & (partners == partners[0])
+        first, second = one[same], other[same]
+        products = bool(self._row[first[0]] > 0), bool(self._row[second[0]] > 0)
+        counts = [numbered(ids)[2] for ids in (first, second)]
+        if all(count.max() == 1 for count in counts):
             if all(products):
-                for one, other in zip(self.pair(first), self.pair(second), strict=True):
-                    self.unify(one, other, reason)
+                for left, right in zip(self.pair(first), self.pair(second), strict=True):
+                    self.unify(left, right, reason)
                 self._alias(second, first)
-            elif bool(families[0, 0] == families[1, 0]):
+            elif families[0] == partners[0]:
                 self.fix(first, reason)
             else:
                 self.split(first, reason)
                 self.split(second, reason)
                 if products[1]:
                     first, second = second, first
-                if any(products) and bool(self._factor_of_some[second].any()):  # rows of rows are left alone
-                    self.fix(torch.cat([first, second]), reason)
-                elif not self.is_fixed(torch.cat([first, second])).any():
+                if any(products) and self._factor_of_some[second].any():  # rows of rows are left alone
+                    self.fix(np.concatenate([first, second]), reason)
+                elif not self.is_fixed(np.concatenate([first, second])).any():
                     self._alias(second, first)
-        elif int(counts[0].max()) == 1 and not products[0]:
+        elif counts[0].max() == 1 and not products[0]:
             self._repeat(first, second, counts[1], reason)
-        elif int(counts[1].max()) == 1 and not products[1]:
+        elif counts[1].max() == 1 and not products[1]:
             self._repeat(second, first, counts[0], reason)
         else:
-            self.fix(torch.cat([first, second]), reason)
+            self.fix(np.concatenate([first, second]), reason)
 
-    def _repeat(self, distinct: Tensor, repeated: Tensor, counts: Tensor, reason: str) -> None:
+    def _repeat(self, single: Array, repeated: Array, counts: Array, reason: str) -> None:
         """Several neurons, such as the inputs of a layer after flattening, stand for one each: they become it."""
-        self.split(distinct, reason)
+        self.split(single, reason)
         self.split(repeated, reason)
-        if int(counts.min()) < int(counts.max()) or bool(self.is_fixed(repeated).any()):
-            self.fix(torch.cat([distinct, repeated]), reason)
+        if counts.min() < counts.max() or self.is_fixed(repeated).any():
+            self.fix(np.concatenate([single, repeated]), reason)
         else:
-            self._alias(distinct, repeated)
+            self._alias(single, repeated)
 
-    def _alias(self, old: Tensor, new: Tensor) -> None:
+    def _alias(self, old: Array, new: Array) -> None:
         self._leave(old)
-        self._factor_of_some[new] |= self._factor_of_some[old]
-        table = torch.arange(len(self._family))
-        table[old] = new
-        self._representative = table[self._representative]
+        self._become(old, new)
 
-    def factor(self, ids: Tensor, reason: str) -> tuple[Tensor, Tensor]:
+    def _become(self, old: Array, new: Array) -> None:
+        """Make neurons, each given once, and all that became them, others, which may come several times."""
+        self._factor_of_some[new] |= self._factor_of_some[old]
+        everyone, place = self._everyone(old)
+        self._representative[everyone] = new[place]
+        # Circles become one when what follows is passed around between one of each.
+        order = new.argsort(kind="stable")
+        old, new = old[order], new[order]
+        starts = np.flatnonzero(np.concatenate([[True], new[1:] != new[:-1]]))
+        stops = np.concatenate([starts[1:], [len(new)]]) - 1
+        behind = self._next[old]
+        following = np.concatenate([behind[1:], behind[:1]])
+        following[stops] = self._next[new[starts]]
+        self._next[new[starts]] = behind[starts]
+        self._next[old] = following
+
+    def factor(self, ids: Array, reason: str) -> tuple[Array, Array]:
         """Rows ``[a]`` and columns ``[b]`` of an arrangement ``[a, b]`` of neurons, which then move as rows and columns only.
 
         Neurons that cannot are fixed, and the rows and columns are 0.
         """
-        ids = self.resolve(ids)
+        ids = self._representative[ids]
+        row_of, column_of = (np.arange(size) for size in ids.shape)
         # The same neurons may come several times, once per example of a batch that was laid beside the rows.
-        ids, row_of = ids.unique(dim=0, return_inverse=True) if len(ids.unique()) < ids.numel() else (ids, torch.arange(ids.shape[0]))
-        ids, column_of = ids.unique(dim=1, return_inverse=True) if len(ids.unique()) < ids.numel() else (ids, torch.arange(ids.shape[1]))
+        if len(distinct(ids.ravel())) < ids.size:
+            ids, row_of = np.unique(ids, axis=0, return_inverse=True)
+            if len(distinct(ids.ravel())) < ids.size:
+                ids, column_of = np.unique(ids, axis=1, return_inverse=True)
         rows, columns = self._factor(ids, reason)
-        return rows[row_of], columns[column_of]
+        return rows[row_of.ravel()], columns[column_of.ravel()]
 
-    def _factor(self, ids: Tensor, reason: str) -> tuple[Tensor, Tensor]:
-        zeros = torch.zeros(ids.shape[0], dtype=torch.long), torch.zeros(ids.shape[1], dtype=torch.long)
+    def _factor(self, ids: Array, reason: str) -> tuple[Array, Array]:
+        zeros = np.zeros(ids.shape[0], np.int64), np.zeros(ids.shape[1], np.int64)
         if ids.shape[1] == 1 or ids.shape[0] == 1:
             return (ids[:, 0], zeros[1]) if ids.shape[1] == 1 else (zeros[0], ids[0])
         if not self.can_factor(ids):
             self.fix(ids, reason)
             return zeros
         self.split(ids, reason)
-        if not bool((self._row[ids] > 0).all()):
+        if not (self._row[ids] > 0).all():
             row_families = self._family[ids]
             by_rows = bool((row_families == row_families[:, :1]).all())
             rows, columns = self.new(ids.shape[0]), self.new(ids.shape[1])
             along, families = (rows, row_families[:, 0]) if by_rows else (columns, row_families[0])
-            for family in families.unique().tolist()[1:]:
+            for family in distinct(families).tolist()[1:]:
                 self._separate(along[families == family])
-            self._factor_of_some[torch.cat([rows, columns])] = True
-            self._row[ids], self._column[ids] = rows[:, None].expand(ids.shape), columns.expand(ids.shape)
+            self._factor_of_some[np.concatenate([rows, columns])] = True
+            self._row[ids], self._column[ids] = rows[:, None], columns
+            self._has_products = True
         rows, columns = self.pair(ids)
         return rows[:, 0], columns[0]
 
-    def can_factor(self, ids: Tensor) -> bool:
+    def can_factor(self, ids: Array) -> bool:
         """Whether neurons arranged ``[a, b]`` can move as rows and columns."""
-        ids = self.resolve(ids)
-        if len(ids.unique()) < ids.numel() or bool((ids == 0).any()) or bool(self.is_fixed(ids).all()):
+        ids = self._representative[ids]
+        if len(distinct(ids.ravel())) < ids.size or (ids == 0).any() or self.is_fixed(ids).all():
             return False
         product = self._row[ids] > 0
-        if bool(product.all()):
+        if product.all():
             rows, columns = self.pair(ids)
             return bool((rows == rows[:, :1]).all() and (columns == columns[:1]).all())
         families = self._family[ids]
         whole = bool((families == families[:, :1]).all() or (families == families[:1]).all())
-        return whole and not bool((product | self._factor_of_some[ids]).any()) and not bool(self.is_fixed(ids).any())
+        return whole and not (product | self._factor_of_some[ids]).any() and not self.is_fixed(ids).any()
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.asarray(array))
+
+
+def _array(values: Tensor | Array) -> Array:
+    return (values.numpy() if isinstance(values, Tensor) else values).ravel()
+
+
+class Neurons:
+    """The :class:`Partition` of a network's neurons for those who hold them in tensors."""
+
+    def __init__(self) -> None:
+        self.partition = Partition()
+
+    def new(self, size: int) -> Tensor:
+        """A free family of new neurons."""
+        return _tensor(self.partition.new(size))
+
+    def resolve(self, ids: Tensor) -> Tensor:
+        """The neurons that stand for these."""
+        return _tensor(self.partition.resolve(ids.numpy()))
+
+    def family(self, ids: Tensor) -> Tensor:
+        """Families of the neurons."""
+        return _tensor(self.partition.family(ids.numpy()))
+
+    def pair(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the neurons, 0 outside products."""
+        rows, columns = self.partition.pair(ids.numpy())
+        return _tensor(rows), _tensor(columns)
+
+    def is_product(self, ids: Tensor) -> Tensor:
+        """Whether the neurons are pairs."""
+        return _tensor(self.partition.is_product(ids.numpy()))
+
+    def is_fixed(self, ids: Tensor) -> Tensor:
+        """Whether the neurons cannot move; 0 cannot."""
+        return _tensor(self.partition.is_fixed(ids.numpy()))
+
+    def part(self, ids: Tensor) -> Tensor:
+        """Of neurons as they were made, before some became one: the parts of a layer that are told apart."""
+        return _tensor(self.partition.part(ids.numpy()))
+
+    def members(self, family: int) -> Tensor:
+        """The neurons of a family in order."""
+        return _tensor(self.partition.members(family))
+
+    def reason(self, family: int) -> str:
+        """Why a family is fixed."""
+        return self.partition.reasons.get(family, "")
+
+    def fix(self, ids: Tensor, reason: str) -> None:
+        """Take all permutations from the families of these neurons."""
+        self.partition.fix(ids.numpy(), reason)
+
+    def split(self, ids: Tensor, reason: str) -> None:
+        """Let these neurons move only among themselves, and the others of their families too."""
+        self.partition.split(ids.numpy(), reason)
+
+    def split_parts(self, ids: Tensor) -> None:
+        """Tell these neurons apart from the others of their layer, wherever factors are asked for; they move as before."""
+        self.partition.split_parts(ids.numpy())
+
+    def unify(self, first: Tensor, second: Tensor, reason: str) -> None:
+        """Make the neurons of two vectors move alike, entry by entry."""
+        self.partition.unify(first.numpy(), second.numpy(), reason)
+
+    def factor(self, ids: Tensor, reason: str) -> tuple[Tensor, Tensor]:
+        """Rows ``[a]`` and columns ``[b]`` of an arrangement ``[a, b]`` of neurons; see :meth:`Partition.factor`."""
+        rows, columns = self.partition.factor(ids.numpy(), reason)
+        return _tensor(rows), _tensor(columns)
+
+    def can_factor(self, ids: Tensor) -> bool:
+        """Whether neurons arranged ``[a, b]`` can move as rows and columns."""
+        return self.partition.can_factor(ids.numpy())
 
 
 class Factors:
@@ -285,6 +453,7 @@ class Factors:
         self.values: list[int] = []
         self.expressions: list[tuple[int, int]] = [(-1, 0)]
         self._index: dict[tuple[int, int], int] = {}
+        self._count_of_values = 0
         self.equations: list[Equation] = []
         self.signs: set[int] = set()
 
@@ -295,7 +464,8 @@ class Factors:
         return self._intern((len(self.names) - 1, 1))
 
     def _next_value(self) -> int:
-        return max(self.values, default=0) + 1
+        self._count_of_values += 1
+        return self._count_of_values
 
     def make_value(self, unknown: int, name: str) -> None:
         """From here on, an unknown of a parameter multiplies values that flow through the network."""
@@ -346,7 +516,7 @@ class Factors:
                 result[mine] = positive
         return result
 
-    def require(self, *terms: tuple[Tensor, Tensor, int], positive: bool = True, sign: bool = True) -> None:
+    def require(self, *terms: tuple[Tensor | Array, Tensor | Array, int], positive: bool = True, sign: bool = True) -> None:
         """Products of expressions are 1, entry by entry: their absolute values, their signs, or both.
 
         Args:
@@ -355,14 +525,15 @@ class Factors:
             sign: Whether the signs are.
         """
         if positive or sign:
-            self.equations.append(Equation(terms, positive, sign))
+            arrays = tuple((_array(expressions), _array(ids), power) for expressions, ids, power in terms)
+            self.equations.append(Equation(arrays, positive, sign))
 
 
 @dataclass(frozen=True)
 class Equation:
     """A product of terms that is 1."""
 
-    terms: tuple[tuple[Tensor, Tensor, int], ...]
+    terms: tuple[tuple[Array, Array, int], ...]
     positive: bool
     sign: bool
 
@@ -390,12 +561,11 @@ def solve(neurons: Neurons, factors: Factors) -> tuple[dict[Key, dict[Key, int]]
 
     exact: dict[tuple[tuple[Key, int], ...], None] = {}
     demands: dict[tuple[tuple[tuple[Key, int], ...], bool, bool], None] = {}
-    for equation in factors.equations:
-        movable = ~torch.stack([neurons.is_fixed(ids) for _, ids, _ in equation.terms]).any(0)
-        columns = [row for expressions, ids, _ in equation.terms for row in (expressions[movable], neurons.part(ids[movable]))]
-        for entry in torch.stack(columns).unique(dim=1).T.tolist():
+    for equation, entries in zip(factors.equations, _entries(neurons.partition, factors.equations), strict=True):
+        powers = [power for _, _, power in equation.terms]
+        for entry in entries:
             total: dict[Key, int] = {}
-            for (_, _, power), expression, part in zip(equation.terms, entry[::2], entry[1::2], strict=True):
+            for power, expression, part in zip(powers, entry[1::2], entry[2::2], strict=True):
                 unknown, inner = factors.expressions[expression]
                 if inner:
                     total[unknown, part] = total.get((unknown, part), 0) + power * inner
@@ -426,19 +596,43 @@ def solve(neurons: Neurons, factors: Factors) -> tuple[dict[Key, dict[Key, int]]
             for other in bound[key]:
                 users.setdefault(other, set()).add(key)
     # An axis names every power once: of several free factors with one power, one is left.
-    while doubled := next((expression for expression in bound.values() if len(set(expression.values())) < len(expression)), None):
-        powers = list(doubled.values())
-        gone = next(key for key, power in reversed(doubled.items()) if powers.count(power) > 1)
-        for key, expression in bound.items():
-            bound[key] = {free: power for free, power in expression.items() if free != gone}
-        bound[gone] = {}
+    for doubled in list(bound):
+        while len(set(bound[doubled].values())) < len(bound[doubled]):
+            powers = list(bound[doubled].values())
+            gone = next(key for key, power in reversed(bound[doubled].items()) if powers.count(power) > 1)
+            for key, left in bound.items():
+                if gone in left:
+                    bound[key] = {free: power for free, power in left.items() if free != gone}
+            bound[gone] = {}
     for terms, positive, sign in demands:
         for key, power in reduced(terms).items():
             old = limits.get(key, (False, False))
             limits[key] = (old[0] or positive, old[1] or (sign and power % 2 == 1))
     # Signs that turned out to be 1 need not be named.
     for gone in [key for key, both in limits.items() if key[0] in factors.signs and all(both)]:
-        for key, expression in bound.items():
-            bound[key] = {free: power for free, power in expression.items() if free != gone}
+        for key, left in bound.items():
+            if gone in left:
+                bound[key] = {free: power for free, power in left.items() if free != gone}
         bound[gone] = {}
     return bound, limits
+
+
+def _entries(partition: Partition, equations: Sequence[Equation]) -> list[list[tuple[int, ...]]]:
+    """Per equation its distinct entries of neurons that can move: its position, and the expression and part of every term."""
+    found: list[list[tuple[int, ...]]] = [[] for _ in equations]
+    by_length: dict[int, list[int]] = {}
+    for i, equation in enumerate(equations):
+        by_length.setdefault(len(equation.terms), []).append(i)
+    for length, chosen in by_length.items():
+        terms = [[np.concatenate([equations[i].terms[k][end] for i in chosen]) for end in (0, 1)] for k in range(length)]
+        position = np.repeat(chosen, [len(equations[i].terms[0][0]) for i in chosen])
+        movable = ~np.any([partition.is_fixed(ids) for _, ids in terms], axis=0)
+        columns = [position[movable]]
+        for expressions, ids in terms:
+            columns += [expressions[movable], partition.part(ids[movable])]
+        # Most entries are as those before them.
+        table = np.stack(columns)
+        new = np.flatnonzero(np.concatenate([[True] * bool(table.shape[1]), (table[:, 1:] != table[:, :-1]).any(0)]))
+        for entry in sorted(set(map(tuple, table[:, new].T.tolist()))):
+            found[entry[0]].append(entry)
+    return found

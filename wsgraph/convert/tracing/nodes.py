@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from wsgraph.convert.tracing.arrays import Array, Growing, distinct, numbered
 
 __all__ = ["NodeSet", "Nodes", "Reading"]
 
@@ -17,7 +21,7 @@ class NodeSet:
 
     name: str
     start: int
-    codes: Tensor
+    codes: Array
     is_input: bool = False
     operators: list[str] = field(default_factory=list)
 
@@ -31,11 +35,16 @@ class Reading:
     """
 
     kind: str
-    sources: Tensor
-    targets: Tensor
-    target_pins: Tensor | None = None
-    source_pins: Tensor | None = None
+    sources: Array
+    targets: Array
+    target_pins: Array | None = None
+    source_pins: Array | None = None
     groups: int = 1
+
+
+def _flat(values: Any) -> Any:
+    """Tensors as flat arrays, anything else as it is."""
+    return values.numpy().ravel() if isinstance(values, Tensor) else values
 
 
 class Nodes:
@@ -49,45 +58,54 @@ class Nodes:
         self.readings: list[Reading] = []
         self.name = ""
         self.shared = False
-        self._count = self._first = 1
+        self._first = 1
+        self._set_of = Growing([-1])  # by node
+        self._axis_of = Growing([-1])  # by pin, as the next two
+        self._gain_of = Growing([0])
         self._axes: list[tuple[str, int | None]] = []
-        self._starts: list[int] = [1]
+        self._starts: list[int] = []
         self._ports: dict[tuple[int, int], Tensor] = {}
-        self._twins: dict[int, list[int]] = {}
-        self._gains: dict[int, int] = {}
+        self._twins: list[tuple[Array, Array]] = []
 
     def begin(self, name: str, *, shared: bool) -> None:
         """An operator starts; ``shared`` says whether others read its arguments too."""
-        self.name, self.shared, self._first = name, shared, self._count
+        self.name, self.shared, self._first = name, shared, len(self._set_of)
 
     def is_fresh(self, marks: Tensor) -> bool:
         """Whether all nodes were made by the operator at work."""
-        return bool((marks[marks > 0] >= self._first).all())
+        return self._is_fresh(marks.numpy())
+
+    def _is_fresh(self, marks: Array) -> bool:
+        return not ((marks > 0) & (marks < self._first)).any()
 
     # == Making ==
 
     def make(self, codes: Tensor, *, name: str = "", is_input: bool = False) -> Tensor:
         """One node per code."""
-        made = NodeSet(name or self.name, self._count, codes.flatten(), is_input)
-        self.sets.append(made)
-        self._count += codes.numel()
-        return torch.arange(made.start, self._count).view(codes.shape)
+        return torch.from_numpy(self._make(_flat(codes), name, is_input)).view(codes.shape)
+
+    def _make(self, codes: Array, name: str = "", is_input: bool = False) -> Array:
+        start = len(self._set_of)
+        self._set_of.extend(len(self.sets), len(codes))
+        self.sets.append(NodeSet(name or self.name, start, codes, is_input))
+        return np.arange(start, start + len(codes))
 
     def pins(self, parameter: str, dim: int | None, size: int) -> Tensor:
         """Marks of the entries along a dimension of a parameter, or of the whole of it."""
-        start = self._starts[-1]
+        start = len(self._axis_of)
+        self._axis_of.extend(len(self._axes), size)
+        self._gain_of.extend(0, size)
         self._axes.append((parameter, dim))
-        self._starts.append(start + size)
+        self._starts.append(start)
         return -torch.arange(start, start + size)
 
-    def axes(self, pins: Tensor) -> Tensor:
+    def axes(self, pins: Array) -> Array:
         """To which axis of a parameter each pin points, -1 where it is none."""
-        found = torch.searchsorted(torch.tensor(self._starts), -pins.contiguous(), right=True) - 1
-        return torch.where(pins < 0, found, -1)
+        return self._axis_of[np.maximum(-pins, 0)]
 
-    def pinned(self, pins: Tensor) -> tuple[str, int | None, Tensor]:
+    def pinned(self, pins: Array) -> tuple[str, int | None, Array]:
         """Parameter and dimension of pins of one axis, and which of its entries they are."""
-        axis = int(self.axes(pins[:1]))
+        axis = int(self.axes(pins[:1])[0])
         return *self._axes[axis], -pins - self._starts[axis]
 
     def of_one_parameter(self, reading: Reading) -> Iterator[Reading]:
@@ -96,9 +114,9 @@ class Nodes:
             yield from self._by_source(reading)
             return
         axes = self.axes(reading.target_pins)
-        for axis in axes[axes >= 0].unique().tolist():
+        for axis in distinct(axes[axes >= 0]).tolist():
             chosen = axes == axis
-            if bool(chosen.all()):
+            if chosen.all():
                 part = reading
             elif reading.groups == 1:
                 part = replace(reading, targets=reading.targets[chosen], target_pins=reading.target_pins[chosen])
@@ -118,25 +136,36 @@ class Nodes:
         pins = reading.source_pins
         if reading.target_pins is not None:
             parameter = self.pinned(reading.target_pins)[0]
-            others = [axis for axis in self.axes(pins).unique().tolist() if axis >= 0 and self._axes[axis][0] != parameter]
-            foreign = torch.isin(self.axes(pins), torch.tensor(others, dtype=torch.long))
-            pins = pins.clone()
-            pins[foreign] = torch.tensor([self._twin(pin, parameter) for pin in pins[foreign].tolist()], dtype=torch.long)
+            axes = self.axes(pins)
+            others = [axis for axis in distinct(axes).tolist() if axis >= 0 and self._axes[axis][0] != parameter]
+            if others:
+                foreign = np.isin(axes, others)
+                pins = pins.copy()
+                pins[foreign] = self._twins_of(pins[foreign], parameter)
         axes = self.axes(pins)
-        for axis in axes[axes >= 0].unique().tolist():
+        for axis in distinct(axes[axes >= 0]).tolist():
             chosen = axes == axis
-            if bool(chosen.all()):
+            if chosen.all():
                 yield replace(reading, source_pins=pins)
             elif reading.groups == 1:
                 yield replace(reading, sources=reading.sources[chosen], source_pins=pins[chosen])
 
-    def _twin(self, pin: int, parameter: str) -> int:
-        """The pin of a parameter at the place of another one's, 0 where there is none."""
-        return next((twin for twin in self._twins.get(pin, ()) if self.pinned(torch.tensor([twin]))[0] == parameter), 0)
+    def _twins_of(self, pins: Array, parameter: str) -> Array:
+        """The first pins of a parameter that met those of others, 0 where there are none."""
+        pairs = np.concatenate([np.zeros((2, 0), np.int64), *map(np.stack, self._twins)], axis=1)
+        own = [axis for axis, (name, _) in enumerate(self._axes) if name == parameter]
+        met, twins = pairs[:, np.isin(self.axes(pairs[1]), own)]
+        order = met.argsort(kind="stable")
+        place = np.searchsorted(met[order], pins)
+        met, twins = np.append(met[order], 0), np.append(twins[order], 0)
+        return np.where(met[place] == pins, twins[place], 0)
 
     def read(self, kind: str, sources: Tensor, targets: Tensor, **options: object) -> None:
         """Let nodes read others."""
-        self.readings.append(Reading(kind, sources.flatten(), targets.flatten(), **options))  # type: ignore[arg-type]
+        self._read(kind, _flat(sources), _flat(targets), **{key: _flat(value) for key, value in options.items()})
+
+    def _read(self, kind: str, sources: Array, targets: Array, **options: Any) -> None:
+        self.readings.append(Reading(kind, sources, targets, **options))
 
     def ports(self, whole: int, codes: Tensor, *, alike: bool = False) -> Tensor:
         """Nodes for the entries of a tensor that is known as a whole only: the same ones whenever as many are asked for.
@@ -157,129 +186,154 @@ class Nodes:
 
     def gather(self, marks: Tensor) -> int:
         """One node that reads all nodes among the marks: the node itself where there is but one, 0 where there is none."""
-        sources = marks[marks > 0].unique()
+        given = _flat(marks)
+        sources = distinct(given[given > 0])
         if len(sources) < 2:
             return int(sources[0]) if len(sources) else 0
-        target = self.make(torch.zeros(1, dtype=torch.long))
-        self.read("operator", sources, target)
-        return int(target)
+        target = self._make(np.zeros(1, np.int64))
+        self._read("operator", sources, target)
+        return int(target[0])
 
     def rows(self, marks: Tensor, codes: Tensor) -> Tensor | None:
         """Nodes for the rows ``[a]`` of marks ``[a, b]``, which read all nodes of their row."""
-        if not bool((marks > 0).any()):
+        given = marks.numpy()
+        if not (given > 0).any():
             return None
         targets = self.make(codes)
-        pairs = torch.stack([marks, targets[:, None].expand(marks.shape)]).flatten(1)
-        sources, readers = pairs[:, pairs[0] > 0].unique(dim=1)
-        counts = readers.unique(return_counts=True)[1]
-        if len(counts) == len(targets) and int(counts.min()) == int(counts.max()):
-            self.read("operator", sources[readers.argsort(stable=True)], targets, groups=len(targets))
+        made = _flat(targets)
+        readers = np.broadcast_to(made[:, None], given.shape)[given > 0]
+        sources, readers = self._pairs(given[given > 0], readers)[0]
+        counts = numbered(readers)[2]
+        if len(counts) == len(made) and counts.min() == counts.max():
+            self._read("operator", sources[readers.argsort(kind="stable")], made, groups=len(made))
         else:
-            self.read("operator", sources.unique(), targets)
+            self._read("operator", distinct(sources), made)
         return targets
 
     def copies(self, marks: Tensor, codes: Tensor) -> Tensor:
         """New nodes that read the given ones as they are."""
-        return self._paired(marks.flatten(), torch.zeros_like(marks.flatten()), codes.flatten(), ["operator"]).view(marks.shape)
+        return torch.from_numpy(self._copies(_flat(marks), _flat(codes))).view(marks.shape)
+
+    def _copies(self, marks: Array, codes: Array) -> Array:
+        return self._paired(marks, np.zeros_like(marks), codes, ["operator"])
 
     # == Joining ==
 
     def join(self, first: Tensor, second: Tensor, codes: Tensor, *, product: bool) -> Tensor:
         """Marks of the entries of a sum or product, given those of two tensors and the codes of the result, all flat."""
-        first, second = torch.where(first == 0, second, first), torch.where(first == 0, 0, second)
-        flip = (first < 0) & (second > 0)
-        first, second = torch.where(flip, second, first), torch.where(flip, first, second)
-        result = first.clone()
+        return torch.from_numpy(self._join(_flat(first), _flat(second), _flat(codes), product=product))
+
+    def _join(self, one: Array, other: Array, codes: Array, *, product: bool) -> Array:
+        first, second = np.where(one == 0, other, one), np.where(one == 0, 0, other)
+        if (flip := (first < 0) & (second > 0)).any():
+            first, second = np.where(flip, second, first), np.where(flip, first, second)
+        result = first.copy()
         both = (first > 0) & (second > 0) & (first != second)
         if both.any():
             kind = "product" if product else "sum"
             result[both] = self._paired(first[both], second[both], codes[both], [kind, kind])
-        for one, other in zip(*(marks[(first < 0) & (second < 0)].tolist() for marks in (first, second)), strict=True):
-            self._twins.setdefault(one, []).append(other)
+        pins = (first < 0) & (second < 0)
+        if pins.any():
+            self._twins.append((first[pins], second[pins]))
         pinned = (first > 0) & (second < 0)
         if pinned.any():
-            result[pinned] = self.apply(first[pinned], second[pinned], codes[pinned], product=product)
+            result[pinned] = self._apply(first[pinned], second[pinned], codes[pinned], product=product)
         return result
 
     def apply(self, marks: Tensor, pins: Tensor, codes: Tensor, *, product: bool) -> Tensor:
         """A parameter multiplied or added to nodes, entry by entry."""
+        return torch.from_numpy(self._apply(_flat(marks), _flat(pins), _flat(codes), product=product))
+
+    def _apply(self, marks: Array, pins: Array, codes: Array, *, product: bool) -> Array:
         if product:
-            return self.gained(self._paired(marks, pins, codes, ["scale"]), pins, codes)
-        several = torch.stack([marks, pins]).unique(dim=1).shape[1] > len(marks.unique())
-        if several or (self.shared and not self.is_fresh(marks)):
+            return self._gained(self._paired(marks, pins, codes, ["scale"]), pins, codes)
+        several = self._pairs(marks, pins)[0].shape[1] > len(distinct(marks))
+        if several or (self.shared and not self._is_fresh(marks)):
             marks = self._paired(marks, pins, codes, ["operator"])
-        self.belong("bias", marks, pins)
+        self._belong("bias", marks, pins)
         return marks
 
     def gain(self, pins: Tensor, gains: Tensor) -> None:
         """Whatever is read through these entries of a parameter is multiplied with those of another one."""
-        self._gains.update(zip(pins.flatten().tolist(), gains.flatten().tolist(), strict=True))
+        self._gain_of[-_flat(pins)] = _flat(gains)
 
     def has_gain(self, pins: Tensor) -> bool:
         """Whether all entries have a gain."""
-        return bool(self._gains) and all(pin in self._gains for pin in pins.flatten().tolist())
+        return self._has_gain(_flat(pins))
+
+    def _has_gain(self, pins: Array) -> bool:
+        return bool(len(pins) and (pins < 0).all() and (self._gain_of[-pins] < 0).all())
 
     def gained(self, marks: Tensor, pins: Tensor, codes: Tensor) -> Tensor:
         """Nodes times the gains of the entries through which they are read, where those have gains."""
-        if not self.has_gain(pins):
-            return marks
-        gains = torch.tensor([self._gains[pin] for pin in pins.flatten().tolist()])
-        return self._paired(marks.flatten(), gains, codes.flatten(), ["scale"]).view(marks.shape)
+        return torch.from_numpy(self._gained(_flat(marks), _flat(pins), _flat(codes))).view(marks.shape)
+
+    def _gained(self, marks: Array, pins: Array, codes: Array) -> Array:
+        return self._paired(marks, self._gain_of[-pins], codes, ["scale"]) if self._has_gain(pins) else marks
 
     def belong(self, kind: str, marks: Tensor, pins: Tensor) -> None:
         """Entries of a parameter belong to nodes."""
-        pairs = torch.stack([marks.flatten(), pins.flatten()])
-        pairs = pairs[:, (pairs[0] > 0) & (pairs[1] < 0)].unique(dim=1)
-        if pairs.shape[1]:
-            self.read(kind, torch.zeros(0, dtype=torch.long), pairs[0], target_pins=pairs[1])
+        self._belong(kind, _flat(marks), _flat(pins))
 
-    def _paired(self, first: Tensor, second: Tensor, codes: Tensor, kinds: list[str]) -> Tensor:
+    def _belong(self, kind: str, marks: Array, pins: Array) -> None:
+        chosen = (marks > 0) & (pins < 0)
+        if chosen.any():
+            targets, target_pins = self._pairs(marks[chosen], pins[chosen])[0]
+            self._read(kind, np.zeros(0, np.int64), targets, target_pins=target_pins)
+
+    def _pairs(self, first: Array, second: Array) -> tuple[Array, Array]:
+        """Pairs of marks in order, each once, and which of them each is."""
+        # Numbers sort much faster than pairs.
+        pins = len(self._axis_of)
+        base = pins + len(self._set_of)
+        keys, which, _ = numbered((first + pins) * base + (second + pins))
+        return np.stack(np.divmod(keys, base)) - pins, which
+
+    def _paired(self, first: Array, second: Array, codes: Array, kinds: list[str]) -> Array:
         """One new node per distinct pair of marks, which reads the first, and the second where it is a node too."""
-        pairs, inverse = torch.stack([first, second]).unique(dim=1, return_inverse=True)
-        one_of = torch.empty(pairs.shape[1], dtype=torch.long)
-        one_of[inverse] = torch.arange(len(first))
-        targets = self.make(codes[one_of])
+        pairs, which = self._pairs(first, second)
+        one_of = np.empty(pairs.shape[1], np.int64)
+        one_of[which] = np.arange(len(first))
+        targets = self._make(codes[one_of])
         pins = pairs[1] if kinds == ["scale"] else None
         for kind, sources in zip(kinds, pairs, strict=False):
-            self.read(kind, sources, targets, target_pins=pins, groups=len(targets))
-        return targets[inverse]
+            self._read(kind, sources, targets, target_pins=pins, groups=len(targets))
+        return targets[which]
 
     # == Operators ==
 
     def operate(self, marks: Tensor, codes: Tensor, text: str) -> Tensor:
         """Record an operator on nodes: on new ones where others read them without it, or only some of a set are given."""
-        if not bool((marks > 0).any()):
+        given = _flat(marks)
+        chosen = given > 0
+        nodes = distinct(given[chosen])
+        if not len(nodes):
             return marks
-        given = marks[marks > 0].unique()
-        sets = [self.sets[owner] for owner in self._owner(given).unique().tolist()]
+        sets = [self.sets[owner] for owner in distinct(self._set_of[nodes]).tolist()]
         if (
-            (self.shared and not self.is_fresh(given))
-            or sum(len(made.codes) for made in sets) > len(given)
+            (self.shared and not self._is_fresh(nodes))
+            or sum(len(made.codes) for made in sets) > len(nodes)
             or any(made.is_input for made in sets)
         ):
-            chosen = marks > 0
-            marks = marks.clone()
-            marks[chosen] = self.copies(marks[chosen], codes[chosen])
+            copied = given.copy()
+            copied[chosen] = self._copies(given[chosen], _flat(codes)[chosen])
+            marks = torch.from_numpy(copied).view(marks.shape)
             sets = [self.sets[-1]]
         for made in sets:
             made.operators.append(text)
         return marks
 
-    def _owner(self, numbers: Tensor) -> Tensor:
-        starts = torch.tensor([made.start for made in self.sets])
-        return torch.searchsorted(starts, numbers.contiguous(), right=True) - 1
-
     def set_of(self, number: int) -> NodeSet:
         """The set that a node was made in."""
-        return self.sets[int(self._owner(torch.tensor([number])))]
+        return self.sets[self._set_of[number]]
 
     # == Reading the result ==
 
-    def alive(self, outputs: Tensor) -> list[bool]:
+    def alive(self, outputs: Array) -> list[bool]:
         """Which sets the output nodes depend on."""
-        found = torch.zeros(len(self.sets), dtype=torch.bool)
-        found[self._owner(outputs[outputs > 0])] = True
+        found = np.zeros(len(self.sets), bool)
+        found[self._set_of[outputs[outputs > 0]]] = True
         for reading in reversed(self.readings):  # sets are read only after all that they read is known
-            if bool(found[self._owner(reading.targets)].any()):
-                found[self._owner(reading.sources)] = True
+            if found[self._set_of[reading.targets]].any():
+                found[self._set_of[np.maximum(reading.sources, 0)]] = True
         return found.tolist()

@@ -195,20 +195,20 @@ def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict
     state = program.state_dict
     values: dict[str, Value] = {}
     environment: dict[Any, Any] = {}
-    origin: dict[Any, Any] = {}
+    origin: dict[Any, list[Any]] = {}  # by node: all nodes so far that share its memory
     first: dict[str, Any] = {}  # the placeholder of every tensor
     order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.users and names.get(node.name) in first:
-            origin[node] = first[names[node.name]]
-            environment[node] = environment[origin[node]]
+            environment[node] = environment[first[names[node.name]]]
+            _share(node, first[names[node.name]], origin)
         elif node.op == "placeholder":
-            environment[node], origin[node] = _placeholder(node, names, constants, state, program, scope), node
+            environment[node], origin[node] = _placeholder(node, names, constants, state, program, scope), [node]
             if node.name in names and node.users:
                 values[names[node.name]] = environment[node]
                 first[names[node.name]] = node
         elif node.op == "get_attr":
-            environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, node
+            environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, [node]
         elif node.op == "output":
             scope.reason = "output"
             outputs = _values(_mapped(node.args, environment))
@@ -221,16 +221,25 @@ def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict
     return values
 
 
-def _step(node: Any, environment: dict[Any, Any], origin: dict[Any, Any], order: Mapping[Any, int], scope: Scope) -> None:
+def _share(node: Any, other: Any, origin: dict[Any, list[Any]]) -> None:
+    """A node that has the memory of another one."""
+    origin[node] = origin[other]
+    origin[node].append(node)
+
+
+def _step(node: Any, environment: dict[Any, Any], origin: dict[Any, list[Any]], order: Mapping[Any, int], scope: Scope) -> None:
     """One operator of a program."""
     if str(node.target) in INLINE:
-        environment[node], origin[node] = _inline(node, environment, scope), node
+        environment[node], origin[node] = _inline(node, environment, scope), [node]
     elif getattr(node.target, "__name__", "") == "getitem":
         environment[node] = environment[node.args[0]][node.args[1]]
-        origin[node] = origin[node.args[0]]
+        _share(node, node.args[0], origin)
     else:
         environment[node] = _call(node, environment, scope)
-        origin[node] = _alias(node, origin)
+        if (shared := _alias(node)) in origin:
+            _share(node, shared, origin)
+        else:
+            origin[node] = [node]
         if _mutates(node):
             _mutate(node, environment, origin, order, scope)
 
@@ -245,11 +254,11 @@ def _inline(node: Any, environment: Mapping[Any, Any], scope: Scope) -> list[Any
     graph = getattr(node.graph.owning_module, str(node.args[place].target)).graph
     values = iter(_mapped(list(node.args[place + 1 :]), environment))
     inner: dict[Any, Any] = {}
-    origin: dict[Any, Any] = {}
+    origin: dict[Any, list[Any]] = {}
     order = {inside: i for i, inside in enumerate(graph.nodes)}
     for inside in graph.nodes:
         if inside.op == "placeholder":
-            inner[inside], origin[inside] = next(values), inside
+            inner[inside], origin[inside] = next(values), [inside]
         elif inside.op == "output":
             results = _mapped(inside.args[0], inner)
             return list(results) if isinstance(results, list) else [results]
@@ -459,25 +468,25 @@ def _mutates(node: Any) -> bool:
     )
 
 
-def _alias(node: Any, origin: Mapping[Any, Any]) -> Any:
-    """The node whose memory a result shares: that of its first argument, for views and for operators that write to it."""
+def _alias(node: Any) -> Any:
+    """The node whose memory a result shares: its first argument, for views and for operators that write to it."""
     if not isinstance(node.target, torch._ops.OpOverload):
-        return node
+        return None
     schema = node.target._schema
     written = any(result.alias_info is not None for result in schema.returns)
     shares = written or schema.name.removeprefix("aten::") in _MAY_ALIAS
     first = node.args[0] if node.args else None
-    return origin.get(first, node) if shares and isinstance(first, torch.fx.Node) else node
+    return first if shares and isinstance(first, torch.fx.Node) else None
 
 
-def _mutate(node: Any, environment: dict[Any, Any], origin: Mapping[Any, Any], order: Mapping[Any, int], scope: Scope) -> None:
+def _mutate(node: Any, environment: dict[Any, Any], origin: Mapping[Any, list[Any]], order: Mapping[Any, int], scope: Scope) -> None:
     """What is written to an argument is read under its old name too; other views of the same memory lose their symmetries."""
     target = node.args[0]
     result = environment[node]
     if not isinstance(result, Value) or not isinstance(target, torch.fx.Node):
         return
-    for other in [other for other, root in origin.items() if root is origin[target] and other not in (node, target)]:
-        if any(order[user] > order[node] for user in other.users):
+    for other in origin[target]:
+        if other not in (node, target) and any(order[user] > order[node] for user in other.users):
             both = _values([environment[other], result])
             scope.fix_all(*both)
             whole = scope.nodes.gather(torch.cat([value.marks for value in both]))
