@@ -244,6 +244,30 @@ def test_info_and_check_of_a_module(network: Path, module: str) -> None:
     assert described["batch_norms"] == [{"norm": "1", "layer": "0", "reason": None}]
 
 
+def test_a_space_from_a_file_takes_the_place_of_the_module(network: Path) -> None:
+    text = call("convert", str(network), "space.json", "--module", "their_models:make", "--input", "2x1x4x4")
+    assert text == "WeightSpace(4 groups, 108 parameters): space.json\n"
+    (network.parent / "their_models.py").unlink()
+    options = (str(network), "--space", "space.json")
+    checked = json.loads(call("check", *options, "--json"))
+    assert checked["passes"]
+    assert 0 < checked["difference"] < 1e-12
+    assert checked["moved"] > 0.5
+    assert "because batch_norm is no layer or known operator (in 1)." in call("info", *options)
+    assert "ParameterGraph(WeightSpace(4 groups, 108 parameters)" in call("convert", str(network), "graph.pt", "--space", "space.json")
+    for arguments, message in (
+        (("--activation", "relu"), "--space says all about the network"),
+        (("--module", "their_models:make", "--input", "2x1x4x4"), "--space says all about the network"),
+    ):
+        assert message in call("check", *options, *arguments, code=1)
+    document = json.loads(Path("space.json").read_text())
+    del document["program"]
+    Path("space.json").write_text(json.dumps(document))
+    assert "Trace it again with wsgraph.trace" in " ".join(call("check", *options, code=1).split())
+    Path("space.json").write_text("[]")
+    assert "Expected the JSON text of a weight space" in call("check", *options, code=1)
+
+
 def test_batch_norms_that_stay_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "norms.py").write_text(

@@ -1,11 +1,14 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.networks import make
 from tests.spaces import SPACES
-from wsgraph import ParameterGraph, WeightSpace
-from wsgraph.space import OPERATORS, Symmetry, register_operator
-from wsgraph.testing import assert_equivariant, assert_invariant, equivariance_error
+from wsgraph import ParameterGraph, WeightSpace, trace
+from wsgraph.space import OPERATORS, NeuronGroup, Symmetry, register_operator
+from wsgraph.testing import assert_equivariant, assert_function_preserved, assert_invariant, equivariance_error
 
 MLP = WeightSpace.mlp([2, 6, 5, 1])
 
@@ -156,6 +159,29 @@ def test_functions_may_say_that_they_ignore_uncoupled_permutations() -> None:
     constant.ignores_uncoupled_permutations = True  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="does not react to noise"):
         assert_invariant(constant, space)
+
+
+def test_traced_networks_need_no_module() -> None:
+    module, inputs = make("actor-critic")
+    space = trace(module, *inputs)
+    theta = space.flatten(module.state_dict())
+    assert assert_function_preserved(None, space, theta=theta) < 1e-12
+    assert assert_function_preserved(None, space, inputs) < 1e-12
+
+    def norms(batch: ParameterGraph) -> Tensor:
+        return torch.stack([thetas.square().sum(1) for _, _, thetas in batch.pieces()], dim=1)
+
+    assert max(assert_invariant(norms, space, symmetries=("permutation", "sign"), control="noise").values()) < 1e-12
+    free = dataclasses.replace(space, groups=tuple(_freed(group) for group in space.groups))
+    with pytest.raises(AssertionError, match=r"A group element \(scale\).*changes the output of the network"):
+        assert_function_preserved(None, free)
+    with pytest.raises(AssertionError, match="claims a symmetry that its networks do not have"):
+        assert_invariant(norms, free, symmetries=["permutation"])
+
+
+def _freed(group: NeuronGroup) -> NeuronGroup:
+    """The group without what its operators forbid."""
+    return dataclasses.replace(group, operators=(), limits=Symmetry(True, True)) if group.role == "hidden" else group
 
 
 def test_nothing_to_test_is_no_pass() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -55,6 +54,12 @@ Module = Annotated[
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="Shape of an input of the module, such as 1x3x224x224; repeat it for several.")
 ]
+Space = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .json file with the weight space of the network, as wsgraph convert writes it: what --module says, without the module."
+    ),
+]
 Prefix = Annotated[
     str | None, typer.Option(help="What the keys of the network begin with, such as q_net., where the file holds several networks.")
 ]
@@ -83,6 +88,7 @@ def info(
     activation: Activation = None,
     module: Module = None,
     inputs: Inputs = None,
+    space: Space = None,
     fold_batchnorm: Fold = False,
     prefix: Prefix = None,
     entry: Entry = None,
@@ -99,10 +105,12 @@ def info(
     wsgraph info resnet.pth --module torchvision.models:resnet18 --input 1x3x224x224
 
     wsgraph info model.onnx
+
+    wsgraph info resnet.pth --space resnet.json
     """
     with explained():
         geometry = geometry_of(stride, padding, pooling, readout)
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
     if as_json:
         print_json(_described(network.space) | network.folding_data())
         return
@@ -135,10 +143,16 @@ def _described(space: WeightSpace) -> dict[str, Any]:
 @app.command()
 def convert(
     checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Argument(help="File to write: .pt (a dict of tensors for torch.load) or .safetensors.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="File to write: .pt (a dict of tensors for torch.load) or .safetensors; .json for the weight space, which --space reads."
+        ),
+    ],
     activation: Activation = None,
     module: Module = None,
     inputs: Inputs = None,
+    space: Space = None,
     fold_batchnorm: Fold = False,
     prefix: Prefix = None,
     entry: Entry = None,
@@ -147,19 +161,26 @@ def convert(
     pooling: Pooling = None,
     readout: Readout = None,
 ) -> None:
-    """Write the parameter graph of a checkpoint: x, edge_index, edge_attr and what belongs to every neuron and edge.
+    """Write the parameter graph of a checkpoint (x, edge_index, edge_attr and what belongs to every neuron and edge), or its weight space.
 
-    Example: wsgraph convert model.safetensors graph.pt, then torch_geometric.data.Data(**torch.load("graph.pt", weights_only=True))
+    Examples: wsgraph convert model.safetensors graph.pt, then torch_geometric.data.Data(**torch.load("graph.pt", weights_only=True))
+
+    wsgraph convert resnet.pth resnet.json --module torchvision.models:resnet18 --input 1x3x224x224
     """
     from wsgraph.convert.graph_file import save_graph
+    from wsgraph.files import write_atomically
 
     with explained():
         geometry = geometry_of(stride, padding, pooling, readout)
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
-        graph = network.space.graph(network.theta)
-        save_graph(graph, output)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
+        if output.suffix.lower() == ".json":
+            made: Any = network.space
+            write_atomically(output, lambda temporary: temporary.write_text(network.space.to_json(), encoding="utf-8"))
+        else:
+            made = network.space.graph(network.theta)
+            save_graph(made, output)
     network.print_folding()
-    typer.echo(f"{graph!r}: {output}")
+    typer.echo(f"{made!r}: {output}")
 
 
 @app.command()
@@ -168,6 +189,7 @@ def check(
     activation: Activation = None,
     module: Module = None,
     inputs: Inputs = None,
+    space: Space = None,
     fold_batchnorm: Fold = False,
     prefix: Prefix = None,
     entry: Entry = None,
@@ -182,11 +204,13 @@ def check(
 ) -> None:
     """Move a checkpoint by random symmetries and report how much its outputs change: not at all, if the symmetries are its own.
 
-    Example: wsgraph check model.pth --module models.py:make --input 1x3x32x32
+    Examples: wsgraph check model.pth --module models.py:make --input 1x3x32x32
+
+    wsgraph check model.pth --space model.json
     """
     with explained():
         geometry = geometry_of(stride, padding, pooling, readout)
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry)
+        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
         difference, moved = network.difference(scale, seed)
     if as_json:
         result = {"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance}
@@ -226,21 +250,17 @@ class _Network(NamedTuple):
         """Largest relative difference of the outputs under a random group element, and the share of weights that it moves."""
         import torch
 
-        from wsgraph.testing import largest_difference, module_outputs
+        from wsgraph.testing import largest_difference, module_outputs, space_outputs
 
         generator = torch.Generator().manual_seed(seed)
         g = self.space.sample_symmetry(1, (1 / scale, scale), generator=generator)
         if self.module is None:
             theta = self.theta.double()[None]
-            space = dataclasses.replace(self.space, assumed=())  # what was assumed is said already
-            inputs = space.example_inputs(8, generator=generator, dtype=torch.float64)
-            moved = space.act(g, theta)
-            before, after = ([space.evaluate(weights, inputs)] for weights in (theta, moved))
+            outputs = space_outputs(self.space, self.space.example_inputs(generator=generator, dtype=torch.float64))
         else:
             theta, outputs = module_outputs(self.module, self.space, self.inputs)
-            moved = self.space.act(g, theta)
-            before, after = outputs(theta), outputs(moved)
-        return largest_difference(after, before), float((moved != theta).double().mean())
+        moved = self.space.act(g, theta)
+        return largest_difference(outputs(moved), outputs(theta)), float((moved != theta).double().mean())
 
 
 def geometry_of(stride: list[int] | None, padding: list[int] | None, pooling: list[str] | None, readout: str | None) -> dict[str, Any]:
@@ -269,6 +289,7 @@ def open_network(
     prefix: str | None = None,
     entry: str | None = None,
     geometry: dict[str, Any] | None = None,
+    space_file: Path | None = None,
 ) -> _Network:
     """A checkpoint with its weight space, and its module where one is named."""
     import torch
@@ -279,7 +300,13 @@ def open_network(
     from wsgraph.convert.state_dict import read_network
     from wsgraph.convert.tracing.tying import tie_state
 
+    if space_file is not None and (module is not None or activation is not None or inputs or fold_batchnorm or geometry):
+        raise ValueError(
+            "--space says all about the network: leave --module, --input, --activation, --fold-batchnorm and what convolutions do out."
+        )
     if checkpoint.suffix.lower() == ".onnx":
+        if space_file is not None:
+            raise ValueError("--space is for weights alone; an .onnx file holds the whole network.")
         if module is not None or activation is not None:
             raise ValueError("--module and --activation are for weights alone; an .onnx file holds the whole network.")
         if prefix or entry or geometry:
@@ -291,6 +318,8 @@ def open_network(
             typer.secho(str(warning.message), err=True)
         return _traced(exported, exported.example_inputs, fold_batchnorm)
     state = load_checkpoint(checkpoint, entry=entry)
+    if space_file is not None:
+        return _of_space(space_file, state, prefix)
     if module is None:
         if inputs or fold_batchnorm:
             raise ValueError("--input and --fold-batchnorm need --module: weights alone do not say how they are used.")
@@ -318,6 +347,16 @@ def open_network(
     if not arguments:
         raise ValueError("--module needs the shape of its input, such as --input 1x3x224x224.")
     return _traced(network.eval(), arguments, fold_batchnorm)
+
+
+def _of_space(file: Path, state: Mapping[str, Tensor], prefix: str | None) -> _Network:
+    """Weights and the space that a file holds."""
+    from wsgraph import WeightSpace
+    from wsgraph.convert.networks import matching_network
+
+    space = WeightSpace.from_json(file.read_text(encoding="utf-8"))
+    keys = [key for param in space.params for key in param.keys]
+    return _Network(space, space.flatten(matching_network(state, keys, prefix)), None, ())
 
 
 def _traced(network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: bool) -> _Network:

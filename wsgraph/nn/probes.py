@@ -37,8 +37,8 @@ class Probes(nn.Module):
 
     Every traced network that can be run is read. All its floating point inputs are learned; integers, such as tokens, are fixed random
     rows of the table that they are looked up in (1 without a table), booleans are true. Several outputs lie side by side. An output for
-    several positions is averaged over them: its features are the last dimension of two (tokens), the first of more (channels). More than
-    256 features in all are averaged in 256 runs of equal length. Where the first dimension of the inputs is no batch, such as time in a
+    several positions is averaged over them: its features are the last of three dimensions (tokens), the second of more (channels). More
+    than 256 features in all are averaged in 256 runs of equal length. Where the first dimension of the inputs is no batch, such as time in a
     recurrent network, every probe is a whole call.
 
     Args:
@@ -175,7 +175,7 @@ class _Call(NamedTuple):
 
     def features_of(self, outputs: Sequence[Tensor]) -> Tensor:
         """Features ``[B, M, n]`` of outputs ``[B, M, ...]``."""
-        return _features(outputs) if self.is_traced else outputs[0]
+        return _features(outputs, self.apart) if self.is_traced else outputs[0]
 
 
 def _is_traced(space: BaseSpace) -> bool:
@@ -194,7 +194,7 @@ def _call_of(space: BaseSpace) -> _Call:
     learned = [torch.zeros(1, *shape) for shape in shapes if shape is not None]
     with torch.no_grad():
         outputs = _run(space, theta, learned, 1, apart)
-    return _Call(True, apart, shapes, _features(outputs).shape[-1])
+    return _Call(True, apart, shapes, _features(outputs, apart).shape[-1])
 
 
 def _run(space: BaseSpace, thetas: Tensor, learned: Sequence[Tensor], probes: int, apart: bool) -> list[Tensor]:
@@ -212,16 +212,18 @@ def _run(space: BaseSpace, thetas: Tensor, learned: Sequence[Tensor], probes: in
     return tensors_of(space.evaluate(thetas, *program.arguments(leaves)))
 
 
-def _features(outputs: Sequence[Tensor]) -> Tensor:
-    """Outputs side by side, averaged over positions, and in runs of equal length where they are very many."""
+def _features(outputs: Sequence[Tensor], apart: bool) -> Tensor:
+    """Outputs ``[B, M, ...]`` side by side, averaged over positions, and in runs of equal length where they are very many.
+
+    Features are the last of up to three dimensions that the module returns, the second of more; ``M`` takes the place of the first of
+    them where probes are rows of one call.
+    """
     flat = []
     for output in outputs:
         output = torch.view_as_real(output).flatten(-2) if output.is_complex() else output
         values = output if output.is_floating_point() else output.to(torch.get_default_dtype())
-        if values.ndim <= 3:
-            flat.append(values.reshape(*values.shape[:2], -1))
-        else:
-            flat.append(values.mean(2) if values.ndim == 4 else values.flatten(3).mean(3))
+        place = -1 if values.ndim <= 4 + (not apart) else 3 - apart
+        flat.append(values.movedim(place, 2).flatten(3).mean(3) if values.ndim > 3 else values.reshape(*values.shape[:2], -1))
     dtype = functools.reduce(torch.promote_types, (values.dtype for values in flat))
     joined = torch.cat([values.to(dtype) for values in flat], dim=-1)
     return joined if joined.shape[-1] <= _MOST_FEATURES else nn.functional.adaptive_avg_pool1d(joined, _MOST_FEATURES)

@@ -177,18 +177,26 @@ class _Run:
         return rebuilt(self.template, lambda _: next(remaining))
 
     def keeps_rows_apart(self, theta: Tensor) -> bool:
-        """Whether outputs for the first row stay when all other rows become like it."""
+        """Whether rows of outputs move with rows of inputs, and stay when all other rows become like them."""
         known = self.program.__dict__
         if "_rows_are_apart" not in known:
             size = batch_size(self.program)
             drawn = self.prepared(draw_leaves(self.space, self.program, generator=torch.Generator().manual_seed(0)), theta)
-            alone = [leaf[:1].expand(leaf.shape) if leaf.ndim else leaf for leaf in drawn]
+            # Where a row depends on those before it alone, as in time, the first row does not tell, but the last one does.
+            variants = (torch.arange(size or 0).roll(1), torch.zeros(size or 0).long(), torch.full((size or 0,), (size or 0) - 1))
             with torch.no_grad():
-                pairs = list(zip(self(theta.detach(), *drawn), self(theta.detach(), *alone), strict=True))
-            known["_rows_are_apart"] = all(
-                one.shape[:1] == (size,) and torch.allclose(one[0], other[0], rtol=1e-3, atol=1e-5, equal_nan=True) for one, other in pairs
-            )
+                outputs = self(theta.detach(), *drawn)
+                known["_rows_are_apart"] = all(output.shape[:1] == (size,) for output in outputs) and all(
+                    torch.allclose(changed[where == row], output[row], rtol=1e-3, atol=1e-5, equal_nan=True)
+                    for where in variants
+                    for output, changed in zip(outputs, self(theta.detach(), *(_rows(leaf, where) for leaf in drawn)), strict=True)
+                    for row in where.unique().tolist()
+                )
         return bool(known["_rows_are_apart"])
+
+
+def _rows(leaf: Tensor, where: Tensor) -> Tensor:
+    return leaf[where.to(leaf.device)] if leaf.ndim else leaf
 
 
 def _parameters(space: Structure, program: Program, theta: Tensor) -> dict[str, Tensor]:
