@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph import WeightSpace, from_state_dict, load_onnx, trace
-from wsgraph.convert.tracing.rules import rule_of
+from wsgraph.convert.tracing.rules.elementwise import rule_of
 from wsgraph.nn import build_model
 from wsgraph.nn.sharing.activation import Activation
 from wsgraph.operators import apply_operator, operator_index, parse_operator, written_operator

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsgraph.convert.tracing.neurons import Key, occurrence, solve
 from wsgraph.convert.tracing.nodes import NodeSet, Reading
-from wsgraph.convert.tracing.rules import rule_of
+from wsgraph.convert.tracing.rules.elementwise import rule_of
 from wsgraph.convert.tracing.values import Label, Scope, Value
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.dtypes import stored_dtype
