@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph import WeightSpace, from_state_dict, load_onnx, trace
-from wsgraph.convert.tracing.rules import rule_of
+from wsgraph.convert.tracing.rules.elementwise import rule_of
 from wsgraph.nn import build_model
 from wsgraph.nn.sharing.activation import Activation
 from wsgraph.operators import apply_operator, operator_index, parse_operator, written_operator
@@ -263,6 +263,8 @@ def test_homogeneous_operators_pass_factors_as_their_powers(registry: dict[str, 
     space = trace(net, x, strict=True)
     assert space.class_symmetry("first") == Symmetry(True, False)
     assert_function_preserved(net, space, x, scale=(0.01, 100.0))
+    theta = space.flatten(net.state_dict())[None]
+    torch.testing.assert_close(space.evaluate(theta, x)[0], net(x))  # from its program, which names the operator
     g = space.sample_symmetry(symmetries=["scale"])
     moved = space.unflatten(space.act(g, space.flatten(net.state_dict()).double()[None])[0])
     ratios = [moved[f"{name}.weight"] / net.state_dict()[f"{name}.weight"] for name in ("first", "second")]

@@ -51,7 +51,14 @@ Activations = Named | Sequence[Named]
 
 
 class UnsupportedError(Exception):
-    """An operator is called with options that its entry cannot write."""
+    """An operator is called with options that its entry cannot write.
+
+    Example:
+        >>> operator_text("gelu", {"approximate": "other"})
+        Traceback (most recent call last):
+        ...
+        UnsupportedError
+    """
 
 
 class Flow(NamedTuple):
@@ -157,6 +164,9 @@ class Operator:
             name: One of ``aten``.
             arguments: Its arguments by name.
 
+        Returns:
+            As many numbers as it is written with.
+
         Raises:
             UnsupportedError: If it has options that the entry cannot write.
         """
@@ -177,12 +187,23 @@ class Operator:
 
 
 def number(value: float) -> str:
-    """A number as operators are written with."""
+    """A number as operators are written with.
+
+    Args:
+        value: The number.
+
+    Example:
+        >>> number(2.0), number(0.1)
+        ('2', '0.1')
+    """
     return repr(float(value)).removesuffix(".0")
 
 
 def square_number(value: Any) -> int:
     """One number for all dimensions.
+
+    Args:
+        value: A number, or one per dimension.
 
     Raises:
         UnsupportedError: If they have different ones.
@@ -717,8 +738,8 @@ def register_operator(
         >>> class Net(torch.nn.Linear):
         ...     def forward(self, x):
         ...         return torch.special.bessel_j1(super().forward(x)).sum(-1)
-        >>> wsgraph.trace(Net(2, 4).eval(), torch.ones(1, 2)).groups[1]
-        NeuronGroup(name='the module itself', size=4, role='hidden', operators=('bessel',), ...)
+        >>> wsgraph.trace(Net(2, 4).eval(), torch.ones(1, 2)).groups[1].operators
+        ('bessel',)
         >>> del OPERATORS["bessel"]
     """
     if not _PATTERN.match(name) or "(" in name or name != name.lower():
@@ -750,6 +771,9 @@ def register_operator(
 
 def parse_operator(text: str) -> tuple[str, tuple[float, ...]]:
     """Split an operator such as ``"sin(30)"`` into its name and numbers.
+
+    Args:
+        text: The operator.
 
     Raises:
         ValueError: If the text has another form or names an unknown operator.
@@ -788,6 +812,9 @@ def parse_operator(text: str) -> tuple[str, tuple[float, ...]]:
 def operator_flow(text: str) -> Flow:
     """What becomes of a neuron's factor in an operator.
 
+    Args:
+        text: The operator, written as in :func:`parse_operator`.
+
     Example:
         >>> operator_flow("square"), operator_flow("hardtanh(-1, 1)").odd
         (Flow(positive=True, degree=Fraction(2, 1), odd=False, even=True), True)
@@ -799,6 +826,9 @@ def operator_flow(text: str) -> Flow:
 def operator_symmetry(text: str) -> tuple[bool, bool]:
     """Whether an operator lets positive factors and signs through as they are.
 
+    Args:
+        text: The operator, written as in :func:`parse_operator`.
+
     Example:
         >>> operator_symmetry("hardtanh(-1, 1)"), operator_symmetry("hardtanh(0, 6)")
         ((False, True), (False, False))
@@ -808,18 +838,41 @@ def operator_symmetry(text: str) -> tuple[bool, bool]:
 
 
 def apply_operator(text: str, values: Tensor) -> Tensor:
-    """Apply an operator, written as in :func:`parse_operator`, to values of shape ``[inputs, neurons, *positions]``."""
+    """Apply an operator to values of neurons.
+
+    Args:
+        text: The operator, written as in :func:`parse_operator`.
+        values: Tensor ``[inputs, neurons, *positions]``.
+
+    Returns:
+        Its results, of which pooling has fewer positions.
+
+    Example:
+        >>> apply_operator("leaky_relu(0.5)", torch.tensor([[-1.0, 1.0]]))
+        tensor([[-0.5000,  1.0000]])
+    """
     name, numbers = parse_operator(text)
     return OPERATORS[name].function(values, *numbers)
 
 
 def operator_index(name: str) -> int:
-    """Position of an operator in the registry, the number that graphs in memory have as ``node_activation``."""
+    """Position of an operator in the registry, the number that graphs in memory have as ``node_activation``.
+
+    Args:
+        name: Its name.
+
+    Example:
+        >>> operator_index("relu")
+        1
+    """
     return list(OPERATORS).index(name)
 
 
 def operators_called(aten: str) -> list[tuple[str, Operator]]:
     """The operators that PyTorch calls so, by name; several where its options decide.
+
+    Args:
+        aten: Name in ``torch.ops.aten``.
 
     Example:
         >>> [name for name, _ in operators_called("gelu")]
@@ -834,6 +887,9 @@ def operator_text(aten: str, arguments: Mapping[str, Any]) -> str:
     Args:
         aten: Name in ``torch.ops.aten``.
         arguments: Its arguments by name.
+
+    Returns:
+        The operator's name, with its numbers in brackets.
 
     Raises:
         UnsupportedError: If no operator is called so, or none has these options.
@@ -854,6 +910,9 @@ def operator_text(aten: str, arguments: Mapping[str, Any]) -> str:
 
 def written_operator(operator: Any) -> str:
     """An operator that is given by its name, a module, a class of modules or a function of PyTorch, as weight spaces write it.
+
+    Args:
+        operator: Its name, a module, a class of modules or a function.
 
     Raises:
         ValueError: If no operator is known by it.
@@ -897,6 +956,13 @@ def _text_of(name: str, entry: Operator, options: Mapping[str, Any], module: nn.
 
 def fitting_operators(positive: bool, sign: bool) -> list[str]:
     """Activations that let these factors through as they are, those that change anything first.
+
+    Args:
+        positive: Whether positive factors must pass.
+        sign: Whether signs must.
+
+    Returns:
+        Their names; the identity, which fits always, comes last.
 
     Example:
         >>> fitting_operators(True, False), fitting_operators(True, True)

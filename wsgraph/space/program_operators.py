@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from wsgraph.operators import operators_called
+
 __all__ = ["Dtype", "Reference", "StepError", "allow_operator", "check_arguments", "is_allowed", "operator_named"]
 
 # The operators of torch.ops.aten that programs may name: functions of tensors, which write to nothing, draw no random numbers and read no
@@ -88,7 +90,8 @@ def allow_operator(name: str) -> None:
 def is_allowed(name: str) -> bool:
     """Whether programs may name an operator, ``"library::operator"``."""
     library, _, operator = name.partition("::")
-    return (library == "aten" and operator in _ATEN) or name in _custom
+    own = library == "aten"
+    return (own and operator in _ATEN) or name in _custom or bool(operators_called(operator if own else name))
 
 
 class StepError(ValueError):
@@ -138,7 +141,7 @@ def operator_named(operator: str, overload: str) -> Any:
     if not is_allowed(operator):
         raise ValueError(
             f"The program names an operator {operator!r} that is not among those that programs may name. One of your own is let in "
-            "with wsgraph.convert.tracing.register_traced_operator."
+            "with wsgraph.space.register_operator or wsgraph.convert.tracing.register_traced_operator."
         )
     library, _, name = operator.partition("::")
     packet = getattr(getattr(torch.ops, library), name, None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from wsgraph.convert.tracing.arrays import Array, distinct, is_increasing, numbered, occurrence
 from wsgraph.convert.tracing.neurons import Key, solve
 from wsgraph.convert.tracing.nodes import NodeSet, Reading
-from wsgraph.convert.tracing.rules import rule_of
+from wsgraph.convert.tracing.rules.elementwise import rule_of
 from wsgraph.convert.tracing.values import Label, Scope, Value, expressions_of, neurons_of
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.dtypes import stored_dtype

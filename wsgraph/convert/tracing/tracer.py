@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from wsgraph.convert.tracing.rules import READ_NOTHING, Call, rule_of, unknown
+from wsgraph.convert.tracing.rules.elementwise import rule_of
+from wsgraph.convert.tracing.rules.table import READ_NOTHING, Call, unknown
 from wsgraph.convert.tracing.values import Label, Scope, Value, coded
 from wsgraph.operators import UnsupportedError, operator_text
 

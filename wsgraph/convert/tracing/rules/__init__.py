@@ -5,24 +5,11 @@ that the table of operators (:mod:`wsgraph.operators`) holds need no rule here. 
 :func:`register_traced_operator`: most are one of the families of these modules.
 """
 
-from wsgraph.convert.tracing.rules import normalisation, products, recurrent
+# All modules enter their rules.
+from wsgraph.convert.tracing.rules import normalisation, products, recurrent  # noqa: F401
+from wsgraph.convert.tracing.rules.elementwise import pointwise, spatial
 from wsgraph.convert.tracing.rules.movement import move
-from wsgraph.convert.tracing.rules.pointwise import pointwise, rule_of, spatial
 from wsgraph.convert.tracing.rules.reductions import statistic
-from wsgraph.convert.tracing.rules.table import READ_NOTHING, TRACED_OPERATORS, Call, register_traced_operator, unknown
+from wsgraph.convert.tracing.rules.table import TRACED_OPERATORS, Call, register_traced_operator
 
-__all__ = [
-    "READ_NOTHING",
-    "TRACED_OPERATORS",
-    "Call",
-    "move",
-    "normalisation",
-    "pointwise",
-    "products",
-    "recurrent",
-    "register_traced_operator",
-    "rule_of",
-    "spatial",
-    "statistic",
-    "unknown",
-]
+__all__ = ["TRACED_OPERATORS", "Call", "move", "pointwise", "register_traced_operator", "spatial", "statistic"]

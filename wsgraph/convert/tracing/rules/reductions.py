@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from wsgraph.convert.tracing.rules.pointwise import extreme
+from wsgraph.convert.tracing.rules.elementwise import extreme
 from wsgraph.convert.tracing.rules.table import Call, Rule, register_traced_operator
 from wsgraph.convert.tracing.values import Scope, Value, squeezed
 
