@@ -85,7 +85,7 @@ def test_a_plain_mlp_has_no_symmetry() -> None:
 
 
 def test_magep_needs_a_chain() -> None:
-    with pytest.raises(ValueError, match="MAGEPLinear needs a chain of at least two layers"):
+    with pytest.raises(ValueError, match="MAGEPNFN needs a chain of at least two layers"):
         build("magep", SPACES["residual_relu"])
 
 

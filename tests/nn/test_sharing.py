@@ -452,7 +452,7 @@ def test_activation_of_every_symmetry() -> None:
     ("space", "function", "message"),
     [
         ("cnn_tanh", "relu", "'relu' breaks the sign symmetry of parameter 'layers.0.weight'; use one of tanh, sin"),
-        ("cnn_relu", "tanh", "'tanh' breaks the scale symmetry of parameter 'layers.0.weight'; use one of relu, leaky_relu, identity"),
+        ("cnn_relu", "tanh", "'tanh' breaks the scale symmetry of parameter 'layers.0.weight'; use one of relu, leaky_relu, abs, identity"),
         ("mlp_identity", "relu", "'relu' breaks the sign symmetry of .*; use one of identity"),
         ("cnn_relu", "max_pool(2)", "Expected 'function' to be an activation, which acts on every weight alone"),
         ("cnn_relu", "rellu", "Unknown activation or operator 'rellu'. Did you mean 'relu'"),

@@ -237,6 +237,28 @@ def test_blocks_of_a_network_without_layers() -> None:
     assert torch.equal(plain.with_channels().flatten()[..., 0], plain.flatten())
 
 
+def test_layers_that_tell_no_neurons_apart_do_so_at_inputs_and_outputs() -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    space = wsgraph.trace(net, torch.randn(2, 5))
+    torch.manual_seed(0)
+    tensors = space.unflatten(space.sample(2, dtype=torch.float64))
+    shuffled = dict(tensors)
+    shuffled["0.weight"] = tensors["0.weight"][:, :, torch.randperm(5)]
+    order = torch.tensor([1, 2, 0])
+    shuffled |= {name: tensors[name][:, order] for name in ("3.weight", "3.bias")}
+    apart = {**shuffled, "3.bias": tensors["3.bias"]}
+    batches = [space.batch(space.flatten(each)) for each in (tensors, shuffled, apart)]
+    hidden, whole = build_model("hnp", space, 2, **SMALL).double(), build_model("np", space, 2, **SMALL).double()
+    torch.testing.assert_close(whole(batches[1]), whole(batches[0]), rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(whole(batches[2]), whole(batches[0]))
+    assert not torch.allclose(hidden(batches[1]), hidden(batches[0]))
+    chain = wsgraph.trace(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(2, 5))
+    layouts = [Layout(each, boundary=True).entries for each in (space, chain)]
+    assert [layouts[0][n].neurons for n in ("0.weight", "3.weight", "3.bias")] == [(8, 5), (3, 8), (3,)]
+    assert [layouts[0][n].labels for n in ("3.weight", "3.bias")] == [(("3",), ("0",)), (("3",),)]
+    assert [layouts[1][n].neurons for n in ("0.weight", "2.weight", "2.bias")] == [(8, 5), (3, 8), (3,)]
+
+
 def test_polynomials_need_a_chain() -> None:
     _, space, _ = traced("actor-critic")
     with pytest.raises(ValueError, match=r"MAGEPNFN needs a chain of at least two layers, .* other operators .* monomial reads it"):

@@ -49,6 +49,9 @@ class Blocks:
             weights: One per layer, as :attr:`weights`.
             biases: One per layer, as :attr:`biases`.
 
+        Returns:
+            The blocks; of a parameter that several layers share, those of the first.
+
         Raises:
             ValueError: If there are more or fewer than layers, a shape is another one, or a
                 parameter is missing.

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -164,10 +165,11 @@ class Layout:
         self.space = space
         self.entries: dict[str, Entries] = {}
         self._parameters: list[_Parameter] = []
+        ends = _ends(space) if boundary else {}
         for param in space.params:
             if not holds_weights(param):
                 continue
-            split = _Parameter(param, space, boundary)
+            split = _Parameter(param, space, boundary, ends.get(param.name, {}))
             self._parameters.append(split)
             self.entries.update((each.name, each) for each in split.entries)
         if not self.entries:
@@ -222,16 +224,20 @@ class Layout:
 class _Parameter:
     """A parameter cut into entries: along an axis of movable and fixed neurons one for each of its groups, else one."""
 
-    def __init__(self, param: Parameter, space: WeightSpace, boundary: bool) -> None:
+    def __init__(self, param: Parameter, space: WeightSpace, boundary: bool, ends: Mapping[int, _End]) -> None:
         self.name = param.name
-        self.parts = [_parts(space, axis, boundary) for axis in param.axes]
+        self.parts = [
+            [_Part(axis.size, True, ends[i].groups, None)] if i in ends else _parts(space, axis, boundary)
+            for i, axis in enumerate(param.axes)
+        ]
         combined = list(itertools.product(*self.parts))
         taken = [[position for part in parts for position in part.index or ()] for parts in self.parts]
         self.back = [None if order == sorted(order) else _inverse(order) for order in taken]
         # Targets first: positive powers of a weight's neurons are those of its targets.
-        tied = [i for i, axis in enumerate(param.axes) if axis.ties]
-        tied.sort(key=lambda i: all(max(tie.exponents) <= 0 for tie in param.axes[i].ties))
-        axes = (*tied, *(i for i, axis in enumerate(param.axes) if not axis.ties))
+        written = {i: any(max(tie.exponents) > 0 for tie in axis.ties) for i, axis in enumerate(param.axes) if axis.ties}
+        written |= {i: end.is_target for i, end in ends.items()}
+        tied = sorted(sorted(written), key=lambda i: not written[i])
+        axes = (*tied, *(i for i in range(len(param.axes)) if i not in written))
         self.entries = []
         for number, parts in enumerate(combined):
             movable = tuple(i for i, axis in enumerate(tied) if parts[axis].moves)
@@ -272,6 +278,31 @@ class _Part:
     moves: bool
     groups: tuple[tuple[str, Powers], ...]  # permutation class, scale classes and powers
     index: Index  # their entries along the axis, None for all in their order
+
+
+class _End(NamedTuple):
+    """Input or output neurons along an axis that the parameter does not follow, since nothing moves them."""
+
+    groups: tuple[tuple[str, Powers], ...]
+    is_target: bool
+
+
+def _ends(space: WeightSpace) -> dict[str, dict[int, _End]]:
+    """Neurons that never move along the axes of parameters, by parameter and axis, as wires have them."""
+    found: dict[str, dict[int, _End]] = {}
+    for wire in space.wires:
+        if wire.parameter is None or wire.shape != space.param(wire.parameter).logical_shape:
+            continue
+        sources = (wire.source_axis, wire.sources, wire.source_order or wire.source_index or wire.blocks > 1, False)
+        targets = (wire.target_axis, wire.targets, wire.target_order or wire.target_index, True)
+        for axis, names, arranged, is_target in (sources, targets):
+            if axis is None or arranged or space.param(wire.parameter).axes[axis].ties:
+                continue
+            groups = [space.group(name) for name in names]
+            if not any(space.is_permutable(group.permutation) for group in groups):
+                end = _End(tuple((group.permutation, ()) for group in groups), is_target)
+                found.setdefault(wire.parameter, {}).setdefault(axis, end)
+    return found
 
 
 def _parts(space: WeightSpace, axis: Axis, boundary: bool) -> list[_Part]:
