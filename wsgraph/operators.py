@@ -8,6 +8,7 @@ activations of equivariant layers look there. Files and saved models name operat
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -120,6 +121,7 @@ class Operator:
         modules: Classes of ``torch.nn`` that compute it.
         functions: Functions of PyTorch that do.
         check: ``check(*numbers)`` that returns what is expected of them where they are wrong, else nothing.
+        half_turn: The least number :math:`a` with :math:`f(v + a) = -f(v)`, from the operator's numbers, of an odd function.
     """
 
     function: Callable[..., Tensor]
@@ -141,6 +143,7 @@ class Operator:
     modules: tuple[type[nn.Module], ...] = ()
     functions: tuple[Callable[..., Any], ...] = ()
     check: Callable[..., str | None] | None = None
+    half_turn: Callable[..., float] | None = None
 
     def flow(self, *numbers: float) -> Flow:
         """What becomes of a neuron's factor, with these numbers."""
@@ -366,6 +369,7 @@ OPERATORS: dict[str, Operator] = {
         True,
         arguments=(0, 1),
         flip=(0, 0),
+        half_turn=lambda omega=1.0: math.pi / omega,
         aten=("sin",),
         onnx=(OnnxForm("Sin", (7, 22)),),
         functions=(torch.sin,),

@@ -8,7 +8,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["better", "finite_or_none", "label", "mean_and_error", "meaning", "none_as_nan", "places", "register_score"]
+__all__ = [
+    "better",
+    "finite_or_none",
+    "is_count",
+    "label",
+    "mean_and_error",
+    "meaning",
+    "none_as_nan",
+    "on_axis",
+    "places",
+    "register_score",
+]
 
 # By the name of a score or cost: what its column is called, and whether more (1) or less (-1) is better, or neither (0).
 _MEASURES: dict[str, tuple[str, int]] = {
@@ -31,6 +42,9 @@ _MEASURES: dict[str, tuple[str, int]] = {
 
 # Tasks of plugins have scores by the same names: what these are of is the task's to say.
 _MEANINGS = {"tau": "Kendall's tau of predictions and targets", "accuracy": "share of classes found", "mse": "mean squared error"}
+
+_AXES = {"tau": r"Kendall's $\tau$ (predicted vs. true accuracy)"}
+_COUNTS = ("parameters", "best_epoch")
 
 
 def register_score(name: str, *, better: int, label: str | None = None) -> None:
@@ -108,6 +122,38 @@ def better(name: str) -> int:
     """
     known = _MEASURES.get(_base(name))
     return known[1] if known is not None else -1 if any(word in name for word in ("loss", "mse", "error")) else 0
+
+
+def is_count(name: str) -> bool:
+    """Whether a score or cost counts something, so that it is written without decimal places.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> is_count("parameters"), is_count("tau")
+        (True, False)
+    """
+    return _base(name) in _COUNTS
+
+
+def on_axis(name: str) -> str:
+    r"""What the axis of a figure is called that shows a score.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The words, in Matplotlib's notation; the name where there are none.
+
+    Example:
+        >>> print(on_axis("tau"), "and", on_axis("mse"))
+        Kendall's $\tau$ (predicted vs. true accuracy) and mse
+    """
+    return _AXES.get(name, name)
 
 
 def places(name: str) -> int:

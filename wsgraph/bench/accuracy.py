@@ -12,6 +12,7 @@ from typing import Any
 from wsgraph.bench.bench import Bench, documented, read_model, register_suite, scores_of
 from wsgraph.data import ZooStore
 from wsgraph.nn import model_entry, model_options
+from wsgraph.scores import on_axis
 from wsgraph.tasks.inr_editing import before_and_after
 from wsgraph.tasks.prediction import all_match
 from wsgraph.tasks.result import mean_and_error
@@ -44,7 +45,7 @@ def generalization(bench: Bench) -> None:
 def robustness(bench: Bench) -> None:
     """Kendall's tau against the scales by which test networks were moved, trained on original and on moved networks."""
     from wsgraph.plot import curve_panels
-    from wsgraph.plot.styles import SCALES_LABEL, TAU_LABEL
+    from wsgraph.plot.styles import SCALES_LABEL
 
     found, scales = _predicted(bench), bench.size.scales
     head = ["zoo", "trained on", "model", "as they are", *(f"s={scale:g}" for scale in scales)]
@@ -60,14 +61,13 @@ def robustness(bench: Bench) -> None:
             curves[row["model"]] = {scale: mean_and_error(values) for scale, values in taus.items()}
     title = f"Kendall's tau on test networks moved with factors U[1, s] or flipped, {_who(bench)}"
     bench.write_table("robustness", title, head, rows, {"results": documented(found)})
-    bench.write_figure("robustness", curve_panels(panels, x_label=SCALES_LABEL, y_label=TAU_LABEL))
+    bench.write_figure("robustness", curve_panels(panels, x_label=SCALES_LABEL, y_label=on_axis("tau")))
 
 
 @register_suite("train-size")
 def train_size(bench: Bench) -> None:
     """Kendall's tau against the number of training networks."""
     from wsgraph.plot import curve_panels
-    from wsgraph.plot.styles import TAU_LABEL
 
     zoos = bench.classifiers()
     everything = {name: len(ZooStore(path).dataset("train", target=None)) for name, path in zoos.items()}
@@ -86,7 +86,7 @@ def train_size(bench: Bench) -> None:
         if row["runs"]:
             size = variants.get(row["variant"], {}).get("train_size", everything[row["zoo"]])
             panels.setdefault(f"{row['zoo']} zoo", {}).setdefault(row["model"], {})[size] = mean_and_error(scores_of(row, "tau"))
-    bench.write_figure("train-size", curve_panels(panels, x_label="training networks", y_label=TAU_LABEL))
+    bench.write_figure("train-size", curve_panels(panels, x_label="training networks", y_label=on_axis("tau")))
 
 
 @register_suite("transfer")

@@ -21,6 +21,7 @@ from wsgraph.nn import list_models, model_options, widths_for_parameters
 from wsgraph.plugins import Registry
 from wsgraph.scores import better
 from wsgraph.tasks.prediction import distinct_spaces
+from wsgraph.tasks.registry import task_prediction
 from wsgraph.tasks.result import mean_and_error
 
 if TYPE_CHECKING:
@@ -158,8 +159,9 @@ class Bench:
     def _model(self, task: str, label: str, zoo: Path, test_zoos: Mapping[str, Path]) -> dict[str, Any]:
         """Options of a task that name a model and, if a number of parameters is asked for, bring it there."""
         spaces = distinct_spaces([ZooStore(path).dataset(target=None) for path in (zoo, *test_zoos.values())])
-        outputs = 1 if task != "inr_classification" else 1 + int(ZooStore(zoo).column("label").max())
-        name, options = self.model(label, spaces, outputs, "equivariant" if task == "inr_editing" else "invariant")
+        learned = task_prediction(task, {})
+        outputs = learned.width({"all networks": ZooStore(zoo).dataset(target=learned.target)})
+        name, options = self.model(label, spaces, outputs, "invariant" if learned.wrap is None else "equivariant")
         return {"model": name, **({"model_options": options} if options else {})}
 
     def model(self, label: str, spaces: Sequence[WeightSpace], outputs: int = 1, kind: str = "invariant") -> tuple[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from wsgraph.convert.chain import NotAChainError, read_chain
 from wsgraph.convert.networks import check_mapping, check_values, chosen_network, prefix_hint
 from wsgraph.operators import Activations
 from wsgraph.space.assumed import tell_assumed
-from wsgraph.space.chains import ChainLink, chain_parts, per_layer
+from wsgraph.space.chains import POOLED_READOUTS, ChainLink, chain_parts, per_layer
 from wsgraph.space.dtypes import flat_dtype, stored_dtype
 from wsgraph.space.weight_space import WeightSpace
 
@@ -101,10 +101,8 @@ def read_network(
 ) -> tuple[WeightSpace, Tensor]:
     """What :func:`from_state_dict` does, for callers that say themselves what was assumed."""
     check_mapping(state_dict)
-    if readout not in (None, "global_avg_pool", "global_max_pool"):
-        raise ValueError(
-            f"Expected 'readout' to be global_avg_pool or global_max_pool (got {readout!r}); flattening is read off the shapes."
-        )
+    if readout is not None and readout not in POOLED_READOUTS:
+        raise ValueError(f"Expected 'readout' to be {' or '.join(POOLED_READOUTS)} (got {readout!r}); flattening is read off the shapes.")
     chosen = chosen_network(state_dict, prefix)
     try:
         chain = read_chain(chosen, f"{prefix.rstrip('./')}." if prefix else "")

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsgraph._labels import labelled
-from wsgraph.scores import mean_and_error
+from wsgraph.scores import mean_and_error, on_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from wsgraph.tasks import Result
-from wsgraph.plot.styles import HATCHES, SCALES_LABEL, STYLES, TAU_LABEL, Point, finished, in_order_of_styles
+from wsgraph.plot.styles import HATCHES, SCALES_LABEL, STYLES, Point, finished, in_order_of_styles
 
 __all__ = ["bar_panel", "cost_chart", "curve_panels", "robustness_curve", "robustness_data"]
 
@@ -197,7 +197,7 @@ def robustness_curve(
     """
     if not curves or not any(curves.values()):
         raise ValueError("Expected 'curves' with at least one model and one scale; run the generalization task with 'scales'.")
-    return curve_panels({"": curves}, path, x_label=SCALES_LABEL, y_label=TAU_LABEL, title=title, labels=labels)
+    return curve_panels({"": curves}, path, x_label=SCALES_LABEL, y_label=on_axis("tau"), title=title, labels=labels)
 
 
 def bar_panel(
@@ -306,6 +306,6 @@ def cost_chart(
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(TAU_LABEL if score == "tau" else score, fontsize=9)
+    panels[0].set_ylabel(on_axis(score), fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8.5, ncols=4, loc="outside lower center")
     return finished(figure, path, title)

@@ -47,7 +47,6 @@ def in_order_of_styles(names: Iterable[str]) -> list[str]:
 
 
 SCALES_LABEL = r"upper bound $s$ of the neuron scales $U[1, s]$ applied to test networks"
-TAU_LABEL = r"Kendall's $\tau$ (predicted vs. true accuracy)"
 
 
 def finished(figure: Figure, path: str | os.PathLike[str] | None, title: str | None) -> Figure:

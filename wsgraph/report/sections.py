@@ -13,7 +13,7 @@ from wsgraph._labels import as_text
 from wsgraph.report.charts import chart
 from wsgraph.report.found import number
 from wsgraph.report.tables import Cell, Column, amount, column_of, score_cell, table
-from wsgraph.scores import meaning
+from wsgraph.scores import is_count, meaning
 
 __all__ = ["ROBUSTNESS", "Row", "Section", "lead_paragraph", "main_score", "score_charts", "score_parts"]
 
@@ -146,7 +146,7 @@ def _cost_charts(panels: Mapping[str, Sequence[Row]], styles: Mapping[str, int])
                         title=title if len(panels) > 1 else "",
                         x_label=label,
                         y_label=f"{meaning(main)}, networks as they are",
-                        x_name=lambda x, unit=unit: f"{x:,.0f} {unit}" if unit == "parameters" else f"{amount(x)} {unit}",  # type: ignore[misc]
+                        x_name=lambda x, cost=cost, unit=unit: f"{x:,.0f} {unit}" if is_count(cost) else f"{amount(x)} {unit}",  # type: ignore[misc]
                         y_name=_value_of(main),
                         joined=False,
                     )

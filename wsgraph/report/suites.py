@@ -14,7 +14,7 @@ from wsgraph.report.charts import legend
 from wsgraph.report.found import Suite, number
 from wsgraph.report.sections import ROBUSTNESS, Row, Section, lead_paragraph, score_charts, score_parts
 from wsgraph.report.tables import Cell, Column, column_of, read_cells, score_cell, table
-from wsgraph.scores import mean_and_error
+from wsgraph.scores import is_count, mean_and_error
 
 __all__ = ["suite_section", "trained_results"]
 
@@ -129,9 +129,8 @@ def _costs(suite: Suite, styles: Mapping[str, int]) -> str:
         return score_cell(name, (number(costs[place].get(model, {}).get(name)) / units.get(name, 1), math.nan))
 
     # Where no model grows with the batch or width, once is enough.
-    if "parameters" in measures and all(len({cell(model, place, "parameters").text for place in costs}) == 1 for model in models):
-        first = (next(iter(costs)), "parameters", column_of("parameters"))
-        columns = [first, *(each for each in columns if each[1] != "parameters")]
+    same = [name for name in measures if is_count(name) and all(len({cell(model, at, name).text for at in costs}) == 1 for model in models)]
+    columns = [*((next(iter(costs)), name, column_of(name)) for name in same), *(each for each in columns if each[1] not in same)]
     rows = {model: [cell(model, place, name) for place, name, _ in columns] for model in models}
     shown = {model: styles[model] for model in models if model in styles}
     return table(suite.title or suite.name, [column for _, _, column in columns], rows, styles=shown)

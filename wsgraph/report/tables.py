@@ -9,7 +9,7 @@ from html import escape
 from typing import NamedTuple
 
 from wsgraph.report.charts import marker
-from wsgraph.scores import better, label, places
+from wsgraph.scores import better, is_count, label, places
 
 __all__ = ["Cell", "Column", "amount", "column_of", "read_cells", "score_cell", "table"]
 
@@ -60,7 +60,7 @@ def score_cell(name: str, found: tuple[float, float], note: str = "") -> Cell:
     base = _base(name)
     if math.isnan(mean):
         return Cell("-", mean, note)
-    if base in ("parameters", "best_epoch"):
+    if is_count(base):
         return Cell(f"{mean:,.0f}" if mean == round(mean) else f"{mean:,.1f}", mean, note)
     if base not in _SCORES:
         return Cell(amount(mean), mean, note)

@@ -9,7 +9,10 @@ from typing import Any
 from wsgraph.operators import OPERATORS, Activations, parse_operator, written_operator
 from wsgraph.space.parts import Axis, Layer, NeuronGroup, Parameter, Tie
 
-__all__ = ["ChainLink", "chain_parts", "per_layer"]
+__all__ = ["FLAT_READOUT", "POOLED_READOUTS", "ChainLink", "chain_parts", "per_layer"]
+
+# What may lie between convolutions and linear layers: pooling over all positions, or reading every position.
+POOLED_READOUTS, FLAT_READOUT = ("global_avg_pool", "global_max_pool"), "flatten"
 
 
 def per_layer(name: str, value: Any, count: int) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from wsgraph.operators import Activations
 from wsgraph.space.base import BaseSpace
 from wsgraph.space.blocks import Blocks, make_blocks
-from wsgraph.space.chains import ChainLink, chain_parts, per_layer
+from wsgraph.space.chains import FLAT_READOUT, POOLED_READOUTS, ChainLink, chain_parts, per_layer
 from wsgraph.space.graph import ParameterGraph, make_batch, make_graph
 from wsgraph.space.parts import Signal
 
@@ -147,9 +147,9 @@ class WeightSpace(BaseSpace):
         count = len(channels) - 1
         if count < 1 or not linear:
             raise ValueError(f"Expected at least two 'channels' and one 'linear' size (got {list(channels)} and {list(linear)}).")
-        if readout not in ("global_avg_pool", "global_max_pool", "flatten"):
-            raise ValueError(f"Expected 'readout' to be global_avg_pool, global_max_pool or flatten (got {readout!r}).")
-        if (readout == "flatten") != (positions is not None):
+        if readout not in (*POOLED_READOUTS, FLAT_READOUT):
+            raise ValueError(f"Expected 'readout' to be {', '.join(POOLED_READOUTS)} or {FLAT_READOUT} (got {readout!r}).")
+        if (readout == FLAT_READOUT) != (positions is not None):
             raise ValueError("Give 'positions', the number of spatial positions per channel, with readout='flatten' and only then.")
         kernels = per_layer("kernel_size", [kernel_size] if isinstance(kernel_size, tuple) else kernel_size, count)
         strides, paddings = per_layer("stride", stride, count), per_layer("padding", padding, count)

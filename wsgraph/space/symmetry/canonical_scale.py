@@ -35,13 +35,14 @@ class CanonicalScale(CanonicalState):
         used = [layer.bias for layer in self.space.layers]
         # A bias that another layer reads too cannot turn for this one alone.
         biases = [bias for bias in biases if used.count(bias) == 1]
-        if name != "sin" or not biases or not all(map(_passes_shift, group.operators[: group.operators.index(group.activation)])):
+        turn = OPERATORS[name].half_turn
+        if turn is None or not biases or not all(map(_passes_shift, group.operators[: group.operators.index(group.activation)])):
             return
         consumers = [layer for layer in self.space.layers if group.name in layer.sources]
         # A skip connection has no weight that could take up the minus sign of a half turn, and tied groups would have to turn together.
         half = self.space.class_symmetry(group.scale).sign and all(layer.weight is not None for layer in consumers)
         half = half and len(self.space.scale_classes[group.scale]) == 1
-        period = (math.pi if half else 2 * math.pi) / (arguments[0] if arguments else 1.0)
+        period = turn(*arguments) if half else 2 * turn(*arguments)
         total = [layer.bias for layer in self.space.layers_into(group.name) if layer.bias is not None]
         phase = torch.stack([self.tensors[bias] for bias in total]).detach().sum(0) / period
         # A phase at the open end of the interval, up to rounding, counts as one at the closed end.
