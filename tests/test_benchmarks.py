@@ -193,8 +193,8 @@ def test_real_networks_says_what_failed(tmp_path: Path, monkeypatch: pytest.Monk
     assert 60 * 2**20 < memory.bytes < 200 * 2**20
     with pytest.raises(SystemExit, match=r"Cannot read commit nothing .*Run this in a git clone"), real_networks.checkouts("nothing"):
         pass
+    answers: dict[str, dict[str, Any]] = {"old": {"error": "ValueError: refused"}, "new": {"seconds": 2.0, "bytes": 5e6}}
     monkeypatch.setattr(real_networks.Versions, "run", lambda self, version, task, **_: answers[version])
-    answers = {"old": {"error": "ValueError: refused"}, "new": {"seconds": 2.0, "bytes": 5e6}}
     results = real_networks.Versions({"old": tmp_path, "new": tmp_path}, 1, 1.0).compare(2, "measure_step")
     rows = [real_networks.row("reading", "step", "under 1 GB", results)]
     assert rows[0]["old_to_new"] == {"seconds": None, "bytes": None}
