@@ -46,6 +46,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "ea9bfcd"
 SEED = 0
+RESOLUTION = 2**20  # resident memory: less is noise of allocators
 
 
 # == What is measured, in a process of its own ==
@@ -344,7 +345,8 @@ def row(name: str, kind: str, target: str, results: dict[str, dict[str, Any]], m
     ratios = {}
     for measure in ("seconds", memory):
         old, new = (results[version].get(measure) for version in ("old", "new"))
-        ratios[measure] = old / new if old and new else None
+        least = {"bytes": RESOLUTION, "kept_bytes": 1}.get(measure, 0)
+        ratios[measure] = None if old is None or new is None else max(old, least) / max(new, least)
     return {"name": name, "kind": kind, "target": target, "memory": memory, **results, "old_to_new": ratios}
 
 
