@@ -64,13 +64,8 @@ class ResNet(nn.Module):
 class _DenseLayer(nn.Module):
     def __init__(self, source: int, growth: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(source),
-            nn.ReLU(),
-            *_convolution(source, 4 * growth, 1),
-            nn.ReLU(),
-            nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False),
-        )
+        narrow = [nn.BatchNorm2d(source), nn.ReLU(), *_convolution(source, 4 * growth, 1), nn.ReLU()]
+        self.layers = nn.Sequential(*narrow, nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False))
 
     def forward(self, values: Tensor) -> Tensor:
         return torch.cat([values, self.layers(values)], 1)

@@ -1,6 +1,6 @@
 """What networks that people use cost, as ratios to an earlier version measured in the same run.
 
-The earlier version is checked out of git into a temporary folder. Every measurement runs in a fresh process of either version, in turns,
+The earlier version is written out of git into a temporary folder. Every measurement runs in a fresh process of either version, in turns,
 so that whatever else the machine does falls on both; numbers are medians over the turns. Rows:
 
 1. The parameter graph of a ViT-B/16: what ``space.graph(theta)`` returns, and that with ``edge_index`` and ``edge_attr`` asked for.
@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import functools
 import gc
+import io
 import json
 import os
 import shlex
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -45,7 +46,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "ea9bfcd"
 SEED = 0
-SMALLEST_NETWORKS = 4
+RESOLUTION = 2**20  # resident memory: less is noise of allocators
 
 
 # == What is measured, in a process of its own ==
@@ -132,22 +133,19 @@ def measure_graph(folder: str, edges: bool, repeats: int) -> dict[str, Any]:
     from wsgraph import WeightSpace
 
     text, theta = _prepared(folder)
-    seconds = []
 
-    def build(space: WeightSpace) -> None:
+    def build(space: WeightSpace) -> float:
+        began = time.perf_counter()
         graph = space.graph(theta)
         if edges:
             _ = graph.edge_index, graph.edge_attr
+        return time.perf_counter() - began
 
-    space = WeightSpace.from_json(text)
+    first = WeightSpace.from_json(text)
     with PeakMemory() as memory:
-        seconds.append(_seconds(lambda: build(space)))
-    for _ in range(repeats - 1):
-        fresh = WeightSpace.from_json(text)
-        del space  # with what it has cached
-        gc.collect()
-        space = fresh
-        seconds.append(_seconds(functools.partial(build, space)))
+        seconds = [build(first)]
+    del first  # with what it has cached
+    seconds += [build(WeightSpace.from_json(text)) for _ in range(repeats - 1)]
     return {"seconds": statistics.median(seconds), "bytes": memory.bytes, "weight_bytes": theta.nbytes}
 
 
@@ -331,17 +329,15 @@ def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def checkouts(baseline: str) -> Iterator[dict[str, Path]]:
-    """Folders of the earlier version, checked out for the time being, and of this one."""
+    """Folders of the earlier version, written out for the time being, and of this one."""
+    made = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=tar", baseline], capture_output=True)
+    if made.returncode:
+        told = made.stderr.decode().strip()
+        raise SystemExit(f"Cannot read commit {baseline} ({told}). Run this in a git clone with its history.")
     with tempfile.TemporaryDirectory() as folder:
-        old = Path(folder) / "old"
-        command = ["git", "-C", str(ROOT), "worktree", "add", "--detach", "--force", str(old), baseline]
-        made = subprocess.run(command, capture_output=True, text=True)
-        if made.returncode:
-            raise SystemExit(f"Cannot check out {baseline} ({made.stderr.strip()}). Run this in a git clone with its history.")
-        try:
-            yield {"old": old, "new": ROOT}
-        finally:
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(old)], capture_output=True)
+        with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
+            archive.extractall(folder, filter="data")
+        yield {"old": Path(folder), "new": ROOT}
 
 
 def row(name: str, kind: str, target: str, results: dict[str, dict[str, Any]], memory: str = "bytes") -> dict[str, Any]:
@@ -349,7 +345,8 @@ def row(name: str, kind: str, target: str, results: dict[str, dict[str, Any]], m
     ratios = {}
     for measure in ("seconds", memory):
         old, new = (results[version].get(measure) for version in ("old", "new"))
-        ratios[measure] = old / new if old and new else None
+        least = {"bytes": RESOLUTION, "kept_bytes": 1}.get(measure, 0)
+        ratios[measure] = None if old is None or new is None else max(old, least) / max(new, least)
     return {"name": name, "kind": kind, "target": target, "memory": memory, **results, "old_to_new": ratios}
 
 

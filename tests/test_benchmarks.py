@@ -166,6 +166,56 @@ def test_accuracy_prediction_divides_a_zoo(tmp_path: Path, monkeypatch: pytest.M
     assert script.make_zoo(tmp_path, "tanh", 1500) == store.path
 
 
+@pytest.mark.slow
+def test_real_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Small networks, this commit against itself."""
+    monkeypatch.setattr(sys, "argv", ["real_networks.py", "--quick", "--baseline", "HEAD", "--threads", "1", "--output", str(tmp_path)])
+    runpy.run_path(str(BENCHMARKS / "real_networks.py"), run_name="__main__")
+    document = json.loads((tmp_path / "real_networks.json").read_text())
+    assert (tmp_path / "real_networks.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["kind"] for row in document["rows"]] == ["graph"] * 2 + ["step"] * 3 + ["trace"] * 2 + ["zoo"] * 4
+    for row in document["rows"]:
+        for version in ("old", "new"):
+            assert row[version].get("seconds", 1) > 0
+            assert ("error" in row[version]) != ("seconds" in row[version])
+        if "seconds" in row["old"]:
+            assert row["old_to_new"]["seconds"] == pytest.approx(row["old"]["seconds"] / row["new"]["seconds"])
+    assert all("seconds" in row["new"] for row in document["rows"])
+    assert all(row["new"]["relative_to_export"] > 0 for row in document["rows"] if row["kind"] == "trace")
+    assert "monomial_gnn on one small ViT" in capsys.readouterr().out
+
+
+def test_real_networks_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import real_networks
+
+    with real_networks.PeakMemory() as memory:
+        bytearray(64 * 2**20)
+    assert 60 * 2**20 < memory.bytes < 200 * 2**20
+    with pytest.raises(SystemExit, match=r"Cannot read commit nothing .*Run this in a git clone"), real_networks.checkouts("nothing"):
+        pass
+    answers: dict[str, dict[str, Any]] = {"old": {"error": "ValueError: refused"}, "new": {"seconds": 2.0, "bytes": 5e6}}
+    monkeypatch.setattr(real_networks.Versions, "run", lambda self, version, task, **_: answers[version])
+    results = real_networks.Versions({"old": tmp_path, "new": tmp_path}, 1, 1.0).compare(2, "measure_step")
+    rows = [real_networks.row("reading", "step", "under 1 GB", results)]
+    assert rows[0]["old_to_new"] == {"seconds": None, "bytes": None}
+    answers["old"] = {"seconds": 6.0, "bytes": 20e6}
+    results = real_networks.Versions({"old": tmp_path, "new": tmp_path}, 1, 1.0).compare(3, "measure_step")
+    rows.append(real_networks.row("again", "step", "", results))
+    assert rows[1]["old_to_new"] == {"seconds": 3.0, "bytes": 4.0}
+    real_networks.show(rows, "earlier")
+    assert "under 1 GB; old: ValueError: refused" in capsys.readouterr().out
+    assert len(real_networks.draw(rows, "title").axes) == 1
+
+
+def test_real_models_have_the_parameters_of_the_published_ones() -> None:
+    from real_models import REAL_MODELS
+
+    known = {"ResNet-18": 11_689_512, "ResNet-50": 25_557_032, "DenseNet-121": 7_978_856, "ViT-B/16": 86_567_656}
+    with torch.device("meta"):
+        counts = {name: sum(parameter.numel() for parameter in REAL_MODELS[name]().parameters()) for name in known}
+    assert counts == known
+
+
 def test_message_speed_keeps_limits(capsys: pytest.CaptureFixture[str]) -> None:
     import message_speed
 
