@@ -9,7 +9,8 @@ from torch import Tensor
 from tests.space.handmade import branching, residual
 from tests.spaces import CHAINS, SPACES
 from wsgraph import ParameterGraph, WeightSpace
-from wsgraph.nn.message.neural_graph import EdgeFeatures, NeuralGraphConv, NeuralGraphNet, NeuralGraphTransformer, RelationalAttention
+from wsgraph.nn.message.graph_layers import EdgeFeatures, NeuralGraphConv, RelationalAttention
+from wsgraph.nn.message.neural_graph import NeuralGraphNet, NeuralGraphTransformer
 from wsgraph.nn.message.wiring import Wiring
 from wsgraph.testing import assert_equivariant, assert_invariant
 

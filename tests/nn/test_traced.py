@@ -112,9 +112,9 @@ def test_nothing_is_drawn_unless_asked_for() -> None:
     batch = space.batch(space.sample(2), y=torch.zeros(2))
     built("neural_graph", space).float()(batch.to("cpu"))
     repr(batch), batch.num_networks, batch.y, batch[0], batch.thetas(), batch.spaces
-    assert batch._undrawn
+    assert batch.is_undrawn
     assert batch.edge_attr is not None
-    assert not batch._undrawn
+    assert not batch.is_undrawn
 
 
 def test_weights_changed_in_place_are_noticed() -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch
 
 from wsgraph.space.base import BaseSpace as WeightSpace
 from wsgraph.space.blocks import Blocks, make_blocks
+from wsgraph.space.drawing import DRAWN, STRUCTURE, Networks, draw_features, side_by_side
 from wsgraph.space.errors import SpaceMismatchError
-from wsgraph.space.indexing import Indices, is_single, position_of, positions_of
+from wsgraph.space.networkx_graph import to_networkx
+from wsgraph.space.picking import BATCH_METHODS
+from wsgraph.space.rows import SpaceRows, blocks_of
+from wsgraph.space.undrawn import UndrawnData
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -35,72 +35,7 @@ _EDGES = (
 )
 
 
-@dataclass(frozen=True)
-class Networks:
-    """Networks of one space that lie side by side in a batch: their flat checkpoints ``[n, P]``."""
-
-    space: WeightSpace
-    thetas: Tensor
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_known", _version(self.thetas))
-
-    def __reduce__(self) -> Any:
-        return Networks, (self.space, self.thetas)
-
-    def check(self) -> None:
-        """Raise a clear error if the weights were written to since: a batch made of them would change silently.
-
-        Raises:
-            RuntimeError: If they were.
-        """
-        if _version(self.thetas) != vars(self)["_known"]:
-            raise RuntimeError(
-                "The weights of this batch were changed in place after it was made, so that nothing says "
-                "which ones it should hold: make it anew with space.batch(thetas), or of thetas.clone()."
-            )
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Networks:
-        """The same networks with other weights."""
-        return Networks(self.space, function(self.thetas))
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; unknown of those made in inference mode."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _blocks(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
-    """Blocks as views of ``nodes [B, V, F, ...]`` and ``edges [B, E, K, ...]``."""
-    topology = space.topology
-    weights = tuple(
-        edges[:, part.start : part.stop, : part.num_positions].unflatten(1, (part.num_targets, part.num_sources))
-        if part.num_positions
-        else None
-        for part in topology.edges
-    )
-    biases = tuple(
-        None if column is None else nodes[:, topology.nodes[layer.target], column]
-        for layer, column in zip(space.layers, topology.bias_columns, strict=True)
-    )
-    return Blocks.from_layers(space, weights, biases)
-
-
-@dataclass(frozen=True)
-class SpaceRows:
-    """Networks of one space within a batch, and where their nodes ``[B, V]`` and edges ``[B, E]`` lie."""
-
-    space: WeightSpace
-    networks: Tensor
-    nodes: Tensor
-    edges: Tensor
-
-    def blocks(self, nodes: Tensor, edges: Tensor) -> Blocks:
-        """Blocks of these networks from features of all nodes ``[V, F, ...]`` and edges ``[E, K, ...]`` of the batch."""
-        return _blocks(self.space, nodes[self.nodes], edges[self.edges])
-
-
-class ParameterGraph(Data):
+class ParameterGraph(UndrawnData):
     r"""A checkpoint (or a batch of them) as a graph: neurons are nodes, weights are edges.
 
     Attributes:
@@ -155,133 +90,9 @@ class ParameterGraph(Data):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if issubclass(cls, Batch):  # the class that PyG makes for batches, in which its own methods come before those of graphs
-            for name, method in _BATCH_METHODS.items():
+            for name, method in BATCH_METHODS.items():
                 if name not in vars(cls):
                     setattr(cls, name, method)
-
-    # == Drawn when asked for ==
-
-    @staticmethod
-    def of_networks(networks: Sequence[Networks], spaces: Sequence[WeightSpace], *, batched: bool, y: Any = None) -> ParameterGraph:
-        """A graph, or a batch of graphs, whose nodes and edges are drawn when somebody asks for them.
-
-        Args:
-            networks: The networks in their order.
-            spaces: The weight space of every network.
-            batched: Whether it is a batch.
-            y: Targets.
-        """
-        graph = cast(ParameterGraph, Batch(_base_cls=ParameterGraph)) if batched else ParameterGraph()
-        store = graph.__dict__["_store"]
-        store["space"] = list(spaces) if batched else spaces[0]
-        if y is not None:
-            store["y"] = y
-        if batched:
-            store._num_graphs = len(spaces)
-        graph.__dict__["_networks"], graph.__dict__["_is_drawn"] = tuple(networks), False
-        return graph
-
-    @property
-    def _undrawn(self) -> bool:
-        return self.__dict__.get("_is_drawn") is False
-
-    @property
-    def _store(self) -> Any:
-        """The tensors as PyG holds them; whoever asks for all of them gets nodes and edges too."""
-        if self._undrawn:
-            self._draw()
-        return self.__dict__["_store"]
-
-    @_store.setter
-    def _store(self, store: Any) -> None:
-        self.__dict__["_store"] = store
-
-    def _draw(self) -> None:
-        store, networks = self.__dict__["_store"], cast(tuple[Networks, ...], self.networks())
-        self.__dict__["_is_drawn"] = True
-        batched = isinstance(self, Batch)
-        drawn = [draw_batch(each) if batched else draw_graph(each) for each in networks]
-        tensors = drawn[0] if len(drawn) == 1 else _side_by_side(drawn)
-        for name, values in tensors.items():
-            store[name] = values
-        if batched:
-            _note_slices(store, store["space"])
-        known = self._note_order(True)
-        tensors_read = store["x"], store["edge_attr"]
-        self.__dict__["_drawn"] = (*tensors_read, *map(_version, tensors_read), known)
-
-    def __getattr__(self, key: str) -> Any:
-        if self._undrawn and key not in _DRAWN:
-            return getattr(self.__dict__["_store"], key)
-        return super().__getattr__(key)
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        if self._undrawn and key not in _DRAWN:
-            setattr(self.__dict__["_store"], key, value)
-        else:
-            super().__setattr__(key, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.__dict__["_store"][key] if self._undrawn and key not in _DRAWN else super().__getitem__(key)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        if self._undrawn and key not in _DRAWN:
-            self.__dict__["_store"][key] = value
-        else:
-            super().__setitem__(key, value)
-
-    def __contains__(self, key: str) -> bool:
-        return key in _DRAWN or key in self.__dict__["_store"] if self._undrawn else super().__contains__(key)
-
-    def __copy__(self) -> ParameterGraph:
-        return self._copied(copy.copy) if self._undrawn else super().__copy__()
-
-    def __deepcopy__(self, memo: Any) -> ParameterGraph:
-        return self._copied(lambda entry: copy.deepcopy(entry, memo)) if self._undrawn else super().__deepcopy__(memo)
-
-    def _copied(self, function: Callable[[Any], Any]) -> ParameterGraph:
-        result = self.__class__.__new__(self.__class__)
-        for key, value in self.__dict__.items():
-            result.__dict__[key] = function(value)
-        result.__dict__["_store"]._parent = result
-        return result
-
-    @property
-    def y(self) -> Any:
-        """Targets, if given."""
-        return self["y"] if "y" in self.__dict__["_store"] else None
-
-    @y.setter
-    def y(self, value: Any) -> None:
-        self["y"] = value
-
-    def networks(self) -> tuple[Networks, ...] | None:
-        """The flat checkpoints of a batch whose nodes and edges nobody has touched, ``None`` of others."""
-        if "_networks" not in self.__dict__:
-            return None
-        if not self._undrawn:
-            x, edge_attr, *versions, known = self.__dict__["_drawn"]
-            store = self.__dict__["_store"]
-            if store.get("x") is not x or store.get("edge_attr") is not edge_attr or x.is_inference():
-                return None  # what is written to tensors of inference mode leaves no trace
-            if [_version(x), _version(edge_attr)] != versions or x.requires_grad or edge_attr.requires_grad:
-                return None
-            if self.__dict__.get("_ordered") != known or not self._is_ordered():
-                return None
-        networks = cast(tuple[Networks, ...], self.__dict__["_networks"])
-        for each in networks:
-            each.check()
-        return networks
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return cast(tuple[Networks, ...], self.__dict__["_networks"])[0].thetas.device if self._undrawn else cast(Tensor, self.x).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return cast(tuple[Networks, ...], self.__dict__["_networks"])[0].thetas.dtype if self._undrawn else cast(Tensor, self.x).dtype
 
     def with_weights(self, function: Callable[[Any, Tensor], Tensor]) -> ParameterGraph:
         """A batch of the same networks with other weights, targets and whatever else was set kept.
@@ -314,7 +125,7 @@ class ParameterGraph(Data):
         result = ParameterGraph.of_networks(changed, spaces, batched=isinstance(self, Batch))
         store = self.__dict__["_store"]
         for key in store:
-            if key not in _DRAWN and key != "space":
+            if key not in DRAWN and key != "space":
                 result[key] = store[key]
         return result
 
@@ -381,7 +192,7 @@ class ParameterGraph(Data):
             return make_blocks(space, self.thetas())
         batch = self.num_networks
         nodes, edges = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
-        return _blocks(space, nodes.view(batch, -1, nodes.shape[1]), edges.view(batch, -1, edges.shape[1]))
+        return blocks_of(space, nodes.view(batch, -1, nodes.shape[1]), edges.view(batch, -1, edges.shape[1]))
 
     def fits_layout(self) -> bool:
         """Whether all networks have one architecture and nodes and edges lie where its space put them, as blocks need it."""
@@ -389,7 +200,7 @@ class ParameterGraph(Data):
 
     def _is_ordered(self) -> bool:
         """Whether nodes and edges of every network lie where its space put them, network by network."""
-        if self._undrawn:
+        if self.is_undrawn:
             return True
         if any(self.get(name) is None for name in ("space", "x", "edge_index", "edge_attr")):
             return False
@@ -432,7 +243,7 @@ class ParameterGraph(Data):
             return
         spaces = self.spaces
         error = SpaceMismatchError(_EDGES.format(repr(spaces[0]) if len(spaces) == 1 else "its network"))
-        if any(self.get(name) is None for name in ("x", "edge_index", "edge_attr", *_STRUCTURE)):
+        if any(self.get(name) is None for name in ("x", "edge_index", "edge_attr", *STRUCTURE)):
             raise error
         nodes, edges = self.x.shape[0], self.edge_index.shape[1]
         if self.node_group.shape[0] != nodes or self.edge_attr.shape[0] != edges or self.edge_layer.shape[0] != edges:
@@ -452,34 +263,6 @@ class ParameterGraph(Data):
         found = ((owner[network] * layers + self.edge_layer) * groups + self.node_group[source]) * groups + self.node_group[target]
         if not torch.isin(found, torch.tensor(allowed, device=found.device)).all():
             raise error
-
-    def to(self, *args: Any, **options: Any) -> ParameterGraph:
-        """The graph with its tensors moved, as PyG's: ``batch.to("cuda")``."""
-        return self._moved("to", args, options)
-
-    def cpu(self, *args: Any, **options: Any) -> ParameterGraph:
-        """The graph with its tensors moved to the processor's memory, as PyG's."""
-        return self._moved("cpu", args, options)
-
-    def cuda(self, *args: Any, **options: Any) -> ParameterGraph:
-        """The graph with its tensors moved to an accelerator, as PyG's."""
-        return self._moved("cuda", args, options)
-
-    def pin_memory(self, *args: Any, **options: Any) -> ParameterGraph:
-        """The graph with its tensors in pinned memory, as PyG's."""
-        return self._moved("pin_memory", args, options)
-
-    def _moved(self, how: str, args: Any, options: Any) -> ParameterGraph:
-        if self._undrawn:
-            self.__dict__["_networks"] = tuple(each.map(_mover(how, args, options)) for each in self.__dict__["_networks"])
-            getattr(self.__dict__["_store"], how)(*args, **options)
-            return self
-        # Compared before: on an accelerator it would stall the stream in every forward pass.
-        ordered = self._is_ordered()
-        moved: ParameterGraph = getattr(super(), how)(*args, **options)
-        if ordered:
-            moved._note_order(ordered)
-        return moved
 
     def by_space(self) -> list[SpaceRows]:
         """The networks of a mixed batch, one entry per distinct weight space, with the rows of their nodes and edges.
@@ -592,11 +375,11 @@ class ParameterGraph(Data):
         """
         if not graphs or len({graph.y is None for graph in graphs}) > 1:
             raise ValueError(f"Expected at least one graph, and targets 'y' for all or none (got {list(graphs)}).")
-        if all(graph._undrawn for graph in graphs):
-            return _joined(graphs)
+        if all(graph.is_undrawn for graph in graphs):
+            return ParameterGraph.joined(graphs)
         batches = [graph if isinstance(graph, Batch) else _as_batch(graph) for graph in graphs]
         result = cast(ParameterGraph, Batch(_base_cls=ParameterGraph))
-        for name, values in _side_by_side([batch.to_dict() for batch in batches]).items():
+        for name, values in side_by_side([batch.to_dict() for batch in batches]).items():
             result[name] = values
         if graphs[0].y is not None:
             result["y"] = torch.cat([batch.y for batch in batches])
@@ -641,36 +424,10 @@ class ParameterGraph(Data):
             >>> nx.shortest_path(graph, 0, 3, weight=lambda source, target, edge: abs(edge["weight"]))
             [0, 1, 3]
         """
-        import networkx as nx
-
-        if self.num_networks != 1:
-            raise SpaceMismatchError("to_networkx() draws one network: take one with batch[i].")
-        space = self.spaces[0]
-        topology = space.topology
-        x, edge_attr = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
-        pairs = cast(Tensor, self.edge_index).T.tolist()
-        result: nx.DiGraph = nx.MultiDiGraph() if len(set(map(tuple, pairs))) < len(pairs) else nx.DiGraph()
-        labels = [
-            column if (count := topology.columns[: i + 1].count(column)) == 1 else f"{column}{count}"
-            for i, column in enumerate(topology.columns)
-        ]
-        columns: dict[str, set[int]] = {group.name: set() for group in space.groups}
-        for wire, (_, column) in zip((wire for wire in space.wires if not wire.sources), topology.features, strict=True):
-            for name in wire.targets:
-                columns[name].add(column)
-        for node, (values, number) in enumerate(zip(x.tolist(), self.node_group.tolist(), strict=True)):
-            group = space.groups[number]
-            features = {"bias": 0.0, **{labels[column]: values[column] for column in sorted(columns[group.name])}}
-            result.add_node(node, **features, group=group.name, role=group.role, activation=group.activation)
-        for (source, target), values, number in zip(pairs, edge_attr.tolist(), self.edge_layer.tolist(), strict=True):
-            part = topology.edges[number]
-            kernel = values[: part.num_positions or 1]
-            several = {"kernel": kernel} if len(kernel) > 1 else {}
-            result.add_edge(source, target, weight=math.fsum(kernel), **several, layer=space.wires[part.wire].name)
-        return result
+        return to_networkx(self)
 
     def __repr__(self) -> str:
-        if not self._undrawn and ("space" not in self or self.x is None or self.edge_index is None):
+        if not self.is_undrawn and ("space" not in self or self.x is None or self.edge_index is None):
             return super().__repr__()
         spaces = self.spaces
         space = spaces[0]
@@ -678,142 +435,12 @@ class ParameterGraph(Data):
         count = f"{self.num_networks} x " if isinstance(self, Batch) else ""
         network = f"{count}{name}" if len(spaces) == 1 else f"{self.num_networks} networks of {len(spaces)} weight spaces"
         y = f", y={list(self.y.shape)}" if isinstance(self.y, Tensor) else ""
-        if self._undrawn:
+        if self.is_undrawn:
             topologies = [given.topology for given in self._given_spaces()]
             nodes, edges = (sum(getattr(each, count) for each in topologies) for count in ("num_nodes", "num_edges"))
         else:
             nodes, edges = self.x.shape[0], self.edge_index.shape[1]
         return f"{type(self).__name__}({network}, nodes={nodes}, edges={edges}{y})"
-
-
-# What is drawn: the nodes and edges of networks, and whose they are.
-_STRUCTURE = ("node_group", "node_role", "node_activation", "node_position", "edge_layer")
-_DRAWN = {"x", "edge_index", "edge_attr", "batch", "ptr", "theta", *_STRUCTURE, "_slice_dict", "_inc_dict"}
-
-
-def _mover(how: str, args: Any, options: Any) -> Callable[[Tensor], Tensor]:
-    def move(tensor: Tensor) -> Tensor:
-        moved: Tensor = getattr(tensor, how)(*args, **options)
-        return moved
-
-    return move
-
-
-def _joined(graphs: Sequence[ParameterGraph]) -> ParameterGraph:
-    """One batch of graphs that were not drawn; networks of one space that lie side by side become one tensor."""
-    runs: list[list[Networks]] = []
-    for each in (networks for graph in graphs for networks in cast(Any, graph.networks())):
-        if runs and (runs[-1][0].space is each.space or runs[-1][0].space.matches(each.space)):
-            runs[-1].append(each)
-        else:
-            runs.append([each])
-    networks = [Networks(run[0].space, torch.cat([each.thetas for each in run])) if len(run) > 1 else run[0] for run in runs]
-    y = None if graphs[0].y is None else torch.cat([graph.y for graph in graphs])
-    spaces = [space for graph in graphs for space in graph._given_spaces()]
-    return ParameterGraph.of_networks(networks, spaces, batched=True, y=y)
-
-
-def _side_by_side(batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Nodes and edges of several batches as those of one."""
-    result: dict[str, Tensor] = {}
-    for name in ("x", "edge_attr"):
-        width = max(batch[name].shape[1] for batch in batches)
-        result[name] = torch.cat([torch.nn.functional.pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches])
-    nodes = list(itertools.accumulate((batch["x"].shape[0] for batch in batches), initial=0))
-    networks = list(itertools.accumulate((len(batch["ptr"]) - 1 for batch in batches), initial=0))
-    result["edge_index"] = torch.cat([batch["edge_index"] + offset for batch, offset in zip(batches, nodes, strict=False)], dim=1)
-    for name in _STRUCTURE:
-        result[name] = torch.cat([batch[name] for batch in batches])
-    if all("theta" in batch for batch in batches):
-        result["theta"] = torch.cat([batch["theta"] for batch in batches])
-    result["batch"] = torch.cat([batch["batch"] + offset for batch, offset in zip(batches, networks, strict=False)])
-    starts = [batch["ptr"][1:] + offset for batch, offset in zip(batches, nodes, strict=False)]
-    result["ptr"] = torch.cat([batches[0]["ptr"][:1], *starts])
-    return result
-
-
-def _note_slices(store: Any, spaces: Sequence[WeightSpace]) -> None:
-    """What Batch.from_data_list records, so that batch[i] and to_data_list() rebuild single graphs."""
-    count = len(spaces)
-    sizes = {id(space): space.topology for space in spaces}
-    nodes, edges = (torch.tensor([getattr(sizes[id(space)], name) for space in spaces]) for name in ("num_nodes", "num_edges"))
-    ones = torch.ones(count, dtype=torch.long)
-    steps = {"x": nodes, "edge_index": edges, "edge_attr": edges, "space": ones}
-    steps |= {name: edges if name == "edge_layer" else nodes for name in _STRUCTURE}
-    if isinstance(store.get("y"), Tensor):
-        steps["y"] = ones
-    if "theta" in store:
-        steps["theta"] = torch.tensor([space.num_params for space in spaces])
-    store._slice_dict = {name: torch.cat([torch.zeros(1, dtype=torch.long), step.cumsum(0)]) for name, step in steps.items()}
-    zeros = torch.zeros(count, dtype=torch.long)
-    store._inc_dict = {name: nodes.cumsum(0) - nodes if name == "edge_index" else zeros for name in steps}
-    store._inc_dict["space"] = None
-
-
-# == Picking networks of a batch ==
-
-
-def _get_example(batch: Any, idx: Any) -> ParameterGraph:
-    """One network of a batch.
-
-    Raises:
-        IndexError: If the position is no integer, or out of range.
-        SpaceMismatchError: If a transform changed the number of nodes or edges of the batch, so that nothing says whose they are.
-    """
-    position = position_of(idx, batch.num_graphs, "batch")
-    if batch._undrawn and set(batch.__dict__["_store"].keys()) <= {"space", "y"}:
-        return _undrawn_example(batch, position)
-    for name, length in (("x", 0), ("edge_index", 1), ("edge_attr", 0)):
-        slices = getattr(batch, "_slice_dict", {}).get(name)
-        if slices is not None and isinstance(value := batch.get(name), Tensor) and int(slices[-1]) != value.shape[length]:
-            raise SpaceMismatchError(
-                f"A transform changed the batch: {name!r} has {value.shape[length]} entries, {int(slices[-1])} when its networks were "
-                "collated, and nothing says which of them are whose. Transform single graphs, before they are collated."
-            )
-    return cast(ParameterGraph, Batch.get_example(batch, position))
-
-
-def _undrawn_example(batch: Any, position: int) -> ParameterGraph:
-    """One network of a batch that was not drawn."""
-    rest = position
-    for each in batch.__dict__["_networks"]:
-        if rest < len(each.thetas):
-            break
-        rest -= len(each.thetas)
-    y = batch.y[position : position + 1] if isinstance(batch.y, Tensor) else batch.y
-    alone = Networks(batch["space"][position], each.thetas[rest : rest + 1])
-    return ParameterGraph.of_networks([alone], [alone.space], batched=False, y=y)
-
-
-def _num_graphs(batch: Any) -> int:
-    """Number of networks of a batch."""
-    return len(batch["space"]) if batch._undrawn else cast(int, Batch.num_graphs.fget(batch))
-
-
-def _index_select(batch: Any, idx: Indices) -> list[ParameterGraph]:
-    """Several networks of a batch, by a slice, positions or a boolean mask.
-
-    Raises:
-        IndexError: If a position is no integer or out of range, or the mask has not one entry per network.
-        SpaceMismatchError: As for a single network.
-    """
-    flat = idx.reshape(-1) if isinstance(idx, (Tensor, np.ndarray)) else idx  # as PyG takes them
-    return [_get_example(batch, position) for position in positions_of(flat, batch.num_graphs, "batch").tolist()]
-
-
-def _get_item(batch: Any, idx: Any) -> Any:
-    """An attribute by its name, one network by its position, or a list of several."""
-    if is_single(idx):
-        return _get_example(batch, idx)
-    return ParameterGraph.__getitem__(batch, idx) if isinstance(idx, str) else Batch.__getitem__(batch, idx)
-
-
-_BATCH_METHODS = {
-    "get_example": _get_example,
-    "index_select": _index_select,
-    "__getitem__": _get_item,
-    "num_graphs": property(_num_graphs),
-}
 
 
 def check_graph(batch: object) -> ParameterGraph:
@@ -859,68 +486,3 @@ def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGr
         raise ValueError(f"Expected 'thetas' with at least one network (got shape {list(thetas.shape)}).")
     targets = None if y is None else _targets(y, len(thetas), thetas.device)
     return ParameterGraph.of_networks([Networks(space, thetas)], [space] * len(thetas), batched=True, y=targets)
-
-
-# == Drawing ==
-
-
-def split_parameters(space: WeightSpace, thetas: Tensor) -> dict[str, Tensor]:
-    """Flat parameters by name, ``[B, size]``: one split, whose gradient is one concatenation, not a tensor of all weights per slice."""
-    return dict(zip(space.slices, thetas.split([param.size for param in space.params], dim=1), strict=True))
-
-
-def draw_nodes(space: WeightSpace, parameters: dict[str, Tensor]) -> Tensor:
-    """Features of the nodes ``[B, V, F]``, of parameters as :func:`split_parameters` gives them."""
-    topology, first = space.topology, next(iter(parameters.values()))
-    x = first.new_zeros(len(first), topology.num_nodes, topology.node_width)
-    belonging = (wire for wire in space.wires if not wire.sources)
-    for wire, (nodes, column) in zip(belonging, topology.features, strict=True):
-        x[:, nodes.to(x.device), column] = wire.weight(parameters[wire.parameter or ""])[:, :, 0, 0]
-    return x
-
-
-def edge_values(space: WeightSpace, parameters: dict[str, Tensor]) -> list[Tensor]:
-    """Weights of every range of edges, ``[B, targets, edges per target, positions]`` with sizes that may be 1: views where possible."""
-    first = next(iter(parameters.values()))
-    ones = first.new_ones(1, 1, 1, 1)  # what is read as it is has a weight fixed at one
-    wires = [None if wire.parameter is None else wire.weight(parameters[wire.parameter]) for wire in space.wires]
-    return [
-        ones if (weight := wires[edges.wire]) is None else weight.narrow(3, edges.first_position, edges.num_positions)
-        for edges in space.topology.edges
-    ]
-
-
-def draw_features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the nodes ``[B V, F]`` and edges ``[B E, K]`` of networks."""
-    topology, parameters = space.topology, split_parameters(space, thetas)
-    x = draw_nodes(space, parameters)
-    edge_attr = thetas.new_zeros(len(thetas), topology.num_edges, topology.edge_width)
-    for edges, weight in zip(topology.edges, edge_values(space, parameters), strict=True):
-        filled = edge_attr[:, edges.start : edges.stop, : max(edges.num_positions, 1)]
-        filled.unflatten(1, (edges.num_targets, edges.num_sources)).copy_(weight)
-    return x.flatten(0, 1), edge_attr.flatten(0, 1)
-
-
-def draw_graph(networks: Networks) -> dict[str, Tensor]:
-    """Nodes and edges of one network."""
-    space, thetas = networks.space, networks.thetas
-    topology, device = space.topology, thetas.device
-    x, edge_attr = draw_features(space, thetas)
-    tensors = {"x": x, "edge_index": topology.edge_index.to(device), "edge_attr": edge_attr}
-    tensors |= {name: getattr(topology, name).to(device) for name in _STRUCTURE}
-    return tensors if space.layers else {**tensors, "theta": thetas[0]}
-
-
-def draw_batch(networks: Networks) -> dict[str, Tensor]:
-    """Nodes and edges of several networks of one space, network by network."""
-    space, thetas = networks.space, networks.thetas
-    topology, device, size = space.topology, thetas.device, thetas.shape[0]
-    x, edge_attr = draw_features(space, thetas)
-    numbers = torch.arange(size + 1, device=device)
-    offsets = numbers[:-1] * topology.num_nodes
-    edge_index = (topology.edge_index.to(device)[:, None, :] + offsets[None, :, None]).flatten(1)
-    tensors = {"x": x, "edge_index": edge_index, "edge_attr": edge_attr}
-    tensors |= {name: getattr(topology, name).to(device).repeat(size) for name in _STRUCTURE}
-    tensors["batch"] = numbers[:-1].repeat_interleave(topology.num_nodes, output_size=size * topology.num_nodes)
-    tensors["ptr"] = numbers * topology.num_nodes
-    return tensors if space.layers else {**tensors, "theta": thetas.flatten()}

@@ -10,47 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.message.links import DenseLink, End, Link
-from wsgraph.nn.message.plan import LinkPlan, PartPlan, SpacePlan, feature_name, space_plan
+from wsgraph.nn.message.invariants import canonical_features, invariant_features, powered
+from wsgraph.nn.message.kinds import Kinds
+from wsgraph.nn.message.links import End, Link
+from wsgraph.nn.message.plan import feature_name
 from wsgraph.nn.message.transport import Carried
 from wsgraph.nn.message.wiring import Part, Wiring
-from wsgraph.nn.normalize import symlog, unit_vectors
+from wsgraph.nn.normalize import symlog
 from wsgraph.nn.probes import Probes, default_probes
-from wsgraph.nn.registry import Spaces, as_spaces, check_task, register_model
+from wsgraph.nn.registry import Spaces, check_task, register_model
 from wsgraph.nn.sharing.activation import fitting_function
 from wsgraph.operators import apply_operator
-from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry
+from wsgraph.space import ParameterGraph, Symmetry
 
 __all__ = ["MonomialConv", "MonomialGNN", "canonical_features"]
 
 Stream = list[Tensor]
 """Features per part; empty where a stream has not been yet."""
-
-
-def canonical_features(x: Tensor, symmetry: Symmetry) -> Tensor:
-    """Features of neurons with the factors that their group allows taken out.
-
-    Positive scales: the vector divided by the root mean square of its entries (zero stays zero). Signs: magnitudes. Neither: all of it,
-    compressed.
-
-    Args:
-        x: Tensor ``[..., channels]`` that transforms with the neuron's factor.
-        symmetry: Factors that the neuron's group allows.
-
-    Returns:
-        Invariant tensor of the same shape.
-    """
-    if symmetry.sign:
-        x = x.abs()
-    if not symmetry.positive:
-        return symlog(x)
-    return unit_vectors(x) * x.shape[-1] ** 0.5
-
-
-def invariant_features(h: Tensor, u: Tensor, symmetry: Symmetry) -> Tensor:
-    """What the two streams of neurons say beyond their factors: ``[..., 3 * channels]``."""
-    h, u = torch.broadcast_tensors(h, u)
-    return torch.cat([canonical_features(h, symmetry), canonical_features(u, symmetry), symlog(h * u)], dim=-1)
 
 
 def _half_activated(x: Tensor, symmetry: Symmetry) -> Tensor:
@@ -65,128 +41,6 @@ def _half_activated(x: Tensor, symmetry: Symmetry) -> Tensor:
     """
     linear, activated = x.chunk(2, dim=-1)
     return torch.cat([linear, apply_operator(fitting_function(symmetry), activated)], dim=-1)
-
-
-def powered(x: Tensor, degree: int, symmetry: Symmetry) -> Tensor:
-    """Features that carry a power of the factors that a neuron's features carry.
-
-    Args:
-        x: Tensor ``[..., channels]`` that transforms with the neuron's factor.
-        degree: The power; 0 for :func:`canonical_features`.
-        symmetry: Factors that the features may carry.
-
-    Returns:
-        Tensor of the same shape.
-    """
-    if degree == 1:
-        return x
-    if degree == 0:
-        return canonical_features(x, symmetry)
-    return x.abs() ** degree if symmetry.sign and degree % 2 == 0 else x * x.abs() ** (degree - 1)
-
-
-class _Kinds:
-    """Kinds of neurons and edges in some weight spaces: what has parameters of its own.
-
-    Hidden neurons differ by their level, up to the last that is told apart, edges by the neurons they lead to, what they are and their
-    kernel positions.
-    """
-
-    def __init__(self, spaces: Spaces, levels: int) -> None:
-        self.spaces = as_spaces(spaces, layered=False)
-        if levels < 1:
-            raise ValueError(f"Expected 'levels' to be at least 1 (got {levels}).")
-        self.levels = levels
-        self.biases: dict[str, int] = {}
-        self.features: dict[str, set[str]] = {}
-        self.activations: dict[str, list[str]] = {}
-        self.sizes: dict[str, int] = {"input": 0, "output": 0}
-        self.fans: dict[str, tuple[int, int, int]] = {}
-        self.from_neurons: dict[str, set[str]] = {}
-        self.beside: dict[End, set[str]] = {"target": set(), "source": set()}
-        self.roots: set[str] = set()
-        for space in self.spaces:
-            plan = space_plan(space)
-            for part in plan.parts:
-                key = self.of_part(part)
-                self.biases[key] = max(self.biases.get(key, 0), sum(kind == "bias" for kind, _ in part.features))
-                self.features.setdefault(key, set()).update(map(feature_name, _others(part.features)))
-                seen = self.activations.setdefault(key, [])
-                if part.activation not in seen:
-                    seen.append(part.activation)
-                if part.role != "hidden":
-                    last = space.topology.node_position[space.topology.nodes[part.group]].max()
-                    self.sizes[key] = max(self.sizes.get(key, 0), int(last))
-                if part.root and not any(part.symmetry):
-                    self.roots.add(key)
-                if any(part.symmetry) and not all(carried.own for carried in part.carried):
-                    self.beside["target"].add(key)
-            for link in plan.links:
-                source, target = (plan.parts[end] for end in (link.source, link.target))
-                positions = space.topology.edges[link.edges].num_positions
-                key = f"{self.of_part(target)}_{_edge_name(link.kind, positions)}"
-                self.fans.setdefault(key, (positions, *_fans(plan, link)))
-                self.from_neurons.setdefault(key, set()).add(source.role)
-                if any(target.symmetry) and not link.transport.forward.own and not target.joint:
-                    self.beside["target"].add(self.of_part(target))
-                if any(source.symmetry) and not link.transport.backward.own:
-                    self.beside["source"].add(self.of_part(source))
-
-    def of_part(self, part: Part | PartPlan) -> str:
-        return f"hidden{min(part.level, self.levels)}" if part.role == "hidden" else part.role
-
-    def of_link(self, link: Link, wiring: Wiring) -> str:
-        return f"{self.of_part(wiring.parts[link.target])}_{_edge_name(link.kind, link.positions)}"
-
-    def check(self, wiring: Wiring, user: str) -> None:
-        """Raise a clear error unless there are parameters for all neurons and edges of a batch."""
-        lacking = []
-        for part in wiring.parts:
-            key = self.of_part(part)
-            biases = sum(kind == "bias" for kind, _ in part.features)
-            if key not in self.biases or biases > self.biases[key]:
-                lacking.append(f"{biases} biases at each neuron of {key}")
-            elif unread := set(map(feature_name, _others(part.features))).difference(self.features[key]):
-                lacking.append(f"a {unread.pop()} at each neuron of {key}")
-            elif part.root and not any(part.symmetry) and key not in self.roots:
-                lacking.append(f"neurons of {key} that read nothing")
-            elif part.activation not in self.activations[key]:
-                lacking.append(f"{part.activation} neurons at {key}")
-            elif part.role != "hidden" and part.num_positions > self.sizes[key]:
-                lacking.append(f"{part.num_positions} {key} neurons")
-        for link in wiring.links:
-            if self.of_link(link, wiring) not in self.fans:
-                kind = (
-                    f"weights with {link.positions} kernel position{'s' * (link.positions > 1)}" if link.positions else "skip connections"
-                )
-                lacking.append(f"{kind} to {self.of_part(wiring.parts[link.target])}")
-        if lacking:
-            raise SpaceMismatchError(
-                f"{user} was built for {', '.join(map(repr, self.spaces[:3]))} but the batch has {lacking[0]}. "
-                f"Build it with all weight spaces that it shall read, such as {user}([first, second], ...)."
-            )
-
-
-def _others(features: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    return [feature for feature in features if feature[0] != "bias"]
-
-
-def _edge_name(kind: str, positions: int) -> str:
-    """What edges are, as part of the name of their parameters."""
-    if kind in ("weight", "sum"):
-        return str(positions or "skip")
-    return f"{kind}_{positions}"
-
-
-def _fans(plan: SpacePlan, link: LinkPlan) -> tuple[int, int]:
-    """Edges at every target and at every source."""
-    edges = plan.topology.edges[link.edges]
-    if link.form is DenseLink:
-        return (
-            edges.num_sources if link.columns is None else len(link.columns),
-            edges.num_targets if link.rows is None else len(link.rows),
-        )
-    return edges.num_sources, max(1, edges.num_targets // link.blocks)
 
 
 class _Gate(nn.Module):
@@ -296,7 +150,7 @@ class MonomialConv(nn.Module):
     def __init__(self, channels: int, space: Spaces, *, levels: int = 8, first: bool = False, adjoint_inputs: bool = False) -> None:
         super().__init__()
         self.channels, self.first = channels, first
-        self.kinds = kinds = _Kinds(space, levels)
+        self.kinds = kinds = Kinds(space, levels)
         self.adjoint_roles = ("input", "hidden", "output") if adjoint_inputs else ("hidden", "output")
         self.forward_messages, self.backward_messages = nn.ModuleDict(), nn.ModuleDict()
         for key, (positions, fan_in, fan_out) in kinds.fans.items():
@@ -411,7 +265,7 @@ class _WeightsOut(nn.Module):
     with :math:`z` invariants of a neuron; the gate :math:`g_f` is bilinear in those of both ends.
     """
 
-    def __init__(self, kinds: _Kinds, channels: int, hidden: int, out_channels: int) -> None:
+    def __init__(self, kinds: Kinds, channels: int, hidden: int, out_channels: int) -> None:
         super().__init__()
         self.kinds, self.out_channels = kinds, out_channels
         self.neurons = nn.ModuleDict({key: _readout(channels, hidden) for key in kinds.biases})
@@ -544,7 +398,7 @@ class MonomialGNN(nn.Module):
         if probes and not invariant:
             raise ValueError(f"Only invariant tasks read probes: leave 'probes' out for weights out (got {probes}).")
         self.weight_noise = (0.5 if invariant else 0.0) if weight_noise is None else weight_noise
-        self.kinds = kinds = _Kinds(space, levels)
+        self.kinds = kinds = Kinds(space, levels)
         self.inputs = nn.Parameter(torch.randn(kinds.sizes["input"], channels))
         self.outputs = nn.Parameter(torch.randn(kinds.sizes["output"], channels) * channels**-0.5)
         self.convs = nn.ModuleList(

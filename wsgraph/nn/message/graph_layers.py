@@ -1,0 +1,327 @@
+"""Layers of neural graphs: messages or attention along edges, with updates of their features."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from wsgraph.nn.message.wiring import End, Link, Reduce, Wiring
+
+__all__ = ["EdgeFeatures", "NeuralGraphConv", "RelationalAttention"]
+
+_OTHER: dict[End, End] = {"target": "source", "source": "target"}
+_USUAL_DEGREE = 16
+_SMALLEST_VARIANCE = 1e-6
+
+
+# Values of features per link from which on nothing of its size but the features themselves is kept.
+_HEAVY = 1 << 22
+
+
+class EdgeFeatures:
+    """Features of edges by link, and their normalised form, which is not kept where there are many."""
+
+    def __init__(self, raw: Sequence[Tensor], norm: nn.Module, wiring: Wiring) -> None:
+        self.raw, self.norm, self.is_dense = raw, norm, wiring.is_dense
+        self._kept: dict[int, Tensor] = {}
+
+    def is_heavy(self, i: int) -> bool:
+        """Whether a link has so many edges that what is computed of them is computed again in the backward pass."""
+        return self.is_dense and self.raw[i].numel() >= _HEAVY
+
+    def normalized(self, i: int) -> Tensor:
+        """The normalised features of a link."""
+        if i not in self._kept:
+            self._kept[i] = self.norm(self.raw[i])
+        return self._kept[i]
+
+    def along(self, i: int, function: Callable[..., Any], *neurons: Tensor) -> Any:
+        """``function(raw, *neurons, normalised)`` of the features of a link."""
+        if not self.is_heavy(i):
+            return function(self.raw[i], *neurons, self.normalized(i))
+
+        def compute(raw: Tensor, *neurons: Tensor) -> Any:
+            return function(raw, *neurons, self.norm(raw))
+
+        return checkpoint(compute, self.raw[i], *neurons, use_reentrant=False)
+
+
+class _EdgeUpdate(nn.Module):
+    """Features of edges with what each learns from itself and from both its neurons."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.node_norm = nn.LayerNorm(channels)
+        # What neurons contribute is computed per neuron, not per edge.
+        self.from_source, self.from_target = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
+        self.from_edge, self.out = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels)
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
+        normalized = [self.node_norm(part) for part in x]
+        sources, targets = [self.from_source(part) for part in normalized], [self.from_target(part) for part in normalized]
+        updated = []
+        for i, link in enumerate(wiring.links):
+
+            def update(raw: Tensor, source: Tensor, target: Tensor, edges: Tensor, link: Link = link) -> Tensor:
+                ends = link.spread(source, "source") + link.spread(target, "target")
+                return raw + cast(Tensor, self.out(F.silu(ends + self.from_edge(edges))))
+
+            updated.append(edge_attr.along(i, update, sources[link.source], targets[link.target]))
+        return updated
+
+
+class _GraphLayer(nn.Module, ABC):
+    """Updates neurons, then edges: features by part and by link of a wiring, or those of any graph as PyG writes it."""
+
+    def __init__(self, channels: int, update_edges: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.node_norm, self.edge_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.edge_update = _EdgeUpdate(channels) if update_edges else None
+
+    def forward(self, x: Any, wiring: Wiring | Tensor, edge_attr: Any) -> tuple[Any, Any]:
+        if isinstance(wiring, Tensor):
+            (neurons,), (edges,) = self([x], Wiring.from_edges(wiring, len(x)), [edge_attr])
+            return neurons, edges
+        edges = EdgeFeatures(edge_attr, self.edge_norm, wiring)
+        x = self.update_neurons(x, wiring, edges)
+        return x, list(edge_attr) if self.edge_update is None else self.edge_update(x, wiring, edges)
+
+    @abstractmethod
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
+        """New features of the neurons, from theirs and the normalised ones of the edges."""
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, update_edges={self.edge_update is not None}"
+
+
+class _Messages(nn.Module):
+    """Statistics of the messages that reach the neurons at one end of their edges from the other."""
+
+    def __init__(self, channels: int, end: End) -> None:
+        super().__init__()
+        self.channels, self.end, self.start = channels, end, _OTHER[end]
+        self.from_here, self.from_there = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
+        self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(2))
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
+        here, there = [self.from_here(part) for part in x], [self.from_there(part) for part in x]
+        ends = [getattr(link, self.end) for link in wiring.links]
+
+        def message(link: Link, own: Tensor, other: Tensor, edges: Tensor) -> Tensor:
+            both = link.spread(own, self.end) + link.spread(other, self.start)
+            return both * self.factor(edges) + self.term(edges)
+
+        statistics: list[list[tuple[Link, Tensor]]] = [[] for _ in range(3)]
+        messages: list[Tensor | None] = []
+        for i, link in enumerate(wiring.links):
+            own, other = here[ends[i]], there[getattr(link, self.start)]
+            if edge_attr.is_heavy(i):  # no message is kept: they are made once more wherever they are needed
+
+                def reduced(raw: Tensor, own: Tensor, other: Tensor, edges: Tensor, link: Link = link) -> tuple[Tensor, ...]:
+                    made = message(link, own, other, edges)
+                    return tuple(link.reduce(made, self.end, how) for how in ("sum", "max", "min"))
+
+                messages.append(None)
+                for values, value in zip(statistics, edge_attr.along(i, reduced, own, other), strict=True):
+                    values.append((link, value))
+            else:
+                made = message(link, own, other, edge_attr.normalized(i))
+                messages.append(made)
+                if not wiring.is_dense:
+                    continue
+                for values, how in zip(statistics, ("sum", "max", "min"), strict=True):
+                    values.append((link, link.reduce(made, self.end, how)))  # type: ignore[arg-type]
+        if wiring.is_dense:
+            totals, largest, smallest = (
+                wiring.joined(values, self.end, how) for values, how in zip(statistics, ("sum", "max", "min"), strict=True)
+            )
+            degrees = wiring.degrees(self.end)
+            mean: list[Tensor | None] = [
+                None if total is None else total / cast(Any, degree) for total, degree in zip(totals, degrees, strict=True)
+            ]
+        else:
+            mean, largest, smallest = (wiring.aggregate(messages, self.end, reduce) for reduce in ("mean", "max", "min"))
+        # The square of the mean taken from the mean of squares would cancel.
+        squares: list[tuple[Link, Tensor]] = []
+        for i, (link, own_message) in enumerate(zip(wiring.links, messages, strict=True)):
+            centre = cast(Tensor, mean[ends[i]])
+            if own_message is None:
+
+                def deviating(raw: Tensor, own: Tensor, other: Tensor, centre: Tensor, edges: Tensor, link: Link = link) -> Tensor:
+                    return link.reduce((message(link, own, other, edges) - link.spread(centre, self.end)).square(), self.end)
+
+                squares.append((link, edge_attr.along(i, deviating, here[ends[i]], there[getattr(link, self.start)], centre)))
+            else:
+                difference = (own_message - link.spread(centre, self.end)).square()
+                squares.append((link, link.reduce(difference, self.end)))
+        degrees = wiring.degrees(self.end)
+        totals = wiring.joined(squares, self.end, "sum")
+        variance = [None if total is None else total / cast(Any, degree) for total, degree in zip(totals, degrees, strict=True)]
+        results = []
+        for i, part in enumerate(x):
+            if i not in ends:
+                results.append(part.new_zeros(*part.shape[:-1], 8 * self.channels))
+                continue
+            # With a finite gradient, and zero where all messages agree.
+            deviation = cast(Tensor, variance[i]).add(_SMALLEST_VARIANCE).sqrt() - _SMALLEST_VARIANCE**0.5
+            joined = torch.cat([cast(Tensor, mean[i]), deviation, cast(Tensor, largest[i]), cast(Tensor, smallest[i])], dim=-1)
+            amplification = torch.as_tensor(
+                sum(link.degree(self.end) for link in wiring.links_at(i, self.end)), dtype=part.dtype, device=part.device
+            ).log1p() / math.log1p(_USUAL_DEGREE)
+            results.append(torch.cat([joined, joined * amplification], dim=-1))
+        return results
+
+
+class NeuralGraphConv(_GraphLayer):
+    r"""Message passing with edge updates, from `Graph Neural Networks for Learning Equivariant Representations of Neural Networks <https://arxiv.org/abs/2403.12143>`_.
+
+    .. math::
+        m_{kj} &= (A x_k + B x_j) \odot F e_{kj} + G e_{kj}, \qquad \tilde{m}_{jk} = (A' x_k + B' x_j) \odot F' e_{jk} + G' e_{jk} \\
+        x_j' &= x_j + \phi \Bigl( \bigoplus_k m_{kj}, \; \bigoplus_k \tilde{m}_{jk} \Bigr), \qquad
+        e_{kj}' = e_{kj} + E \, \mathrm{SiLU}(C x_k' + D x_j' + H e_{kj})
+
+    with :math:`x` the features of neurons and :math:`e` those of edges, layer-normalised where matrices read them; :math:`m_{kj}` travels
+    along the edge from :math:`k` to :math:`j`, :math:`\tilde{m}_{jk}` against the one from :math:`j` to :math:`k`. :math:`\bigoplus` holds
+    mean, standard deviation, maximum and minimum side by side, as they are and times :math:`\log(1 + \text{degree}) / \log 17`
+    (`principal neighbourhood aggregation <https://arxiv.org/abs/2004.05718>`_), zeros where there are no edges; :math:`\phi` is an MLP.
+
+    Args:
+        channels: Width of neuron and edge features.
+        update_edges: Whether to update edge features; the last of a stack of convolutions need not.
+
+    Shapes:
+        input: features ``[..., channels]`` per part, a :class:`Wiring` and features ``[..., channels]`` per link; or, for any graph,
+        ``x [V, channels]``, ``edge_index [2, E]`` and ``edge_attr [E, channels]``. output: features of neurons and edges, shaped alike.
+
+    Example:
+        >>> import torch
+        >>> conv = NeuralGraphConv(8)
+        >>> x, edge_attr = conv(torch.randn(3, 8), torch.tensor([[0, 1], [2, 2]]), torch.randn(2, 8))
+        >>> x.shape, edge_attr.shape
+        (torch.Size([3, 8]), torch.Size([2, 8]))
+    """
+
+    def __init__(self, channels: int, *, update_edges: bool = True) -> None:
+        super().__init__(channels, update_edges)
+        self.messages = nn.ModuleList(_Messages(channels, end) for end in _OTHER)
+        self.out = nn.Sequential(nn.Linear(16 * channels, channels), nn.SiLU(), nn.Linear(channels, channels))
+
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
+        normalized = [self.node_norm(part) for part in x]
+        received = zip(*(messages(normalized, wiring, edge_attr) for messages in self.messages), strict=True)
+        return [part + self.out(torch.cat(pieces, dim=-1)) for part, pieces in zip(x, received, strict=True)]
+
+
+class _Pairs(nn.Module):
+    """Logits and values, per head, of the neurons at one end of their edges attending to those at the other."""
+
+    def __init__(self, channels: int, heads: int, end: End) -> None:
+        super().__init__()
+        self.heads, self.end, self.start = heads, end, _OTHER[end]
+        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
+        self.edge_query, self.edge_key, self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(4))
+
+    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        queries, keys, values = ([layer(part) for part in x] for layer in (self.query, self.key, self.value))
+        logits, results = [], []
+        for link, edges in zip(wiring.links, edge_attr, strict=True):
+            here, there = getattr(link, self.end), getattr(link, self.start)
+            query = link.spread(queries[here], self.end) + self.edge_query(edges)
+            key = link.spread(keys[there], self.start) + self.edge_key(edges)
+            value = link.spread(values[there], self.start) * self.factor(edges) + self.term(edges)
+            products = (query * key).unflatten(-1, (self.heads, -1))
+            logits.append(products.sum(-1) / products.shape[-1] ** 0.5)
+            results.append(value.unflatten(-1, (self.heads, -1)))
+        return logits, results
+
+
+class RelationalAttention(_GraphLayer):
+    r"""Attention along edges, from `relational transformers <https://arxiv.org/abs/2210.05062>`_ as used for `neural graphs <https://arxiv.org/abs/2403.12143>`_.
+
+    .. math::
+        q_{jk} = Q x_j + Q' e_{kj}, \quad k_{jk} = K x_k + K' e_{kj}, \quad v_{jk} = V x_k \odot F e_{kj} + G e_{kj}, \quad
+        \alpha_{jk} = \frac{\exp(q_{jk} \cdot k_{jk} / \sqrt{d})}{1 + \sum_l \exp(q_{jl} \cdot k_{jl} / \sqrt{d})}
+
+    .. math::
+        y_j = x_j + O \sum_k \alpha_{jk} v_{jk}, \qquad x_j' = y_j + \phi(y_j), \qquad
+        e_{kj}' = e_{kj} + E \, \mathrm{SiLU}(C x_k' + D x_j' + H e_{kj})
+
+    with :math:`x` the features of neurons and :math:`e` those of edges, layer-normalised where matrices read them, :math:`d` the channels
+    per head and :math:`\phi` an MLP. Neuron :math:`j` attends to the neurons :math:`k` that an edge joins it with, either way, and to no
+    others; edges that leave :math:`j` have matrices of their own. The 1 stands for an empty pair, whose logit and value are zero, so that a
+    neuron without edges receives nothing.
+
+    Args:
+        channels: Width of neuron and edge features.
+        heads: Attention heads, a divisor of the channels.
+        update_edges: Whether to update edge features; the last of a stack of layers need not.
+
+    Shapes:
+        input: features ``[..., channels]`` per part, a :class:`Wiring` and features ``[..., channels]`` per link; or, for any graph,
+        ``x [V, channels]``, ``edge_index [2, E]`` and ``edge_attr [E, channels]``. output: features of neurons and edges, shaped alike.
+
+    Raises:
+        ValueError: If ``heads`` does not divide the channels.
+
+    Example:
+        >>> import torch
+        >>> layer = RelationalAttention(8, heads=2)
+        >>> x, edge_attr = layer(torch.randn(3, 8), torch.tensor([[0, 1], [2, 2]]), torch.randn(2, 8))
+        >>> x.shape, edge_attr.shape
+        (torch.Size([3, 8]), torch.Size([2, 8]))
+    """
+
+    def __init__(self, channels: int, *, heads: int = 4, update_edges: bool = True) -> None:
+        super().__init__(channels, update_edges)
+        if heads < 1 or channels % heads:
+            raise ValueError(f"Expected 'heads' to be a divisor of the number of channels, {channels} (got {heads}).")
+        self.heads = heads
+        self.pairs = nn.ModuleList(_Pairs(channels, heads, end) for end in _OTHER)
+        self.out = nn.Linear(channels, channels)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, 2 * channels), nn.SiLU(), nn.Linear(2 * channels, channels)
+        )
+
+    def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
+        normalized = [self.node_norm(part) for part in x]
+        edges = [edge_attr.normalized(i) for i in range(len(wiring.links))]
+        logits, values = zip(*(pairs(normalized, wiring, edges) for pairs in self.pairs), strict=True)
+        attended = [part + self.out(change) for part, change in zip(x, self._attend(x, wiring, logits, values), strict=True)]
+        return [part + self.feed_forward(part) for part in attended]
+
+    def _attend(
+        self, x: Sequence[Tensor], wiring: Wiring, logits: Sequence[Sequence[Tensor]], values: Sequence[Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """Values summed at every neuron with the weights of a softmax over its edges at both ends and an empty pair."""
+
+        def reduced(messages: Sequence[Sequence[Tensor]], empty: Sequence[Tensor], reduce: Reduce) -> Sequence[Tensor]:
+            combine = torch.maximum if reduce == "max" else torch.add
+            for end, side in zip(_OTHER, messages, strict=True):
+                pieces = wiring.aggregate(side, end, reduce)
+                empty = [part if piece is None else combine(part, piece) for part, piece in zip(empty, pieces, strict=True)]
+            return empty
+
+        zeros = [part.new_zeros(*part.shape[:-1], self.heads) for part in x]
+        largest = reduced([[logit.detach() for logit in side] for side in logits], zeros, "max")
+        weights = [
+            [(logit - link.spread(largest[getattr(link, end)], end)).exp() for link, logit in zip(wiring.links, side, strict=True)]
+            for end, side in zip(_OTHER, logits, strict=True)
+        ]
+        weighted = [
+            [(weight[..., None] * value).flatten(-2) for weight, value in zip(*sides, strict=True)]
+            for sides in zip(weights, values, strict=True)
+        ]
+        totals = reduced(weights, [(-part).exp() for part in largest], "sum")
+        sums = reduced(weighted, [torch.zeros_like(part) for part in x], "sum")
+        return [(part.unflatten(-1, (self.heads, -1)) / total[..., None]).flatten(-2) for part, total in zip(sums, totals, strict=True)]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, heads={self.heads}"
