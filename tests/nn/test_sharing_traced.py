@@ -261,7 +261,7 @@ def test_layers_that_tell_no_neurons_apart_do_so_at_inputs_and_outputs() -> None
 
 def test_polynomials_need_a_chain() -> None:
     _, space, _ = traced("actor-critic")
-    with pytest.raises(ValueError, match=r"MAGEPNFN needs a chain of at least two layers, .* other operators .* monomial reads it"):
+    with pytest.raises(ValueError, match=r"MAGEPNFN needs a chain .* not written as layers, because .* monomial reads it"):
         build_model("magep", space, 2)
 
 
@@ -295,3 +295,29 @@ def test_quartiles_of_more_entries_than_torch_takes(monkeypatch: pytest.MonkeyPa
         expected = statistics._quartiles(values[..., :count])
         monkeypatch.setattr(statistics, "_LARGEST_QUANTILE", 0)
         torch.testing.assert_close(statistics._quartiles(values[..., :count]), expected)
+
+
+class Idle(nn.Module):
+    """A network with a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.idle, self.last = nn.Linear(3, 4), nn.Linear(2, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.softmax(self.first(x), dim=-1))
+
+
+def test_parameters_that_nothing_reads_are_no_features() -> None:
+    space = wsgraph.trace(Idle().eval(), torch.randn(2, 3))
+    assert "idle.weight" in space.slices
+    thetas = space.sample(2)
+    changed = thetas.clone()
+    changed[:, space.slices["idle.weight"]] += 1
+    for model, task in [*MODELS, ("mlp", "invariant")]:
+        network = build_model(model, space, 2, task, **MODELS.get((model, task), {}))
+        output = network(space.batch(thetas))
+        assert torch.equal(network(space.batch(changed)), output)
+        assert not torch.equal(network(space.batch(thetas + 1)), output)
+        if task == "equivariant":
+            assert not output[:, space.slices["idle.weight"]].any()

@@ -24,9 +24,9 @@ __all__ = [
     "SharingModule",
     "autocast_together",
     "check_map_size",
-    "holds_weights",
     "mean_over",
     "parameter_key",
+    "weights_of",
 ]
 
 Powers = tuple[tuple[str, int], ...]
@@ -36,9 +36,10 @@ Index = range | tuple[int, ...] | None
 _LARGEST_MAP = 2**32
 
 
-def holds_weights(param: Parameter) -> bool:
-    """Whether a parameter holds weights or statistics, not counters, indices or masks."""
-    return param.role != "buffer"
+def weights_of(space: WeightSpace) -> dict[str, Parameter]:
+    """The parameters that hold weights or statistics: no counters, indices or masks, and none that the network does not read."""
+    read = None if space.program is None else set(space.program.parameters)
+    return {param.name: param for param in space.params if param.role != "buffer" and (read is None or param.name in read)}
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Entries:
 class Layout:
     """The entries of all parameters of a space that weights lie in.
 
-    Counters and other integers are no weights: they have no entries, and are written as zeros.
+    Counters and other integers are no weights, nor is what the network does not read: they have no
+    entries, and are written as zeros.
 
     Args:
         space: Weight space.
@@ -166,9 +168,7 @@ class Layout:
         self.entries: dict[str, Entries] = {}
         self._parameters: list[_Parameter] = []
         ends = _ends(space) if boundary else {}
-        for param in space.params:
-            if not holds_weights(param):
-                continue
+        for param in weights_of(space).values():
             split = _Parameter(param, space, boundary, ends.get(param.name, {}))
             self._parameters.append(split)
             self.entries.update((each.name, each) for each in split.entries)

@@ -34,10 +34,8 @@ def check_chain(space: WeightSpace, user: str) -> None:
     """
     if space.layers and space.is_chain and len(space.layers) > 1:
         return
-    why = ""
-    if not space.layers:
-        why = " A network of other operators than dense and convolutional layers has no such products: "
-        why += "monomial reads it with the same symmetries."
+    why = f" It is not written as layers, because {space.unlayered}." if space.unlayered else ""
+    why += "" if space.layers else " The model monomial reads it with the same symmetries."
     raise ValueError(f"{user} needs a chain of at least two layers, whose weights it multiplies along the network (got {space!r}).{why}")
 
 

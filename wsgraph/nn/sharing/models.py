@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsgraph.nn.heads import mlp_head
 from wsgraph.nn.registry import check_task, register_model
 from wsgraph.nn.sharing.activation import Activation
-from wsgraph.nn.sharing.layout import check_map_size, holds_weights
+from wsgraph.nn.sharing.layout import check_map_size, weights_of
 from wsgraph.nn.sharing.linear import HNPLinear, MonomialLinear, NPLinear
 from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear, check_chain
 from wsgraph.nn.sharing.pool import HNPPool, MonomialPool, NPPool
@@ -317,16 +317,16 @@ class MLP(nn.Module):
     def __init__(self, space: WeightSpace, out_channels: int, *, hidden: int = 256, dropout: float = 0.0) -> None:
         super().__init__()
         self.space = space
-        weights = [param for param in space.params if holds_weights(param)]
-        count, largest = sum(param.size for param in weights), max(weights, key=lambda param: param.size)
+        self.read = weights_of(space)
+        count, largest = sum(param.size for param in self.read.values()), max(self.read.values(), key=lambda param: param.size)
         check_map_size("MLP", hidden, count, largest.name, largest.size)
         self.head = mlp_head([count, hidden, hidden, out_channels], dropout)
 
     def forward(self, batch: ParameterGraph) -> Tensor:
         check_graph(batch).common_space(self.space, type(self).__name__)
         thetas, params = batch.thetas(), self.space.params
-        if not all(map(holds_weights, params)):
+        if len(self.read) < len(params):
             parts = zip(params, thetas.split([param.size for param in params], dim=1), strict=True)
-            thetas = torch.cat([part for param, part in parts if holds_weights(param)], dim=1)
+            thetas = torch.cat([part for param, part in parts if param.name in self.read], dim=1)
         output: Tensor = self.head(thetas)
         return output
