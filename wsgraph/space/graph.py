@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from wsgraph.space.base import BaseSpace as WeightSpace
+from wsgraph.space.base import BaseSpace
 from wsgraph.space.blocks import Blocks, make_blocks
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.indexing import Indices, is_single, position_of, positions_of
@@ -39,7 +39,7 @@ _EDGES = (
 class Networks:
     """Networks of one space that lie side by side in a batch: their flat checkpoints ``[n, P]``."""
 
-    space: WeightSpace
+    space: BaseSpace
     thetas: Tensor
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _blocks(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
+def _blocks(space: BaseSpace, nodes: Tensor, edges: Tensor) -> Blocks:
     """Blocks as views of ``nodes [B, V, F, ...]`` and ``edges [B, E, K, ...]``."""
     topology = space.topology
     weights = tuple(
@@ -90,7 +90,7 @@ def _blocks(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
 class SpaceRows:
     """Networks of one space within a batch, and where their nodes ``[B, V]`` and edges ``[B, E]`` lie."""
 
-    space: WeightSpace
+    space: BaseSpace
     networks: Tensor
     nodes: Tensor
     edges: Tensor
@@ -162,7 +162,7 @@ class ParameterGraph(Data):
     # == Drawn when asked for ==
 
     @staticmethod
-    def of_networks(networks: Sequence[Networks], spaces: Sequence[WeightSpace], *, batched: bool, y: Any = None) -> ParameterGraph:
+    def of_networks(networks: Sequence[Networks], spaces: Sequence[BaseSpace], *, batched: bool, y: Any = None) -> ParameterGraph:
         """A graph, or a batch of graphs, whose nodes and edges are drawn when somebody asks for them.
 
         Args:
@@ -326,7 +326,7 @@ class ParameterGraph(Data):
         return cast(Batch, self).num_graphs if isinstance(self, Batch) else 1
 
     @property
-    def spaces(self) -> list[WeightSpace]:
+    def spaces(self) -> list[BaseSpace]:
         """The distinct weight spaces of the batch in order of appearance; those that differ in names alone count once.
 
         Raises:
@@ -335,16 +335,16 @@ class ParameterGraph(Data):
         distinct = {id(space): space for space in self._given_spaces()}.values()
         return list({space.architecture: space for space in reversed(distinct)}.values())[::-1]
 
-    def _given_spaces(self) -> list[WeightSpace]:
+    def _given_spaces(self) -> list[BaseSpace]:
         """The weight space of every network."""
         if "space" not in self.__dict__["_store"]:
             raise SpaceMismatchError(
                 "The graph has no weight space, the attribute 'space', that says what its nodes and edges are. "
                 "Make graphs of checkpoints with space.graph(theta) or space.batch(thetas)."
             )
-        return cast(list[WeightSpace], self["space"] if isinstance(self["space"], list) else [self["space"]])
+        return cast(list[BaseSpace], self["space"] if isinstance(self["space"], list) else [self["space"]])
 
-    def common_space(self, expected: WeightSpace | None = None, user: str = "this operation") -> WeightSpace:
+    def common_space(self, expected: BaseSpace | None = None, user: str = "this operation") -> BaseSpace:
         """The one weight space of all networks of the batch.
 
         Args:
@@ -491,7 +491,7 @@ class ParameterGraph(Data):
             raise SpaceMismatchError(_LAYOUT.format(" and ".join(map(repr, self.spaces[:2]))))
         return self._pieces()
 
-    def pieces(self) -> list[tuple[WeightSpace, Tensor, Tensor]]:
+    def pieces(self) -> list[tuple[BaseSpace, Tensor, Tensor]]:
         """The networks of every distinct weight space: the space, their places ``[n]`` in the batch, and flat checkpoints ``[n, P]``.
 
         Raises:
@@ -503,7 +503,7 @@ class ParameterGraph(Data):
             x, edge_attr = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
             return [(piece.space, piece.networks, self._flat(piece, x, edge_attr)) for piece in self.by_space()]
         starts = itertools.accumulate((len(each.thetas) for each in networks), initial=0)
-        found: dict[WeightSpace, list[tuple[Networks, Tensor]]] = {}
+        found: dict[BaseSpace, list[tuple[Networks, Tensor]]] = {}
         for each, start in zip(networks, starts, strict=False):
             places = torch.arange(start, start + len(each.thetas))
             found.setdefault(each.space.architecture if len(networks) > 1 else each.space, []).append((each, places))
@@ -732,7 +732,7 @@ def _side_by_side(batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return result
 
 
-def _note_slices(store: Any, spaces: Sequence[WeightSpace]) -> None:
+def _note_slices(store: Any, spaces: Sequence[BaseSpace]) -> None:
     """What Batch.from_data_list records, so that batch[i] and to_data_list() rebuild single graphs."""
     count = len(spaces)
     sizes = {id(space): space.topology for space in spaces}
@@ -845,14 +845,14 @@ def _as_batch(graph: ParameterGraph) -> ParameterGraph:
     return batch
 
 
-def make_graph(space: WeightSpace, theta: Tensor, y: Any = None) -> ParameterGraph:
+def make_graph(space: BaseSpace, theta: Tensor, y: Any = None) -> ParameterGraph:
     """The graph of one checkpoint ``[P]``."""
     space.check_thetas(theta, "theta", batched=False, finite=True)
     targets = None if y is None else _targets(torch.as_tensor(y)[None], 1, theta.device)
     return ParameterGraph.of_networks([Networks(space, theta[None])], [space], batched=False, y=targets)
 
 
-def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGraph:
+def make_batch(space: BaseSpace, thetas: Tensor, y: Any = None) -> ParameterGraph:
     """The batch that PyG would collate from the graphs of ``thetas`` ``[B, P]``."""
     space.check_thetas(thetas, finite=True)
     if thetas.shape[0] == 0:
@@ -864,12 +864,12 @@ def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGr
 # == Drawing ==
 
 
-def split_parameters(space: WeightSpace, thetas: Tensor) -> dict[str, Tensor]:
+def split_parameters(space: BaseSpace, thetas: Tensor) -> dict[str, Tensor]:
     """Flat parameters by name, ``[B, size]``: one split, whose gradient is one concatenation, not a tensor of all weights per slice."""
     return dict(zip(space.slices, thetas.split([param.size for param in space.params], dim=1), strict=True))
 
 
-def draw_nodes(space: WeightSpace, parameters: dict[str, Tensor]) -> Tensor:
+def draw_nodes(space: BaseSpace, parameters: dict[str, Tensor]) -> Tensor:
     """Features of the nodes ``[B, V, F]``, of parameters as :func:`split_parameters` gives them."""
     topology, first = space.topology, next(iter(parameters.values()))
     x = first.new_zeros(len(first), topology.num_nodes, topology.node_width)
@@ -879,7 +879,7 @@ def draw_nodes(space: WeightSpace, parameters: dict[str, Tensor]) -> Tensor:
     return x
 
 
-def edge_values(space: WeightSpace, parameters: dict[str, Tensor]) -> list[Tensor]:
+def edge_values(space: BaseSpace, parameters: dict[str, Tensor]) -> list[Tensor]:
     """Weights of every range of edges, ``[B, targets, edges per target, positions]`` with sizes that may be 1: views where possible."""
     first = next(iter(parameters.values()))
     ones = first.new_ones(1, 1, 1, 1)  # what is read as it is has a weight fixed at one
@@ -890,7 +890,7 @@ def edge_values(space: WeightSpace, parameters: dict[str, Tensor]) -> list[Tenso
     ]
 
 
-def draw_features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
+def draw_features(space: BaseSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
     """Features of the nodes ``[B V, F]`` and edges ``[B E, K]`` of networks."""
     topology, parameters = space.topology, split_parameters(space, thetas)
     x = draw_nodes(space, parameters)
