@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from wsgraph.space.base import BaseSpace as WeightSpace
+    from wsgraph.space.base import BaseSpace
     from wsgraph.space.parts import Layer
 
 __all__ = ["Blocks", "make_blocks"]
@@ -32,7 +32,7 @@ class Blocks:
         ValueError: If a parameter has no tensor.
     """
 
-    space: WeightSpace
+    space: BaseSpace
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Blocks:
                 raise ValueError(f"The blocks hold no tensor for the parameter {param.name!r}.")
 
     @classmethod
-    def from_layers(cls, space: WeightSpace, weights: Sequence[Tensor | None], biases: Sequence[Tensor | None]) -> Blocks:
+    def from_layers(cls, space: BaseSpace, weights: Sequence[Tensor | None], biases: Sequence[Tensor | None]) -> Blocks:
         """Blocks from what they hold layer by layer, as views.
 
         Args:
@@ -110,12 +110,12 @@ class Blocks:
         return torch.cat([t.reshape(len(t), param.size, *t.shape[1 + len(param.axes) :]) for param, t in tensors], dim=1)
 
 
-def _order(space: WeightSpace, layer: Layer) -> list[int]:
+def _order(space: BaseSpace, layer: Layer) -> list[int]:
     target, source, kernel = space.weight_axes(layer)
     return [target, source, *kernel]
 
 
-def _logical(space: WeightSpace, layer: Layer, weight: Tensor) -> Tensor:
+def _logical(space: BaseSpace, layer: Layer, weight: Tensor) -> Tensor:
     """A weight ``[B, n_out, n_in, K, *channels]`` with the logical axes of its parameter."""
     assert layer.weight is not None
     order, shape = _order(space, layer), space.param(layer.weight).logical_shape
@@ -131,7 +131,7 @@ def _logical(space: WeightSpace, layer: Layer, weight: Tensor) -> Tensor:
     return split.permute(0, *inverse, *range(1 + len(order), split.ndim))
 
 
-def make_blocks(space: WeightSpace, thetas: Tensor) -> Blocks:
+def make_blocks(space: BaseSpace, thetas: Tensor) -> Blocks:
     """Split ``thetas`` ``[B, P]`` or ``[B, P, C]`` into views per parameter."""
     space.check_thetas(thetas[..., 0] if isinstance(thetas, Tensor) and thetas.ndim > 2 else thetas)
     # One split rather than a slice each: its gradient is one concatenation, not a tensor of all weights per slice.

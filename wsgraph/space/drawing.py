@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsgraph.space.base import BaseSpace as WeightSpace
+from wsgraph.space.base import BaseSpace
 
 __all__ = [
     "DRAWN",
@@ -36,7 +36,7 @@ DRAWN = {"x", "edge_index", "edge_attr", "batch", "ptr", "theta", *STRUCTURE, "_
 class Networks:
     """Networks of one space that lie side by side in a batch: their flat checkpoints ``[n, P]``."""
 
-    space: WeightSpace
+    space: BaseSpace
     thetas: Tensor
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ def side_by_side(batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return result
 
 
-def note_slices(store: Any, spaces: Sequence[WeightSpace]) -> None:
+def note_slices(store: Any, spaces: Sequence[BaseSpace]) -> None:
     """What Batch.from_data_list records, so that batch[i] and to_data_list() rebuild single graphs."""
     count = len(spaces)
     sizes = {id(space): space.topology for space in spaces}
@@ -104,12 +104,12 @@ def note_slices(store: Any, spaces: Sequence[WeightSpace]) -> None:
     store._inc_dict["space"] = None
 
 
-def split_parameters(space: WeightSpace, thetas: Tensor) -> dict[str, Tensor]:
+def split_parameters(space: BaseSpace, thetas: Tensor) -> dict[str, Tensor]:
     """Flat parameters by name, ``[B, size]``: one split, whose gradient is one concatenation, not a tensor of all weights per slice."""
     return dict(zip(space.slices, thetas.split([param.size for param in space.params], dim=1), strict=True))
 
 
-def draw_nodes(space: WeightSpace, parameters: dict[str, Tensor]) -> Tensor:
+def draw_nodes(space: BaseSpace, parameters: dict[str, Tensor]) -> Tensor:
     """Features of the nodes ``[B, V, F]``, of parameters as :func:`split_parameters` gives them."""
     topology, first = space.topology, next(iter(parameters.values()))
     x = first.new_zeros(len(first), topology.num_nodes, topology.node_width)
@@ -119,7 +119,7 @@ def draw_nodes(space: WeightSpace, parameters: dict[str, Tensor]) -> Tensor:
     return x
 
 
-def edge_values(space: WeightSpace, parameters: dict[str, Tensor]) -> list[Tensor]:
+def edge_values(space: BaseSpace, parameters: dict[str, Tensor]) -> list[Tensor]:
     """Weights of every range of edges, ``[B, targets, edges per target, positions]`` with sizes that may be 1: views where possible."""
     first = next(iter(parameters.values()))
     ones = first.new_ones(1, 1, 1, 1)  # what is read as it is has a weight fixed at one
@@ -130,7 +130,7 @@ def edge_values(space: WeightSpace, parameters: dict[str, Tensor]) -> list[Tenso
     ]
 
 
-def draw_features(space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
+def draw_features(space: BaseSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
     """Features of the nodes ``[B V, F]`` and edges ``[B E, K]`` of networks."""
     topology, parameters = space.topology, split_parameters(space, thetas)
     x = draw_nodes(space, parameters)

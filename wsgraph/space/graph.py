@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from wsgraph.space.base import BaseSpace as WeightSpace
+from wsgraph.space.base import BaseSpace
 from wsgraph.space.blocks import Blocks, make_blocks
 from wsgraph.space.drawing import DRAWN, STRUCTURE, Networks, draw_features, side_by_side
 from wsgraph.space.errors import SpaceMismatchError
@@ -137,7 +137,7 @@ class ParameterGraph(UndrawnData):
         return cast(Batch, self).num_graphs if isinstance(self, Batch) else 1
 
     @property
-    def spaces(self) -> list[WeightSpace]:
+    def spaces(self) -> list[BaseSpace]:
         """The distinct weight spaces of the batch in order of appearance; those that differ in names alone count once.
 
         Raises:
@@ -146,16 +146,16 @@ class ParameterGraph(UndrawnData):
         distinct = {id(space): space for space in self._given_spaces()}.values()
         return list({space.architecture: space for space in reversed(distinct)}.values())[::-1]
 
-    def _given_spaces(self) -> list[WeightSpace]:
+    def _given_spaces(self) -> list[BaseSpace]:
         """The weight space of every network."""
         if "space" not in self.__dict__["_store"]:
             raise SpaceMismatchError(
                 "The graph has no weight space, the attribute 'space', that says what its nodes and edges are. "
                 "Make graphs of checkpoints with space.graph(theta) or space.batch(thetas)."
             )
-        return cast(list[WeightSpace], self["space"] if isinstance(self["space"], list) else [self["space"]])
+        return cast(list[BaseSpace], self["space"] if isinstance(self["space"], list) else [self["space"]])
 
-    def common_space(self, expected: WeightSpace | None = None, user: str = "this operation") -> WeightSpace:
+    def common_space(self, expected: BaseSpace | None = None, user: str = "this operation") -> BaseSpace:
         """The one weight space of all networks of the batch.
 
         Args:
@@ -274,7 +274,7 @@ class ParameterGraph(UndrawnData):
             raise SpaceMismatchError(_LAYOUT.format(" and ".join(map(repr, self.spaces[:2]))))
         return self._pieces()
 
-    def pieces(self) -> list[tuple[WeightSpace, Tensor, Tensor]]:
+    def pieces(self) -> list[tuple[BaseSpace, Tensor, Tensor]]:
         """The networks of every distinct weight space: the space, their places ``[n]`` in the batch, and flat checkpoints ``[n, P]``.
 
         Raises:
@@ -286,7 +286,7 @@ class ParameterGraph(UndrawnData):
             x, edge_attr = cast(Tensor, self.x), cast(Tensor, self.edge_attr)
             return [(piece.space, piece.networks, self._flat(piece, x, edge_attr)) for piece in self.by_space()]
         starts = itertools.accumulate((len(each.thetas) for each in networks), initial=0)
-        found: dict[WeightSpace, list[tuple[Networks, Tensor]]] = {}
+        found: dict[BaseSpace, list[tuple[Networks, Tensor]]] = {}
         for each, start in zip(networks, starts, strict=False):
             places = torch.arange(start, start + len(each.thetas))
             found.setdefault(each.space.architecture if len(networks) > 1 else each.space, []).append((each, places))
@@ -472,14 +472,14 @@ def _as_batch(graph: ParameterGraph) -> ParameterGraph:
     return batch
 
 
-def make_graph(space: WeightSpace, theta: Tensor, y: Any = None) -> ParameterGraph:
+def make_graph(space: BaseSpace, theta: Tensor, y: Any = None) -> ParameterGraph:
     """The graph of one checkpoint ``[P]``."""
     space.check_thetas(theta, "theta", batched=False, finite=True)
     targets = None if y is None else _targets(torch.as_tensor(y)[None], 1, theta.device)
     return ParameterGraph.of_networks([Networks(space, theta[None])], [space], batched=False, y=targets)
 
 
-def make_batch(space: WeightSpace, thetas: Tensor, y: Any = None) -> ParameterGraph:
+def make_batch(space: BaseSpace, thetas: Tensor, y: Any = None) -> ParameterGraph:
     """The batch that PyG would collate from the graphs of ``thetas`` ``[B, P]``."""
     space.check_thetas(thetas, finite=True)
     if thetas.shape[0] == 0:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from wsgraph.space.base import BaseSpace as WeightSpace
+from wsgraph.space.base import BaseSpace
 from wsgraph.space.blocks import Blocks
 
 __all__ = ["SpaceRows", "blocks_of"]
 
 
-def blocks_of(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
+def blocks_of(space: BaseSpace, nodes: Tensor, edges: Tensor) -> Blocks:
     """Blocks as views of ``nodes [B, V, F, ...]`` and ``edges [B, E, K, ...]``."""
     topology = space.topology
     weights = tuple(
@@ -32,7 +32,7 @@ def blocks_of(space: WeightSpace, nodes: Tensor, edges: Tensor) -> Blocks:
 class SpaceRows:
     """Networks of one space within a batch, and where their nodes ``[B, V]`` and edges ``[B, E]`` lie."""
 
-    space: WeightSpace
+    space: BaseSpace
     networks: Tensor
     nodes: Tensor
     edges: Tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from wsgraph.space.base import BaseSpace as WeightSpace
+from wsgraph.space.base import BaseSpace
 from wsgraph.space.drawing import DRAWN, Networks, draw_batch, draw_graph, note_slices, side_by_side, version_of
 
 __all__ = ["UndrawnData"]
@@ -24,7 +24,7 @@ class UndrawnData(Data):
     """
 
     @classmethod
-    def of_networks(cls, networks: Sequence[Networks], spaces: Sequence[WeightSpace], *, batched: bool, y: Any = None) -> Self:
+    def of_networks(cls, networks: Sequence[Networks], spaces: Sequence[BaseSpace], *, batched: bool, y: Any = None) -> Self:
         """A graph, or a batch of graphs, whose nodes and edges are drawn when somebody asks for them.
 
         Args:
@@ -204,5 +204,5 @@ def _mover(how: str, args: Any, options: Any) -> Callable[[Tensor], Tensor]:
     return move
 
 
-def _listed(space: Any) -> list[WeightSpace]:
+def _listed(space: Any) -> list[BaseSpace]:
     return list(space) if isinstance(space, list) else [space]
