@@ -154,7 +154,7 @@ def written(m: Any, x: Tensor) -> Tensor:
     h[:, 1:3] += x[:, :2]
     view = h[:, 3:]
     view.mul_(2)
-    return h.relu_()
+    return F.dropout(F.silu(h, inplace=True), 0.2, training=False, inplace=True).relu_()
 
 
 def positions(m: Any, x: Tensor) -> Tensor:
@@ -196,6 +196,7 @@ IDS = torch.tensor([[1, 0, 2], [4, 3, 3]])
 ODD: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
     "writes to its tensors": (Net(written), (torch.randn(3, 4),)),
     "numbers made in forward": (Net(positions), (torch.randn(3, 4),)),
+    "writes and drops out in place": (Net(lambda m, x: F.dropout(m.a(x).relu_(), training=False, inplace=True) * 2), (torch.randn(3, 4),)),
     "casts and tensors like others": (Net(cast), (torch.randn(3, 4),)),
     "modes switched within": (Net(switched, bands=torch.tensor([0.1, 0.7, 0.3])), (torch.randn(3, 4),)),
     "tables, orders and masks": (
