@@ -234,7 +234,7 @@ def test_info_and_check_of_a_module(network: Path, module: str) -> None:
     options = ("--module", module, "--input", "2x1x4x4")
     text = call("info", str(network), *options)
     assert "1.running_var" in text
-    assert "permutation x sign (1 group)" in text
+    assert "permutation x scale x sign (1 group)" in text
     text = call("check", str(network), *options)
     assert "% of the weights moved; largest relative difference of an output: " in text
     folded = call("info", str(network), *options, "--fold-batchnorm")

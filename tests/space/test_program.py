@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.networks import NETWORKS, make
 from wsgraph import SpaceMismatchError, TraceWarning, WeightSpace, trace
+from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
 from wsgraph.space import forms
 from wsgraph.space.evaluate import tensors_of
 from wsgraph.space.program import Constant, Program
@@ -153,7 +154,7 @@ def written(m: Any, x: Tensor) -> Tensor:
     h[:, 1:3] += x[:, :2]
     view = h[:, 3:]
     view.mul_(2)
-    return h.relu_()
+    return F.dropout(F.silu(h, inplace=True), 0.2, training=False, inplace=True).relu_()
 
 
 def positions(m: Any, x: Tensor) -> Tensor:
@@ -195,6 +196,7 @@ IDS = torch.tensor([[1, 0, 2], [4, 3, 3]])
 ODD: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
     "writes to its tensors": (Net(written), (torch.randn(3, 4),)),
     "numbers made in forward": (Net(positions), (torch.randn(3, 4),)),
+    "writes and drops out in place": (Net(lambda m, x: F.dropout(m.a(x).relu_(), training=False, inplace=True) * 2), (torch.randn(3, 4),)),
     "casts and tensors like others": (Net(cast), (torch.randn(3, 4),)),
     "modes switched within": (Net(switched, bands=torch.tensor([0.1, 0.7, 0.3])), (torch.randn(3, 4),)),
     "tables, orders and masks": (
@@ -246,6 +248,23 @@ def test_gradients_stop_where_the_module_stops_them() -> None:
     expected = torch.autograd.grad(module(x).sum(), list(module.parameters()))
     torch.testing.assert_close(space.unflatten(found[0])["a.weight"], expected[0])
     assert found.abs().sum() > 0
+
+
+def test_operators_of_other_libraries_are_run_once_they_are_registered() -> None:
+    @torch.library.custom_op("wsgraph_tests::halved", mutates_args=())
+    def halved(x: Tensor) -> Tensor:
+        return x / 2
+
+    halved.register_fake(torch.empty_like)
+    module, x = Net(lambda m, x: halved(m.a(x)).cumsum(1)), torch.randn(3, 4)
+    space = quietly(module, x)
+    assert space.program is None
+    assert "operator that programs cannot name (wsgraph_tests::halved in the module itself)" in space.unprogrammed
+    register_traced_operator("wsgraph_tests::halved", pointwise(positive=True, sign=True))
+    try:
+        check(module, x)
+    finally:
+        del TRACED_OPERATORS["wsgraph_tests::halved"]
 
 
 # == Inputs ==

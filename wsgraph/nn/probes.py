@@ -35,11 +35,12 @@ class Probes(nn.Module):
     their coordinates. Moving a network along a symmetry leaves its function, and so these features, unchanged. A mixed batch is run one
     distinct architecture after the other; those that take inputs of one shape share the learned inputs.
 
-    Every traced network that can be run is read. All its floating point inputs are learned; integers, such as tokens, are fixed random
-    rows of the table that they are looked up in (1 without a table), booleans are true. Several outputs lie side by side. An output for
-    several positions is averaged over them: its features are the last of three dimensions (tokens), the second of more (channels). More
-    than 256 features in all are averaged in 256 runs of equal length. Where the first dimension of the inputs is no batch, such as time
-    in a recurrent network, every probe is a whole call.
+    Every traced network that can be run is read. All its floating point inputs are learned; integers,
+    such as tokens, are fixed random rows of the table that they are looked up in (1 without a table),
+    booleans are true. Several outputs lie side by side. An output for several positions is averaged
+    over them: its features are the last of three dimensions (tokens), the second of more (channels).
+    More than 256 features in all are averaged in 256 runs of equal length. Where the first dimension of
+    the inputs is no batch, such as time in a recurrent network, every probe is a whole call.
 
     Args:
         space: Weight space of the networks, or a sequence of spaces.

@@ -60,8 +60,9 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
     move alike, and which factors it lets through. Nothing is known of unknown operators: the neurons that they read lose their symmetry.
 
     The space holds every parameter and persistent buffer of the module. A network of dense and convolutional layers, residual sums,
-    concatenations and known activations and poolings has ``layers``: it can be evaluated and read by every model. Other networks have
-    ``connections``: parameter graphs, which models of permutations alone read.
+    concatenations and known activations and poolings has ``layers``: it is read by every model. Other networks have ``connections``,
+    which message-passing models read, and a ``program``, the operators as data; ``unlayered`` says why they have no
+    layers. Both kinds are run from the space alone, by :meth:`WeightSpace.evaluate`.
 
     Args:
         module: Any module in evaluation mode.

@@ -173,6 +173,9 @@ class _Builder:
         if not isinstance(operation, torch._ops.OpOverload):
             operation = node.target
         arguments = {key: _mapped(value, values) for key, value in bind(node).items()}
+        # Forms that write to an argument may call it otherwise.
+        names = {a.name: b.name for a, b in zip(node.target._schema.arguments, operation._schema.arguments, strict=False)}
+        arguments = {names.get(key, key): value for key, value in arguments.items()}
         result = self.apply(node, name, operation, arguments)
         if node.target._schema.is_mutable and isinstance(node.args[0], fx.Node):
             values[node.args[0]] = result

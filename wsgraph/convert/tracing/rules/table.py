@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsgraph.convert.tracing.values import Scope, Value
+from wsgraph.space.program_operators import allow_operator
 
 __all__ = ["READ_NOTHING", "TRACED_OPERATORS", "Call", "Rule", "register_traced_operator", "unknown", "unlabelled"]
 
@@ -62,6 +63,9 @@ def register_traced_operator(names: str, rule: Rule) -> None:
             ``move`` or a function of your own, which takes symmetries away with ``scope.fix`` and ``scope.require`` and ties neurons with
             ``scope.unify``.
 
+    The programs of weight spaces may name an operator of another library from then on: it must be a function of
+    tensors that gives the same results for the same arguments and writes to nothing.
+
     Example:
         >>> from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
         >>> register_traced_operator("example::shrink", pointwise(positive=False, sign=True))
@@ -69,6 +73,8 @@ def register_traced_operator(names: str, rule: Rule) -> None:
     """
     for name in names.split():
         TRACED_OPERATORS[name] = rule
+        if "::" in name:
+            allow_operator(name)
 
 
 def unlabelled(scope: Scope, call: Call) -> list[Value]:
