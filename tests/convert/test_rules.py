@@ -178,7 +178,7 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor]], dict[str, str]]] 
     ),
     "grouped transposed": (
         lambda: convolutions(conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, groups=2), nn.ReLU(), conv(4, 2)),
-        {"2": "permutation of 2 blocks, and of 3 in each x scale", "2[1]": "permutation of 2 blocks, and of 2 in each"},
+        {"0": "permutation of 2 blocks, and of 3 in each x scale", "2": "permutation of 2 blocks, and of 2 in each"},
     ),
     "depthwise transposed": (
         lambda: convolutions(conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 12, 2, groups=6), nn.ReLU(), conv(12, 2)),
