@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsgraph import WeightSpace, from_state_dict, load_onnx, trace
+from wsgraph import CheckpointError, WeightSpace, from_state_dict, load_onnx, trace
 from wsgraph.convert.tracing.rules.elementwise import rule_of
 from wsgraph.nn import build_model
 from wsgraph.nn.sharing.activation import Activation
@@ -187,6 +187,26 @@ def test_symmetry_text(symmetry: Symmetry, text: str) -> None:
 # == One entry ==
 
 
+def write_onnx(net: nn.Module, path: Path, operator: str, **attributes: float) -> None:
+    """A network of two layers with an operator of another domain between them."""
+    onnx = pytest.importorskip("onnx")
+    weights = {key: tensor.float().numpy() for key, tensor in net.state_dict().items()}
+    make = onnx.helper.make_node
+    graph = onnx.helper.make_graph(
+        [
+            make("Gemm", ["x", "0.weight", "0.bias"], ["a"], transB=1),
+            make(operator, ["a"], ["b"], domain="example.functions", **attributes),
+            make("Gemm", ["b", "2.weight", "2.bias"], ["y"], transB=1),
+        ],
+        "network",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4, 3])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4, 2])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("example.functions", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+
+
 class Bessel(nn.Module):
     """A function that no entry has."""
 
@@ -221,22 +241,7 @@ def test_one_entry_makes_an_operator_known_everywhere(registry: dict[str, object
     blocks = [activation(space.blocks(weights)) for weights in (theta, moved)]
     assert torch.allclose(blocks[0].flatten().abs().sum(), blocks[1].flatten().abs().sum())
     assert build_model("neural_graph", space, 1)(space.batch(theta.float())).isfinite().all()
-    onnx = pytest.importorskip("onnx")  # ONNX
-    weights = {key: tensor.float().numpy() for key, tensor in net.state_dict().items()}
-    make = onnx.helper.make_node
-    graph = onnx.helper.make_graph(
-        [
-            make("Gemm", ["x", "0.weight", "0.bias"], ["a"], transB=1),
-            make("Bessel", ["a"], ["b"], domain="example.functions"),
-            make("Gemm", ["b", "2.weight", "2.bias"], ["y"], transB=1),
-        ],
-        "network",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4, 3])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4, 2])],
-        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("example.functions", 1)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "net.onnx")
+    write_onnx(net, tmp_path / "net.onnx", "Bessel")  # ONNX
     module = load_onnx(tmp_path / "net.onnx")
     torch.testing.assert_close(module(x.float()), net.float()(x.float()))
     assert trace(module, x.float(), strict=True).class_symmetry("hidden.1") == Symmetry(False, True)
@@ -280,3 +285,25 @@ def test_activations_that_are_no_operators_are_named(given: object) -> None:
 def test_operators_of_onnx_itself_are_not_registered_anew() -> None:
     with pytest.raises(ValueError, match="written domain::name, since ONNX's own operators are fixed"):
         register_operator("mine", torch.tanh, positive=False, sign=True, onnx="Tanh")
+
+
+def test_numbers_of_an_operator_are_attributes_in_onnx(registry: dict[str, object], tmp_path: Path) -> None:
+    register_operator(
+        "wave",
+        lambda v, rate=1.0: torch.sin(rate * v),
+        positive=False,
+        sign=True,
+        arguments=(0, 1),
+        numbers=("rate",),
+        onnx="example.functions::Wave",
+    )
+    net, x = nn.Sequential(nn.Linear(3, 5), nn.Identity(), nn.Linear(5, 2)).eval(), torch.randn(4, 3)
+    for attributes, rate in (({}, 1.0), ({"rate": 2.5}, 2.5)):
+        write_onnx(net, tmp_path / "net.onnx", "Wave", **attributes)
+        torch.testing.assert_close(load_onnx(tmp_path / "net.onnx")(x), net[2](torch.sin(rate * net[0](x))))
+    write_onnx(net, tmp_path / "net.onnx", "Wave", shift=1.0)
+    with pytest.raises(CheckpointError, match=r"Wave.*its attribute shift = 1.0 is not supported"):
+        load_onnx(tmp_path / "net.onnx")
+    write_onnx(net, tmp_path / "net.onnx", "Swirl")
+    with pytest.raises(CheckpointError, match=r"cannot read, example.functions.Swirl"):
+        load_onnx(tmp_path / "net.onnx")

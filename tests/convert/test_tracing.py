@@ -233,7 +233,7 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, str]]] = {
     "grouped transposed": (
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 3)),
         image(),
-        {"0": "permutation of 2 blocks, and of 3 in each", "2[1]": "permutation of 2 blocks, and of 2 in each", "4": "none"},
+        {"0": "permutation of 2 blocks, and of 3 in each x scale", "2": "permutation of 2 blocks, and of 2 in each", "4": "none"},
     ),
     "conv1d": (
         nn.Sequential(nn.Conv1d(8, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 2)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,6 +59,7 @@ class Nodes:
         self.readings: list[Reading] = []
         self.name = ""
         self.shared = False
+        self.joining = "sum"
         self._first = 1
         self._set_of = Growing([-1])  # by node
         self._axis_of = Growing([-1])  # by pin, as the next two
@@ -70,6 +72,13 @@ class Nodes:
     def begin(self, name: str, *, shared: bool) -> None:
         """An operator starts; ``shared`` says whether others read its arguments too."""
         self.name, self.shared, self._first = name, shared, len(self._set_of)
+
+    @contextmanager
+    def joined_by(self, kind: str) -> Iterator[None]:
+        """Nodes that are not multiplied are joined by something else than a sum within, such as a maximum."""
+        self.joining = kind
+        yield
+        self.joining = "sum"
 
     def is_fresh(self, marks: Tensor) -> bool:
         """Whether all nodes were made by the operator at work."""
@@ -230,7 +239,7 @@ class Nodes:
         result = first.copy()
         both = (first > 0) & (second > 0) & (first != second)
         if both.any():
-            kind = "product" if product else "sum"
+            kind = "product" if product else self.joining
             result[both] = self._paired(first[both], second[both], codes[both], [kind, kind])
         pins = (first < 0) & (second < 0)
         if pins.any():

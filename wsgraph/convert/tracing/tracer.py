@@ -284,7 +284,7 @@ def _placeholder(
     name = names[node.name]
     if not value.is_floating_point():
         tensor = state.get(name, program.constants.get(name))
-        return Value(shape, constant=tensor)
+        return Value(shape, constant=tensor, saved=name in state)
     if name not in state:  # a buffer that is not saved is a constant of the architecture
         return Value(shape)
     labels = []
@@ -407,7 +407,7 @@ _LARGEST_CONSTANT = 1 << 20
 def _folded(node: Any, call: Call, values: list[Value]) -> Value | None:
     """The result of an operator of constants alone, such as a table of indices, ``None`` of any other."""
     result = node.meta.get("val")
-    known = all(value.constant is not None for value in values) if values else call.operator in _MAKERS
+    known = all(value.constant is not None and not value.saved for value in values) if values else call.operator in _MAKERS
     if (
         not known
         or not isinstance(result, Tensor)
@@ -415,7 +415,7 @@ def _folded(node: Any, call: Call, values: list[Value]) -> Value | None:
         or not isinstance(node.target, torch._ops.OpOverload)
     ):
         return None
-    if torch.Tag.nondeterministic_seeded in node.target.tags or len(call.shapes) != 1:
+    if torch.Tag.nondeterministic_seeded in node.target.tags or "empty" in call.operator or len(call.shapes) != 1:
         return None
     with torch.no_grad(), suppress(Exception):  # of which nothing is known then
         return constant_value(call.operation(**_constants(call.arguments)))

@@ -129,6 +129,7 @@ class Value:
         is_input: The tensor is one that the module is called with.
         whole: Mark of a tensor whose entries are not told apart: a node or, for a parameter, a pin.
         shared: Others read the nodes of its labels too, as they are.
+        saved: The constant is a tensor of the state dict, which other checkpoints may have with other entries.
     """
 
     shape: tuple[int, ...]
@@ -139,6 +140,7 @@ class Value:
     is_input: bool = False
     whole: int = 0
     shared: bool = False
+    saved: bool = False
 
     @cached_property
     def marks(self) -> Tensor:

@@ -216,13 +216,14 @@ def binary(*, product: bool, invert: bool = False) -> Rule:
 def extreme(scope: Scope, call: Call) -> Value:
     """The larger or smaller of two tensors, or of a tensor and a number."""
     for value, other in ((call["self"], call["other"]), (call["other"], call["self"])):
-        known = other.constant is not None and bool((other.constant == other.constant.flatten()[:1]).all())
+        known = other.constant is not None and not other.saved and bool((other.constant == other.constant.flatten()[:1]).all())
         if (other.zero or known) and value.shape == call.shapes[0]:
             limit = 0.0 if other.zero else float(other.constant.flatten()[0])
             bound, argument = _BOUNDS["max" in call.operator]
             return applied(scope, value, operator_text(bound, {argument: limit}))
     scope.require([*call["self"].labels, *call["other"].labels], positive=False)
-    return scope.combine(call["self"], call["other"], product=False)
+    with scope.nodes.joined_by("operator"):
+        return scope.combine(call["self"], call["other"], product=False)
 
 
 def compared(scope: Scope, call: Call) -> Value:
@@ -232,7 +233,8 @@ def compared(scope: Scope, call: Call) -> Value:
     flow = next(entry.flow() for _, entry in operators_called(call.operator))
     if not flow.even:
         scope.require([*call["self"].labels, *call["other"].labels], positive=False)
-    result = scope.combine(call["self"], call["other"], product=False)
+    with scope.nodes.joined_by("operator"):
+        result = scope.combine(call["self"], call["other"], product=False)
     labels = tuple(replace(label.without_factors(), nodes=_copies(scope, label, label.without_factors().codes)) for label in result.labels)
     return replace(result, labels=labels, zero=False)
 

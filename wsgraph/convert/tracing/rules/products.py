@@ -48,7 +48,7 @@ def convolution(scope: Scope, call: Call) -> Value:
     kept = tuple(label for label in value.labels if label.dims == (1,))
     value = replace(value, labels=kept, whole=value.whole if kept or value.whole else scope.nodes.gather(value.marks))
     weight = replace(weight, labels=tuple(label for label in weight.labels if label.dims in ((0,), (1,))))
-    if groups == 1 or groups < weight.shape[0]:
+    if groups == 1 or (groups < weight.shape[0] and not transposed):
         scope.name_values(label for label in weight.labels if label.dims == (int(transposed and groups == 1),))
     shape = call.shapes[0] if len(call.shapes[0]) == weight.ndim else (1, *call.shapes[0])
     letters = "xyz"[:dimensions]
