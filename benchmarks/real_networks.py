@@ -148,7 +148,7 @@ def measure(versions: Versions, settings: Settings, only: list[str], tell: Calla
         tell(rows[-1])
 
     with tempfile.TemporaryDirectory() as folder:
-        known: dict[str, dict[str, Path] | dict[str, dict[str, Any]]] = {}
+        known: dict[str, tuple[dict[str, Path], dict[str, dict[str, Any]]]] = {}
 
         def prepared(network: str) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
             """Folders of a network in both versions, and what kept a version from tracing it."""
@@ -160,9 +160,8 @@ def measure(versions: Versions, settings: Settings, only: list[str], tell: Calla
                     result = versions.run(version, "prepare", folder=str(own), network=network)
                     if "error" in result:
                         failures[version] = {"error": f"tracing: {result['error']}"}
-                known[network] = folders
-                known[f"failures of {network}"] = failures
-            return known[network], known[f"failures of {network}"]  # type: ignore[return-value]
+                known[network] = folders, failures
+            return known[network]
 
         def of_network(network: str, task: str, **arguments: Any) -> dict[str, dict[str, Any]]:
             folders, failures = prepared(network)
