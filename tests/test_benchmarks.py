@@ -187,8 +187,9 @@ def test_real_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_real_networks_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import real_networks
+    import real_work
 
-    with real_networks.PeakMemory() as memory:
+    with real_work.PeakMemory() as memory:
         bytearray(64 * 2**20)
     assert 60 * 2**20 < memory.bytes < 200 * 2**20
     with pytest.raises(SystemExit, match=r"Cannot read commit nothing .*Run this in a git clone"), real_networks.checkouts("nothing"):
