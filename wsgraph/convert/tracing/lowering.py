@@ -61,6 +61,7 @@ class Lowering:
         self.sizes: dict[tuple[str, int, int], int] = {}
         self.anchors: dict[_Place, str] = {}
         self.labels: dict[tuple[str, int, int], str] = {}
+        self.followed: list[tuple[Key, _Place]] = []
         self._places: dict[bytes, list[tuple[_Place, Array, Array]]] = {}
 
     # == Neurons ==
@@ -156,6 +157,11 @@ class Lowering:
         if (scale, place) not in self.scaled:
             self.scaled[scale, place] = self.place_group(self.factors.names[key[0]], place, scale, limits)
         return self.scaled[scale, place]
+
+    def followed_scale(self, key: Key, place: _Place) -> str:
+        """Label of the scale class of a free unknown, a group of which has to stand at a place in the end."""
+        self.followed.append((key, place))
+        return self.scale({key: 1}, place)[0]
 
     def place_group(
         self,
@@ -316,7 +322,7 @@ class Graph:
             else:
                 scale, limits = lowering.scale(terms, place)
                 # Factors of a product: their values are multiplied with several unknowns, or with powers of one.
-                follows = () if scale else [(lowering.groups[lowering.group(key, place)].scale, power) for key, power in terms.items()]
+                follows = () if scale else [(lowering.followed_scale(key, place), power) for key, power in terms.items()]
                 name = lowering.place_group(name_of_set, place, scale, limits, made.operators, follows)
             own = made.start + positions
             self.group_of[own], self.number_of[own] = len(self.groups), numbers
@@ -423,6 +429,8 @@ def lower(
         dtype = stored_dtype(tensor, theta_dtype)
         params.append(Parameter(name, tuple(tensor.shape), role, tuple(axes) or (Axis(1),), dtype, unused=unused))
     connections = tuple(graph.connections(state))
+    for key, place in lowering.followed:  # those of parameters and values stand there already
+        lowering.group(key, place)
     return tuple(_renamed(lowering.groups)), tuple(params), connections
 
 
