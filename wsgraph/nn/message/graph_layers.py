@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from wsgraph.nn.message.wiring import End, Link, Reduce, Wiring
+from wsgraph.nn.message.links import DenseLink, End, Link, Reduce
+from wsgraph.nn.message.wiring import Wiring
 
 __all__ = ["EdgeFeatures", "NeuralGraphConv", "RelationalAttention"]
 
@@ -21,20 +22,22 @@ _USUAL_DEGREE = 16
 _SMALLEST_VARIANCE = 1e-6
 
 
-# Values of features per link from which on nothing of its size but the features themselves is kept.
-_HEAVY = 1 << 22
+# Numbers in the features of all edges, and of those of one link, from which on nothing of their size but
+# the features themselves is kept; and how many are computed at once, so that they stay in the cache.
+_HEAVY, _HEAVY_LINK, _CHUNK = 1 << 24, 1 << 15, 1 << 20
 
 
 class EdgeFeatures:
-    """Features of edges by link, and their normalised form, which is not kept where there are many."""
+    """Features of edges by link, and what is computed of them: kept where they are few, else computed again in the backward pass."""
 
     def __init__(self, raw: Sequence[Tensor], norm: nn.Module, wiring: Wiring) -> None:
-        self.raw, self.norm, self.is_dense = raw, norm, wiring.is_dense
+        self.raw, self.norm = raw, norm
+        self.is_large = wiring.is_dense and sum(map(Tensor.numel, raw)) >= _HEAVY
         self._kept: dict[int, Tensor] = {}
 
     def is_heavy(self, i: int) -> bool:
-        """Whether a link has so many edges that what is computed of them is computed again in the backward pass."""
-        return self.is_dense and self.raw[i].numel() >= _HEAVY
+        """Whether what is computed of the features of a link is computed again in the backward pass."""
+        return self.is_large and self.raw[i].numel() >= _HEAVY_LINK
 
     def normalized(self, i: int) -> Tensor:
         """The normalised features of a link."""
@@ -42,15 +45,37 @@ class EdgeFeatures:
             self._kept[i] = self.norm(self.raw[i])
         return self._kept[i]
 
-    def along(self, i: int, function: Callable[..., Any], *neurons: Tensor) -> Any:
-        """``function(raw, *neurons, normalised)`` of the features of a link."""
+    def along(self, i: int, link: Link, end: End, function: Callable[..., Any], here: Sequence[Tensor], there: Sequence[Tensor]) -> Any:
+        """``function(link, raw, normalised, *here, *there)`` of the features of a link, in pieces where there are many.
+
+        Args:
+            i: Position of the link.
+            link: The link.
+            end: Which of its ends results belong to: pieces hold some of the neurons there.
+            function: Returns one tensor or several, ``[B, neurons of that end, ...]``.
+            here: Features of the neurons at that end.
+            there: Features of those at the other one.
+        """
         if not self.is_heavy(i):
-            return function(self.raw[i], *neurons, self.normalized(i))
+            return function(link, self.raw[i], self.normalized(i), *here, *there)
 
-        def compute(raw: Tensor, *neurons: Tensor) -> Any:
-            return function(raw, *neurons, self.norm(raw))
+        def compute(piece: Link, raw: Tensor, *neurons: Tensor) -> Any:
+            return function(piece, raw, self.norm(raw), *neurons)
 
-        return checkpoint(compute, self.raw[i], *neurons, use_reentrant=False)
+        pieces = link.pieces(end, max(1, math.ceil(self.raw[i].numel() / _CHUNK)))
+        dim = 1 if end == "target" or not isinstance(link, DenseLink) else 2
+        results = []
+        start = 0
+        for piece, count in pieces:
+            raw = self.raw[i] if len(pieces) == 1 else self.raw[i].narrow(dim, start, count)
+            own = here if len(pieces) == 1 else [x if x.shape[-2] == 1 else x.narrow(-2, start, count) for x in here]
+            results.append(checkpoint(compute, piece, raw, *own, *there, use_reentrant=False))
+            start += count
+        if len(results) == 1:
+            return results[0]
+        if isinstance(results[0], tuple):
+            return tuple(torch.cat(parts, dim=1) for parts in zip(*results, strict=True))
+        return torch.cat(results, dim=1)
 
 
 class _EdgeUpdate(nn.Module):
@@ -68,13 +93,12 @@ class _EdgeUpdate(nn.Module):
         sources, targets = [self.from_source(part) for part in normalized], [self.from_target(part) for part in normalized]
         updated = []
         for i, link in enumerate(wiring.links):
-
-            def update(raw: Tensor, source: Tensor, target: Tensor, edges: Tensor, link: Link = link) -> Tensor:
-                ends = link.spread(source, "source") + link.spread(target, "target")
-                return raw + cast(Tensor, self.out(F.silu(ends + self.from_edge(edges))))
-
-            updated.append(edge_attr.along(i, update, sources[link.source], targets[link.target]))
+            updated.append(edge_attr.along(i, link, "target", self._updated, [targets[link.target]], [sources[link.source]]))
         return updated
+
+    def _updated(self, link: Link, raw: Tensor, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        ends = link.spread(source, "source") + link.spread(target, "target")
+        return raw + cast(Tensor, self.out(F.silu(ends + self.from_edge(edges))))
 
 
 class _GraphLayer(nn.Module, ABC):
@@ -111,29 +135,31 @@ class _Messages(nn.Module):
         self.from_here, self.from_there = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
         self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(2))
 
+    def _message(self, link: Link, own: Tensor, other: Tensor, edges: Tensor) -> Tensor:
+        both = link.spread(own, self.end) + link.spread(other, self.start)
+        return both * cast(Tensor, self.factor(edges)) + cast(Tensor, self.term(edges))
+
+    def _reduced(self, link: Link, raw: Tensor, edges: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        made = self._message(link, own, other, edges)
+        return link.reduce(made, self.end, "sum"), link.reduce(made, self.end, "max"), link.reduce(made, self.end, "min")
+
+    def _deviating(self, link: Link, raw: Tensor, edges: Tensor, own: Tensor, centre: Tensor, other: Tensor) -> Tensor:
+        return link.reduce((self._message(link, own, other, edges) - link.spread(centre, self.end)).square(), self.end)
+
     def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
         here, there = [self.from_here(part) for part in x], [self.from_there(part) for part in x]
         ends = [getattr(link, self.end) for link in wiring.links]
-
-        def message(link: Link, own: Tensor, other: Tensor, edges: Tensor) -> Tensor:
-            both = link.spread(own, self.end) + link.spread(other, self.start)
-            return both * self.factor(edges) + self.term(edges)
 
         statistics: list[list[tuple[Link, Tensor]]] = [[] for _ in range(3)]
         messages: list[Tensor | None] = []
         for i, link in enumerate(wiring.links):
             own, other = here[ends[i]], there[getattr(link, self.start)]
             if edge_attr.is_heavy(i):  # no message is kept: they are made once more wherever they are needed
-
-                def reduced(raw: Tensor, own: Tensor, other: Tensor, edges: Tensor, link: Link = link) -> tuple[Tensor, ...]:
-                    made = message(link, own, other, edges)
-                    return tuple(link.reduce(made, self.end, how) for how in ("sum", "max", "min"))
-
                 messages.append(None)
-                for values, value in zip(statistics, edge_attr.along(i, reduced, own, other), strict=True):
+                for values, value in zip(statistics, edge_attr.along(i, link, self.end, self._reduced, [own], [other]), strict=True):
                     values.append((link, value))
             else:
-                made = message(link, own, other, edge_attr.normalized(i))
+                made = self._message(link, own, other, edge_attr.normalized(i))
                 messages.append(made)
                 if not wiring.is_dense:
                     continue
@@ -154,11 +180,8 @@ class _Messages(nn.Module):
         for i, (link, own_message) in enumerate(zip(wiring.links, messages, strict=True)):
             centre = cast(Tensor, mean[ends[i]])
             if own_message is None:
-
-                def deviating(raw: Tensor, own: Tensor, other: Tensor, centre: Tensor, edges: Tensor, link: Link = link) -> Tensor:
-                    return link.reduce((message(link, own, other, edges) - link.spread(centre, self.end)).square(), self.end)
-
-                squares.append((link, edge_attr.along(i, deviating, here[ends[i]], there[getattr(link, self.start)], centre)))
+                own, other = here[ends[i]], there[getattr(link, self.start)]
+                squares.append((link, edge_attr.along(i, link, self.end, self._deviating, [own, centre], [other])))
             else:
                 difference = (own_message - link.spread(centre, self.end)).square()
                 squares.append((link, link.reduce(difference, self.end)))

@@ -72,6 +72,10 @@ class Link(ABC):
     def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
         r"""Products of both ends of every edge, :math:`\langle x_j, v_m \odot y_k \rangle` for ``vectors [M, C]``: ``[..., M]``."""
 
+    def pieces(self, end: End, count: int) -> list[tuple[Link, int]]:
+        """At most so many pieces of the link that hold some neurons of one end each, and how many; the whole where it cannot be divided."""
+        return [(self, 0)]
+
     def with_weight(self, function: Callable[[Tensor], Tensor]) -> Link:
         """The same link with another weight."""
         return cast(Link, replace(cast(Any, self), values=function(self.values))) if self.positions else self
@@ -156,6 +160,13 @@ class DenseLink(_LaidOut):
 
     def degree(self, end: End) -> int | Tensor:
         return self.counted(self.values.shape[2 if end == "target" else 1], end)
+
+    def pieces(self, end: End, count: int) -> list[tuple[Link, int]]:
+        dim, pick = (1, self.target_pick) if end == "target" else (2, self.source_pick)
+        if pick is not None or count == 1:
+            return [(self, self.values.shape[dim])]
+        chunks = self.values.chunk(count, dim)
+        return [(replace(self, values=chunk), chunk.shape[dim]) for chunk in chunks]
 
     def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
         start: End = "source" if end == "target" else "target"
