@@ -58,6 +58,7 @@ class Probes(nn.Module):
         ValueError: If no square input fits a network and no shape is given, or a network does not accept the given one.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> space = WeightSpace.cnn([1, 4, 4], [10])
         >>> Probes(space, 3)(space.batch(space.sample(2))).shape
         torch.Size([2, 60])
@@ -142,6 +143,7 @@ def default_probes(space: Spaces) -> int:
         The number of inputs; 0 if any of the spaces asks for none.
 
     Example:
+        >>> from wsgraph import WeightSpace
         >>> default_probes(WeightSpace.mlp([2, 8, 1])), default_probes(WeightSpace.siren()), default_probes(WeightSpace.mlp([999, 1999, 1]))
         (64, 256, 0)
     """

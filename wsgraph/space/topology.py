@@ -46,6 +46,7 @@ class Topology:
     """Structure shared by all parameter graphs of one space.
 
     Attributes:
+        space: The weight space.
         node_group: ``[V]``, position of the node's group in ``space.groups``.
         node_role: ``[V]``, 0 input, 1 hidden, 2 output, 3 fixed.
         node_activation: ``[V]``, position of the group's activation in :data:`~wsgraph.space.OPERATORS`.

@@ -59,6 +59,7 @@ class UndrawnData(Data):
 
     @property
     def is_undrawn(self) -> bool:
+        """Whether nodes and edges have not been asked for yet."""
         return self.__dict__.get("_is_drawn") is False
 
     @property

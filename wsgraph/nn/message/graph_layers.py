@@ -63,14 +63,14 @@ class EdgeFeatures:
             return function(piece, raw, self.norm(raw), *neurons)
 
         pieces = link.pieces(end, max(1, math.ceil(self.raw[i].numel() / _CHUNK)))
+        counts = [count for _, count in pieces]
         dim = 1 if end == "target" or not isinstance(link, DenseLink) else 2
-        results = []
-        start = 0
-        for piece, count in pieces:
-            raw = self.raw[i] if len(pieces) == 1 else self.raw[i].narrow(dim, start, count)
-            own = here if len(pieces) == 1 else [x if x.shape[-2] == 1 else x.narrow(-2, start, count) for x in here]
-            results.append(checkpoint(compute, piece, raw, *own, *there, use_reentrant=False))
-            start += count
+        # Split, not narrowed piece by piece: the gradient is one concatenation.
+        raw = [self.raw[i]] if len(pieces) == 1 else self.raw[i].split(counts, dim)
+        own = [[x] * len(pieces) if len(pieces) == 1 or x.shape[-2] == 1 else x.split(counts, -2) for x in here]
+        results = [
+            checkpoint(compute, piece, raw[j], *(x[j] for x in own), *there, use_reentrant=False) for j, (piece, _) in enumerate(pieces)
+        ]
         if len(results) == 1:
             return results[0]
         if isinstance(results[0], tuple):

@@ -172,7 +172,8 @@ class ScaleGMNConv(nn.Module):
 
     Shapes:
         input: ``x`` a list of features ``[..., channels]`` per part of the :class:`Wiring`, the wiring, and ``edge_attr`` a list of
-        features ``[..., channels]`` per link. output: two such lists.
+        features ``[..., channels]`` per link; if there are any, invariants ``[..., channels]`` of the neurons of every part, ``None`` where
+        it has none. output: lists like ``x`` and ``edge_attr``.
 
     Example:
         >>> from wsgraph import WeightSpace
@@ -199,11 +200,15 @@ class ScaleGMNConv(nn.Module):
         self.update = _ScaleEquivariant(widths, channels, channels, signs)
         self.edge_update = _EdgeEquivariant(channels, channels, signs) if update_edges else None
 
-    def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(
+        self, x: Sequence[Tensor], wiring: Wiring, edge_attr: Sequence[Tensor], features: Sequence[Tensor | None] = ()
+    ) -> tuple[list[Tensor], list[Tensor]]:
         messages, free = zip(*(messages(x, wiring, edge_attr) for messages in self.messages), strict=True)
         updated = []
         for i, (part, neurons) in enumerate(zip(wiring.parts, x, strict=True)):
             own, beside = ([_or_zeros(pieces[i], neurons) for pieces in side] for side in (messages, free))
+            if self.beside and features and (known := features[i]) is not None:
+                beside[0] = beside[0] + known
             joined = torch.cat([neurons.expand_as(own[0]), *own], dim=-1)
             terms = [self.update.invariant.term(1, torch.cat(beside, dim=-1), NONE)] if self.beside else []
             updated.append(neurons + self.update(joined, part.symmetry, *terms))
@@ -383,8 +388,9 @@ class ScaleGMN(nn.Module):
         """
         self._check(wiring)
         x, edge_attr = self._embedded(wiring)
+        features = [self._features_beside(part) for part in wiring.parts]
         for conv in self.convs:
-            x, edge_attr = conv(x, wiring, edge_attr)
+            x, edge_attr = conv(x, wiring, edge_attr, features)
         if self.head is None:
             return cast(Tensor, self.weights_out(x, wiring, edge_attr))
         return cast(Tensor, self.head(self._features(x, wiring)))
@@ -413,7 +419,7 @@ class ScaleGMN(nn.Module):
             values = part.bias if len(own) == part.bias.shape[-1] else part.bias[..., own]
             neurons = values @ (encoder[: len(own)] if numbers == list(range(len(own))) else encoder[numbers])
             for i, (feature, carried) in enumerate(zip(part.features, part.carried, strict=True)):
-                if i not in own:
+                if i not in own and (carried.own or not any(part.symmetry)):
                     neurons = neurons + self._feature(part, i, feature, carried)
             if part.role != "hidden":
                 neurons = neurons + part.embed(self.places[part.role])
@@ -422,13 +428,17 @@ class ScaleGMN(nn.Module):
             x.append(neurons)
         return x, [link.values @ self.weight_encoder[: link.values.shape[-1]] for link in wiring.links]
 
-    def _feature(self, part: Part, i: int, feature: tuple[str, int], carried: Carried) -> Tensor | float:
-        """What a parameter other than a bias adds to the features of its neurons."""
+    def _features_beside(self, part: Part) -> Tensor | None:
+        """What parameters say of neurons that carry factors, and that carries none: gates alone can read it."""
+        columns = enumerate(zip(part.features, part.carried, strict=True))
+        found = [self._feature(part, i, feature, carried) for i, (feature, carried) in columns if not carried.own]
+        return sum(found[1:], start=found[0]) if found and any(part.symmetry) else None
+
+    def _feature(self, part: Part, i: int, feature: tuple[str, int], carried: Carried) -> Tensor:
+        """What a parameter other than a bias says of its neurons, without factors other than theirs."""
         values = part.bias[..., i : i + 1]
         if carried.own:
             return values * self.features[feature_name(feature)]
-        if any(part.symmetry):
-            return 0.0  # it carries no factor, and so cannot be added to what does
         values = values.abs() if carried.left.sign else values
         values = values.sign() if carried.left.positive else symlog(values)
         return values * self.features[feature_name(feature)]

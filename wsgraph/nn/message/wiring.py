@@ -168,11 +168,26 @@ class Wiring:
         return [link for link in self.links if link.target == part]
 
     def links_at(self, part: int, end: End) -> list[Link]:
-        """The links that start or end at a part."""
+        """The links that start or end at a part.
+
+        Args:
+            part: Index of the part.
+            end: ``"target"`` or ``"source"``, the end that lies there.
+
+        Returns:
+            Those links, in their order.
+        """
         return self.links_into(part) if end == "target" else self.links_from(part)
 
     def degrees(self, end: End) -> list[int | Tensor]:
-        """Edges at each neuron of every part, at least 1."""
+        """Edges at each neuron of every part, at least 1.
+
+        Args:
+            end: ``"target"`` for edges that arrive, ``"source"`` for those that leave.
+
+        Returns:
+            Per part one number, or ``[..., 1]`` where neurons have different ones.
+        """
         found = [sum(link.degree(end) for link in self.links_at(i, end)) for i in range(len(self.parts))]
         return [degree.clamp(min=1) if isinstance(degree, Tensor) else max(degree, 1) for degree in found]
 
