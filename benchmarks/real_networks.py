@@ -199,8 +199,10 @@ def measure(versions: Versions, settings: Settings, only: list[str], tell: Calla
 # == Table and figure ==
 
 
-def _amount(value: float | None, unit: float, digits: int = 3) -> str:
-    return "" if value is None else f"{value / unit:,.{digits}g}"
+def _amount(value: float | None, unit: float = 1.0) -> str:
+    if value is None:
+        return ""
+    return f"{value / unit:,.0f}" if value >= 100 * unit else f"{value / unit:.3g}"
 
 
 def show(rows: list[dict[str, Any]], baseline: str) -> None:
@@ -222,27 +224,28 @@ def show(rows: list[dict[str, Any]], baseline: str) -> None:
         cells = []
         for measure, unit in (("seconds", 1.0), (each["memory"], 1e6)):
             cells += [_amount(old.get(measure), unit), _amount(new.get(measure), unit)]
-            cells.append(_amount(ratios[measure], 1.0))
+            cells.append(_amount(ratios[measure]))
         table.add_row(each["name"], *cells, "; ".join(notes))
     console.print(table)
 
 
 def draw(rows: list[dict[str, Any]], title: str) -> Figure:
     """Bars of how many times as fast and as small this version is."""
-    figure = Figure(figsize=(10, 1.5 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(12, 1.5 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for measure, label, color, shift in (("seconds", "times faster", "#0072B2", -0.2), ("memory", "times less memory", "#E69F00", 0.2)):
         values = [each["old_to_new"][each["memory"] if measure == "memory" else measure] for each in rows]
         known = [(i + shift, value) for i, value in enumerate(values) if value is not None]
         if known:
             bars = axes.barh([y for y, _ in known], [value for _, value in known], 0.38, color=color, label=label)
-            axes.bar_label(bars, [f"{value:.3g}" for _, value in known], padding=3, fontsize=8)
+            axes.bar_label(bars, [_amount(value) for _, value in known], padding=3, fontsize=8)
     for i, each in enumerate(rows):
         told = [f"{v}: {each[v]['error']}" for v in ("old", "new") if "error" in each[v]]
         if told:
             new = each["new"]
             sizes = [] if "error" in new else [f"new: {new['seconds']:.3g} s, {new[each['memory']] / 1e6:,.0f} MB"]
-            axes.annotate("; ".join([*sizes, *(text[:90] for text in told)]), (1.05, i), fontsize=8, va="center")
+            note = axes.annotate("; ".join([*sizes, *(text[:90] for text in told)]), (1.05, i), fontsize=8, va="center")
+            note.set_in_layout(False)  # long texts would leave no room for the bars
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log")
     axes.margins(x=0.12)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wsgraph.bench import bench
+from wsgraph.data.generators.architectures import registry as architectures
 from wsgraph.nn import registry as models
 from wsgraph.space import OPERATORS
 from wsgraph.tasks import registry as tasks
@@ -23,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 @contextmanager
 def unregistered() -> Iterator[None]:
     """What examples register is gone afterwards."""
-    registries: list[Any] = [models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, OPERATORS]
+    registries: list[Any] = [models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, architectures._ARCHITECTURES, OPERATORS]
     before = [registry.copy() for registry in registries]
     try:
         yield
@@ -85,7 +86,7 @@ def test_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert shown == 4
 
 
-PAGES = {"README.md": 4, "docs/checkpoints.md": 6, "docs/training.md": 2, "docs/zoos.md": 4, "docs/layers.md": 2, "docs/extending.md": 5}
+PAGES = {"README.md": 4, "docs/checkpoints.md": 6, "docs/training.md": 2, "docs/zoos.md": 5, "docs/layers.md": 2, "docs/extending.md": 6}
 # The same code on less data: only the sizes of zoos and the length of training change.
 SMALLER = {"networks=1000": "networks=20", "networks=100": "networks=20", "epochs=30": "epochs=1", "seeds=[0, 1, 2]": "seeds=[0, 1]"}
 
