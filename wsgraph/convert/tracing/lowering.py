@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ __all__ = ["Lowering", "lower"]
 _ROLES = {"running_mean": "mean", "running_var": "variance", "bias": "bias"}
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a neuron stands: in a class of neurons that move alike, and in which copy of that class."""
 
     kind: tuple[str, int, int]  # what moves: a family, a product of two families, or nothing
@@ -62,19 +61,20 @@ class Lowering:
         self.anchors: dict[_Place, str] = {}
         self.labels: dict[tuple[str, int, int], str] = {}
         self.followed: list[tuple[Key, _Place]] = []
-        self._places: dict[bytes, list[tuple[_Place, Array, Array]]] = {}
+        self._places: dict[bytes, list[tuple[_Place, Array, Array, bool]]] = {}
+        self._groups: dict[tuple[Key, _Place], str] = {}
 
     # == Neurons ==
 
-    def places(self, ids: Array) -> list[tuple[_Place, Array, Array]]:
-        """Neurons by place: positions of its neurons among ``ids``, and their numbers within it."""
+    def places(self, ids: Array) -> list[tuple[_Place, Array, Array, bool]]:
+        """Neurons by place: positions of its neurons among ``ids``, their numbers within it, and whether all are there in order."""
         ids = self.neurons.resolve(ids)
         key = ids.tobytes()
         if key not in self._places:  # the norms of a layer, and what reads it, hold the same neurons
             self._places[key] = self._find_places(ids)
         return self._places[key]
 
-    def _find_places(self, ids: Array) -> list[tuple[_Place, Array, Array]]:
+    def _find_places(self, ids: Array) -> list[tuple[_Place, Array, Array, bool]]:
         neurons = self.neurons
         rows, columns = neurons.pair(ids)
         product, fixed = neurons.is_product(ids), neurons.is_fixed(ids)
@@ -106,7 +106,8 @@ class Lowering:
             else:
                 numbers = self._number((ids, columns, rows)[k - 1][positions], one)
                 self.sizes[place.kind] = len(neurons.members(one))
-            found.append((place, positions, numbers))
+            whole = k > 0 and len(numbers) == self.sizes[place.kind] and is_increasing(numbers)
+            found.append((place, positions, numbers, whole))
         return sorted(found, key=lambda entry: int(entry[1][0]))
 
     def _number(self, ids: Array, family: int) -> Array:
@@ -153,10 +154,12 @@ class Lowering:
 
     def group(self, key: Key, place: _Place) -> str:
         """The group of the neurons at a place that a free unknown multiplies."""
-        scale, limits = self.scale({key: 1}, place)
-        if (scale, place) not in self.scaled:
-            self.scaled[scale, place] = self.place_group(self.factors.names[key[0]], place, scale, limits)
-        return self.scaled[scale, place]
+        if (key, place) not in self._groups:
+            scale, limits = self.scale({key: 1}, place)
+            if (scale, place) not in self.scaled:
+                self.scaled[scale, place] = self.place_group(self.factors.names[key[0]], place, scale, limits)
+            self._groups[key, place] = self.scaled[scale, place]
+        return self._groups[key, place]
 
     def followed_scale(self, key: Key, place: _Place) -> str:
         """Label of the scale class of a free unknown, a group of which has to stand at a place in the end."""
@@ -196,12 +199,12 @@ class Lowering:
     def segments(self, ids: Array, expressions: Array) -> Iterator[tuple[_Place, Array, Array, dict[Key, int], tuple[int, int]]]:
         """Entries by the class and copy of their neurons: places, positions, numbers of the neurons, factors, and whose those are."""
         parts = self.neurons.part(ids)
-        for place, positions, numbers in self.places(ids):
+        for place, positions, numbers, whole in self.places(ids):
             if place.kind[0] == "fixed":
                 yield place, positions, numbers, {}, (int(expressions[positions[0]]), 0)
                 continue
             own = parts[positions]
-            if len(own) == self.sizes[place.kind] and is_increasing(numbers) and (own == own[0]).all():  # as nearly everywhere
+            if whole and (own == own[0]).all():  # as nearly everywhere
                 expression, part = int(expressions[positions[0]]), int(own[0])
                 yield place, positions, numbers, self.solved(expression, part), (expression, part)
                 continue

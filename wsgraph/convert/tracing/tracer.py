@@ -438,9 +438,9 @@ def constant_value(tensor: Tensor) -> Value:
 
 def _with_nodes(result: Value, values: list[Value], name: str, arguments: Mapping[str, Any], scope: Scope) -> Value:
     """A result of values that flow through the network, with nodes: those that its rule gave it, or one that reads all others."""
-    labels = tuple(replace(label, nodes=label.marks.clamp(min=0)) for label in result.labels)
+    labels = tuple(label.with_nodes_only() for label in result.labels)
     whole = 0
-    if not any(bool((label.marks > 0).any()) for label in labels):
+    if not any(label.has_nodes for label in labels):
         whole = result.whole if result.whole > 0 else scope.nodes.gather(torch.cat([value.marks for value in values]))
         if labels and whole:  # neurons of which only this is known
             nodes = scope.nodes.make(labels[0].codes)

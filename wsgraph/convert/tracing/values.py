@@ -58,6 +58,16 @@ class Label:
         """Nodes and pins, 0 where nothing is known."""
         return torch.zeros_like(self.codes) if self.nodes is None else self.nodes
 
+    @cached_property
+    def has_nodes(self) -> bool:
+        """Whether any of the marks is a node."""
+        return self.nodes is not None and bool((self.nodes.numpy() > 0).any())
+
+    @cached_property
+    def has_pins(self) -> bool:
+        """Whether any of the marks is a pin."""
+        return self.nodes is not None and bool((self.nodes.numpy() < 0).any())
+
     def full(self, shape: Sequence[int]) -> Tensor:
         """Codes of all entries, without a copy.
 
@@ -79,6 +89,12 @@ class Label:
     def expressions(self) -> Tensor:
         """Expressions of the factors."""
         return _tensor(expressions_of(self.codes.numpy()))
+
+    def with_nodes_only(self) -> Label:
+        """The label without pins."""
+        if self.nodes is None or self.has_pins:
+            return Label(self.dims, self.codes, self.marks.clamp(min=0))
+        return self
 
     def without_factors(self) -> Label:
         """The label with all factors 1."""
@@ -151,12 +167,12 @@ class Value:
     @cached_property
     def has_nodes(self) -> bool:
         """Whether these are values that flow through the network."""
-        return self.whole > 0 or any(label.nodes is not None and bool((label.nodes > 0).any()) for label in self.labels)
+        return self.whole > 0 or any(label.has_nodes for label in self.labels)
 
     @cached_property
     def has_pins(self) -> bool:
         """Whether this is a parameter."""
-        return self.whole < 0 or any(label.nodes is not None and bool((label.nodes < 0).any()) for label in self.labels)
+        return self.whole < 0 or any(label.has_pins for label in self.labels)
 
     @property
     def ndim(self) -> int:
@@ -315,9 +331,9 @@ class Scope:
             if not labels and one.whole and other.whole:
                 wholes = torch.tensor([[one.whole], [other.whole]])
                 whole = int(self.nodes.join(wholes[0], wholes[1], torch.zeros(1, dtype=torch.long), product=product))
-            elif not any(bool((label.marks > 0).any()) for label in labels):
+            elif not any(label.has_nodes for label in labels):
                 whole = self.nodes.gather(torch.cat([one.marks, other.marks]))
-            labels = [replace(label, nodes=label.marks.clamp(min=0)) for label in labels]
+            labels = [label.with_nodes_only() for label in labels]
         else:
             whole = one.whole or other.whole
         return Value(tuple(shape), tuple(labels), uniform, zero, whole=whole)
@@ -333,7 +349,7 @@ class Scope:
             else:
                 continue
             joined = self.nodes.join(label.marks.flatten(), marks.flatten(), label.codes.flatten(), product=product)
-            label = replace(label, nodes=joined.view(label.codes.shape))
+            label = Label(label.dims, label.codes, joined.view(label.codes.shape))
         return label
 
     def _match(self, label: Label, partners: list[Label], mine: Value, other: Value, *, product: bool) -> list[Label]:
@@ -538,7 +554,7 @@ class Scope:
             sources = torch.tensor([whole]) if size == 1 else self.nodes.ports(whole, codes, alike=alike)
         if pins is not None and bool((sources > 0).all()):
             sources = self.nodes.gained(sources, pins, codes)
-        written = [label for label, letters in kept if letters is other_names and bool((label.marks < 0).any())]
+        written = [label for label, letters in kept if letters is other_names and label.has_pins]
         made = {id(label): self.nodes.make(self._before_gain(label).codes) for label in written}
         ends: list[tuple[Tensor, Tensor | None]] = [(made[id(label)], label.marks.flatten()) for label in written]
         whole = 0
