@@ -76,21 +76,24 @@ class Lowering:
 
     def _find_places(self, ids: Array) -> list[tuple[_Place, Array, Array, bool]]:
         neurons = self.neurons
-        rows, columns = neurons.pair(ids)
         product, fixed = neurons.is_product(ids), neurons.is_fixed(ids)
         kind = np.where(fixed, 0, 1)
         first, second, copy = np.where(fixed, 0, neurons.family(ids)), np.zeros_like(ids), np.zeros_like(ids)
+        rows = columns = ids
         if (product & ~fixed).any():
+            rows, columns = neurons.pair(ids)
             fixed_rows, fixed_columns = neurons.is_fixed(rows), neurons.is_fixed(columns)
             kind = np.where(fixed, 0, np.where(~product, 1, np.where(fixed_rows, 2, np.where(fixed_columns, 3, 4))))
             row_family, column_family = neurons.family(rows), neurons.family(columns)
             first = np.where(kind == 2, column_family, np.where(kind >= 3, row_family, first))
             second = np.where(kind == 4, column_family, 0)
             copy = np.where(kind == 2, rows, np.where(kind == 3, columns, 0))
-        which = np.zeros(len(ids), np.int64)
-        for entries in (kind, first, second, copy):
-            values, number, _ = numbered(entries)
-            which = numbered(which * len(values) + number)[1]
+            which = np.zeros(len(ids), np.int64)
+            for entries in (kind, first, second, copy):
+                values, number, _ = numbered(entries)
+                which = numbered(which * len(values) + number)[1]
+        else:
+            which = first
         order = which.argsort(kind="stable")
         stops = np.flatnonzero(np.append(which[order][1:] != which[order][:-1], True)) + 1
         found = []
@@ -334,6 +337,10 @@ class Graph:
     def end(self, numbers: Array) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """The groups that nodes lie in, and in which order."""
         owner = self.group_of[numbers]
+        if (owner == owner[0]).all():
+            name, order = self.groups[owner[0]], self.number_of[numbers]
+            own = len(order) == self.lowering.groups[name].size and is_increasing(order)
+            return (name,), () if own else tuple(order.tolist())
         starts = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
         present = list(dict.fromkeys(owner[starts].tolist()))
         sizes = [self.lowering.groups[self.groups[group]].size for group in present]

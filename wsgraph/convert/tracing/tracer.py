@@ -318,13 +318,17 @@ def _values(argument: Any) -> list[Value]:
 def paths_of(node: Any) -> list[str]:
     """Paths of the modules that a node belongs to, from the whole module to the innermost one."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    paths = (str(path) for path, _ in stack.values())
-    return [path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._").replace("._modules", "") for path in paths]
+    return [_plain_path(str(path)) for path, _ in stack.values()]
+
+
+def _plain_path(path: str) -> str:
+    return path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._").replace("._modules", "")
 
 
 def module_of(node: Any) -> str:
     """Path of the module that a node belongs to."""
-    return paths_of(node)[-1]
+    stack = node.meta.get("nn_module_stack")
+    return _plain_path(str(next(reversed(stack.values()))[0])) if stack else ""
 
 
 def _results(node: Any) -> list[Any]:

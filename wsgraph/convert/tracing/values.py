@@ -98,14 +98,16 @@ class Label:
 
     def without_factors(self) -> Label:
         """The label with all factors 1."""
-        return replace(self, codes=coded(self.ids))
+        return Label(self.dims, coded(self.ids), self.nodes)
 
     def without_zeros(self) -> Label:
         """The label where zeros have become other numbers, that belong to no neuron."""
-        return replace(self, codes=self.codes.clamp(min=0))
+        return Label(self.dims, self.codes.clamp(min=0), self.nodes)
 
     def moved(self, dims: Sequence[int]) -> Label:
         """The same codes on other dimensions, given in the order of the old ones."""
+        if len(dims) == 1:
+            return Label(tuple(dims), self.codes, self.nodes)
         order = sorted(range(len(dims)), key=lambda i: dims[i])
         nodes = None if self.nodes is None else self.nodes.permute(order)
         return Label(tuple(dims[i] for i in order), self.codes.permute(order), nodes)
@@ -341,6 +343,10 @@ class Scope:
     def _join(self, label: Label, *others: Label | int, product: bool) -> Label:
         """A label with the marks of a sum or product; the others vary along some of its dimensions, or are marks of whole tensors."""
         for other in others:
+            if other == 0 or (isinstance(other, Label) and other.nodes is None):  # of which the graph shows nothing
+                if label.nodes is None and (isinstance(other, int) or set(other.dims) <= set(label.dims)):
+                    label = Label(label.dims, label.codes, label.marks)
+                continue
             if isinstance(other, int):
                 marks = torch.full_like(label.codes, other)
             elif set(other.dims) <= set(label.dims):
@@ -355,7 +361,7 @@ class Scope:
     def _match(self, label: Label, partners: list[Label], mine: Value, other: Value, *, product: bool) -> list[Label]:
         if len(partners) == 1 and partners[0].dims == label.dims:
             codes = (self.multiply if product else self.unify)(label.codes.flatten(), partners[0].codes.flatten())
-            return [self._join(replace(label, codes=codes.view(label.codes.shape)), partners[0], product=product)]
+            return [self._join(Label(label.dims, codes.view(label.codes.shape), label.nodes), partners[0], product=product)]
         if not partners:
             if not all(other.is_uniform(dim) for dim in label.dims):
                 self.fix(label)
