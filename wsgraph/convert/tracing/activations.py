@@ -74,7 +74,7 @@ class TracedAnswers:
             codes = label.codes.numpy().ravel()
             ids, expressions = neurons_of(codes), expressions_of(codes)
             parts = self.lowering.neurons.part(ids)
-            for place, positions, numbers in self.lowering.places(ids):
+            for place, positions, numbers, _ in self.lowering.places(ids):
                 name, size = self.lowering.labels.get(place.kind), self.lowering.sizes.get(place.kind, 0)
                 if place.kind[0] == "fixed" or name not in self.permutations:
                     continue

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ __all__ = ["Lowering", "lower"]
 _ROLES = {"running_mean": "mean", "running_var": "variance", "bias": "bias"}
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a neuron stands: in a class of neurons that move alike, and in which copy of that class."""
 
     kind: tuple[str, int, int]  # what moves: a family, a product of two families, or nothing
@@ -62,35 +61,39 @@ class Lowering:
         self.anchors: dict[_Place, str] = {}
         self.labels: dict[tuple[str, int, int], str] = {}
         self.followed: list[tuple[Key, _Place]] = []
-        self._places: dict[bytes, list[tuple[_Place, Array, Array]]] = {}
+        self._places: dict[bytes, list[tuple[_Place, Array, Array, bool]]] = {}
+        self._groups: dict[tuple[Key, _Place], str] = {}
 
     # == Neurons ==
 
-    def places(self, ids: Array) -> list[tuple[_Place, Array, Array]]:
-        """Neurons by place: positions of its neurons among ``ids``, and their numbers within it."""
+    def places(self, ids: Array) -> list[tuple[_Place, Array, Array, bool]]:
+        """Neurons by place: positions of its neurons among ``ids``, their numbers within it, and whether all are there in order."""
         ids = self.neurons.resolve(ids)
         key = ids.tobytes()
         if key not in self._places:  # the norms of a layer, and what reads it, hold the same neurons
             self._places[key] = self._find_places(ids)
         return self._places[key]
 
-    def _find_places(self, ids: Array) -> list[tuple[_Place, Array, Array]]:
+    def _find_places(self, ids: Array) -> list[tuple[_Place, Array, Array, bool]]:
         neurons = self.neurons
-        rows, columns = neurons.pair(ids)
         product, fixed = neurons.is_product(ids), neurons.is_fixed(ids)
         kind = np.where(fixed, 0, 1)
         first, second, copy = np.where(fixed, 0, neurons.family(ids)), np.zeros_like(ids), np.zeros_like(ids)
+        rows = columns = ids
         if (product & ~fixed).any():
+            rows, columns = neurons.pair(ids)
             fixed_rows, fixed_columns = neurons.is_fixed(rows), neurons.is_fixed(columns)
             kind = np.where(fixed, 0, np.where(~product, 1, np.where(fixed_rows, 2, np.where(fixed_columns, 3, 4))))
             row_family, column_family = neurons.family(rows), neurons.family(columns)
             first = np.where(kind == 2, column_family, np.where(kind >= 3, row_family, first))
             second = np.where(kind == 4, column_family, 0)
             copy = np.where(kind == 2, rows, np.where(kind == 3, columns, 0))
-        which = np.zeros(len(ids), np.int64)
-        for entries in (kind, first, second, copy):
-            values, number, _ = numbered(entries)
-            which = numbered(which * len(values) + number)[1]
+            which = np.zeros(len(ids), np.int64)
+            for entries in (kind, first, second, copy):
+                values, number, _ = numbered(entries)
+                which = numbered(which * len(values) + number)[1]
+        else:
+            which = first
         order = which.argsort(kind="stable")
         stops = np.flatnonzero(np.append(which[order][1:] != which[order][:-1], True)) + 1
         found = []
@@ -106,7 +109,8 @@ class Lowering:
             else:
                 numbers = self._number((ids, columns, rows)[k - 1][positions], one)
                 self.sizes[place.kind] = len(neurons.members(one))
-            found.append((place, positions, numbers))
+            whole = k > 0 and len(numbers) == self.sizes[place.kind] and is_increasing(numbers)
+            found.append((place, positions, numbers, whole))
         return sorted(found, key=lambda entry: int(entry[1][0]))
 
     def _number(self, ids: Array, family: int) -> Array:
@@ -153,10 +157,12 @@ class Lowering:
 
     def group(self, key: Key, place: _Place) -> str:
         """The group of the neurons at a place that a free unknown multiplies."""
-        scale, limits = self.scale({key: 1}, place)
-        if (scale, place) not in self.scaled:
-            self.scaled[scale, place] = self.place_group(self.factors.names[key[0]], place, scale, limits)
-        return self.scaled[scale, place]
+        if (key, place) not in self._groups:
+            scale, limits = self.scale({key: 1}, place)
+            if (scale, place) not in self.scaled:
+                self.scaled[scale, place] = self.place_group(self.factors.names[key[0]], place, scale, limits)
+            self._groups[key, place] = self.scaled[scale, place]
+        return self._groups[key, place]
 
     def followed_scale(self, key: Key, place: _Place) -> str:
         """Label of the scale class of a free unknown, a group of which has to stand at a place in the end."""
@@ -196,12 +202,12 @@ class Lowering:
     def segments(self, ids: Array, expressions: Array) -> Iterator[tuple[_Place, Array, Array, dict[Key, int], tuple[int, int]]]:
         """Entries by the class and copy of their neurons: places, positions, numbers of the neurons, factors, and whose those are."""
         parts = self.neurons.part(ids)
-        for place, positions, numbers in self.places(ids):
+        for place, positions, numbers, whole in self.places(ids):
             if place.kind[0] == "fixed":
                 yield place, positions, numbers, {}, (int(expressions[positions[0]]), 0)
                 continue
             own = parts[positions]
-            if len(own) == self.sizes[place.kind] and is_increasing(numbers) and (own == own[0]).all():  # as nearly everywhere
+            if whole and (own == own[0]).all():  # as nearly everywhere
                 expression, part = int(expressions[positions[0]]), int(own[0])
                 yield place, positions, numbers, self.solved(expression, part), (expression, part)
                 continue
@@ -331,6 +337,10 @@ class Graph:
     def end(self, numbers: Array) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """The groups that nodes lie in, and in which order."""
         owner = self.group_of[numbers]
+        if (owner == owner[0]).all():
+            name, order = self.groups[owner[0]], self.number_of[numbers]
+            own = len(order) == self.lowering.groups[name].size and is_increasing(order)
+            return (name,), () if own else tuple(order.tolist())
         starts = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
         present = list(dict.fromkeys(owner[starts].tolist()))
         sizes = [self.lowering.groups[self.groups[group]].size for group in present]

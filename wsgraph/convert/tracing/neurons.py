@@ -192,17 +192,18 @@ class Partition:
             different = one != other
             if not different.any():
                 return
-            # Numbers sort much faster than pairs.
-            one, other = np.divmod(distinct((one * len(self._family) + other)[different]), len(self._family))
+            if not (is_increasing(one) and different.all()):  # numbers sort much faster than pairs
+                one, other = np.divmod(distinct((one * len(self._family) + other)[different]), len(self._family))
             fixed, also_fixed = self.is_fixed(one), self.is_fixed(other)
             if (fixed != also_fixed).any():  # what meets a neuron that cannot move cannot move either
                 meeting = np.concatenate([one[fixed != also_fixed], other[fixed != also_fixed]])
                 self.split(meeting, reason)
                 self.fix(meeting, reason)
                 continue
-            if fixed.all():
+            if fixed.any():
+                one, other = one[~fixed], other[~fixed]
+            if not len(one):
                 return
-            one, other = one[~fixed], other[~fixed]
             if self._unify_apart(one, other):
                 return
             self._unify_families(one, other, reason)
@@ -217,40 +218,42 @@ class Partition:
         if not is_increasing(one) or len(distinct(other)) < len(other):
             return False
         families, partners = self._family[one], self._family[other]
+        whole = len(one) == len(self._members[families[0]]) == len(self._members[partners[0]])
+        if whole and families[0] != partners[0] and (families == families[0]).all() and (partners == partners[0]).all():
+            self._members[partners[0]] = other[:0]  # as nearly always
+            self._become(other, one)
+            return True
         keys, numbers, counts = numbered(families * len(self._members) + partners)
         pairs = np.divmod(keys, len(self._members))
         if not set(pairs[0].tolist()).isdisjoint(pairs[1].tolist()):
             return False
-        order = np.arange(len(one))
+        order, turn_of = np.arange(len(one)), np.zeros(len(one), np.int64)
         if len(keys) > 1:  # by their first pairs
             firsts = np.empty_like(keys)
             firsts[numbers[::-1]] = order[::-1]
             turns = firsts.argsort()
             numbers = turns.argsort()[numbers]
-            order, counts = numbers.argsort(kind="stable"), counts[turns]
+            order, counts, pairs = numbers.argsort(kind="stable"), counts[turns], (pairs[0][turns], pairs[1][turns])
+            turn_of = numbers[order]
+        bound = len(self._family)
+        sides = one[order], np.sort(turn_of * bound + other[order]) % bound
         stops = counts.cumsum().tolist()
-        left: dict[int, int] = {}
-        chosen: list[Array] = []
-        turns_of: list[Array] = []
-        gone: list[Array] = []
-        touched: set[int] = set()
-        for turn, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
-            for side, neurons in enumerate((one, other)):
-                ids = neurons[order[start:stop]]
-                family = int((families, partners)[side][order[start]])
-                left.setdefault(family, len(self._members[family]))
-                whole = len(ids) == left[family]
-                left[family] -= len(ids)
-                if not whole:
-                    ids = np.sort(ids)
-                    self._family[ids] = self._new_family(ids if side == 0 else ids[:0])
-                    chosen.append(ids)
-                    turns_of.append(np.full(len(ids), 2 * turn + side))
-                if side == 1 or not whole:
-                    gone.append(ids)
-                    touched.add(family)
-        self._drop(touched, np.concatenate(gone))
-        if chosen:
+        left = {family: len(self._members[family]) for ends in pairs for family in distinct(ends).tolist()}
+        fresh = np.zeros((2, len(counts)), np.int64)  # families of neurons that leave others behind, 0 where none are left
+        for turn, (stop, *ends) in enumerate(zip(stops, pairs[0].tolist(), pairs[1].tolist(), strict=True)):
+            start = stops[turn - 1] if turn else 0
+            for side, family in enumerate(ends):
+                left[family] -= stop - start
+                if left[family]:
+                    fresh[side, turn] = self._new_family(sides[0][start:stop] if side == 0 else sides[1][:0])
+        chosen, turns_of = [], []
+        for side, ids in enumerate(sides):
+            families = fresh[side][turn_of]
+            self._family[ids[families > 0]] = families[families > 0]
+            chosen.append(ids[families > 0])
+            turns_of.append(2 * turn_of[families > 0] + side)
+        self._drop({*pairs[0][fresh[0] > 0].tolist(), *pairs[1].tolist()}, np.concatenate([chosen[0], sides[1]]))
+        if len(chosen[0]) or len(chosen[1]):
             self._split_parts(np.concatenate(chosen), np.concatenate(turns_of))
         self._become(other, one)
         return True
@@ -304,6 +307,9 @@ class Partition:
         everyone, place = self._everyone(old)
         self._representative[everyone] = new[place]
         # Circles become one when what follows is passed around between one of each.
+        if is_increasing(new):
+            self._next[old], self._next[new] = self._next[new], self._next[old]
+            return
         order = new.argsort(kind="stable")
         old, new = old[order], new[order]
         starts = np.flatnonzero(np.concatenate([[True], new[1:] != new[:-1]]))

@@ -318,13 +318,17 @@ def _values(argument: Any) -> list[Value]:
 def paths_of(node: Any) -> list[str]:
     """Paths of the modules that a node belongs to, from the whole module to the innermost one."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    paths = (str(path) for path, _ in stack.values())
-    return [path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._").replace("._modules", "") for path in paths]
+    return [_plain_path(str(path)) for path, _ in stack.values()]
+
+
+def _plain_path(path: str) -> str:
+    return path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._").replace("._modules", "")
 
 
 def module_of(node: Any) -> str:
     """Path of the module that a node belongs to."""
-    return paths_of(node)[-1]
+    stack = node.meta.get("nn_module_stack")
+    return _plain_path(str(next(reversed(stack.values()))[0])) if stack else ""
 
 
 def _results(node: Any) -> list[Any]:
@@ -438,9 +442,9 @@ def constant_value(tensor: Tensor) -> Value:
 
 def _with_nodes(result: Value, values: list[Value], name: str, arguments: Mapping[str, Any], scope: Scope) -> Value:
     """A result of values that flow through the network, with nodes: those that its rule gave it, or one that reads all others."""
-    labels = tuple(replace(label, nodes=label.marks.clamp(min=0)) for label in result.labels)
+    labels = tuple(label.with_nodes_only() for label in result.labels)
     whole = 0
-    if not any(bool((label.marks > 0).any()) for label in labels):
+    if not any(label.has_nodes for label in labels):
         whole = result.whole if result.whole > 0 else scope.nodes.gather(torch.cat([value.marks for value in values]))
         if labels and whole:  # neurons of which only this is known
             nodes = scope.nodes.make(labels[0].codes)

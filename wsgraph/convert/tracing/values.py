@@ -58,6 +58,16 @@ class Label:
         """Nodes and pins, 0 where nothing is known."""
         return torch.zeros_like(self.codes) if self.nodes is None else self.nodes
 
+    @cached_property
+    def has_nodes(self) -> bool:
+        """Whether any of the marks is a node."""
+        return self.nodes is not None and bool((self.nodes.numpy() > 0).any())
+
+    @cached_property
+    def has_pins(self) -> bool:
+        """Whether any of the marks is a pin."""
+        return self.nodes is not None and bool((self.nodes.numpy() < 0).any())
+
     def full(self, shape: Sequence[int]) -> Tensor:
         """Codes of all entries, without a copy.
 
@@ -80,16 +90,24 @@ class Label:
         """Expressions of the factors."""
         return _tensor(expressions_of(self.codes.numpy()))
 
+    def with_nodes_only(self) -> Label:
+        """The label without pins."""
+        if self.nodes is None or self.has_pins:
+            return Label(self.dims, self.codes, self.marks.clamp(min=0))
+        return self
+
     def without_factors(self) -> Label:
         """The label with all factors 1."""
-        return replace(self, codes=coded(self.ids))
+        return Label(self.dims, coded(self.ids), self.nodes)
 
     def without_zeros(self) -> Label:
         """The label where zeros have become other numbers, that belong to no neuron."""
-        return replace(self, codes=self.codes.clamp(min=0))
+        return Label(self.dims, self.codes.clamp(min=0), self.nodes)
 
     def moved(self, dims: Sequence[int]) -> Label:
         """The same codes on other dimensions, given in the order of the old ones."""
+        if len(dims) == 1:
+            return Label(tuple(dims), self.codes, self.nodes)
         order = sorted(range(len(dims)), key=lambda i: dims[i])
         nodes = None if self.nodes is None else self.nodes.permute(order)
         return Label(tuple(dims[i] for i in order), self.codes.permute(order), nodes)
@@ -151,12 +169,12 @@ class Value:
     @cached_property
     def has_nodes(self) -> bool:
         """Whether these are values that flow through the network."""
-        return self.whole > 0 or any(label.nodes is not None and bool((label.nodes > 0).any()) for label in self.labels)
+        return self.whole > 0 or any(label.has_nodes for label in self.labels)
 
     @cached_property
     def has_pins(self) -> bool:
         """Whether this is a parameter."""
-        return self.whole < 0 or any(label.nodes is not None and bool((label.nodes < 0).any()) for label in self.labels)
+        return self.whole < 0 or any(label.has_pins for label in self.labels)
 
     @property
     def ndim(self) -> int:
@@ -315,9 +333,9 @@ class Scope:
             if not labels and one.whole and other.whole:
                 wholes = torch.tensor([[one.whole], [other.whole]])
                 whole = int(self.nodes.join(wholes[0], wholes[1], torch.zeros(1, dtype=torch.long), product=product))
-            elif not any(bool((label.marks > 0).any()) for label in labels):
+            elif not any(label.has_nodes for label in labels):
                 whole = self.nodes.gather(torch.cat([one.marks, other.marks]))
-            labels = [replace(label, nodes=label.marks.clamp(min=0)) for label in labels]
+            labels = [label.with_nodes_only() for label in labels]
         else:
             whole = one.whole or other.whole
         return Value(tuple(shape), tuple(labels), uniform, zero, whole=whole)
@@ -325,6 +343,10 @@ class Scope:
     def _join(self, label: Label, *others: Label | int, product: bool) -> Label:
         """A label with the marks of a sum or product; the others vary along some of its dimensions, or are marks of whole tensors."""
         for other in others:
+            if other == 0 or (isinstance(other, Label) and other.nodes is None):  # of which the graph shows nothing
+                if label.nodes is None and (isinstance(other, int) or set(other.dims) <= set(label.dims)):
+                    label = Label(label.dims, label.codes, label.marks)
+                continue
             if isinstance(other, int):
                 marks = torch.full_like(label.codes, other)
             elif set(other.dims) <= set(label.dims):
@@ -333,13 +355,13 @@ class Scope:
             else:
                 continue
             joined = self.nodes.join(label.marks.flatten(), marks.flatten(), label.codes.flatten(), product=product)
-            label = replace(label, nodes=joined.view(label.codes.shape))
+            label = Label(label.dims, label.codes, joined.view(label.codes.shape))
         return label
 
     def _match(self, label: Label, partners: list[Label], mine: Value, other: Value, *, product: bool) -> list[Label]:
         if len(partners) == 1 and partners[0].dims == label.dims:
             codes = (self.multiply if product else self.unify)(label.codes.flatten(), partners[0].codes.flatten())
-            return [self._join(replace(label, codes=codes.view(label.codes.shape)), partners[0], product=product)]
+            return [self._join(Label(label.dims, codes.view(label.codes.shape), label.nodes), partners[0], product=product)]
         if not partners:
             if not all(other.is_uniform(dim) for dim in label.dims):
                 self.fix(label)
@@ -538,7 +560,7 @@ class Scope:
             sources = torch.tensor([whole]) if size == 1 else self.nodes.ports(whole, codes, alike=alike)
         if pins is not None and bool((sources > 0).all()):
             sources = self.nodes.gained(sources, pins, codes)
-        written = [label for label, letters in kept if letters is other_names and bool((label.marks < 0).any())]
+        written = [label for label, letters in kept if letters is other_names and label.has_pins]
         made = {id(label): self.nodes.make(self._before_gain(label).codes) for label in written}
         ends: list[tuple[Tensor, Tensor | None]] = [(made[id(label)], label.marks.flatten()) for label in written]
         whole = 0
