@@ -14,6 +14,7 @@ import wsgraph
 from tests.networks import NETWORKS, make
 from wsgraph import ParameterGraph, WeightSpace
 from wsgraph.nn import build_model
+from wsgraph.nn.message import graph_layers
 from wsgraph.nn.message.wiring import Wiring
 from wsgraph.testing import assert_equivariant, assert_invariant
 
@@ -131,3 +132,22 @@ def test_weights_changed_in_place_are_noticed() -> None:
     assert drawn.x is not None
     drawn.x.mul_(2)
     torch.testing.assert_close(drawn.blocks().biases[0], 2 * thetas[:, space.slices["layers.0.bias"]])
+
+
+def test_large_networks_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = traced("resnet")
+    thetas = space.sample(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network = built("neural_graph", space)
+
+    def outputs_and_gradients() -> list[Tensor]:
+        network.zero_grad()
+        own = thetas.clone().requires_grad_()
+        outputs = network(space.batch(own))
+        outputs.square().sum().backward()
+        return [outputs.detach(), own.grad, *(p.grad for p in network.parameters() if p.grad is not None and p.grad.any())]  # type: ignore[list-item]
+
+    whole = outputs_and_gradients()
+    for name, value in (("_HEAVY", 1), ("_HEAVY_LINK", 1), ("_CHUNK", 64)):
+        monkeypatch.setattr(graph_layers, name, value)
+    for one, other in zip(whole, outputs_and_gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from wsgraph.nn.message.links import DenseLink, End, Link, Reduce
 from wsgraph.nn.message.wiring import Wiring
@@ -59,23 +59,91 @@ class EdgeFeatures:
         if not self.is_heavy(i):
             return function(link, self.raw[i], self.normalized(i), *here, *there)
 
-        def compute(piece: Link, raw: Tensor, *neurons: Tensor) -> Any:
-            return function(piece, raw, self.norm(raw), *neurons)
-
         pieces = link.pieces(end, max(1, math.ceil(self.raw[i].numel() / _CHUNK)))
-        counts = [count for _, count in pieces]
         dim = 1 if end == "target" or not isinstance(link, DenseLink) else 2
-        # Split, not narrowed piece by piece: the gradient is one concatenation.
-        raw = [self.raw[i]] if len(pieces) == 1 else self.raw[i].split(counts, dim)
-        own = [[x] * len(pieces) if len(pieces) == 1 or x.shape[-2] == 1 else x.split(counts, -2) for x in here]
-        results = [
-            checkpoint(compute, piece, raw[j], *(x[j] for x in own), *there, use_reentrant=False) for j, (piece, _) in enumerate(pieces)
-        ]
-        if len(results) == 1:
-            return results[0]
-        if isinstance(results[0], tuple):
-            return tuple(torch.cat(parts, dim=1) for parts in zip(*results, strict=True))
-        return torch.cat(results, dim=1)
+        owner = function.__self__  # type: ignore[attr-defined]
+        parameters = [*self.norm.parameters(), *owner.parameters()]
+
+        def compute(piece: Link, raw: Tensor, *neurons: Tensor) -> tuple[Tensor, ...]:
+            result = function(piece, raw, self.norm(raw), *neurons)
+            return result if isinstance(result, tuple) else (result,)
+
+        job = _Job(compute, pieces, dim, len(here), len(there))
+        results = _InPieces.apply(job, self.raw[i], *here, *there, *parameters)
+        return results if len(results) > 1 else results[0]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is computed of the edges of a link, piece by piece."""
+
+    compute: Callable[..., tuple[Tensor, ...]]
+    pieces: list[tuple[Link, int]]
+    dim: int
+    here: int
+    there: int
+
+    def parts(self, raw: Tensor, here: Sequence[Tensor]) -> Iterator[tuple[Link, slice, Tensor, list[Tensor]]]:
+        """Every piece, its neurons, and the features of its edges and neurons."""
+        start = 0
+        for piece, count in self.pieces:
+            if len(self.pieces) == 1:
+                yield piece, slice(None), raw, list(here)
+            else:
+                own = [x if x.shape[-2] == 1 else x.narrow(-2, start, count) for x in here]
+                yield piece, slice(start, start + count), raw.narrow(self.dim, start, count), own
+            start += count
+
+
+class _InPieces(torch.autograd.Function):
+    """A function of the edges of a link that keeps nothing but its inputs, and computes both passes piece by piece.
+
+    All that outlives a piece is allocated before the first, so that pieces find the memory of those before them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, job: _Job, raw: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.job, ctx.cast = job, torch.is_autocast_enabled(raw.device.type)
+        ctx.save_for_backward(raw, *tensors)
+        here, there = tensors[: job.here], tensors[job.here : job.here + job.there]
+        total = sum(count for _, count in job.pieces)
+        results: list[Tensor] = []
+        for piece, where, edges, own in job.parts(raw, here):
+            made = job.compute(piece, edges, *own, *there)
+            if len(job.pieces) == 1:
+                return made
+            if not results:
+                results = [value.new_empty(value.shape[0], total, *value.shape[2:]) for value in made]
+            for result, value in zip(results, made, strict=True):
+                result[:, where] = value
+        return tuple(results)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        job, (raw, *tensors) = ctx.job, ctx.saved_tensors
+        here, there = tensors[: job.here], tensors[job.here : job.here + job.there]
+        parameters = tensors[job.here + job.there :]
+        totals = [torch.zeros_like(tensor) for tensor in (raw, *tensors)]
+        device = raw.device.type
+        for piece, where, edges, own in job.parts(raw, here):
+            inputs = [tensor.detach().requires_grad_() for tensor in (edges, *own, *there)]
+            with torch.enable_grad(), torch.autocast(device, enabled=ctx.cast, dtype=torch.get_autocast_dtype(device)):
+                made = job.compute(piece, *inputs)
+            sought = [*inputs, *parameters]
+            found = torch.autograd.grad(made, sought, [grad[:, where] for grad in grads], allow_unused=True)
+            views = _views(job, totals, where)
+            for view, gradient in zip(views, found, strict=True):
+                if gradient is not None:
+                    view.add_(gradient)
+        return (None, *totals)
+
+
+def _views(job: _Job, totals: Sequence[Tensor], where: slice) -> list[Tensor]:
+    """Where the gradients of a piece go."""
+    raw, here, rest = totals[0], totals[1 : 1 + job.here], totals[1 + job.here :]
+    own = [total if total.shape[-2] == 1 else total[..., where, :] for total in here]
+    return [raw[(slice(None),) * job.dim + (where,)], *own, *rest]
 
 
 class _EdgeUpdate(nn.Module):
