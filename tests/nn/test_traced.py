@@ -144,7 +144,7 @@ def test_large_networks_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) 
         own = thetas.clone().requires_grad_()
         outputs = network(space.batch(own))
         outputs.square().sum().backward()
-        return [outputs.detach(), own.grad, *(p.grad for p in network.parameters() if p.grad is not None and p.grad.any())]  # type: ignore[list-item]
+        return [outputs.detach(), own.grad, *(p.grad for p in network.parameters() if p.grad is not None and p.grad.any())]
 
     whole = outputs_and_gradients()
     for name, value in (("_HEAVY", 1), ("_HEAVY_LINK", 1), ("_CHUNK", 64)):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wsgraph.nn.heads import mlp_head
 from wsgraph.nn.message.invariants import canonical_features, invariant_features, powered
@@ -24,6 +25,9 @@ from wsgraph.operators import apply_operator
 from wsgraph.space import ParameterGraph, Symmetry
 
 __all__ = ["MonomialConv", "MonomialGNN", "canonical_features"]
+
+# Numbers in a stream from which on nothing but the streams between rounds is kept.
+_LARGE = 1 << 22
 
 Stream = list[Tensor]
 """Features per part; empty where a stream has not been yet."""
@@ -438,11 +442,13 @@ class MonomialGNN(nn.Module):
         nothing = self.inputs.new_empty(0)
         h: Stream = [part.embed(self.inputs) if part.role == "input" else nothing for part in wiring.parts]
         u: Stream = [part.embed(self.outputs) if part.role == "output" else nothing for part in wiring.parts]
+        neurons = sum(part.bias.shape[:-1].numel() for part in wiring.parts)
+        is_large = neurons * self.inputs.shape[1] >= _LARGE
         for conv in self.convs:
-            h, u = conv((h, u), noisy)
+            h, u = self._kept_or_not(is_large, conv, (h, u), noisy)
         if self.head is None:
             return cast(Tensor, self.weights_out(h, u, noisy))
-        features = [self._pooled(key, h, u, noisy) for key in self.readouts]
+        features = [self._kept_or_not(is_large, self._pooled, key, h, u, noisy) for key in self.readouts]
         outputs = [i for i, part in enumerate(wiring.parts) if part.role == "output"]
         if outputs:
             features.append(symlog(noisy.by_position(outputs, [h[i] for i in outputs], len(self.outputs))).flatten(1))
@@ -452,6 +458,13 @@ class MonomialGNN(nn.Module):
             assert wiring.batch is not None
             features.append(self.probe_readout(self.probes(wiring.batch)))
         return cast(Tensor, self.head(torch.cat(features, dim=1)))
+
+    @staticmethod
+    def _kept_or_not(is_large: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A function of the streams, whose intermediate results large networks compute again in the backward pass."""
+        if not is_large:
+            return function(*arguments)
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
     def _pooled(self, key: str, h: Stream, u: Stream, wiring: Wiring) -> Tensor:
         """Invariants of the neurons of one kind, pooled per network: ``[B, len(pooling) * channels]``."""
