@@ -309,6 +309,7 @@ def test_tables_are_filled_in(tmp_path: Path) -> None:
             readme.filled(wrong, tmp_path)
 
 
+@pytest.mark.slow
 def test_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     document = run("alignment", tmp_path, monkeypatch)
     assert list(document["architectures"]) == ["MLP", "CNN", "ResNet", "ResNet with batch norms", "transformer layer"]

@@ -164,7 +164,7 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor]], dict[str, str]]] 
     "root of squares": (lambda: dense(lambda m, x: m.b(m.a(x).square().sum(1).sqrt())), {"square": PERMUTATION}),
     "power of a half": (lambda: dense(lambda m, x: m.b(torch.exp(m.a(x)) ** 0.5)), {"a": PERMUTATION}),
     "absolute value": (lambda: dense(lambda m, x: m.b(m.a(x).abs())), {"abs": SCALE, "abs[1]": SIGN}),
-    "softsign": (lambda: dense(lambda m, x: (lambda h: m.b(h / (1 + h.abs())))(m.a(x))), {"abs": SIGN}),
+    "softsign": (lambda: dense(lambda m, x: (lambda h: m.b(h / (1 + h.abs())))(m.a(x))), {"abs[1]": SIGN}),
     "cosine": (lambda: dense(lambda m, x: m.b(m.a(x).cos())), {"a": SIGN}),
     "sine and cosine": (lambda: dense(lambda m, x: m.b(torch.cat([m.a(x).cos(), m.a(x).sin()], -1)), 12), {"a": SIGN}),
     "tanh gelu": (lambda: dense(lambda m, x: m.b(F.gelu(m.a(x), approximate="tanh"))), {}),

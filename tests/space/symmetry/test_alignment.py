@@ -135,7 +135,7 @@ TRACED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "residual" else name for name in TRACED])
 def test_planted_elements_of_traced_networks_are_undone(name: str) -> None:
     make, shape = TRACED[name]
     for seed in range(2):
@@ -180,6 +180,7 @@ def test_factors_of_least_distance_by_hand() -> None:
     torch.testing.assert_close(g.scales["hidden.1"], best.view(1, 1), rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_counters_are_no_part_of_the_distance() -> None:
     module = _settled(Residual())
     space = trace(module, torch.randn(2, 1, 6, 6, dtype=torch.float64))
