@@ -89,15 +89,22 @@ def side_by_side(batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 def note_slices(store: Any, spaces: Sequence[BaseSpace]) -> None:
     """What Batch.from_data_list records, so that batch[i] and to_data_list() rebuild single graphs."""
     count = len(spaces)
-    sizes = {id(space): space.topology for space in spaces}
-    nodes, edges = (torch.tensor([getattr(sizes[id(space)], name) for space in spaces]) for name in ("num_nodes", "num_edges"))
+    distinct = {id(space): space for space in spaces}
+
+    def per_network(size: Callable[[BaseSpace], int]) -> Tensor:
+        sizes = {key: size(space) for key, space in distinct.items()}
+        if len(sizes) == 1:
+            return torch.full((count,), next(iter(sizes.values())))
+        return torch.tensor([sizes[id(space)] for space in spaces])
+
+    nodes, edges = per_network(lambda space: space.topology.num_nodes), per_network(lambda space: space.topology.num_edges)
     ones = torch.ones(count, dtype=torch.long)
     steps = {"x": nodes, "edge_index": edges, "edge_attr": edges, "space": ones}
     steps |= {name: edges if name == "edge_layer" else nodes for name in STRUCTURE}
     if isinstance(store.get("y"), Tensor):
         steps["y"] = ones
     if "theta" in store:
-        steps["theta"] = torch.tensor([space.num_params for space in spaces])
+        steps["theta"] = per_network(lambda space: space.num_params)
     store._slice_dict = {name: torch.cat([torch.zeros(1, dtype=torch.long), step.cumsum(0)]) for name, step in steps.items()}
     zeros = torch.zeros(count, dtype=torch.long)
     store._inc_dict = {name: nodes.cumsum(0) - nodes if name == "edge_index" else zeros for name in steps}

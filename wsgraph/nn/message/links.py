@@ -76,6 +76,13 @@ class Link(ABC):
         """At most so many pieces of the link that hold some neurons of one end each, and how many; the whole where it cannot be divided."""
         return [(self, 0)]
 
+    def encoded(self, encoder: Tensor) -> Tensor:
+        """Features ``[..., C]`` of the edges, linear in their weights, with an ``encoder [K, C]``.
+
+        One product of matrices: weights are views of flat checkpoints, which PyTorch would multiply network by network.
+        """
+        return (self.values.reshape(-1, self.values.shape[-1]) @ encoder).unflatten(0, self.values.shape[:-1])
+
     def with_weight(self, function: Callable[[Tensor], Tensor]) -> Link:
         """The same link with another weight."""
         return cast(Link, replace(cast(Any, self), values=function(self.values))) if self.positions else self

@@ -215,7 +215,7 @@ class NeuralGraphNet(nn.Module):
         return features
 
     def _edges(self, wiring: Wiring) -> list[Tensor]:
-        return [F.linear(link.values, self.from_weight.weight[:, : link.values.shape[-1]]) + self._kind(link.kind) for link in wiring.links]
+        return [link.encoded(self.from_weight.weight[:, : link.values.shape[-1]].T) + self._kind(link.kind) for link in wiring.links]
 
     def _kind(self, kind: str) -> Tensor:
         return self.kinds[_KINDS.index(kind)] if kind in _KINDS else self.other_kinds[kind]

@@ -426,7 +426,7 @@ class ScaleGMN(nn.Module):
             elif part.root and self.root is not None and not any(part.symmetry):
                 neurons = neurons + self.root
             x.append(neurons)
-        return x, [link.values @ self.weight_encoder[: link.values.shape[-1]] for link in wiring.links]
+        return x, [link.encoded(self.weight_encoder[: link.values.shape[-1]]) for link in wiring.links]
 
     def _features_beside(self, part: Part) -> Tensor | None:
         """What parameters say of neurons that carry factors, and that carries none: gates alone can read it."""
