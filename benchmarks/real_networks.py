@@ -99,7 +99,10 @@ def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def checkouts(baseline: str) -> Iterator[dict[str, Path]]:
-    """Folders of the earlier version, written out for the time being, and of this one."""
+    """Folders of the earlier version, written out for the time being where it is a commit, and of this one."""
+    if Path(baseline).is_dir():
+        yield {"old": Path(baseline), "new": ROOT}
+        return
     made = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=tar", baseline], capture_output=True)
     if made.returncode:
         told = made.stderr.decode().strip()
@@ -264,7 +267,7 @@ PARTS = ("graph", "models", "trace", "zoo")
 def main() -> None:
     """Measure, print the table, write the JSON and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--baseline", default=BASELINE, help=f"commit to compare with (default: {BASELINE})")
+    parser.add_argument("--baseline", default=BASELINE, help=f"commit, or folder of a tree, to compare with (default: {BASELINE})")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some of the rows (default: all)")
     parser.add_argument("--turns", type=int, help="fresh processes of each version for every row (default: 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: all cores)")

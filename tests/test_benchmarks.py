@@ -168,8 +168,9 @@ def test_accuracy_prediction_divides_a_zoo(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_real_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Small networks, this commit against itself."""
-    monkeypatch.setattr(sys, "argv", ["real_networks.py", "--quick", "--baseline", "HEAD", "--threads", "1", "--output", str(tmp_path)])
+    """Small networks, this version against itself."""
+    options = ["--quick", "--baseline", str(BENCHMARKS.parent), "--threads", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["real_networks.py", *options])
     runpy.run_path(str(BENCHMARKS / "real_networks.py"), run_name="__main__")
     document = json.loads((tmp_path / "real_networks.json").read_text())
     assert (tmp_path / "real_networks.png").read_bytes().startswith(b"\x89PNG")
