@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "make"]
+__all__ = ["NETWORKS", "make", "randomized"]
 
 
-def _drawn(module: nn.Module, seed: int) -> nn.Module:
+def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights, norm gains and statistics, so that no layer is the identity, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
@@ -199,4 +199,4 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
 def make(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...]]:
     """One of the networks in evaluation mode with random weights and norm statistics, and its inputs."""
     factory, inputs = NETWORKS[name]
-    return _drawn(factory(), seed), inputs
+    return randomized(factory(), seed), inputs

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import wsgraph
-from tests.convert.test_tracing import Function, image, randomized
+from tests.convert.test_tracing import Function, image
+from tests.networks import randomized
 from wsgraph import trace
 from wsgraph.convert import BatchNormFolding, FoldingWarning
 from wsgraph.testing import assert_function_preserved

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.convert.test_tracing import CASES, Function, image, randomized, tokens
+from tests.convert.test_tracing import CASES, Function, image, tokens
+from tests.networks import randomized
 from wsgraph import ParameterGraph, SpaceMismatchError, TraceWarning, WeightSpace, trace
 from wsgraph.nn import build_model
 from wsgraph.plot import draw_graph

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from tests.convert.test_tracing import image, randomized, tokens
+from tests.convert.test_tracing import image, tokens
+from tests.networks import randomized
 from wsgraph import CheckpointError, TraceError, load_onnx, trace
 from wsgraph.cli import app
 from wsgraph.convert.onnx import OnnxWarning

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.convert.test_tracing import Function, image, kinds, randomized, tokens
+from tests.convert.test_tracing import Function, image, kinds, tokens
+from tests.networks import randomized
 from wsgraph import TraceWarning, WeightSpace, trace
 from wsgraph.nn import build_model
 from wsgraph.space import Symmetry

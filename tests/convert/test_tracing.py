@@ -13,27 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import wsgraph
+from tests.networks import randomized
 from wsgraph import TraceError, TraceWarning, WeightSpace, from_state_dict, trace
 from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
 from wsgraph.convert.tracing import layers as tracing_layers
 from wsgraph.nn import build_model
 from wsgraph.operators import UnsupportedError
 from wsgraph.testing import assert_function_preserved, assert_invariant
-
-
-def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random norm statistics, so that no layer is the identity, in evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point():
-            drawn = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(drawn.abs() + 0.5)
-            elif tensor.ndim < 2:
-                tensor.copy_(drawn * 0.3 + (1 if name.endswith("weight") else 0))
-            else:
-                tensor.copy_(drawn / math.sqrt(tensor[0].numel()))
-    return module.eval()
 
 
 class Function(nn.Module):

@@ -16,7 +16,8 @@ from torch.func import functional_call, vmap
 from typer.testing import CliRunner
 
 import wsgraph
-from tests.convert.test_tracing import Function, image, randomized, tokens
+from tests.convert.test_tracing import Function, image, tokens
+from tests.networks import randomized
 from wsgraph import SpaceMismatchError, TraceError, WeightSpace, trace
 from wsgraph.cli import app
 from wsgraph.convert.tracing.tying import tie_state

@@ -151,3 +151,21 @@ def test_large_networks_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(graph_layers, name, value)
     for one, other in zip(whole, outputs_and_gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+class _Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x) * self.second(x))
+
+
+def test_products_of_neurons_of_one_kind_are_products_along_edges_too() -> None:
+    space = wsgraph.trace(_Product().eval(), torch.zeros(2, 4))
+    network = built("monomial_gnn", space)
+    batch = space.batch(space.sample(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    assert_invariant(network, space)
+    wires, edges = (network.read(Wiring.of(batch, dense=dense)) for dense in (True, False))  # type: ignore[operator]
+    torch.testing.assert_close(wires, edges, rtol=1e-9, atol=1e-12)

@@ -106,9 +106,8 @@ class ParameterGraph(UndrawnData):
         Raises:
             SpaceMismatchError: If nodes or edges do not lie where the spaces put them.
         """
-        networks = self.networks()
+        networks, spaces = self.networks(), self._given_spaces()
         if networks is None:
-            spaces = self._given_spaces()
             ordered = [
                 (network, space, theta)
                 for space, places, thetas in self.pieces()
@@ -117,8 +116,6 @@ class ParameterGraph(UndrawnData):
             ordered.sort(key=lambda entry: entry[0])
             runs = [(space, list(run)) for space, run in itertools.groupby(ordered, key=lambda entry: entry[1])]
             networks = tuple(Networks(space, torch.stack([theta for *_, theta in run])) for space, run in runs)
-        else:
-            spaces = self._given_spaces()
         changed = [Networks(each.space, function(each.space, each.thetas)) for each in networks]
         for each in changed:
             each.space.check_thetas(each.thetas, finite=True)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsgraph.nn.message.links import DenseLink, End, Link, Reduce
+from wsgraph.nn.message.links import OPPOSITE, DenseLink, End, Link, Reduce
 from wsgraph.nn.message.wiring import Wiring
 
 __all__ = ["EdgeFeatures", "NeuralGraphConv", "RelationalAttention"]
 
-_OTHER: dict[End, End] = {"target": "source", "source": "target"}
 _USUAL_DEGREE = 16
 _SMALLEST_VARIANCE = 1e-6
 
@@ -125,25 +124,19 @@ class _InPieces(torch.autograd.Function):
         here, there = tensors[: job.here], tensors[job.here : job.here + job.there]
         parameters = tensors[job.here + job.there :]
         totals = [torch.zeros_like(tensor) for tensor in (raw, *tensors)]
+        rest = totals[1 + job.here :]
         device = raw.device.type
-        for piece, where, edges, own in job.parts(raw, here):
+        places = job.parts(totals[0], totals[1 : 1 + job.here])
+        for (piece, where, edges, own), (_, _, edge_total, own_totals) in zip(job.parts(raw, here), places, strict=True):
             inputs = [tensor.detach().requires_grad_() for tensor in (edges, *own, *there)]
             with torch.enable_grad(), torch.autocast(device, enabled=ctx.cast, dtype=torch.get_autocast_dtype(device)):
                 made = job.compute(piece, *inputs)
             sought = [*inputs, *parameters]
             found = torch.autograd.grad(made, sought, [grad[:, where] for grad in grads], allow_unused=True)
-            views = _views(job, totals, where)
-            for view, gradient in zip(views, found, strict=True):
+            for view, gradient in zip([edge_total, *own_totals, *rest], found, strict=True):
                 if gradient is not None:
                     view.add_(gradient)
         return (None, *totals)
-
-
-def _views(job: _Job, totals: Sequence[Tensor], where: slice) -> list[Tensor]:
-    """Where the gradients of a piece go."""
-    raw, here, rest = totals[0], totals[1 : 1 + job.here], totals[1 + job.here :]
-    own = [total if total.shape[-2] == 1 else total[..., where, :] for total in here]
-    return [raw[(slice(None),) * job.dim + (where,)], *own, *rest]
 
 
 class _EdgeUpdate(nn.Module):
@@ -199,7 +192,7 @@ class _Messages(nn.Module):
 
     def __init__(self, channels: int, end: End) -> None:
         super().__init__()
-        self.channels, self.end, self.start = channels, end, _OTHER[end]
+        self.channels, self.end, self.start = channels, end, OPPOSITE[end]
         self.from_here, self.from_there = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
         self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(2))
 
@@ -233,14 +226,16 @@ class _Messages(nn.Module):
                     continue
                 for values, how in zip(statistics, ("sum", "max", "min"), strict=True):
                     values.append((link, link.reduce(made, self.end, how)))  # type: ignore[arg-type]
+        degrees = wiring.degrees(self.end)
+
+        def per_edge(totals: Sequence[Tensor | None]) -> list[Tensor | None]:
+            return [None if total is None else total / cast(Any, degree) for total, degree in zip(totals, degrees, strict=True)]
+
         if wiring.is_dense:
             totals, largest, smallest = (
                 wiring.joined(values, self.end, how) for values, how in zip(statistics, ("sum", "max", "min"), strict=True)
             )
-            degrees = wiring.degrees(self.end)
-            mean: list[Tensor | None] = [
-                None if total is None else total / cast(Any, degree) for total, degree in zip(totals, degrees, strict=True)
-            ]
+            mean = per_edge(totals)
         else:
             mean, largest, smallest = (wiring.aggregate(messages, self.end, reduce) for reduce in ("mean", "max", "min"))
         # The square of the mean taken from the mean of squares would cancel.
@@ -253,9 +248,7 @@ class _Messages(nn.Module):
             else:
                 difference = (own_message - link.spread(centre, self.end)).square()
                 squares.append((link, link.reduce(difference, self.end)))
-        degrees = wiring.degrees(self.end)
-        totals = wiring.joined(squares, self.end, "sum")
-        variance = [None if total is None else total / cast(Any, degree) for total, degree in zip(totals, degrees, strict=True)]
+        variance = per_edge(wiring.joined(squares, self.end, "sum"))
         results = []
         for i, part in enumerate(x):
             if i not in ends:
@@ -264,9 +257,7 @@ class _Messages(nn.Module):
             # With a finite gradient, and zero where all messages agree.
             deviation = cast(Tensor, variance[i]).add(_SMALLEST_VARIANCE).sqrt() - _SMALLEST_VARIANCE**0.5
             joined = torch.cat([cast(Tensor, mean[i]), deviation, cast(Tensor, largest[i]), cast(Tensor, smallest[i])], dim=-1)
-            amplification = torch.as_tensor(
-                sum(link.degree(self.end) for link in wiring.links_at(i, self.end)), dtype=part.dtype, device=part.device
-            ).log1p() / math.log1p(_USUAL_DEGREE)
+            amplification = torch.as_tensor(degrees[i], dtype=part.dtype, device=part.device).log1p() / math.log1p(_USUAL_DEGREE)
             results.append(torch.cat([joined, joined * amplification], dim=-1))
         return results
 
@@ -302,7 +293,7 @@ class NeuralGraphConv(_GraphLayer):
 
     def __init__(self, channels: int, *, update_edges: bool = True) -> None:
         super().__init__(channels, update_edges)
-        self.messages = nn.ModuleList(_Messages(channels, end) for end in _OTHER)
+        self.messages = nn.ModuleList(_Messages(channels, end) for end in OPPOSITE)
         self.out = nn.Sequential(nn.Linear(16 * channels, channels), nn.SiLU(), nn.Linear(channels, channels))
 
     def update_neurons(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
@@ -316,7 +307,7 @@ class _Pairs(nn.Module):
 
     def __init__(self, channels: int, heads: int, end: End) -> None:
         super().__init__()
-        self.heads, self.end, self.start = heads, end, _OTHER[end]
+        self.heads, self.end, self.start = heads, end, OPPOSITE[end]
         self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
         self.edge_query, self.edge_key, self.factor, self.term = (nn.Linear(channels, channels, bias=False) for _ in range(4))
 
@@ -375,7 +366,7 @@ class RelationalAttention(_GraphLayer):
         if heads < 1 or channels % heads:
             raise ValueError(f"Expected 'heads' to be a divisor of the number of channels, {channels} (got {heads}).")
         self.heads = heads
-        self.pairs = nn.ModuleList(_Pairs(channels, heads, end) for end in _OTHER)
+        self.pairs = nn.ModuleList(_Pairs(channels, heads, end) for end in OPPOSITE)
         self.out = nn.Linear(channels, channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(channels), nn.Linear(channels, 2 * channels), nn.SiLU(), nn.Linear(2 * channels, channels)
@@ -395,7 +386,7 @@ class RelationalAttention(_GraphLayer):
 
         def reduced(messages: Sequence[Sequence[Tensor]], empty: Sequence[Tensor], reduce: Reduce) -> Sequence[Tensor]:
             combine = torch.maximum if reduce == "max" else torch.add
-            for end, side in zip(_OTHER, messages, strict=True):
+            for end, side in zip(OPPOSITE, messages, strict=True):
                 pieces = wiring.aggregate(side, end, reduce)
                 empty = [part if piece is None else combine(part, piece) for part, piece in zip(empty, pieces, strict=True)]
             return empty
@@ -404,7 +395,7 @@ class RelationalAttention(_GraphLayer):
         largest = reduced([[logit.detach() for logit in side] for side in logits], zeros, "max")
         weights = [
             [(logit - link.spread(largest[getattr(link, end)], end)).exp() for link, logit in zip(wiring.links, side, strict=True)]
-            for end, side in zip(_OTHER, logits, strict=True)
+            for end, side in zip(OPPOSITE, logits, strict=True)
         ]
         weighted = [
             [(weight[..., None] * value).flatten(-2) for weight, value in zip(*sides, strict=True)]

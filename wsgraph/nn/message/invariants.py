@@ -8,7 +8,7 @@ from torch import Tensor
 from wsgraph.nn.normalize import symlog, unit_vectors
 from wsgraph.space import Symmetry
 
-__all__ = ["canonical_features", "invariant_features", "powered"]
+__all__ = ["canonical_features", "free_number", "invariant_features", "powered"]
 
 
 def canonical_features(x: Tensor, symmetry: Symmetry) -> Tensor:
@@ -35,6 +35,20 @@ def invariant_features(h: Tensor, u: Tensor, symmetry: Symmetry) -> Tensor:
     """What the two streams of neurons say beyond their factors: ``[..., 3 * channels]``."""
     h, u = torch.broadcast_tensors(h, u)
     return torch.cat([canonical_features(h, symmetry), canonical_features(u, symmetry), symlog(h * u)], dim=-1)
+
+
+def free_number(values: Tensor, left: Symmetry) -> Tensor:
+    """Single numbers of neurons freed of factors: without a direction, of one with an unknown positive factor its sign is left.
+
+    Args:
+        values: Tensor ``[..., 1]``.
+        left: Factors that it carries.
+
+    Returns:
+        Invariant tensor of the same shape.
+    """
+    values = values.abs() if left.sign else values
+    return values.sign() if left.positive else symlog(values)
 
 
 def powered(x: Tensor, degree: int, symmetry: Symmetry) -> Tensor:

@@ -14,9 +14,10 @@ from torch_geometric.utils import scatter
 
 from wsgraph.nn.message.transport import EXACT, Transport
 
-__all__ = ["BlockLink", "DenseLink", "End", "IdentityLink", "IndexedLink", "Link", "Reduce", "SparseLink"]
+__all__ = ["OPPOSITE", "BlockLink", "DenseLink", "End", "IdentityLink", "IndexedLink", "Link", "Reduce", "SparseLink"]
 
 End = Literal["source", "target"]
+OPPOSITE: dict[End, End] = {"target": "source", "source": "target"}
 Reduce = Literal["sum", "mean", "max", "min", "mul"]
 
 
@@ -39,11 +40,6 @@ class Link(ABC):
     kind: str
     transport: Transport
 
-    @property
-    def weight(self) -> Tensor | None:
-        """The weights ``[..., K]``, ``None`` where the edges have none."""
-        return self.values if self.positions else None
-
     @abstractmethod
     def spread(self, x: Tensor, end: End) -> Tensor:
         """Features of the neurons at one end, of a shape that broadcasts with the edges."""
@@ -65,8 +61,7 @@ class Link(ABC):
 
     def total(self, x: Tensor, end: End) -> Tensor:
         """The sum over the neurons at the other end that an edge joins with each at this one."""
-        start: End = "source" if end == "target" else "target"
-        return self.reduce(self.spread(x, start), end)
+        return self.reduce(self.spread(x, OPPOSITE[end]), end)
 
     @abstractmethod
     def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
@@ -88,6 +83,7 @@ class Link(ABC):
         return cast(Link, replace(cast(Any, self), values=function(self.values))) if self.positions else self
 
 
+@dataclass(frozen=True)
 class _LaidOut(Link):
     """A link between features ``[B, n, C]`` that reads and writes the neurons of a part in its own order, or some of them.
 
@@ -97,15 +93,26 @@ class _LaidOut(Link):
         target_pick: The same of targets.
     """
 
-    sizes: tuple[int, int]
-    source_pick: Tensor | None
-    target_pick: Tensor | None
+    source: int
+    target: int
+    positions: int
+    values: Tensor
+    kind: str = "weight"
+    transport: Transport = EXACT
+    sizes: tuple[int, int] = (0, 0)
+    source_pick: Tensor | None = None
+    target_pick: Tensor | None = None
 
     def picked(self, x: Tensor, end: End) -> Tensor:
         """The features of the neurons that the link joins, in its order."""
         pick = self.source_pick if end == "source" else self.target_pick
         # What is shared by all neurons, or by all networks, stays so.
         return x if pick is None or x.shape[-2] == 1 else x.index_select(-2, pick)
+
+    def expanded(self, messages: Tensor) -> Tensor:
+        """Messages of all edges, where some share theirs."""
+        shape = torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1])
+        return messages.expand(*shape, messages.shape[-1])
 
     def put(self, x: Tensor, end: End) -> Tensor:
         """Sums for the neurons of a part, of features in the link's order; zeros where it has no edges."""
@@ -148,22 +155,11 @@ class _LaidOut(Link):
 class DenseLink(_LaidOut):
     """Every source neuron reaches every target neuron: edges are ``[B, n_out, n_in, ...]``, neurons ``[B, n, ...]``."""
 
-    source: int
-    target: int
-    positions: int
-    values: Tensor
-    kind: str = "weight"
-    transport: Transport = EXACT
-    sizes: tuple[int, int] = (0, 0)
-    source_pick: Tensor | None = None
-    target_pick: Tensor | None = None
-
     def spread(self, x: Tensor, end: End) -> Tensor:
         return self.picked(x, end).unsqueeze(-3 if end == "source" else -2)
 
     def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        shape = (*torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1]), messages.shape[-1])
-        return self.settled(messages.expand(shape), 2 if end == "target" else 1, end, reduce)
+        return self.settled(self.expanded(messages), 2 if end == "target" else 1, end, reduce)
 
     def degree(self, end: End) -> int | Tensor:
         return self.counted(self.values.shape[2 if end == "target" else 1], end)
@@ -176,7 +172,7 @@ class DenseLink(_LaidOut):
         return [(replace(self, values=chunk), chunk.shape[dim]) for chunk in chunks]
 
     def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
-        start: End = "source" if end == "target" else "target"
+        start = OPPOSITE[end]
         weight = self.values if end == "target" else self.values.transpose(1, 2)
         spread = self.picked(x, start)[..., None, :] * vectors  # [B, n, K, C]
         if spread.shape[-3] == 1 != weight.shape[2]:
@@ -184,7 +180,7 @@ class DenseLink(_LaidOut):
         return self.put(weight.flatten(2) @ spread.flatten(-3, -2), end)
 
     def total(self, x: Tensor, end: End) -> Tensor:
-        start: End = "source" if end == "target" else "target"
+        start = OPPOSITE[end]
         here, there = self.values.shape[1:3] if end == "target" else self.values.shape[2:0:-1]
         x = self.picked(x, start)
         total = x.sum(-2, keepdim=True) * (there if x.shape[-2] == 1 else 1)
@@ -204,28 +200,19 @@ class DenseLink(_LaidOut):
 class IdentityLink(_LaidOut):
     """Neuron to neuron, as a skip connection or the gain of a norm: edges are ``[B, n, ...]`` like neurons."""
 
-    source: int
-    target: int
-    positions: int
-    values: Tensor
     kind: str = "sum"
-    transport: Transport = EXACT
-    sizes: tuple[int, int] = (0, 0)
-    source_pick: Tensor | None = None
-    target_pick: Tensor | None = None
 
     def spread(self, x: Tensor, end: End) -> Tensor:
         return self.picked(x, end)
 
     def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        shape = (*torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1]), messages.shape[-1])
-        return self.settled(messages.expand(shape)[..., None, :], -2, end, reduce)
+        return self.settled(self.expanded(messages)[..., None, :], -2, end, reduce)
 
     def degree(self, end: End) -> int | Tensor:
         return self.counted(1, end)
 
     def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
-        start: End = "source" if end == "target" else "target"
+        start = OPPOSITE[end]
         return self.put((self.values @ vectors) * self.picked(x, start), end)
 
     def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
@@ -235,16 +222,6 @@ class IdentityLink(_LaidOut):
 @dataclass(frozen=True)
 class BlockLink(_LaidOut):
     """Targets read the sources of their block, as in grouped convolutions: edges are ``[B, blocks, n_out, n_in, ...]``."""
-
-    source: int
-    target: int
-    positions: int
-    values: Tensor
-    kind: str = "weight"
-    transport: Transport = EXACT
-    sizes: tuple[int, int] = (0, 0)
-    source_pick: Tensor | None = None
-    target_pick: Tensor | None = None
 
     def _blocks(self, x: Tensor, end: End) -> Tensor:
         x = self.picked(x, end)
@@ -256,8 +233,7 @@ class BlockLink(_LaidOut):
         return self._blocks(x, end).unsqueeze(-3 if end == "source" else -2)
 
     def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        shape = (*torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1]), messages.shape[-1])
-        ordered = messages.expand(shape)
+        ordered = self.expanded(messages)
         ordered = ordered if end == "target" else ordered.transpose(2, 3)
         return self.settled(ordered.flatten(1, 2), 2, end, reduce)
 
@@ -265,7 +241,7 @@ class BlockLink(_LaidOut):
         return self.counted(self.values.shape[3 if end == "target" else 2], end)
 
     def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
-        start: End = "source" if end == "target" else "target"
+        start = OPPOSITE[end]
         weight = self.values if end == "target" else self.values.transpose(2, 3)
         spread = self._blocks(x, start)[..., None, :] * vectors  # [B, blocks, n, K, C]
         return self.put((weight.flatten(3) @ spread.flatten(-3, -2)).flatten(1, 2), end)
@@ -277,39 +253,14 @@ class BlockLink(_LaidOut):
 
 
 @dataclass(frozen=True)
-class IndexedLink(_LaidOut):
+class IndexedLink(IdentityLink):
     """Edges by index between features ``[B, n, C]``: edges are ``[B, E, ...]``, and the picks name both their ends."""
 
-    source: int
-    target: int
-    positions: int
-    values: Tensor
     kind: str = "weight"
-    transport: Transport = EXACT
-    sizes: tuple[int, int] = (0, 0)
-    source_pick: Tensor | None = None
-    target_pick: Tensor | None = None
-
-    def spread(self, x: Tensor, end: End) -> Tensor:
-        return self.picked(x, end)
-
-    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        shape = (*torch.broadcast_shapes(messages.shape[:-1], self.values.shape[:-1]), messages.shape[-1])
-        return self.settled(messages.expand(shape)[..., None, :], -2, end, reduce)
-
-    def degree(self, end: End) -> int | Tensor:
-        return self.counted(1, end)
 
     def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
-        start: End = "source" if end == "target" else "target"
-
-        def messages(x: Tensor, weight: Tensor, vectors: Tensor) -> Tensor:
-            return self.put((weight @ vectors) * self.picked(x, start), end)
-
-        return cast(Tensor, checkpoint(messages, x, self.values, vectors, use_reentrant=False))
-
-    def pair(self, target: Tensor, source: Tensor, vectors: Tensor) -> Tensor:
-        return (self.picked(target, "target") * self.picked(source, "source")) @ vectors.T
+        # There may be many edges per neuron: recomputed in the backward pass, so that no features per edge are kept.
+        return cast(Tensor, checkpoint(super().contract, x, vectors, end, use_reentrant=False))
 
 
 @dataclass(frozen=True)
@@ -345,7 +296,7 @@ class SparseLink(Link):
         return index.bincount(minlength=size)[:, None]
 
     def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
-        start: End = "source" if end == "target" else "target"
+        start = OPPOSITE[end]
 
         def messages(x: Tensor, weight: Tensor, vectors: Tensor) -> Tensor:
             return self.reduce((weight @ vectors) * self.spread(x, start), end)
@@ -354,7 +305,7 @@ class SparseLink(Link):
         return cast(Tensor, checkpoint(messages, x, self.values, vectors, use_reentrant=False))
 
     def total(self, x: Tensor, end: End) -> Tensor:
-        start: End = "source" if end == "target" else "target"
+        start = OPPOSITE[end]
 
         def messages(x: Tensor) -> Tensor:
             return self.reduce(self.spread(x, start), end)

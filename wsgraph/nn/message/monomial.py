@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.message.invariants import canonical_features, invariant_features, powered
+from wsgraph.nn.message.invariants import canonical_features, free_number, invariant_features, powered
 from wsgraph.nn.message.kinds import Kinds
-from wsgraph.nn.message.links import End, Link
+from wsgraph.nn.message.links import OPPOSITE, End, Link
 from wsgraph.nn.message.plan import feature_name
 from wsgraph.nn.message.transport import Carried
 from wsgraph.nn.message.wiring import Part, Wiring
@@ -72,6 +72,10 @@ class _Message(nn.Module):
         self.linear = nn.Linear(channels, channels, bias=False)
         # A skip connection has no weight and so no positions.
         self.vectors = nn.Parameter(torch.randn(positions, channels) * 2 / (positions * fan) ** 0.5) if positions else None
+
+    def product(self, x: Tensor, link: Link) -> Tensor:
+        """The product of the neurons that are multiplied, which need not carry one factor each."""
+        return link.reduce(link.spread(self.linear(x), OPPOSITE[self.end]), self.end, "mul")
 
     def forward(self, x: Tensor, link: Link, symmetry: Symmetry) -> tuple[Tensor, Carried]:
         """The message, and how it transforms; ``symmetry`` says which factors ``x`` may carry."""
@@ -190,13 +194,11 @@ class MonomialConv(nn.Module):
             key = self.kinds.of_part(part)
             received, products = _Received(part), []
             for link in wiring.links_into(i):
-                message, carried = self.forward_messages[self.kinds.of_link(link, wiring)](
-                    result[link.source], link, wiring.parts[link.source].symmetry
-                )
+                reader = cast(_Message, self.forward_messages[self.kinds.of_link(link, wiring)])
                 if part.joint and link.kind == "product":
-                    products.append(message)
+                    products.append(reader.product(result[link.source], link))
                 else:
-                    received.add(message, carried)
+                    received.add(*reader(result[link.source], link, wiring.parts[link.source].symmetry))
             if products:
                 received.own.append(functools.reduce(torch.mul, products))
             self._add_features(received, key)
@@ -226,10 +228,7 @@ class MonomialConv(nn.Module):
                 continue
             vector = self.biases[key][feature[1]] if feature[0] == "bias" else self.features[f"{key}_{feature_name(feature)}"]
             term = part.bias[..., i : i + 1]
-            if not carried.own:
-                # A single number has no direction: of one that carries an unknown positive factor, its sign is left.
-                term = term.abs() if carried.left.sign else term
-                term = term.sign() if carried.left.positive else symlog(term)
+            term = term if carried.own else free_number(term, carried.left)
             (received.own if carried.own or not any(part.symmetry) else received.free).append(term * vector)
         if part.root and key in self.roots and self.first and not any(part.symmetry):
             received.own.append(self.roots[key].expand(*part.bias.shape[:-1], self.channels))

@@ -215,7 +215,7 @@ class SpacePlan:
         wire = self.space.wires[edges.wire]
         key = edges.wire, *ends
         if key not in self._made:
-            transport = self._transport(wire, ends, form, rows, columns, sources, targets)
+            transport = self._transport(edges, ends, form, rows, columns, sources, targets)
             edge_count = len(rows) * (1 if columns is None or form is IndexedLink else len(columns))
             shares = [len(numbers.unique()) / edge_count for numbers in (targets, sources)]
             sides = zip((transport.forward, transport.backward), shares, strict=True)
@@ -250,7 +250,7 @@ class SpacePlan:
 
     def _transport(
         self,
-        wire: Connection,
+        edges: EdgeRange,
         ends: tuple[str, str],
         form: type[Link],
         rows: Tensor,
@@ -258,13 +258,13 @@ class SpacePlan:
         sources: Tensor,
         targets: Tensor,
     ) -> Transport:
-        space = self.space
-        if wire.parameter is None:
-            places = torch.zeros(1, 1, 1, dtype=torch.long)
-        else:
+        space, wire = self.space, self.space.wires[edges.wire]
+        places = torch.zeros(1, 1, 1, dtype=torch.long)
+        if wire.parameter is not None:
             places = wire.weight(torch.arange(space.param(wire.parameter).size)[None])[0]
+        places = places[..., :_POSITIONS].expand(edges.num_targets, edges.num_sources, -1)
         if form in (IdentityLink, IndexedLink):  # edge by edge
-            chosen = _some(places, rows, columns)
+            chosen = places[rows, torch.zeros_like(rows) if columns is None else columns][:, None]
             return transport_of(space, wire, (ends[0], sources), (ends[1], targets), chosen)
         assert columns is not None
         if form is BlockLink:  # the blocks are alike; rows of one block
@@ -273,10 +273,7 @@ class SpacePlan:
             sources = sources[: len(columns)]
         some_rows = torch.arange(len(rows))[:: max(1, len(rows) // _ROWS)]
         some_columns = torch.arange(len(columns))[:: max(1, len(columns) // _COLUMNS)]
-        chosen = places.expand(max(len(places), int(rows.max()) + 1) if len(places) == 1 else len(places), *places.shape[1:])
-        chosen = chosen[rows[some_rows]]
-        chosen = chosen.expand(-1, max(chosen.shape[1], int(columns.max()) + 1) if chosen.shape[1] == 1 else chosen.shape[1], -1)
-        chosen = chosen[:, columns[some_columns], :_POSITIONS]
+        chosen = places[rows[some_rows]][:, columns[some_columns]]
         return transport_of(space, wire, (ends[0], sources[some_columns]), (ends[1], targets[some_rows]), chosen)
 
     # == Weights on them ==
@@ -312,6 +309,14 @@ class SpacePlan:
         make: type = plan.form
         link: Link = make(offset + plan.source, offset + plan.target, edges.num_positions, values, plan.kind, plan.transport, sizes, *picks)
         return link
+
+    @functools.cached_property
+    def feature_places(self) -> list[Tensor]:
+        """Per wire without sources, the places in the flat vector of what belongs to its targets."""
+        wires = [wire for wire in self.space.wires if not wire.sources]
+        parts = [self.space.slices[wire.parameter or ""] for wire in wires]
+        indices = [wire.weight(torch.arange(part.start, part.stop)[None])[0, :, 0, 0] for wire, part in zip(wires, parts, strict=True)]
+        return [index.expand(len(nodes)) for index, (nodes, _) in zip(indices, self.topology.features, strict=True)]
 
     @functools.cached_property
     def places(self) -> list[Tensor | None]:
@@ -354,13 +359,6 @@ def _in_order(places: Tensor, numbers: Tensor, size: int) -> tuple[Tensor, Tenso
 
 def _none_if_all(index: Tensor, size: int) -> Tensor | None:
     return None if len(index) == size and torch.equal(index, torch.arange(size)) else index
-
-
-def _some(places: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
-    """Places of single edges, as ``[edges, 1, positions]``."""
-    chosen = places[rows if len(places) > 1 else torch.zeros_like(rows)]
-    column = torch.zeros_like(rows) if columns is None or places.shape[1] == 1 else columns
-    return chosen[torch.arange(len(rows)), column][:, None, :_POSITIONS]
 
 
 def _taken(values: Tensor, dim: int, index: Tensor | None) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.nn.heads import mlp_head
-from wsgraph.nn.message.links import End, Link
+from wsgraph.nn.message.invariants import free_number
+from wsgraph.nn.message.links import OPPOSITE, End, Link
 from wsgraph.nn.message.plan import feature_name, space_plan
 from wsgraph.nn.message.transport import NONE, Carried
 from wsgraph.nn.message.wiring import Part, Wiring
@@ -120,7 +121,7 @@ class _Messages(nn.Module):
     def __init__(self, end: End, channels: int, signs: bool) -> None:
         super().__init__()
         self.end: End = end
-        self.start: End = "source" if end == "target" else "target"
+        self.start = OPPOSITE[end]
         self.from_node, self.from_edge = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels, bias=False)
         self.equivariant = _ScaleEquivariant([channels], channels, channels, signs)
 
@@ -437,11 +438,7 @@ class ScaleGMN(nn.Module):
     def _feature(self, part: Part, i: int, feature: tuple[str, int], carried: Carried) -> Tensor:
         """What a parameter other than a bias says of its neurons, without factors other than theirs."""
         values = part.bias[..., i : i + 1]
-        if carried.own:
-            return values * self.features[feature_name(feature)]
-        values = values.abs() if carried.left.sign else values
-        values = values.sign() if carried.left.positive else symlog(values)
-        return values * self.features[feature_name(feature)]
+        return (values if carried.own else free_number(values, carried.left)) * self.features[feature_name(feature)]
 
     def _features(self, x: Sequence[Tensor], wiring: Wiring) -> Tensor:
         hidden = [i for i, part in enumerate(wiring.parts) if part.role == "hidden"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from wsgraph.nn.message.plan import LinkPlan, SpacePlan, space_plan
 from wsgraph.space import Blocks
 from wsgraph.space.base import BaseSpace
+from wsgraph.space.rows import edge_ranges
 
 __all__ = ["assembled", "flat_form"]
 
@@ -49,13 +50,7 @@ def assembled(plan: SpacePlan, weights: Sequence[Tensor | None], biases: Sequenc
 
 def flat_form(space: BaseSpace, nodes: Tensor, edges: Tensor) -> Tensor:
     """Flat form of values of all nodes ``[B, V, F, C]`` and edges ``[B, E, K, C]``."""
-    parts: list[Tensor | None] = [
-        edges[:, part.start : part.stop, : part.num_positions].unflatten(1, (part.num_targets, part.num_sources))
-        if part.num_positions
-        else None
-        for part in space.topology.edges
-    ]
-    return _flat_values(space, nodes, parts)
+    return _flat_values(space, nodes, edge_ranges(space, edges))
 
 
 def _flat_values(space: BaseSpace, nodes: Tensor, edges: Sequence[Tensor | None]) -> Tensor:
@@ -68,10 +63,7 @@ def _flat_values(space: BaseSpace, nodes: Tensor, edges: Sequence[Tensor | None]
         if index is not None and own is not None:
             places.append(index.expand(1, *own.shape[1:4]).flatten())
             values.append(own.flatten(1, 3))
-    belonging = [wire for wire in space.wires if not wire.sources]
-    for wire, (where, column) in zip(belonging, topology.features, strict=True):
-        part = space.slices[wire.parameter or ""]
-        index = wire.weight(torch.arange(part.start, part.stop)[None])[0, :, 0, 0].expand(len(where))
+    for index, (where, column) in zip(plan.feature_places, topology.features, strict=True):
         places.append(index)
         values.append(nodes[:, where.to(nodes.device), column])
     index = torch.cat(places).to(nodes.device)
