@@ -41,6 +41,22 @@ def generalization(bench: Bench) -> None:
     bench.write_scores("generalization", title, found, {"original": "tau", "augmented": f"tau_scale_{scale:g}"})
 
 
+@register_suite("architectures")
+def architectures(bench: Bench) -> None:
+    """Kendall's tau on zoos of residual networks, vision transformers and mixers, and of all in one; on networks as they are and moved."""
+    zoos = bench.architecture_zoos()
+    found = bench.searched("generalization", zoos, {"": {}}, search="")
+    furthest = max(bench.size.scales)
+    scores = {"original": "tau", f"s={furthest:g}": f"tau_scale_{furthest:g}"}
+    title = f"Kendall's tau on test networks, {_who(bench)}; s={furthest:g}: test networks moved, factors U[1, {furthest:g}]"
+    bench.write_scores(
+        "architectures",
+        title,
+        [{**row, "variant": variant} for row in found for variant in scores],
+        scores,
+    )
+
+
 @register_suite("robustness")
 def robustness(bench: Bench) -> None:
     """Kendall's tau against the scales by which test networks were moved, trained on original and on moved networks."""

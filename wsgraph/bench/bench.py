@@ -205,6 +205,17 @@ class Bench:
         """Zoos of small CNNs, ReLU and Tanh."""
         return dict(self.zoos) or {activation: self.classifier_zoo(activation) for activation in ("relu", "tanh")}
 
+    def architecture_zoos(self) -> dict[str, Path]:
+        """Zoos of digits ResNets, vision transformers and mixers, half as large as others, and one that holds all of them."""
+        if self.zoos:
+            return dict(self.zoos)
+        networks, names = self.size.networks // 2, ("resnet", "vit", "mixer")
+        stores = [data.make_cnn_zoo(self.folder / f"{name}-{networks}", networks, architecture=name) for name in names]
+        mixed = self.folder / f"{'-'.join(names)}-{networks}"
+        if not mixed.exists():
+            ZooStore.merge(mixed, stores)
+        return {**{name: store.path for name, store in zip(names, stores, strict=True)}, "mixed": mixed}
+
     def transfer_zoos(self) -> tuple[Path, dict[str, Path]]:
         """A zoo to train on, and others by name to test on: the first of those given and the rest, or CNNs that differ in one thing."""
         if self.zoos:
@@ -402,7 +413,7 @@ def list_suites() -> list[str]:
 
     Example:
         >>> list_suites()
-        ['editing', 'generalization', 'inr', 'invariance', 'memory', 'parameters', 'robustness', 'train-size', 'transfer']
+        ['architectures', 'editing', 'generalization', 'inr', 'invariance', 'memory', 'parameters', 'robustness', 'train-size', 'transfer']
     """
     return _SUITES.names()
 
