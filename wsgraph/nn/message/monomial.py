@@ -26,11 +26,32 @@ from wsgraph.space import ParameterGraph, Symmetry
 
 __all__ = ["MonomialConv", "MonomialGNN", "canonical_features"]
 
-# Numbers in a stream from which on nothing but the streams between rounds is kept.
+# Numbers in a stream from which on nothing but the streams is kept: the rest is computed again.
 _LARGE = 1 << 22
 
 Stream = list[Tensor]
 """Features per part; empty where a stream has not been yet."""
+
+
+def _is_large(wiring: Wiring, channels: int) -> bool:
+    return sum(part.bias.shape[:-1].numel() for part in wiring.parts) * channels >= _LARGE
+
+
+def _kept_or_not(large: bool, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A function of the streams, whose intermediate results large networks compute again in the backward pass."""
+    if not large:
+        return function(*arguments)
+    return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False))
+
+
+def _grouped_links(wiring: Wiring) -> tuple[list[list[Link]], list[list[Link]]]:
+    """The links into every part, and those out of it."""
+    into: list[list[Link]] = [[] for _ in wiring.parts]
+    away: list[list[Link]] = [[] for _ in wiring.parts]
+    for link in wiring.links:
+        into[link.target].append(link)
+        away[link.source].append(link)
+    return into, away
 
 
 def _half_activated(x: Tensor, symmetry: Symmetry) -> Tensor:
@@ -183,37 +204,43 @@ class MonomialConv(nn.Module):
     def forward(self, x: tuple[Stream, Stream], wiring: Wiring) -> tuple[Stream, Stream]:
         self.kinds.check(wiring, type(self).__name__)
         h, u = x
-        h = self._activation_stream(h, u, wiring)
-        return h, self._adjoint_stream(h, u, wiring)
-
-    def _activation_stream(self, h: Stream, u: Stream, wiring: Wiring) -> Stream:
-        result = list(h)
+        large = _is_large(wiring, self.channels)
+        into, away = _grouped_links(wiring)
+        activations = list(h)
         for i, part in enumerate(wiring.parts):
-            if part.role == "input":
-                continue
-            key = self.kinds.of_part(part)
-            received, products = _Received(part), []
-            for link in wiring.links_into(i):
-                reader = cast(_Message, self.forward_messages[self.kinds.of_link(link, wiring)])
-                if part.joint and link.kind == "product":
-                    products.append(reader.product(result[link.source], link))
-                else:
-                    received.add(*reader(result[link.source], link, wiring.parts[link.source].symmetry))
-            if products:
-                received.own.append(functools.reduce(torch.mul, products))
-            self._add_features(received, key)
-            if not self.first:
-                received.own.append(h[i])
-            message = received.message(self._some(result))
-            if part.role == "hidden":
-                invariants = [canonical_features(message, part.symmetry)]
-                if not self.first:
-                    invariants += [canonical_features(stream[i], part.symmetry) for stream in (h, u)]
-                    invariants.append(symlog(message * u[i]))
-                invariants += received.invariants(key, self.kinds.beside["target"], message)
-                message = self.activate(self.forward_gates[key](message, part, *invariants), part.symmetry)
-            result[i] = message
-        return result
+            if part.role != "input":
+                activations[i] = _kept_or_not(large, self._activations, i, activations, h, u, wiring, into[i])
+        adjoints = list(u)
+        for i, part in reversed(list(enumerate(wiring.parts))):
+            if part.role in self.adjoint_roles:
+                adjoints[i] = _kept_or_not(large, self._adjoints, i, adjoints, activations, u, wiring, away[i])
+        return activations, adjoints
+
+    def _activations(self, i: int, result: Stream, h: Stream, u: Stream, wiring: Wiring, links: Sequence[Link]) -> Tensor:
+        """What the neurons of a part are in the activation stream, given what those before them are."""
+        part = wiring.parts[i]
+        key = self.kinds.of_part(part)
+        received, products = _Received(part), []
+        for link in links:
+            reader = cast(_Message, self.forward_messages[self.kinds.of_link(link, wiring)])
+            if part.joint and link.kind == "product":
+                products.append(reader.product(result[link.source], link))
+            else:
+                received.add(*reader(result[link.source], link, wiring.parts[link.source].symmetry))
+        if products:
+            received.own.append(functools.reduce(torch.mul, products))
+        self._add_features(received, key)
+        if not self.first:
+            received.own.append(h[i])
+        message = received.message(self._some(result))
+        if part.role != "hidden":
+            return message
+        invariants = [canonical_features(message, part.symmetry)]
+        if not self.first:
+            invariants += [canonical_features(stream[i], part.symmetry) for stream in (h, u)]
+            invariants.append(symlog(message * u[i]))
+        invariants += received.invariants(key, self.kinds.beside["target"], message)
+        return self.activate(self.forward_gates[key](message, part, *invariants), part.symmetry)
 
     def _add_features(self, received: _Received, key: str) -> None:
         """Biases, and what else belongs to the neurons themselves."""
@@ -236,23 +263,20 @@ class MonomialConv(nn.Module):
     def _some(self, stream: Stream) -> Tensor:
         return next(features for features in stream if features.numel())
 
-    def _adjoint_stream(self, h: Stream, u: Stream, wiring: Wiring) -> Stream:
-        result = list(u)
-        for i, part in reversed(list(enumerate(wiring.parts))):
-            if part.role not in self.adjoint_roles:
-                continue
-            key, received = self.kinds.of_part(part), _Received(part)
-            for link in wiring.links_from(i):
-                reader = self.backward_messages[self.kinds.of_link(link, wiring)]
-                received.add(*reader(result[link.target], link, wiring.parts[link.target].symmetry))
-            if part.role == "output" or not (self.first or part.role == "input"):
-                received.own.append(u[i])
-            message = received.message(self._some(h))
-            own, message = torch.broadcast_tensors(h[i], message)
-            invariants = [canonical_features(message, part.symmetry), symlog(own * message)]
-            invariants += received.invariants(key, self.kinds.beside["source"], message)
-            result[i] = self.backward_gates[key](message, part, *invariants)
-        return result
+    def _adjoints(self, i: int, result: Stream, h: Stream, u: Stream, wiring: Wiring, links: Sequence[Link]) -> Tensor:
+        """What the neurons of a part are in the adjoint stream, given what those after them are."""
+        part = wiring.parts[i]
+        key, received = self.kinds.of_part(part), _Received(part)
+        for link in links:
+            reader = self.backward_messages[self.kinds.of_link(link, wiring)]
+            received.add(*reader(result[link.target], link, wiring.parts[link.target].symmetry))
+        if part.role == "output" or not (self.first or part.role == "input"):
+            received.own.append(u[i])
+        message = received.message(self._some(h))
+        own, message = torch.broadcast_tensors(h[i], message)
+        invariants = [canonical_features(message, part.symmetry), symlog(own * message)]
+        invariants += received.invariants(key, self.kinds.beside["source"], message)
+        return cast(Tensor, self.backward_gates[key](message, part, *invariants))
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {', '.join(map(repr, self.kinds.spaces))}"
@@ -437,17 +461,16 @@ class MonomialGNN(nn.Module):
         self.kinds.check(wiring, type(self).__name__)
         noisy = wiring
         if self.training and self.weight_noise:
-            noisy = wiring.with_weights(lambda weights: weights * (1 + self.weight_noise * torch.randn_like(weights)))
+            noisy = wiring.with_weights(lambda weights: torch.randn_like(weights).mul_(self.weight_noise).add_(1).mul_(weights))
         nothing = self.inputs.new_empty(0)
         h: Stream = [part.embed(self.inputs) if part.role == "input" else nothing for part in wiring.parts]
         u: Stream = [part.embed(self.outputs) if part.role == "output" else nothing for part in wiring.parts]
-        neurons = sum(part.bias.shape[:-1].numel() for part in wiring.parts)
-        is_large = neurons * self.inputs.shape[1] >= _LARGE
         for conv in self.convs:
-            h, u = self._kept_or_not(is_large, conv, (h, u), noisy)
+            h, u = conv((h, u), noisy)
         if self.head is None:
             return cast(Tensor, self.weights_out(h, u, noisy))
-        features = [self._kept_or_not(is_large, self._pooled, key, h, u, noisy) for key in self.readouts]
+        large = _is_large(wiring, self.inputs.shape[1])
+        features = [_kept_or_not(large, self._pooled, key, h, u, noisy) for key in self.readouts]
         outputs = [i for i, part in enumerate(wiring.parts) if part.role == "output"]
         if outputs:
             features.append(symlog(noisy.by_position(outputs, [h[i] for i in outputs], len(self.outputs))).flatten(1))
@@ -457,13 +480,6 @@ class MonomialGNN(nn.Module):
             assert wiring.batch is not None
             features.append(self.probe_readout(self.probes(wiring.batch)))
         return cast(Tensor, self.head(torch.cat(features, dim=1)))
-
-    @staticmethod
-    def _kept_or_not(is_large: bool, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A function of the streams, whose intermediate results large networks compute again in the backward pass."""
-        if not is_large:
-            return function(*arguments)
-        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
     def _pooled(self, key: str, h: Stream, u: Stream, wiring: Wiring) -> Tensor:
         """Invariants of the neurons of one kind, pooled per network: ``[B, len(pooling) * channels]``."""
