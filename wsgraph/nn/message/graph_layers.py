@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsgraph.nn.message.links import OPPOSITE, DenseLink, End, Link, Reduce
+from wsgraph.nn.message.links import OPPOSITE, DenseLink, End, Link, Moments, Reduce
 from wsgraph.nn.message.wiring import Wiring
 
 __all__ = ["EdgeFeatures", "NeuralGraphConv", "RelationalAttention"]
@@ -198,68 +199,51 @@ class _Messages(nn.Module):
 
     def _message(self, link: Link, own: Tensor, other: Tensor, edges: Tensor) -> Tensor:
         both = link.spread(own, self.end) + link.spread(other, self.start)
-        return both * cast(Tensor, self.factor(edges)) + cast(Tensor, self.term(edges))
+        return (both * cast(Tensor, self.factor(edges))).add_(cast(Tensor, self.term(edges)))
 
-    def _reduced(self, link: Link, raw: Tensor, edges: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, ...]:
-        made = self._message(link, own, other, edges)
-        return link.reduce(made, self.end, "sum"), link.reduce(made, self.end, "max"), link.reduce(made, self.end, "min")
-
-    def _deviating(self, link: Link, raw: Tensor, edges: Tensor, own: Tensor, centre: Tensor, other: Tensor) -> Tensor:
-        return link.reduce((self._message(link, own, other, edges) - link.spread(centre, self.end)).square(), self.end)
+    def _moments(self, link: Link, raw: Tensor, edges: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        return link.moments(self._message(link, own, other, edges), self.end)
 
     def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
         here, there = [self.from_here(part) for part in x], [self.from_there(part) for part in x]
-        ends = [getattr(link, self.end) for link in wiring.links]
-
-        statistics: list[list[tuple[Link, Tensor]]] = [[] for _ in range(3)]
-        messages: list[Tensor | None] = []
+        reaching: list[list[tuple[Link, Moments]]] = [[] for _ in x]
         for i, link in enumerate(wiring.links):
-            own, other = here[ends[i]], there[getattr(link, self.start)]
-            if edge_attr.is_heavy(i):  # no message is kept: they are made once more wherever they are needed
-                messages.append(None)
-                for values, value in zip(statistics, edge_attr.along(i, link, self.end, self._reduced, [own], [other]), strict=True):
-                    values.append((link, value))
-            else:
-                made = self._message(link, own, other, edge_attr.normalized(i))
-                messages.append(made)
-                if not wiring.is_dense:
-                    continue
-                for values, how in zip(statistics, ("sum", "max", "min"), strict=True):
-                    values.append((link, link.reduce(made, self.end, how)))  # type: ignore[arg-type]
+            at = getattr(link, self.end)
+            found = edge_attr.along(i, link, self.end, self._moments, [here[at]], [there[getattr(link, self.start)]])
+            reaching[at].append((link, Moments(*found)))
         degrees = wiring.degrees(self.end)
-
-        def per_edge(totals: Sequence[Tensor | None]) -> list[Tensor | None]:
-            return [None if total is None else total / cast(Any, degree) for total, degree in zip(totals, degrees, strict=True)]
-
-        if wiring.is_dense:
-            totals, largest, smallest = (
-                wiring.joined(values, self.end, how) for values, how in zip(statistics, ("sum", "max", "min"), strict=True)
-            )
-            mean = per_edge(totals)
-        else:
-            mean, largest, smallest = (wiring.aggregate(messages, self.end, reduce) for reduce in ("mean", "max", "min"))
-        # The square of the mean taken from the mean of squares would cancel.
-        squares: list[tuple[Link, Tensor]] = []
-        for i, (link, own_message) in enumerate(zip(wiring.links, messages, strict=True)):
-            centre = cast(Tensor, mean[ends[i]])
-            if own_message is None:
-                own, other = here[ends[i]], there[getattr(link, self.start)]
-                squares.append((link, edge_attr.along(i, link, self.end, self._deviating, [own, centre], [other])))
-            else:
-                difference = (own_message - link.spread(centre, self.end)).square()
-                squares.append((link, link.reduce(difference, self.end)))
-        variance = per_edge(wiring.joined(squares, self.end, "sum"))
         results = []
-        for i, part in enumerate(x):
-            if i not in ends:
+        for part, received, degree in zip(x, reaching, degrees, strict=True):
+            if not received:
                 results.append(part.new_zeros(*part.shape[:-1], 8 * self.channels))
                 continue
+            mean, variance, largest, smallest = _joined(received, self.end, degree)
             # With a finite gradient, and zero where all messages agree.
-            deviation = cast(Tensor, variance[i]).add(_SMALLEST_VARIANCE).sqrt() - _SMALLEST_VARIANCE**0.5
-            joined = torch.cat([cast(Tensor, mean[i]), deviation, cast(Tensor, largest[i]), cast(Tensor, smallest[i])], dim=-1)
-            amplification = torch.as_tensor(degrees[i], dtype=part.dtype, device=part.device).log1p() / math.log1p(_USUAL_DEGREE)
+            deviation = variance.add(_SMALLEST_VARIANCE).sqrt() - _SMALLEST_VARIANCE**0.5
+            joined = torch.cat([mean, deviation, largest, smallest], dim=-1)
+            amplification = torch.as_tensor(degree, dtype=part.dtype, device=part.device).log1p() / math.log1p(_USUAL_DEGREE)
             results.append(torch.cat([joined, joined * amplification], dim=-1))
         return results
+
+
+def _joined(received: Sequence[tuple[Link, Moments]], end: End, degree: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Mean, variance and extremes of the messages that reach the neurons of a part, from those that reach the rows of its links.
+
+    .. math:: n \operatorname{Var} = \sum_r \bigl( S_r + n_r (\mu_r - \mu)^2 \bigr)
+
+    with :math:`S_r` the squared differences from the mean :math:`\mu_r` of the :math:`n_r` messages of a row: they do not cancel,
+    as the square of the mean taken from the mean of squares would.
+    """
+    totals = [link.put(found.mean * link.row_degree(end), end) for link, found in received]
+    mean = functools.reduce(torch.add, totals) / degree
+    squares = [
+        link.put(found.squares + link.row_degree(end) * (found.mean - link.picked(mean, end)).square(), end) for link, found in received
+    ]
+    largest = functools.reduce(torch.maximum, (link.put_extreme(found.largest, end, "max") for link, found in received))
+    smallest = functools.reduce(torch.minimum, (link.put_extreme(found.smallest, end, "min") for link, found in received))
+    # An extreme of nothing is zero.
+    extremes = (torch.where(extreme.isinf(), 0, extreme) for extreme in (largest, smallest))
+    return mean, functools.reduce(torch.add, squares) / degree, *extremes
 
 
 class NeuralGraphConv(_GraphLayer):

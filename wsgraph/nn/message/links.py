@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,11 +14,58 @@ from torch_geometric.utils import scatter
 
 from wsgraph.nn.message.transport import EXACT, Transport
 
-__all__ = ["OPPOSITE", "BlockLink", "DenseLink", "End", "IdentityLink", "IndexedLink", "Link", "Reduce", "SparseLink"]
+__all__ = ["OPPOSITE", "BlockLink", "DenseLink", "End", "IdentityLink", "IndexedLink", "Link", "Moments", "Reduce", "SparseLink"]
 
 End = Literal["source", "target"]
 OPPOSITE: dict[End, End] = {"target": "source", "source": "target"}
 Reduce = Literal["sum", "mean", "max", "min", "mul"]
+
+
+class Moments(NamedTuple):
+    """Statistics of the messages that reach each row of a link at one end, ``[..., C]`` each.
+
+    Attributes:
+        mean: Their mean.
+        squares: The sum of their squared differences from it.
+        largest: The largest of each channel.
+        smallest: The smallest.
+    """
+
+    mean: Tensor
+    squares: Tensor
+    largest: Tensor
+    smallest: Tensor
+
+
+class _Moments(torch.autograd.Function):
+    """Moments along a dimension, which keep the messages alone for the backward pass.
+
+    The gradient of an extreme is shared by all messages that reach it. PyTorch's own finds these by
+    masks of booleans, which take most of the time of a layer.
+    """
+
+    @staticmethod
+    def forward(messages: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean = messages.mean(dim)
+        squares = (messages - mean.unsqueeze(dim)).square_().sum(dim)
+        return mean, squares, messages.amax(dim), messages.amin(dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        messages, ctx.dim = inputs
+        mean, _, largest, smallest = output
+        ctx.save_for_backward(messages, mean, largest, smallest)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        dim, (messages, mean, *extremes) = ctx.dim, ctx.saved_tensors
+        of_mean, of_squares, *of_extremes = (grad.unsqueeze(dim) for grad in grads)
+        centred = messages - mean.unsqueeze(dim)
+        result = torch.addcmul(of_mean / messages.shape[dim], centred, 2 * of_squares)
+        for extreme, grad in zip(extremes, of_extremes, strict=True):
+            reached = torch.eq(messages.detach(), extreme.detach().unsqueeze(dim), out=torch.empty_like(messages))
+            result.addcmul_(reached, grad / reached.sum(dim, keepdim=True))
+        return result, None
 
 
 class Link(ABC):
@@ -47,6 +94,26 @@ class Link(ABC):
     @abstractmethod
     def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
         """Messages ``[..., C]`` of the edges reduced to the neurons at one end."""
+
+    @abstractmethod
+    def moments(self, messages: Tensor, end: End) -> Moments:
+        """Statistics of messages ``[..., C]`` of the edges, by row of the link at one end: its neurons there, in its order."""
+
+    @abstractmethod
+    def row_degree(self, end: End) -> int | Tensor:
+        """Number of edges at each row of one end."""
+
+    def picked(self, x: Tensor, end: End) -> Tensor:
+        """The features of the neurons that the link joins, by row."""
+        return x
+
+    def put(self, x: Tensor, end: End) -> Tensor:
+        """Sums for the neurons of a part, of features by row; zeros where it has no edges."""
+        return x
+
+    def put_extreme(self, x: Tensor, end: End, reduce: Reduce) -> Tensor:
+        """The same of extremes and products: infinite and one where it has no edges."""
+        return x
 
     @abstractmethod
     def degree(self, end: End) -> int | Tensor:
@@ -104,7 +171,6 @@ class _LaidOut(Link):
     target_pick: Tensor | None = None
 
     def picked(self, x: Tensor, end: End) -> Tensor:
-        """The features of the neurons that the link joins, in its order."""
         pick = self.source_pick if end == "source" else self.target_pick
         # What is shared by all neurons, or by all networks, stays so.
         return x if pick is None or x.shape[-2] == 1 else x.index_select(-2, pick)
@@ -115,7 +181,6 @@ class _LaidOut(Link):
         return messages.expand(*shape, messages.shape[-1])
 
     def put(self, x: Tensor, end: End) -> Tensor:
-        """Sums for the neurons of a part, of features in the link's order; zeros where it has no edges."""
         pick = self.source_pick if end == "source" else self.target_pick
         if pick is None:
             return x
@@ -123,7 +188,6 @@ class _LaidOut(Link):
         return x.new_zeros(*x.shape[:-2], size, x.shape[-1]).index_add(-2, pick, x)
 
     def put_extreme(self, x: Tensor, end: End, reduce: Reduce) -> Tensor:
-        """The same of extremes and products."""
         pick = self.source_pick if end == "source" else self.target_pick
         if pick is None:
             return x
@@ -140,15 +204,32 @@ class _LaidOut(Link):
             return count
         return count * pick.bincount(minlength=self.sizes[0 if end == "source" else 1])[:, None]
 
-    def settled(self, messages: Tensor, dim: int, end: End, reduce: Reduce) -> Tensor:
-        """Messages reduced along a dimension, then put to their neurons."""
+    @abstractmethod
+    def arranged(self, messages: Tensor, end: End) -> tuple[Tensor, int]:
+        """Messages of all edges by row of one end, and the dimension along which those of a row lie."""
+
+    def moments(self, messages: Tensor, end: End) -> Moments:
+        rows, dim = self.arranged(messages, end)
+        if rows.shape[dim] == 1:
+            only = rows.squeeze(dim)
+            return Moments(only, torch.zeros_like(only), only, only)
+        return Moments(*cast(Any, _Moments.apply(rows, dim)))
+
+    @abstractmethod
+    def row_degree(self, end: End) -> int: ...
+
+    def degree(self, end: End) -> int | Tensor:
+        return self.counted(self.row_degree(end), end)
+
+    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
         functions: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "min": torch.amin, "mul": torch.prod}
+        rows, dim = self.arranged(messages, end)
         if reduce == "sum":
-            return self.put(messages.sum(dim), end)
+            return self.put(rows.sum(dim), end)
         if reduce == "mean":
             degree = self.degree(end)
-            return self.put(messages.sum(dim), end) / (degree.clamp(min=1) if isinstance(degree, Tensor) else degree)
-        return self.put_extreme(functions[reduce](messages, dim), end, reduce)
+            return self.put(rows.sum(dim), end) / (degree.clamp(min=1) if isinstance(degree, Tensor) else degree)
+        return self.put_extreme(functions[reduce](rows, dim), end, reduce)
 
 
 @dataclass(frozen=True)
@@ -158,11 +239,11 @@ class DenseLink(_LaidOut):
     def spread(self, x: Tensor, end: End) -> Tensor:
         return self.picked(x, end).unsqueeze(-3 if end == "source" else -2)
 
-    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        return self.settled(self.expanded(messages), 2 if end == "target" else 1, end, reduce)
+    def arranged(self, messages: Tensor, end: End) -> tuple[Tensor, int]:
+        return self.expanded(messages), 2 if end == "target" else 1
 
-    def degree(self, end: End) -> int | Tensor:
-        return self.counted(self.values.shape[2 if end == "target" else 1], end)
+    def row_degree(self, end: End) -> int:
+        return self.values.shape[2 if end == "target" else 1]
 
     def pieces(self, end: End, count: int) -> list[tuple[Link, int]]:
         dim, pick = (1, self.target_pick) if end == "target" else (2, self.source_pick)
@@ -205,11 +286,11 @@ class IdentityLink(_LaidOut):
     def spread(self, x: Tensor, end: End) -> Tensor:
         return self.picked(x, end)
 
-    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
-        return self.settled(self.expanded(messages)[..., None, :], -2, end, reduce)
+    def arranged(self, messages: Tensor, end: End) -> tuple[Tensor, int]:
+        return self.expanded(messages)[..., None, :], -2
 
-    def degree(self, end: End) -> int | Tensor:
-        return self.counted(1, end)
+    def row_degree(self, end: End) -> int:
+        return 1
 
     def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
         start = OPPOSITE[end]
@@ -232,13 +313,12 @@ class BlockLink(_LaidOut):
     def spread(self, x: Tensor, end: End) -> Tensor:
         return self._blocks(x, end).unsqueeze(-3 if end == "source" else -2)
 
-    def reduce(self, messages: Tensor, end: End, reduce: Reduce = "sum") -> Tensor:
+    def arranged(self, messages: Tensor, end: End) -> tuple[Tensor, int]:
         ordered = self.expanded(messages)
-        ordered = ordered if end == "target" else ordered.transpose(2, 3)
-        return self.settled(ordered.flatten(1, 2), 2, end, reduce)
+        return (ordered if end == "target" else ordered.transpose(2, 3)).flatten(1, 2), 2
 
-    def degree(self, end: End) -> int | Tensor:
-        return self.counted(self.values.shape[3 if end == "target" else 2], end)
+    def row_degree(self, end: End) -> int:
+        return self.values.shape[3 if end == "target" else 2]
 
     def contract(self, x: Tensor, vectors: Tensor, end: End) -> Tensor:
         start = OPPOSITE[end]
@@ -290,6 +370,17 @@ class SparseLink(Link):
             whole = messages.new_ones(size, messages.shape[-1])
             return whole.scatter_reduce(0, index[:, None].expand(messages.shape), messages, "prod")
         return scatter(messages, index, dim=0, dim_size=size, reduce=reduce)
+
+    def moments(self, messages: Tensor, end: End) -> Moments:
+        index = self.end(end)[0]
+        mean = self.reduce(messages, end) / self.degree(end).clamp(min=1)
+        squares = self.reduce((messages - mean[index]).square(), end)
+        everywhere, limit = index[:, None].expand(messages.shape), torch.full_like(mean, torch.inf)
+        largest = (-limit).scatter_reduce(0, everywhere, messages, "amax")
+        return Moments(mean, squares, largest, limit.scatter_reduce(0, everywhere, messages, "amin"))
+
+    def row_degree(self, end: End) -> Tensor:
+        return self.degree(end)
 
     def degree(self, end: End) -> Tensor:
         index, size = self.end(end)

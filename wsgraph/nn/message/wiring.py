@@ -217,22 +217,6 @@ class Wiring:
                 pieces[getattr(link, end)].append((link, message))
         return [_aggregate(part, end, reduce) if part else None for part in pieces]
 
-    def joined(self, reduced: Sequence[tuple[Link, Tensor]], end: End, reduce: str) -> list[Tensor | None]:
-        """What links have reduced to the neurons at one end, joined over the links of each part.
-
-        Args:
-            reduced: Links and what :meth:`Link.reduce` gave of their messages.
-            end: ``"target"`` or ``"source"``.
-            reduce: ``"sum"``, ``"max"`` or ``"min"``.
-
-        Returns:
-            One tensor ``[..., C]`` per part, ``None`` for a part without edges at that end.
-        """
-        pieces: list[list[Tensor]] = [[] for _ in self.parts]
-        for link, values in reduced:
-            pieces[getattr(link, end)].append(values)
-        return [_combined(part, reduce) if part else None for part in pieces]
-
     def pool(self, parts: Sequence[int], values: Sequence[Tensor], reduces: Sequence[str]) -> Tensor:
         """Reduce features of the neurons of some parts to one row per network.
 
