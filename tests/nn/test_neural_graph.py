@@ -10,6 +10,7 @@ from tests.space.handmade import branching, residual
 from tests.spaces import CHAINS, SPACES
 from wsgraph import ParameterGraph, WeightSpace
 from wsgraph.nn.message.graph_layers import EdgeFeatures, NeuralGraphConv, RelationalAttention
+from wsgraph.nn.message.links import DenseLink, End, Moments
 from wsgraph.nn.message.neural_graph import NeuralGraphNet, NeuralGraphTransformer
 from wsgraph.nn.message.wiring import Wiring
 from wsgraph.testing import assert_equivariant, assert_invariant
@@ -225,3 +226,19 @@ def test_errors() -> None:
             with pytest.raises(ValueError, match=r"Expected 'x' with at most 1 columns \(got 2\)"):
                 NeuralGraphNet(small, 1)(large.batch(large.sample(2)))
         NeuralGraphNet([small, large], 1)(large.batch(large.sample(2)))
+
+
+def test_moments_of_messages_have_the_gradients_of_their_formulas() -> None:
+    link = DenseLink(0, 1, 1, torch.zeros(2, 3, 4, 1))
+    messages = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.autograd.gradgradcheck(lambda messages: tuple(link.moments(messages, "source")), messages.requires_grad_())
+    tied = messages.detach().round().requires_grad_()  # of messages that are largest together each gets a share
+    ends: list[tuple[End, int]] = [("target", 2), ("source", 1)]
+    for end, dim in ends:
+        moments = link.moments(tied, end)
+        mean = tied.mean(dim, keepdim=True)
+        expected = mean.squeeze(dim), (tied - mean).square().sum(dim), tied.amax(dim), tied.amin(dim)
+        weights = [torch.randn(value.shape, dtype=torch.float64) for value in expected]
+        gradients = [torch.autograd.grad(each, tied, weights)[0] for each in (moments, expected)]
+        torch.testing.assert_close(moments, Moments(*expected))
+        torch.testing.assert_close(*gradients)

@@ -133,7 +133,8 @@ class _InPieces(torch.autograd.Function):
             with torch.enable_grad(), torch.autocast(device, enabled=ctx.cast, dtype=torch.get_autocast_dtype(device)):
                 made = job.compute(piece, *inputs)
             sought = [*inputs, *parameters]
-            found = torch.autograd.grad(made, sought, [grad[:, where] for grad in grads], allow_unused=True)
+            asked = [(value, grad[:, where]) for value, grad in zip(made, grads, strict=True) if value.requires_grad]
+            found = torch.autograd.grad([value for value, _ in asked], sought, [grad for _, grad in asked], allow_unused=True)
             for view, gradient in zip([edge_total, *own_totals, *rest], found, strict=True):
                 if gradient is not None:
                     view.add_(gradient)

@@ -27,15 +27,17 @@ _ROWS, _COLUMNS, _POSITIONS = 6, 6, 3
 
 @dataclass(frozen=True)
 class PartPlan:
-    """Neurons of one group: what is known of them without their weights.
+    """Neurons that are computed at once: what is known of them without their weights.
 
     Attributes:
-        group: Name of the group.
+        group: Name of the neuron group, empty for neurons of several.
         level: Length of the longest path from the input.
         role: ``"input"``, ``"hidden"`` or ``"output"``; fixed neurons are hidden ones without symmetry.
-        symmetry: Factors that their features may carry.
+        symmetry: Factors that features of these neurons may carry.
         activation: Name of their activation.
-        columns: Columns of ``x`` that they have.
+        first: Place of the first neuron of the group among those of its role; it means something
+            for input and output neurons only.
+        columns: Which columns of ``x`` they have.
         features: What those hold: a kind and its number among those of that kind, such as ``("bias", 0)``.
         carried: How the columns transform.
         joint: Whether neurons are products of others that carry a factor of their own each.
@@ -47,11 +49,12 @@ class PartPlan:
     role: str
     symmetry: Symmetry
     activation: str
-    columns: tuple[int, ...]
-    features: tuple[tuple[str, int], ...]
-    carried: tuple[Carried, ...]
-    joint: bool
-    root: bool
+    first: int = 0
+    columns: tuple[int, ...] = ()
+    features: tuple[tuple[str, int], ...] = ()
+    carried: tuple[Carried, ...] = ()
+    joint: bool = False
+    root: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class SpacePlan:
                 group.role if group.role in ("input", "output") else "hidden",
                 group_symmetry(space, group),
                 activation_name(space, group.name),
+                max(int(topology.node_position[topology.nodes[group.name].start]) - 1, 0),
                 tuple(column for column, _ in own),
                 tuple(ranks[column] for column, _ in own),
                 tuple(carried for _, carried in own),

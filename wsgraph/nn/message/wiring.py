@@ -13,7 +13,6 @@ from torch_geometric.utils import scatter
 
 from wsgraph.nn.message.links import DenseLink, End, IdentityLink, Link, Reduce, SparseLink
 from wsgraph.nn.message.plan import PartPlan, activation_name, space_plan
-from wsgraph.nn.message.transport import Carried
 from wsgraph.nn.message.weights_out import assembled, flat_form
 from wsgraph.space import ParameterGraph, SpaceMismatchError, Symmetry
 from wsgraph.space.base import BaseSpace
@@ -26,47 +25,34 @@ __all__ = ["DenseLink", "End", "IdentityLink", "Link", "Part", "Reduce", "Sparse
 _WORTHWHILE = 8
 
 
-@dataclass(frozen=True)
-class Part:
-    """Neurons that are computed at once: they have one level, role, symmetry and activation.
+@dataclass(frozen=True, kw_only=True)
+class Part(PartPlan):
+    """Neurons that are computed at once, with their weights: they have one level, role, symmetry and activation.
 
     Attributes:
-        level: Length of the longest path from the input.
-        role: ``"input"``, ``"hidden"`` or ``"output"``; fixed neurons are hidden ones without symmetry.
-        symmetry: Factors that features of these neurons may carry.
-        activation: Name of their activation.
         bias: ``[..., F]``, the biases added at each neuron and what else belongs to it; ``F`` is 0 where there is nothing.
-        position: Place of every neuron among those of its role, ``[n]`` (dense) or ``[V]``; it means something for input and output
-            neurons only.
+        position: Place of every neuron among those of its role, ``[V]``; ``None`` where features are dense, and neurons
+            lie side by side from the first on.
         network: Network of every neuron ``[V]``, ``None`` where features are dense.
-        columns: Which columns of ``x`` those of ``bias`` are.
-        features: What the columns of ``bias`` hold: a kind and its number among those of that kind, such as ``("bias", 0)``.
-        carried: How the columns transform.
-        joint: Whether neurons are products of others that carry a factor of their own each.
-        root: Whether they read nothing, though they are no inputs.
     """
 
-    level: int
-    role: str
-    symmetry: Symmetry
-    activation: str
     bias: Tensor
-    position: Tensor
+    position: Tensor | None = None
     network: Tensor | None = None
-    columns: tuple[int, ...] = ()
-    features: tuple[tuple[str, int], ...] = ()
-    carried: tuple[Carried, ...] = ()
-    joint: bool = False
-    root: bool = False
+
+    @property
+    def places(self) -> slice:
+        """The places of the neurons of a dense part among those of its role."""
+        return slice(self.first, self.first + self.bias.shape[-2])
 
     @property
     def num_positions(self) -> int:
         """One more than the last position."""
-        return int(self.position.max()) + 1
+        return self.places.stop if self.position is None else int(self.position.max()) + 1
 
     def embed(self, table: Tensor) -> Tensor:
         """Rows of a table ``[positions, C]`` by position, of a shape that broadcasts with the features of this part."""
-        return table[self.position.to(table.device)]
+        return table[self.places if self.position is None else self.position]
 
 
 @dataclass(frozen=True)
@@ -156,7 +142,7 @@ class Wiring:
         """
         nowhere = torch.zeros(num_nodes, dtype=torch.long, device=edge_index.device)
         nothing = torch.empty(num_nodes, 0, device=edge_index.device)
-        part = Part(0, "hidden", Symmetry(False, False), "identity", nothing, nowhere, nowhere)
+        part = Part("", 0, "hidden", Symmetry(False, False), "identity", bias=nothing, position=nowhere, network=nowhere)
         ones = torch.ones(edge_index.shape[1], 1, device=edge_index.device)
         link = SparseLink(0, 0, 0, ones, edge_index[0], edge_index[1], (num_nodes, num_nodes))
         return Wiring(None, (part,), (link,), 1)
@@ -266,12 +252,11 @@ class Wiring:
             flat = self._by_member(parts, values, lambda wiring, own, theirs: wiring.by_position(own, theirs, size).flatten(1), size)
             return flat.unflatten(1, (size, -1))
         if self.is_dense:
-            joined = torch.cat(list(values), dim=1)
-            place = torch.cat([self.parts[i].position for i in parts]).to(joined.device)
-            if torch.equal(place.cpu(), torch.arange(len(place))):
-                return torch.nn.functional.pad(joined, (0, 0, 0, size - joined.shape[1]))
-            return joined.new_zeros(joined.shape[0], size, joined.shape[-1]).index_copy(1, place, joined)
-        place = torch.cat([cast(Tensor, self.parts[i].network) * size + self.parts[i].position for i in parts])
+            result = values[0].new_zeros(values[0].shape[0], size, values[0].shape[-1])
+            for i, features in zip(parts, values, strict=True):
+                result[:, self.parts[i].places] = features
+            return result
+        place = torch.cat([cast(Any, self.parts[i].network) * size + self.parts[i].position for i in parts])
         joined = torch.cat(list(values))
         result = joined.new_zeros(self.num_networks * size, joined.shape[-1])
         return result.index_copy(0, place, joined).unflatten(0, (self.num_networks, size))
@@ -382,29 +367,12 @@ def _dense(batch: ParameterGraph, pieces: Sequence[tuple[BaseSpace, Tensor, Tens
         first_part, first_link = len(parts), len(links)
         for own in plan.parts:
             where = space.topology.nodes[own.group]
-            position = (space.topology.node_position[where] - 1).clamp(min=0).to(nodes.device)
             values = nodes[:, where]
-            parts.append(_part(own, values if own.columns == tuple(range(values.shape[-1])) else values[..., list(own.columns)], position))
+            values = values if own.columns == tuple(range(values.shape[-1])) else values[..., list(own.columns)]
+            parts.append(Part(**vars(own), bias=values))
         links += plan.make_links(edge_values(space, parameters), first_part)
         members.append(Member(space, networks, range(first_part, len(parts)), range(first_link, len(links))))
     return Wiring(batch, tuple(parts), tuple(links), batch.num_networks, tuple(members))
-
-
-def _part(plan: PartPlan, values: Tensor, position: Tensor, network: Tensor | None = None) -> Part:
-    return Part(
-        plan.level,
-        plan.role,
-        plan.symmetry,
-        plan.activation,
-        values,
-        position,
-        network,
-        plan.columns,
-        plan.features,
-        plan.carried,
-        plan.joint,
-        plan.root,
-    )
 
 
 def _sparse(batch: ParameterGraph) -> Wiring:
@@ -418,7 +386,7 @@ def _sparse(batch: ParameterGraph) -> Wiring:
     # What decides the part of a neuron, per space and group; the level comes first, so that sorting makes the order topological.
     kinds: list[list[Any]] = []
     for space, plan in zip(spaces, plans, strict=True):
-        known = {part.group: replace(part, group="") for part in plan.parts}
+        known = {part.group: replace(part, group="", first=0) for part in plan.parts}
         kinds.append([known.get(group.name) for group in space.groups])
     distinct = sorted({kind for row in kinds for kind in row if kind is not None}, key=_order)
     table = _table([[-1 if kind is None else distinct.index(kind) for kind in row] for row in kinds], device)
@@ -428,11 +396,11 @@ def _sparse(batch: ParameterGraph) -> Wiring:
     for index in neurons:
         local[index] = torch.arange(len(index), device=device)
     parts = tuple(
-        _part(
-            kind,
-            x[index][:, list(kind.columns)],
-            (batch.node_position[index] - 1).clamp(min=0),
-            network[index],
+        Part(
+            **vars(kind),
+            bias=x[index][:, list(kind.columns)],
+            position=(batch.node_position[index] - 1).clamp(min=0),
+            network=network[index],
         )
         for kind, index in zip(distinct, neurons, strict=True)
     )
