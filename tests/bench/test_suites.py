@@ -117,6 +117,30 @@ def test_tables_and_figures(tmp_path: Path, threads: None, short: None, capsys: 
 
 
 @pytest.mark.slow
+def test_architectures(tmp_path: Path, threads: None, short: None) -> None:
+    options: dict[str, Any] = {"size": SMALL, "folder": tmp_path, "output": tmp_path / "results", "models": ["statnn", "scalegmn"]}
+    run_suite("architectures", **options)
+    zoos = ["resnet", "vit", "mixer"]
+    mixed = ZooStore(tmp_path / "resnet-vit-mixer-20")
+    assert {name: len(ZooStore(tmp_path / f"{name}-20")) for name in zoos} == dict.fromkeys(zoos, 20)
+    assert (len(mixed), len(mixed.dataset().spaces)) == (60, 3)
+    rows = _document(tmp_path, "architectures")["results"]
+    assert [(row["model"], row["zoo"], row["variant"]) for row in rows] == list(
+        itertools.product(("statnn", "scalegmn"), (*zoos, "mixed"), ("original", "s=100"))
+    )
+    assert {(row["model"], row["zoo"]) for row in rows if "error" in row} == {("statnn", "mixed")}
+    # One training is scored on test networks as they are and on moved ones.
+    assert all(one["runs"] == other["runs"] for one, other in zip(rows[::2], rows[1::2], strict=True))
+    (first, *_), lines = rows[0]["runs"], (tmp_path / "results" / "architectures.md").read_text().splitlines()
+    statnn = next(line for line in lines if line.startswith("| statnn")).split(" | ")
+    assert statnn[1:3] == [f"{first['metrics'][score]:.3f}" for score in ("tau", "tau_scale_100")]
+
+    trained = _trained(tmp_path)
+    run_suite("architectures", **options)  # zoos and cells are there already
+    assert _trained(tmp_path) == trained
+
+
+@pytest.mark.slow
 def test_train_size_and_transfer(tmp_path: Path, threads: None, short: None) -> None:
     options: dict[str, Any] = {"size": SMALL, "folder": tmp_path, "output": tmp_path / "results", "models": ["statnn", "neural_graph"]}
     run_suite("train-size", **options)
