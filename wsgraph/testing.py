@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsgraph.convert.tracing.tracer import copied
+from wsgraph.convert.tracing.recording import copied
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 from wsgraph.space.evaluate import tensors_of
 from wsgraph.symmetry import SYMMETRIES, GroupElement, act, sample_symmetry

@@ -681,9 +681,36 @@ def _branches(m: Any, x: Tensor) -> Tensor:
         (Function(lambda m, x: x.relu(), a=nn.Linear(8, 2)).eval(), tokens(), "reads none of its 2 saved tensors.*'a.weight'.*in forward"),
     ],
 )
-def test_modules_that_cannot_be_traced(module: Any, inputs: Tensor, message: str) -> None:
+def test_modules_that_cannot_be_traced(module: Any, inputs: Tensor, message: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TraceError, match=f"(?s){message}"):
         trace(module, inputs)
+    assert capfd.readouterr() == ("", "")  # the error says all
+
+
+class _Tabulated(nn.Module):
+    """Keeps a table that its first call makes, and counts its calls."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 2)
+        self.table: Tensor | None = None
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.table is None:
+            self.table = torch.linspace(1, 2, 6)
+        return self.b(self.a(x).relu() * self.table)
+
+
+def test_modules_that_keep_what_their_first_call_makes() -> None:
+    module = _Tabulated()
+    module.eval()
+    space = trace(module, tokens())
+    assert (space.group("a").size, int(module.calls)) == (6, 0)
+    assert_function_preserved(module, space, tokens())
 
 
 def test_assert_function_preserved_finds_wrong_spaces() -> None:

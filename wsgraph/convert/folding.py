@@ -10,7 +10,7 @@ from torch import nn
 from wsgraph.convert.folding_comparison import Comparison
 from wsgraph.convert.folding_steps import Program, quoted
 from wsgraph.convert.folding_weights import Fold
-from wsgraph.convert.tracing.tracer import check_module, copied, export
+from wsgraph.convert.tracing.recording import check_module, copied, export
 
 __all__ = ["BatchNormFolding", "FoldingWarning", "fold_batchnorm"]
 

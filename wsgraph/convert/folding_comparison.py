@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from wsgraph.convert.folding_weights import Fold, StaysError
-from wsgraph.convert.tracing.tracer import copied, first_line
+from wsgraph.convert.tracing.recording import copied, first_line
 
 __all__ = ["Comparison"]
 

@@ -14,7 +14,8 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from wsgraph.convert.folding_weights import OF_NORMS, Fold, StaysError
-from wsgraph.convert.tracing.tracer import INLINE, TraceError, bind, copied, export, operator_name, paths_of
+from wsgraph.convert.tracing.recording import TraceError, copied, export
+from wsgraph.convert.tracing.tracer import INLINE, bind, operator_name, paths_of
 
 __all__ = ["Program", "quoted"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.onnx.graph import Graph, Input, read_graph
 from wsgraph.convert.onnx.nodes import KNOWN, WEIGHTS, Step, UnsupportedError, to_array, to_tensor
-from wsgraph.convert.tracing.tracer import first_line
+from wsgraph.convert.tracing.recording import first_line
 
 __all__ = ["OnnxModule", "OnnxWarning", "load_onnx"]
 

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from wsgraph.convert.tracing.arrays import numbered
 from wsgraph.convert.tracing.lowering import Lowering, lower
-from wsgraph.convert.tracing.tracer import check_module, export, interpret, saved_names
+from wsgraph.convert.tracing.recording import check_module, export
+from wsgraph.convert.tracing.tracer import interpret, saved_names
 from wsgraph.convert.tracing.tying import tied_keys
 from wsgraph.convert.tracing.values import Label, Scope, Value, expressions_of, neurons_of
 from wsgraph.space import SpaceMismatchError, WeightSpace

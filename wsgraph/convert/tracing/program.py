@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from wsgraph.convert.tracing.tracer import INLINE, bind, first_line, module_of, operator_name, saved_names
+from wsgraph.convert.tracing.recording import first_line
+from wsgraph.convert.tracing.tracer import INLINE, bind, module_of, operator_name, saved_names
 from wsgraph.operators import UnsupportedError
 from wsgraph.space.program import Constant, Program, ProgramInput, Step, references, replaced
 from wsgraph.space.program_operators import Dtype, Reference, is_allowed

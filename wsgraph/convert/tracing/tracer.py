@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
+from wsgraph.convert.tracing.recording import TraceError
 from wsgraph.convert.tracing.rules.elementwise import rule_of
 from wsgraph.convert.tracing.rules.table import READ_NOTHING, Call, unknown
 from wsgraph.convert.tracing.values import Label, Scope, Value, coded
@@ -21,12 +18,7 @@ from wsgraph.operators import UnsupportedError, operator_text
 
 __all__ = [
     "INLINE",
-    "TraceError",
     "bind",
-    "check_module",
-    "copied",
-    "export",
-    "first_line",
     "interpret",
     "module_of",
     "operator_name",
@@ -34,103 +26,6 @@ __all__ = [
     "saved_names",
     "transformed_names",
 ]
-
-
-class TraceError(ValueError):
-    """A module cannot be traced into a weight space.
-
-    Example:
-        >>> import torch
-        >>> from wsgraph import trace
-        >>> trace(torch.nn.Dropout(), torch.ones(1, 3))
-        Traceback (most recent call last):
-        ...
-        TraceError: The module is in training mode (the module itself ...): call module.eval() first.
-    """
-
-
-def check_module(module: nn.Module) -> None:
-    """Raise a clear error for modules that cannot be run as they are."""
-    if not isinstance(module, nn.Module):
-        raise TraceError(f"Expected 'module' to be a torch.nn.Module (got {type(module).__name__}). For a state dict use from_state_dict.")
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if is_lazy(tensor):
-            raise TraceError(f"Parameter {name!r} has no shape yet: run the lazy module once on its inputs, then trace it.")
-        if tensor.is_meta:
-            raise TraceError(f"Parameter {name!r} is on the meta device: give the module memory with module.to_empty(device='cpu') first.")
-        if tensor.is_complex():
-            raise TraceError(f"Parameter {name!r} is complex; weight spaces hold real numbers.")
-    for name, entry in module.state_dict().items():
-        if not isinstance(entry, Tensor):
-            raise TraceError(f"The state dict entry {name!r} is no tensor ({type(entry).__name__}); a weight space holds tensors alone.")
-    if training := [name or "the module itself" for name, part in module.named_modules() if part.training]:
-        raise TraceError(
-            f"The module is in training mode ({training[0]} and {len(training) - 1} more), where dropout and batch statistics change its "
-            "function: call module.eval() first."
-        )
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy of a module, also of one that holds tensors with a history, as weight norm's hook does.
-
-    Raises:
-        TraceError: If the module holds something that cannot be copied.
-    """
-    tensors = [entry for part in module.modules() for entry in vars(part).values() if isinstance(entry, Tensor)]
-    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
-    try:
-        return copy.deepcopy(module, memo)
-    except Exception as error:
-        raise TraceError(f"The module cannot be copied: {type(error).__name__}: {first_line(error)}") from error
-
-
-def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """The module's operators as ``torch.export`` records them.
-
-    Raises:
-        TraceError: If the module does not run on the inputs, or its control flow depends on their values.
-    """
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module(*inputs)
-            for name, buffer in module.named_buffers():  # a forward function may count its calls
-                if name in buffers and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
-    except Exception as error:
-        shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
-        raise TraceError(
-            f"The module does not run on the example inputs ({shapes}): {type(error).__name__}: {first_line(error)} Pass inputs as you "
-            "would call the module."
-        ) from error
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # which does a whole transformer layer in one operator
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(module, inputs, strict=False)
-    except Exception as error:
-        raise TraceError(
-            f"The module runs, but torch.export cannot record it: {first_line(error)}{_place(error)} Control flow that depends on the "
-            "values of tensors, or Python code outside tensors, is the usual cause: write it with torch.where, or without it. The weights "
-            "of a plain chain of layers can be read without running the module, with wsgraph.from_state_dict."
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    text = str(error).strip().splitlines()
-    return (text[0].strip() if text else type(error).__name__).rstrip(".") + "."
-
-
-def _place(error: BaseException) -> str:
-    """The last line of the module's own code in a traceback."""
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename and "wsgraph/" not in frame.filename
-    ]
-    return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
 def saved_names(program: Any, keys: Mapping[str, str]) -> dict[str, str]:

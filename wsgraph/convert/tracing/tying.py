@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wsgraph.convert.tracing.tracer import TraceError
+from wsgraph.convert.tracing.recording import TraceError
 from wsgraph.space.dtypes import holds_same
 
 __all__ = ["check_constants", "tie_state", "tied_keys"]
