@@ -179,11 +179,14 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor]], dict[str, str]]] 
     ),
     "grouped transposed": (
         lambda: convolutions(conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, groups=2), nn.ReLU(), conv(4, 2)),
-        {"0": "permutation of 2 blocks, and of 3 in each x scale", "2": "permutation of 2 blocks, and of 2 in each"},
+        {
+            "0": "permutation of 2 blocks, and of 3 in each on its own x scale",
+            "2": "permutation of 2 blocks, and of 2 in each on its own x scale",
+        },
     ),
     "depthwise transposed": (
         lambda: convolutions(conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 12, 2, groups=6), nn.ReLU(), conv(12, 2)),
-        {"0": SCALE, "2": "permutation of 6 blocks, and of 2 in each"},
+        {"0": SCALE, "2": "permutation of 6 blocks, and of 2 in each on its own x scale"},
     ),
     "shuffled by indices": (
         lambda: (Function(shuffled_by_indices, stem=conv(3, 12), a=conv(6, 6), head=nn.Linear(12, 3)), image()),
@@ -219,7 +222,10 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor]], dict[str, str]]] 
     "einsum entry by entry": (lambda: dense(lambda m, x: m.b(torch.einsum("bti,bti->bti", m.a(x), m.c(x)))), {"einsum": BOTH}),
     "grouped queries": (
         lambda: (Function(grouped_queries, q=nn.Linear(8, 16), k=nn.Linear(8, 8), v=nn.Linear(8, 8), o=nn.Linear(16, 3)), tokens()),
-        {"k": "permutation of 2 blocks, and of 4 in each x scale x sign", "v": "permutation of 2 blocks, and of 4 in each x scale x sign"},
+        {
+            "k": "permutation of 2 blocks, and of 4 in each on its own x scale x sign",
+            "v": "permutation of 2 blocks, and of 4 in each on its own x scale x sign",
+        },
     ),
     "batch norm": (lambda: convolutions(conv(3, 6), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 2)), {"0": BOTH, "1": SCALE}),
     "batch norm without gain": (

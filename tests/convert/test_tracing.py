@@ -171,8 +171,8 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, str]]] = {
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2)),
         image(),
         {
-            "0": "permutation of 2 blocks, and of 3 in each",
-            "1": "permutation of 2 blocks, and of 3 in each x scale",
+            "0": "permutation of 2 blocks, and of 3 in each on its own",
+            "1": "permutation of 2 blocks, and of 3 in each on its own x scale",
             "3": "permutation x scale x sign",
             "5": "none",
         },
@@ -195,21 +195,25 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, str]]] = {
     "depthwise multiplier": (
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 6), nn.Flatten()),
         image(),
-        {"0": "permutation", "2": "permutation of 4 blocks, and of 3 in each x scale", "4": "none"},
+        {"0": "permutation x scale", "2": "permutation of 4 blocks, and of 3 in each on its own x scale", "4": "none"},
     ),
     "grouped": (
         nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 6), nn.Flatten()),
         image(),
         {
-            "0": "permutation of 2 blocks, and of 3 in each",
-            "2": "permutation of 2 blocks, and of 4 in each x scale",
+            "0": "permutation of 2 blocks, and of 3 in each on its own x scale",
+            "2": "permutation of 2 blocks, and of 4 in each on its own x scale",
             "4": "none",
         },
     ),
     "grouped, then flattened": (
         nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 7, groups=2), nn.SiLU(), nn.Flatten(), nn.Linear(16, 2)),
         image(),
-        {"0": "permutation of 2 blocks, and of 3 in each", "2": "permutation of 2 blocks, and of 2 in each", "5": "none"},
+        {
+            "0": "permutation of 2 blocks, and of 3 in each on its own x scale",
+            "2": "permutation of 2 blocks, and of 2 in each on its own",
+            "5": "none",
+        },
     ),
     "transposed": (
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 5, 2, stride=2), nn.ReLU(), nn.Conv2d(5, 2, 3)),
@@ -219,7 +223,11 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, str]]] = {
     "grouped transposed": (
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 3)),
         image(),
-        {"0": "permutation of 2 blocks, and of 3 in each x scale", "2": "permutation of 2 blocks, and of 2 in each", "4": "none"},
+        {
+            "0": "permutation of 2 blocks, and of 3 in each on its own x scale",
+            "2": "permutation of 2 blocks, and of 2 in each on its own x scale",
+            "4": "none",
+        },
     ),
     "conv1d": (
         nn.Sequential(nn.Conv1d(8, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 2)),
@@ -241,9 +249,9 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, str]]] = {
         tokens(),
         {
             "embed": "permutation x scale x sign",
-            "qkv": "permutation of 4 blocks, and of 4 in each x scale x sign",
-            "qkv[1]": "permutation of 4 blocks, and of 4 in each",
-            "qkv[2]": "permutation of 4 blocks, and of 4 in each x scale x sign",
+            "qkv": "permutation of 4 blocks, and of 4 in each on its own x scale x sign",
+            "qkv[1]": "permutation of 4 blocks, and of 4 in each on its own",
+            "qkv[2]": "permutation of 4 blocks, and of 4 in each on its own x scale x sign",
             "out": "permutation x scale x sign",
             "head": "none",
         },
@@ -326,9 +334,9 @@ def test_heads_of_attention_move_as_blocks_with_inverse_factors_of_queries_and_k
     assert [space.group(name).size for name in tie.groups] == [16, 16, 16]
     assert tie.exponents == (1, -1, 1)
     assert tie.groups[0] == tie.groups[1]  # queries and keys share their permutation and factor
-    factors = [space.group(name).factors for name in tie.groups]
-    assert factors[0][0] == factors[2][0]  # values move with the heads
-    assert factors[0][1] != factors[2][1]  # but within a head on their own
+    groups = [space.group(name) for name in tie.groups]
+    assert groups[0].factors == groups[2].factors  # values move with the heads
+    assert groups[0].permutation != groups[2].permutation  # but within a head on their own
 
 
 def test_transformers_without_gradients_are_traced_like_others() -> None:
@@ -766,8 +774,8 @@ WEIGHT_NORMS = {
     "grouped": (
         lambda: convolutions(weight_norm(nn.Conv2d(6, 6, 3, groups=2))),
         "permutation of 2 blocks, and of 3 in each",
-        "permutation of 2 blocks, and of 3 in each x scale",
-        "permutation of 2 blocks, and of 3 in each x scale",
+        "permutation of 2 blocks, and of 3 in each on its own x scale",
+        "permutation of 2 blocks, and of 3 in each on its own x scale",
     ),
     "depthwise": (lambda: convolutions(weight_norm(nn.Conv2d(6, 6, 3, groups=6))), SCALE, SCALE, SCALE),
 }

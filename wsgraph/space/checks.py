@@ -40,9 +40,12 @@ class CheckedStructure(Structure):
                 if name not in self._groups_by_name:
                     raise ValueError(f"Group {members[0].name!r} names an unknown factor {name!r}.")
             factors = [self.group(name) for name in members[0].factors]
-            if factors and (math.prod(factor.size for factor in factors) != members[0].size or any(f.factors for f in factors)):
+            count = math.prod(factor.size for factor in factors)
+            fitting = members[0].size % count == 0 if len(factors) == 1 else count == members[0].size
+            if factors and (not fitting or any(factor.factors for factor in factors)):
+                needed = "whose size divides" if len(factors) == 1 else "whose sizes multiply to"
                 raise ValueError(
-                    f"The factors of group {members[0].name!r} must be groups without factors whose sizes multiply to {members[0].size} "
+                    f"The factors of group {members[0].name!r} must be groups without factors {needed} {members[0].size} "
                     f"(got {', '.join(f'{factor.name!r}: {factor.size}' for factor in factors)})."
                 )
         for label, members in self.scale_classes.items():
@@ -61,9 +64,11 @@ class CheckedStructure(Structure):
                     if unknown := [name for name in tie.groups if name not in groups]:
                         raise ValueError(f"Parameter {param.name!r} names unknown neuron groups {unknown}.")
                     tied = sum(groups[name].size for name in tie.groups)
-                    if tied != axis.size:
+                    if tied != axis.num_neurons:
+                        blocks = f" in each of {axis.blocks} blocks" if axis.blocks > 1 else ""
                         raise ValueError(
-                            f"An axis of parameter {param.name!r} has {axis.size} entries but its groups {tie.groups} have {tied} neurons."
+                            f"An axis of parameter {param.name!r} has {axis.size} entries{blocks} but its groups {tie.groups} have {tied} "
+                            "neurons."
                         )
                 self._check_ties(param, axis)
         for layer in self.layers:

@@ -51,14 +51,15 @@ class NeuronGroup:
         name: Unique name within the space.
         size: Number of neurons (channels).
         role: ``"hidden"``; ``"input"`` and ``"output"`` neurons have no symmetry, since their order is part of the function, nor do
-            ``"fixed"`` ones; a ``"factor"`` has no neurons of its own, but the permutation of groups made of it.
+            ``"fixed"`` ones; a ``"factor"`` has no neurons of its own, but the permutation of groups made of it (none with a ``reason``).
         operators: Operators between producer and consumers, such as ``("relu", "max_pool(2)")`` or ``("sin(30)",)``.
         permutation: Label of the class of groups that share one permutation (default: the group alone).
         scale: Label of the class of groups that share one scale (default: the permutation label).
         limits: Factors allowed by what happens to the neurons besides their operators (default: all).
-        factors: Names of two groups of role ``"factor"`` of sizes :math:`a` and :math:`b`, where neuron :math:`i b + j` may only go to
-            :math:`\pi(i) b + \rho(j)`: the channels of a grouped convolution, the heads of attention.
-        reason: Why neurons of role ``"fixed"`` cannot move.
+        factors: Names of groups of role ``"factor"`` that neurons move with. With one, of size :math:`a`, they lie in as many blocks of
+            size :math:`b`, and neuron :math:`i b + j` may go to :math:`\pi(i) b + \rho_i(j)`: the channels of a grouped convolution, the
+            heads of attention. With two, of sizes :math:`a` and :math:`b`, it may go to :math:`\pi(i) b + \rho(j)`, in all blocks alike.
+        reason: Why neurons of role ``"fixed"``, or the blocks that a ``"factor"`` stands for, cannot move.
         follows: Scale classes whose factors multiply the neurons, each with its power, where these are
             not those of the class ``scale``: the factors of a product beside those of its result.
     """
@@ -83,8 +84,8 @@ class NeuronGroup:
             raise ValueError(f"Expected the size of neuron group {self.name!r} to be a positive integer (got {self.size!r}).")
         if self.role not in _ROLES:
             raise ValueError(f"Expected 'role' of neuron group {self.name!r} to be one of {', '.join(_ROLES)} (got {self.role!r}).")
-        if len(self.factors) not in (0, 2):
-            raise ValueError(f"Expected no or two 'factors' of neuron group {self.name!r} (got {self.factors}).")
+        if len(self.factors) > 2:
+            raise ValueError(f"Expected at most two 'factors' of neuron group {self.name!r} (got {self.factors}).")
         object.__setattr__(self, "limits", Symmetry(*self.limits))
         object.__setattr__(self, "factors", tuple(self.factors))
         object.__setattr__(self, "follows", tuple((str(label), int(power)) for label, power in self.follows))
@@ -157,21 +158,33 @@ class Axis:
         size: Number of entries along it.
         ties: The neurons that its entries follow.
         order: Which of the neurons laid end to end stands at every place, where this is not their own order.
+        blocks: In how many equal blocks the entries along the parameter's first axis come, each of which has neurons of its own along
+            this one: entry ``i`` in block ``k`` follows the neuron at place ``k * size + i``, as in the weight of a grouped convolution.
 
     Raises:
-        ValueError: If ``order`` is no permutation of the tied neurons.
+        ValueError: If ``order`` is no permutation of the tied neurons, or an axis without ties has blocks.
     """
 
     size: int
     ties: tuple[Tie, ...] = ()
     order: tuple[int, ...] = ()
+    blocks: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ties", tuple(self.ties))
         order = tuple(self.order)
-        if order and (not self.ties or sorted(order) != list(range(self.size))):
-            raise ValueError(f"Expected 'order' of an axis to be a permutation of its {self.size} tied neurons (got {order[:8]}...).")
-        object.__setattr__(self, "order", () if order == tuple(range(self.size)) else order)
+        if self.blocks < 1 or (self.blocks > 1 and not self.ties):
+            raise ValueError(f"Expected 'blocks' of an axis to be positive, and 1 without tied neurons (got {self.blocks}).")
+        if order and (not self.ties or sorted(order) != list(range(self.num_neurons))):
+            raise ValueError(
+                f"Expected 'order' of an axis to be a permutation of its {self.num_neurons} tied neurons (got {order[:8]}...)."
+            )
+        object.__setattr__(self, "order", () if order == tuple(range(self.num_neurons)) else order)
+
+    @property
+    def num_neurons(self) -> int:
+        """Number of neurons that its entries follow: as many as entries, in every block."""
+        return self.size * self.blocks
 
 
 @dataclass(frozen=True)
@@ -207,6 +220,11 @@ class Parameter:
         logical = math.prod(axis.size for axis in self.axes)
         if logical != self.size:
             raise ValueError(f"The axes of parameter {self.name!r} hold {logical} entries, its shape {self.shape} holds {self.size}.")
+        if self.axes[0].blocks > 1 or any(self.axes[0].size % axis.blocks for axis in self.axes):
+            raise ValueError(
+                f"The first axis of parameter {self.name!r}, of size {self.axes[0].size}, must be made of the blocks that its other axes "
+                f"have neurons for (got {[axis.blocks for axis in self.axes]})."
+            )
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -95,9 +95,11 @@ class Structure:
     def is_permutable(self, permutation: str) -> bool:
         """Whether the neurons of a permutation class may be reordered: none of its groups is an input, an output or fixed."""
         members = self.permutation_classes[permutation]
-        if not all(group.role in ("hidden", "factor") for group in members):
+        if not all(group.role == "hidden" or (group.role == "factor" and not group.reason) for group in members):
             return False
         factors = [self.group(name) for name in members[0].factors]
+        if len(factors) == 1 and factors[0].size < members[0].size:  # within blocks at least
+            return True
         return not factors or any(self.is_permutable(factor.permutation) for factor in factors)
 
     def class_symmetry(self, scale: str) -> Symmetry:
@@ -323,7 +325,7 @@ class Structure:
                     permutation=permutations[g.permutation],
                     scale=scales[g.scale],
                     factors=tuple(groups[name] for name in g.factors),
-                    reason="",
+                    reason="order" if g.role == "factor" and g.reason else "",
                     follows=tuple((scales[label], power) for label, power in g.follows),
                 )
                 for g in self.groups
@@ -340,7 +342,7 @@ class Structure:
                 for i, layer in enumerate(self.layers)
             ),
             params=tuple(
-                Parameter(params[p.name], p.shape, p.role, tuple(Axis(a.size, tuple(map(tie, a.ties)), a.order) for a in p.axes))
+                Parameter(params[p.name], p.shape, p.role, tuple(dataclasses.replace(a, ties=tuple(map(tie, a.ties))) for a in p.axes))
                 for p in self.params
             ),
             connections=tuple(

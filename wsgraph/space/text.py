@@ -31,6 +31,8 @@ class DescribedStructure(CheckedStructure):
                 for key in keys:
                     if not part[key]:
                         del part[key]
+        for axis in (axis for part in parts["params"] for axis in part["axes"] if axis["blocks"] == 1):
+            del axis["blocks"]
         signal = {} if self.signal is None else {"signal": dataclasses.asdict(self.signal)}
         more: dict[str, Any] = {name: value for name in ("assumed", "unlayered", "unprogrammed") if (value := getattr(self, name))}
         if self.program is not None:
@@ -142,7 +144,15 @@ class DescribedStructure(CheckedStructure):
         kind = str(self.class_symmetry(group.scale))
         factors = [self.group(name) for name in group.factors]
         movable = [f.size if self.is_permutable(f.permutation) else 1 for f in factors]
-        return kind.replace("permutation", f"permutation of {movable[0]} blocks, and of {movable[1]} in each") if factors else kind
+        if len(factors) == 1:
+            inner = group.size // factors[0].size
+            if movable[0] == 1:
+                return kind.replace("permutation", f"permutation of {inner} in each of {factors[0].size} blocks")
+            movable.append(inner)
+            alone = " on its own" if inner > 1 else ""
+        else:
+            alone = ""
+        return kind.replace("permutation", f"permutation of {movable[0]} blocks, and of {movable[1]} in each{alone}") if factors else kind
 
     def report(self) -> str:
         """What is movable and what is fixed, and why, in words.
@@ -185,7 +195,7 @@ class DescribedStructure(CheckedStructure):
 
 
 def _axis(fields: dict[str, Any]) -> Axis:
-    return Axis(fields["size"], tuple(Tie(**tie) for tie in fields["ties"]), fields.get("order", ()))
+    return Axis(fields["size"], tuple(Tie(**tie) for tie in fields["ties"]), fields.get("order", ()), fields.get("blocks", 1))
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -28,7 +28,7 @@ _ROLES = {"running_mean": "mean", "running_var": "variance", "bias": "bias"}
 class _Place(NamedTuple):
     """Where a neuron stands: in a class of neurons that move alike, and in which copy of that class."""
 
-    kind: tuple[str, int, int]  # what moves: a family, a product of two families, or nothing
+    kind: tuple[str, int, int]  # what moves: a family, blocks of one with their rows, a product of two, or nothing
     copy: int  # row or column that cannot move, in products of which the other half can
 
 
@@ -63,6 +63,7 @@ class Lowering:
         self.followed: list[tuple[Key, _Place]] = []
         self._places: dict[bytes, list[tuple[_Place, Array, Array, bool]]] = {}
         self._groups: dict[tuple[Key, _Place], str] = {}
+        self._fixed_rows: dict[bytes, str] = {}
 
     # == Neurons ==
 
@@ -76,17 +77,21 @@ class Lowering:
 
     def _find_places(self, ids: Array) -> list[tuple[_Place, Array, Array, bool]]:
         neurons = self.neurons
-        product, fixed = neurons.is_product(ids), neurons.is_fixed(ids)
+        in_rows, fixed = neurons.has_rows(ids), neurons.is_fixed(ids)
         kind = np.where(fixed, 0, 1)
         first, second, copy = np.where(fixed, 0, neurons.family(ids)), np.zeros_like(ids), np.zeros_like(ids)
         rows = columns = ids
-        if (product & ~fixed).any():
+        if (in_rows & ~fixed).any():
             rows, columns = neurons.pair(ids)
             fixed_rows, fixed_columns = neurons.is_fixed(rows), neurons.is_fixed(columns)
-            kind = np.where(fixed, 0, np.where(~product, 1, np.where(fixed_rows, 2, np.where(fixed_columns, 3, 4))))
+            kind = np.where(fixed_rows, 2, np.where(fixed_columns, 3, 4))
+            kind[in_rows & (columns == 0)] = 5
+            kind = np.where(fixed, 0, np.where(in_rows, kind, 1))
             row_family, column_family = neurons.family(rows), neurons.family(columns)
-            first = np.where(kind == 2, column_family, np.where(kind >= 3, row_family, first))
-            second = np.where(kind == 4, column_family, 0)
+            first = np.where(kind == 2, column_family, np.where((kind == 3) | (kind == 4), row_family, first))
+            second = np.where(kind == 4, column_family, np.where((kind == 5) & ~fixed_rows, row_family, 0))
+            kind[(kind == 5) & (second == 0) & self._alone(ids, rows)] = 0  # a block of one neuron that stays
+            first = np.where(kind == 0, 0, first)
             copy = np.where(kind == 2, rows, np.where(kind == 3, columns, 0))
             which = np.zeros(len(ids), np.int64)
             for entries in (kind, first, second, copy):
@@ -99,9 +104,14 @@ class Lowering:
         found = []
         for positions in np.split(order, stops[:-1]):
             k, one, other, copied = (int(entries[positions[0]]) for entries in (kind, first, second, copy))
-            place = _Place((("fixed", "family", "family", "family", "product")[k], one, other), copied)
+            place = _Place((("fixed", "family", "family", "family", "product", "blocks")[k], one, other), copied)
             if k == 0:
                 numbers = np.arange(len(positions))
+            elif k == 5:
+                members, _ = self._blocks(one, other)
+                by_id = members.argsort()
+                numbers = by_id[np.searchsorted(members, ids[positions], sorter=by_id)]
+                self.sizes[place.kind] = len(members)
             elif k == 4:
                 members = neurons.members(other)
                 numbers = self._number(rows[positions], one) * len(members) + self._number(columns[positions], other)
@@ -116,6 +126,28 @@ class Lowering:
     def _number(self, ids: Array, family: int) -> Array:
         return np.searchsorted(self.neurons.members(family), ids)
 
+    def _alone(self, ids: Array, rows: Array) -> Array:
+        """Which neurons that lie in blocks have a row to themselves."""
+        alone = np.zeros(len(ids), bool)
+        families = self.neurons.family(ids)
+        for family in distinct(families[rows > 0]).tolist():
+            members = self.neurons.members(family)
+            if len(distinct(self.neurons.pair(members)[0])) == len(members):
+                alone[families == family] = True
+        return alone
+
+    def _blocks(self, family: int, row_family: int) -> tuple[Array, Array]:
+        """The neurons of a family by row, of rows of one family (0 for those that stay), and these rows in order."""
+        neurons = self.neurons
+        members = neurons.members(family)
+        rows, _ = neurons.pair(members)
+        mine = neurons.family(rows) == row_family if row_family else neurons.is_fixed(rows)
+        members, rows = members[mine], rows[mine]
+        values, _, counts = numbered(rows)
+        if counts.min() < counts.max():
+            raise AssertionError(f"rows of one class hold {counts.min()} and {counts.max()} neurons")
+        return members[np.lexsort((members, rows))], values
+
     # == Groups ==
 
     def solved(self, expression: int, part: int) -> dict[Key, int]:
@@ -128,9 +160,13 @@ class Lowering:
         """Label of the class of a kind, and the names of its factors."""
         if kind not in self.labels:
             self.labels[kind] = f"neurons.{len(self.labels)}"
-        if kind[0] != "product":
-            return self.labels[kind], ()
-        return self.labels[kind], tuple(self.factor_group(family) for family in kind[1:])
+        if kind[0] == "product":
+            return self.labels[kind], tuple(self.factor_group(family) for family in kind[1:])
+        if kind[0] == "blocks":
+            members, rows = self._blocks(*kind[1:])
+            if len(rows) > 1:
+                return self.labels[kind], (self.factor_group(kind[2]) if kind[2] else self.fixed_factor(rows),)
+        return self.labels[kind], ()
 
     def factor_group(self, family: int) -> str:
         """The group that stands for rows or columns of products."""
@@ -140,6 +176,22 @@ class Lowering:
             name = self.free_name("factor")
             self.anchors[place] = self.add(NeuronGroup(name, len(self.neurons.members(family)), "factor", permutation=label))
         return self.anchors[place]
+
+    def fixed_factor(self, rows: Array) -> str:
+        """The group that stands for rows that stay."""
+        key = rows.tobytes()
+        if key not in self._fixed_rows:
+            name = self.free_name("factor")
+            self._fixed_rows[key] = self.add(NeuronGroup(name, len(rows), "factor", reason=self.reason(rows)))
+        return self._fixed_rows[key]
+
+    def reason(self, ids: Array) -> str:
+        """Why neurons cannot move."""
+        families = distinct(self.neurons.family(ids)).tolist()
+        reasons = list(dict.fromkeys(reason for family in families if (reason := self.neurons.reasons.get(family, ""))))
+        if not reasons:
+            reasons = ["the order of these neurons" if self.neurons.has_rows(ids).any() else "neurons that are not told apart"]
+        return "; ".join(reasons)
 
     def add(self, group: NeuronGroup) -> str:
         """Add a group under a name of its own."""
@@ -191,12 +243,7 @@ class Lowering:
 
     def fixed_group(self, name: str, ids: Array, operators: Sequence[str] = (), role: str = "fixed") -> str:
         """The group of neurons that cannot move."""
-        families = distinct(self.neurons.family(ids)).tolist()
-        reasons = list(dict.fromkeys(reason for family in families if (reason := self.neurons.reasons.get(family, ""))))
-        if not reasons and self.neurons.is_product(ids).any():
-            reasons = ["the order of these neurons"]
-        reasons = reasons or ["neurons that are not told apart"]
-        reason = "" if role != "fixed" else "; ".join(reasons)
+        reason = "" if role != "fixed" else self.reason(ids)
         return self.add(NeuronGroup(self.free_name(name), len(ids), role, tuple(operators), reason=reason))  # type: ignore[arg-type]
 
     def segments(self, ids: Array, expressions: Array) -> Iterator[tuple[_Place, Array, Array, dict[Key, int], tuple[int, int]]]:
@@ -235,11 +282,18 @@ class Lowering:
         axis = self.axis(ids, expressions)
         return [*([Axis(before)] if before > 1 else []), axis, *([Axis(after)] if after > 1 else [])]
 
-    def axis(self, ids: Array, expressions: Array) -> Axis:
-        """An axis along which every neuron of a class comes once, or several times."""
+    def grouped(self, codes: Tensor, value: Value) -> list[Axis]:
+        """Logical axes of the weight of a grouped convolution, given the codes ``[groups, n]`` that its second axis follows."""
+        own = value.along(0)
+        first = Axis(value.shape[0]) if own is None else self.axis(own.ids.numpy(), own.expressions.numpy())
+        flat = codes.numpy().ravel()
+        return [first, self.axis(neurons_of(flat), expressions_of(flat), len(codes)), *(Axis(size) for size in value.shape[2:])]
+
+    def axis(self, ids: Array, expressions: Array, blocks: int = 1) -> Axis:
+        """An axis along which every neuron of a class comes once, or several times; or, in every block, some of them."""
         size = len(ids)
-        if self.neurons.is_fixed(ids).all():
-            return Axis(size)
+        if all(place.kind[0] == "fixed" for place, *_ in self.places(ids)):
+            return Axis(size // blocks)
         segments: list[tuple[str, tuple[tuple[str, int], ...]]] = []
         order = np.zeros(size, np.int64)
         offset = 0
@@ -252,13 +306,18 @@ class Lowering:
                 segments.append((powers[0][0] if powers else self.anchor(place, expression, part), powers))
             order[positions] = offset + numbers
             offset += len(positions)
-        return Axis(size, _ties(segments), () if is_increasing(order) else tuple(order.tolist()))
+        return Axis(size // blocks, _ties(segments), () if is_increasing(order) else tuple(order.tolist()), blocks)
 
     def anchor(self, place: _Place, expression: int, part: int) -> str:
         """Any group at a place, for entries that move but have no factor."""
         if place not in self.anchors:
             unknown, power = self.factors.expressions[expression]
-            self.anchors[place] = self.group((unknown, part), place) if power else self.factor_group(place.kind[1])
+            if power:
+                self.anchors[place] = self.group((unknown, part), place)
+            elif place.kind[0] == "family":
+                self.anchors[place] = self.factor_group(place.kind[1])
+            else:
+                self.anchors[place] = self.place_group("neurons", place, "", Symmetry(False, False))
         return self.anchors[place]
 
 
@@ -432,8 +491,10 @@ def lower(
     params = []
     for name, tensor in state.items():
         value = values.get(name, Value(tuple(tensor.shape)))
-        along = {label.dims[0]: label for label in value.labels}
-        axes = [axis for dim, size in enumerate(value.shape) for axis in lowering.axes(along.get(dim), size)]
+        axes = lowering.grouped(scope.grouped[name], value) if name in scope.grouped else []
+        if not axes:
+            along = {label.dims[0]: label for label in value.labels}
+            axes = [axis for dim, size in enumerate(value.shape) for axis in lowering.axes(along.get(dim), size)]
         role = _ROLES.get(name.rsplit(".", 1)[-1], "weight" if tensor.ndim > 1 else "scale") if tensor.is_floating_point() else "buffer"
         unused = tensor.is_floating_point() and name not in values
         dtype = stored_dtype(tensor, theta_dtype)

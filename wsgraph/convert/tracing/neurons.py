@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsgraph.convert.tracing.arrays import Array, Growing, distinct, is_increasing, numbered
+from wsgraph.convert.tracing.arrays import Array, Growing, distinct, is_increasing, numbered, occurrence
 
 __all__ = ["Equation", "Factors", "Key", "Neurons", "Partition", "solve"]
 
@@ -18,9 +18,11 @@ __all__ = ["Equation", "Factors", "Key", "Neurons", "Partition", "solve"]
 class Partition:
     r"""A partition of neurons into families whose members may be exchanged, refined by every operator.
 
-    A neuron is a number; 0 stands for no neuron. A family is *free* (any permutation), *fixed*, or a
-    *product*: its neurons are the pairs :math:`(i, j)` of a row and a column, which are neurons of
-    other families, and move with them. Neurons that must move alike are made one (:meth:`unify`).
+    A neuron is a number; 0 stands for no neuron. A family is *free* (any permutation), *fixed*, in
+    *blocks*: its neurons lie in rows, which are neurons of other families; rows move as those do,
+    and the neurons of every row among themselves; or a *product*: its neurons are the pairs
+    :math:`(i, j)` of a row and a column, and move with both. Neurons that must move alike are made
+    one (:meth:`unify`).
 
     Networks have thousands of layers' axes of few hundred neurons: every step takes time in
     proportion to the neurons that it is given, not to all there are.
@@ -33,7 +35,7 @@ class Partition:
         self._part_size = Growing([1])
         self._fixed = Growing([1], bool)
         self._members: list[Array] = [np.zeros(1, np.int64)]
-        self._has_products = False
+        self._has_rows = False
         self.reasons: dict[int, str] = {}
 
     def new(self, size: int) -> Array:
@@ -93,23 +95,23 @@ class Partition:
         return self._family[self._representative[ids]]
 
     def pair(self, ids: Array) -> tuple[Array, Array]:
-        """Rows and columns of the neurons, 0 outside products."""
+        """Rows and columns of the neurons, 0 where they have none."""
         ids = self._representative[ids]
         return self._representative[self._row[ids]], self._representative[self._column[ids]]
 
-    def is_product(self, ids: Array) -> Array:
-        """Whether the neurons are pairs."""
+    def has_rows(self, ids: Array) -> Array:
+        """Whether the neurons lie in rows."""
         return self._row[self._representative[ids]] > 0
 
     def is_fixed(self, ids: Array) -> Array:
         """Whether the neurons cannot move; 0 cannot."""
         ids = self._representative[ids]
         alone = self._fixed[self._family[ids]]
-        if not self._has_products:
+        if not self._has_rows:
             return alone
         rows, columns = self.pair(ids)
         pairs = self._fixed[self._family[rows]] & self._fixed[self._family[columns]]
-        return np.where(self._row[ids] > 0, pairs, alone)
+        return np.where(columns > 0, pairs, alone)
 
     def part(self, ids: Array) -> Array:
         """Of neurons as they were made, before some became one: the parts of a layer that are told apart."""
@@ -125,10 +127,13 @@ class Partition:
         """Take all permutations from the families of these neurons."""
         ids = distinct(self._representative[ids.ravel()])
         ids = ids[ids > 0]
-        if self._has_products:
-            product = self._row[ids] > 0
+        if self._has_rows:
+            product, blocked = self._column[ids] > 0, self._is_blocked(ids)
             if product.any():
                 self.fix(np.concatenate(self.pair(ids[product])), reason)
+            if blocked.any():  # what does not move within its row keeps the rows of its family where they are
+                members = [self._members[family] for family in distinct(self._family[ids[blocked]]).tolist()]
+                self.fix(self._row[np.concatenate(members)], reason)
             ids = ids[~product]
         for family in distinct(self._family[ids]).tolist():
             if not self._fixed[family]:
@@ -139,12 +144,15 @@ class Partition:
         """Let these neurons move only among themselves, and the others of their families too."""
         ids = distinct(self._representative[ids.ravel()])
         ids = ids[~self.is_fixed(ids)]
-        product = self._row[ids] > 0
+        product, blocked = self._column[ids] > 0, self._is_blocked(ids)
         families = self._family[ids]
         for family in distinct(families[~product]).tolist():
             chosen = ids[(families == family) & ~product]
             if len(chosen) < len(self._members[family]):
-                self._separate(chosen)
+                if blocked[families == family][0]:
+                    self._split_blocks(chosen, family, reason)
+                else:
+                    self._separate(chosen)
                 self._split_parts(chosen)
         for family in distinct(families[product]).tolist():
             chosen = ids[(families == family) & product]
@@ -155,6 +163,24 @@ class Partition:
                 self._split_parts(chosen)
             else:
                 self.fix(chosen, reason)
+
+    def _is_blocked(self, ids: Array) -> Array:
+        """Whether neurons lie in rows, and in no columns."""
+        return (self._row[ids] > 0) & (self._column[ids] == 0)
+
+    def _split_blocks(self, ids: Array, family: int, reason: str) -> None:
+        """Tell neurons of a family in blocks apart from its others; rows that have other numbers of them move on their own."""
+        members = self._members[family]
+        rows = self._representative[self._row[members]]
+        values, which, _ = numbered(rows)
+        chosen = np.isin(members, ids)
+        counts = np.bincount(which, weights=chosen).astype(np.int64)
+        for count in distinct(counts).tolist():
+            self.split(values[counts == count], reason)
+            for own in (True, False):
+                mine = members[(counts[which] == count) & (chosen == own)]
+                if len(mine):
+                    self._separate(mine)
 
     def _separate(self, ids: Array) -> None:
         """Make neurons, given in order, a family of their own."""
@@ -213,7 +239,7 @@ class Partition:
 
         The outcome is that of :meth:`_unify_families` for every two families in the order of their first pairs.
         """
-        if self._has_products and ((self._row[one] > 0).any() or (self._row[other] > 0).any()):
+        if self._has_rows and ((self._row[one] > 0).any() or (self._row[other] > 0).any()):
             return False
         if not is_increasing(one) or len(distinct(other)) < len(other):
             return False
@@ -267,9 +293,7 @@ class Partition:
         counts = [numbered(ids)[2] for ids in (first, second)]
         if all(count.max() == 1 for count in counts):
             if all(products):
-                for left, right in zip(self.pair(first), self.pair(second), strict=True):
-                    self.unify(left, right, reason)
-                self._alias(second, first)
+                self._unify_rows(first, second, reason)
             elif families[0] == partners[0]:
                 self.fix(first, reason)
             else:
@@ -288,21 +312,84 @@ class Partition:
         else:
             self.fix(np.concatenate([first, second]), reason)
 
+    def _unify_rows(self, first: Array, second: Array, reason: str) -> None:
+        """Unify pairs of neurons that lie in rows, of two families or of one."""
+        blocked = bool(self._column[first[0]] == 0), bool(self._column[second[0]] == 0)
+        if not any(blocked):
+            for left, right in zip(self.pair(first), self.pair(second), strict=True):
+                self.unify(left, right, reason)
+            self._alias(second, first)
+            return
+        if self._family[first[0]] == self._family[second[0]]:  # they move alike in all rows, or not at all
+            self._number_columns(int(self._family[first[0]]), reason)
+            return
+        if blocked[0] and not blocked[1]:
+            first, second = second, first
+        self.split(first, reason)
+        self.split(second, reason)
+        several = len(distinct(self._family[second])) > 1 or (all(blocked) and len(distinct(self._family[first])) > 1)
+        if several or self.is_fixed(np.concatenate([first, second])).any():
+            return  # to be unified family by family
+        rows, others = (self._representative[self._row[ids]] for ids in (first, second))
+        pairs = len(distinct(rows * len(self._family) + others))
+        row_families, other_families = (set(self._family[ids].tolist()) for ids in (rows, others))
+        if pairs == len(distinct(rows)) == len(distinct(others)):
+            self._alias(second, first)
+            self.unify(rows, others, reason)
+        elif (
+            all(blocked) and pairs == len(first) == len(distinct(rows)) * len(distinct(others)) and row_families.isdisjoint(other_families)
+        ):
+            self._column[first] = others  # the rows of one are the columns of the other
+            self._alias(second, first)
+        else:
+            self.fix(np.concatenate([first, second]), reason)
+
+    def _number_columns(self, family: int, reason: str) -> None:
+        """Let neurons of a family in blocks move alike in all rows, in the order in which they are."""
+        members = self._members[family]
+        rows = self._representative[self._row[members]]
+        rank = occurrence(rows)
+        columns = self.new(int(rank.max()) + 1)
+        if len(members) < len(columns) * len(distinct(rows)):
+            self.fix(members, reason)
+            return
+        self._factor_of_some[columns] = True
+        self._column[members] = columns[rank]
+
     def _repeat(self, single: Array, repeated: Array, counts: Array, reason: str) -> None:
         """Several neurons, such as the inputs of a layer after flattening, stand for one each: they become it."""
         self.split(single, reason)
         self.split(repeated, reason)
-        if counts.min() < counts.max() or self.is_fixed(repeated).any():
+        # Rows of blocks that became one would let the neurons of these blocks mix.
+        mixing = self._factor_of_some[single].any() and len(self._blocked_in(single)) > 0
+        if mixing or counts.min() < counts.max() or self.is_fixed(repeated).any():
             self.fix(np.concatenate([single, repeated]), reason)
         else:
             self._alias(single, repeated)
+
+    def _blocked_in(self, rows: Array) -> Array:
+        """The neurons in blocks that lie in some rows, given as they stand for others."""
+        is_row = np.zeros(len(self._family), bool)
+        is_row[rows[rows > 0]] = True
+        lying = self._representative[self._row.values]
+        mine = is_row[lying] & (self._column.values == 0)
+        return np.flatnonzero(mine & (self._representative.values == np.arange(len(lying))))
 
     def _alias(self, old: Array, new: Array) -> None:
         self._leave(old)
         self._become(old, new)
 
+    def _keep_blocks_apart(self, old: Array, new: Array) -> None:
+        """Blocks of one family whose rows become one are families of their own."""
+        before, after = self._blocked_in(old), self._blocked_in(new)
+        shared = before[np.isin(self._family[before], self._family[after])]
+        for family in distinct(self._family[shared]).tolist():
+            self._separate(shared[self._family[shared] == family])
+
     def _become(self, old: Array, new: Array) -> None:
         """Make neurons, each given once, and all that became them, others, which may come several times."""
+        if self._has_rows and self._factor_of_some[old].any() and self._factor_of_some[new].any():
+            self._keep_blocks_apart(old, new)
         self._factor_of_some[new] |= self._factor_of_some[old]
         everyone, place = self._everyone(old)
         self._representative[everyone] = new[place]
@@ -320,11 +407,29 @@ class Partition:
         self._next[new[starts]] = behind[starts]
         self._next[old] = following
 
+    def blocks(self, ids: Array, reason: str) -> Array:
+        """Rows ``[a]`` of an arrangement ``[a, b]`` of neurons, which then move as rows, and within every row.
+
+        Neurons that cannot are fixed, and the rows are 0.
+        """
+        ids, row_of, _ = self._arranged(ids)
+        return self._blocks(ids, reason)[row_of]
+
     def factor(self, ids: Array, reason: str) -> tuple[Array, Array]:
         """Rows ``[a]`` and columns ``[b]`` of an arrangement ``[a, b]`` of neurons, which then move as rows and columns only.
 
         Neurons that cannot are fixed, and the rows and columns are 0.
         """
+        ids, row_of, column_of = self._arranged(ids)
+        rows, columns = self._blocks(ids, reason), np.zeros(ids.shape[1], np.int64)
+        if ids.shape[0] == 1:
+            columns = ids[0]
+        elif rows.any() and ids.shape[1] > 1:
+            rows, columns = self._cross(ids, rows, reason)
+        return rows[row_of], columns[column_of]
+
+    def _arranged(self, ids: Array) -> tuple[Array, Array, Array]:
+        """Distinct neurons ``[a, b]``, and which rows and columns of them those given are."""
         ids = self._representative[ids]
         row_of, column_of = (np.arange(size) for size in ids.shape)
         # The same neurons may come several times, once per example of a batch that was laid beside the rows.
@@ -332,42 +437,70 @@ class Partition:
             ids, row_of = np.unique(ids, axis=0, return_inverse=True)
             if len(distinct(ids.ravel())) < ids.size:
                 ids, column_of = np.unique(ids, axis=1, return_inverse=True)
-        rows, columns = self._factor(ids, reason)
-        return rows[row_of.ravel()], columns[column_of.ravel()]
+        return ids, row_of.ravel(), column_of.ravel()
 
-    def _factor(self, ids: Array, reason: str) -> tuple[Array, Array]:
-        zeros = np.zeros(ids.shape[0], np.int64), np.zeros(ids.shape[1], np.int64)
+    def _blocks(self, ids: Array, reason: str) -> Array:
+        zeros = np.zeros(ids.shape[0], np.int64)
         if ids.shape[1] == 1 or ids.shape[0] == 1:
-            return (ids[:, 0], zeros[1]) if ids.shape[1] == 1 else (zeros[0], ids[0])
-        if not self.can_factor(ids):
+            return ids[:, 0] if ids.shape[1] == 1 else zeros
+        if not self._can_block(ids):
             self.fix(ids, reason)
             return zeros
         self.split(ids, reason)
         if not (self._row[ids] > 0).all():
-            row_families = self._family[ids]
-            by_rows = bool((row_families == row_families[:, :1]).all())
-            rows, columns = self.new(ids.shape[0]), self.new(ids.shape[1])
-            along, families = (rows, row_families[:, 0]) if by_rows else (columns, row_families[0])
-            for family in distinct(families).tolist()[1:]:
-                self._separate(along[families == family])
-            self._factor_of_some[np.concatenate([rows, columns])] = True
-            self._row[ids], self._column[ids] = rows[:, None], columns
-            self._has_products = True
+            families = self._family[ids]
+            rows = self.new(len(ids))
+            if (families == families[:, :1]).all():
+                for family in distinct(families[:, 0]).tolist()[1:]:
+                    self._separate(rows[families[:, 0] == family])
+            self._factor_of_some[rows] = True
+            self._row[ids] = rows[:, None]
+            self._has_rows = True
         rows, columns = self.pair(ids)
-        return rows[:, 0], columns[0]
+        if (rows == rows[:, :1]).all():
+            return rows[:, 0]
+        if not columns.all():  # in blocks across those that are asked for
+            columns = self._cross(ids.T, rows[0], reason)[1][:, None]
+        return columns[:, 0]
 
-    def can_factor(self, ids: Array) -> bool:
-        """Whether neurons arranged ``[a, b]`` can move as rows and columns."""
+    def _cross(self, ids: Array, rows: Array, reason: str) -> tuple[Array, Array]:
+        """Rows and columns of neurons ``[a, b]`` that lie in blocks or are a product already."""
+        own, across = self.pair(ids)
+        if not across.all():
+            families = self._family[ids]
+            columns = self.new(ids.shape[1])
+            if not (families == families[:, :1]).all():
+                for family in distinct(families[0]).tolist()[1:]:
+                    self._separate(columns[families[0] == family])
+            self._factor_of_some[columns] = True
+            self._column[ids] = columns
+            return rows, columns
+        if (own != rows[:, None]).any():  # whose columns are the rows that are asked for
+            across = own
+        if (across == across[:1]).all():
+            return rows, across[0]
+        self.fix(ids, reason)
+        return np.zeros_like(rows), np.zeros(ids.shape[1], np.int64)
+
+    def _can_block(self, ids: Array) -> bool:
+        """Whether neurons arranged ``[a, b]`` can move as rows and within them."""
         ids = self._representative[ids]
         if len(distinct(ids.ravel())) < ids.size or (ids == 0).any() or self.is_fixed(ids).all():
             return False
+        families = self._family[ids]
+        alike = bool((families == families[:, :1]).all() or (families == families[:1]).all())
         product = self._row[ids] > 0
         if product.all():
             rows, columns = self.pair(ids)
-            return bool((rows == rows[:, :1]).all() and (columns == columns[:1]).all())
-        families = self._family[ids]
-        whole = bool((families == families[:, :1]).all() or (families == families[:1]).all())
-        return whole and not (product | self._factor_of_some[ids]).any() and not self.is_fixed(ids).any()
+
+            def apart(values: Array) -> bool:
+                return bool((values == values[:, :1]).all()) and len(distinct(values[:, 0])) == len(values)
+
+            # Rows of blocks, or rows or columns of products.
+            if (columns == 0).all():
+                return alike and (apart(rows) or apart(rows.T))
+            return bool((columns > 0).all()) and (apart(rows) or apart(columns))
+        return alike and not (product | self._factor_of_some[ids]).any() and not self.is_fixed(ids).any()
 
 
 def _tensor(array: Array) -> Tensor:
@@ -397,13 +530,13 @@ class Neurons:
         return _tensor(self.partition.family(ids.numpy()))
 
     def pair(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the neurons, 0 outside products."""
+        """Rows and columns of the neurons, 0 where they have none."""
         rows, columns = self.partition.pair(ids.numpy())
         return _tensor(rows), _tensor(columns)
 
-    def is_product(self, ids: Tensor) -> Tensor:
-        """Whether the neurons are pairs."""
-        return _tensor(self.partition.is_product(ids.numpy()))
+    def has_rows(self, ids: Tensor) -> Tensor:
+        """Whether the neurons lie in rows."""
+        return _tensor(self.partition.has_rows(ids.numpy()))
 
     def is_fixed(self, ids: Tensor) -> Tensor:
         """Whether the neurons cannot move; 0 cannot."""
@@ -437,14 +570,14 @@ class Neurons:
         """Make the neurons of two vectors move alike, entry by entry."""
         self.partition.unify(first.numpy(), second.numpy(), reason)
 
+    def blocks(self, ids: Tensor, reason: str) -> Tensor:
+        """Rows ``[a]`` of an arrangement ``[a, b]`` of neurons; see :meth:`Partition.blocks`."""
+        return _tensor(self.partition.blocks(ids.numpy(), reason))
+
     def factor(self, ids: Tensor, reason: str) -> tuple[Tensor, Tensor]:
         """Rows ``[a]`` and columns ``[b]`` of an arrangement ``[a, b]`` of neurons; see :meth:`Partition.factor`."""
         rows, columns = self.partition.factor(ids.numpy(), reason)
         return _tensor(rows), _tensor(columns)
-
-    def can_factor(self, ids: Tensor) -> bool:
-        """Whether neurons arranged ``[a, b]`` can move as rows and columns."""
-        return self.partition.can_factor(ids.numpy())
 
 
 class Factors:

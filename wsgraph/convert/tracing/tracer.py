@@ -97,12 +97,14 @@ def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.users and names.get(node.name) in first:
             environment[node] = environment[first[names[node.name]]]
+            scope.own.discard(first[names[node.name]])
             _share(node, first[names[node.name]], origin)
         elif node.op == "placeholder":
             environment[node], origin[node] = _placeholder(node, names, constants, state, program, scope), [node]
             if node.name in names and node.users:
                 values[names[node.name]] = environment[node]
                 first[names[node.name]] = node
+                scope.own |= {node} if len(node.users) == 1 else set()
         elif node.op == "get_attr":
             environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, [node]
         elif node.op == "output":
@@ -268,7 +270,8 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     arguments = bind(node)
     named = {key: _mapped(argument, environment) for key, argument in arguments.items()}
     module = module_of(node)
-    call = Call(name, module, named, _shapes(node), operation)
+    own = frozenset(key for key, argument in arguments.items() if isinstance(argument, torch.fx.Node) and argument in scope.own)
+    call = Call(name, module, named, _shapes(node), operation, own)
     scope.name = call.name
     values = call.tensors
     read_twice = any(len(source.users) > 1 for source in node.all_input_nodes)

@@ -210,6 +210,9 @@ class Scope:
         name: What its values are called.
         unknown: In which modules unknown operators stood, by the operator's name.
         outputs: Which nodes the network returns.
+        own: What stands for saved tensors in the program that one operator alone reads.
+        grouped: The parameters whose second axis follows neurons of each group of their first one,
+            with the codes of these neurons by group.
     """
 
     neurons: Neurons = field(default_factory=Neurons)
@@ -219,6 +222,8 @@ class Scope:
     name: str = ""
     unknown: dict[str, list[str]] = field(default_factory=dict)
     outputs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    own: set[Any] = field(default_factory=set)
+    grouped: dict[str, Tensor] = field(default_factory=dict)
 
     # == Symmetries taken away ==
 
@@ -372,7 +377,7 @@ class Scope:
         dims = {dim for candidate in others for dim in candidate.dims}
         if len(others) == 1 and dims < set(finer.dims) and all(source.is_uniform(dim) for dim in set(finer.dims) - dims):
             # A number per head meets an entry per head and position in it.
-            rows, _ = self.factor(finer, others[0].dims)
+            rows = self.blocks(finer, others[0].dims)
             self.require([finer, *others] if not product else others)
             if not product or bool(others[0].expressions.any()):
                 self.require([finer])
@@ -405,8 +410,20 @@ class Scope:
             result[both] = own << _BITS | made
         return _tensor(np.where(present, result, ZERO)).view(first.shape)
 
+    def blocks(self, label: Label, rows: Sequence[int]) -> Tensor:
+        """Take neurons that vary along several dimensions apart, where their order within a row does not matter.
+
+        Args:
+            label: Label of the neurons.
+            rows: Some of its dimensions.
+
+        Returns:
+            Neurons along ``rows``, as a flat vector.
+        """
+        return self.neurons.blocks(self._arranged(label, rows), self.reason)
+
     def factor(self, label: Label, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Take neurons that vary along several dimensions apart.
+        """Take neurons that vary along several dimensions apart, where their order within all rows is the same.
 
         Args:
             label: Label of the neurons.
@@ -415,16 +432,21 @@ class Scope:
         Returns:
             Neurons along ``rows``, and neurons along the other dimensions of the label, as flat vectors.
         """
+        return self.neurons.factor(self._arranged(label, rows), self.reason)
+
+    @staticmethod
+    def _arranged(label: Label, rows: Sequence[int]) -> Tensor:
+        """Neurons of a label by row, ``[a, b]``."""
         outer = [label.dims.index(dim) for dim in rows]
         inner = [i for i in range(len(label.dims)) if i not in outer]
         codes = label.codes.permute([*outer, *inner])
-        return self.neurons.factor(Label((), codes).ids.reshape(math.prod(codes.shape[: len(outer)]), -1), self.reason)
+        return Label((), codes).ids.reshape(math.prod(codes.shape[: len(outer)]), -1)
 
     def _rows(self, label: Label, dims: Sequence[int]) -> list[Label]:
         """What is left of neurons on some of their dimensions: a label of their rows, or none where they cannot move."""
         if not dims:
             return []
-        rows, _ = self.factor(label, dims)
+        rows = self.blocks(label, dims)
         if not bool((rows > 0).any()):
             return []
         sizes = [label.codes.shape[label.dims.index(dim)] for dim in dims]

@@ -110,17 +110,19 @@ class _Draws:
         result = []
         for axis in self.space.param(name).axes:
             laid = [self.of_powers(powers, group.size) for group, powers in segments(self.space, axis)]
-            along = torch.cat(laid, dim=1) if laid else torch.zeros(2, axis.size, dtype=torch.float64)
+            along = torch.cat(laid, dim=1) if laid else torch.zeros(2, axis.num_neurons, dtype=torch.float64)
             result.append(along[:, torch.tensor(axis.order)] if axis.order else along)
         return result
 
     def of_entries(self, name: str, index: Tensor) -> Tensor:
         """Those of some entries, given by their places in the parameter: ``[2, *index]``."""
         total = torch.zeros(2, *index.shape, dtype=torch.float64)
-        sizes = self.space.param(name).logical_shape
-        for along, size in zip(reversed(self.of_parameter(name)), reversed(sizes), strict=True):
-            total = total + along[:, index % size]
-            index = index // size
+        axes = self.space.param(name).axes
+        places = torch.unravel_index(index, [axis.size for axis in axes])
+        for along, axis, place in zip(self.of_parameter(name), axes, places, strict=True):
+            if axis.blocks > 1:  # of which every one has neurons of its own
+                place = places[0] // (axes[0].size // axis.blocks) * axis.size + place
+            total = total + along[:, place]
         return total
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from wsgraph.space.parts import NeuronGroup
 from wsgraph.space.symmetry.canonical_scale import CanonicalScale
 from wsgraph.space.symmetry.group import with_products
-from wsgraph.space.symmetry.occurrences import Occurrence
+from wsgraph.space.symmetry.occurrences import Occurrence, laid_along
 
 __all__ = ["CanonicalOrder"]
 
@@ -57,7 +57,7 @@ class CanonicalOrder(CanonicalScale):
         if self.phases:  # a flip takes a phase of exactly -pi/2 out of the half-open interval
             for member in self.space.scale_classes[label]:
                 self.reduce_phase(member)
-        if group.permutation in self.ranks and not group.factors:  # those that were alike when they were sorted may not be any more
+        if group.permutation in self.ranks:  # those that were alike when they were sorted may not be any more
             self.sort_among_equals(group.permutation, [values * sign[..., None] * new[..., None]])
 
     def sign_rest(self, groups: Sequence[NeuronGroup]) -> None:
@@ -84,8 +84,11 @@ class CanonicalOrder(CanonicalScale):
             self.make_positive(group, chosen, self.alive[group.scale], self.signed)
 
     def beside_sorted(self, occurrence: Occurrence) -> bool:
-        """Whether the neurons along the other axes are in order."""
-        return all(label in self.sorted for group in occurrence.beside for label in self.orders(group))
+        """Whether the neurons along the other axes are in order; where each block has its own, within blocks."""
+        blocks = set[str]()
+        if any(axis.blocks > 1 for axis in occurrence.param.axes):
+            blocks = {self.space.group(name).permutation for name in occurrence.group.factors[:1]}
+        return all(label in self.sorted or label in blocks for group in occurrence.beside for label in self.orders(group))
 
     def sign_dead(self, group: NeuronGroup) -> None:
         """Settle the signs of neurons that answer 0 by what reads them."""
@@ -98,8 +101,10 @@ class CanonicalOrder(CanonicalScale):
 
     def fix_order(self, group: NeuronGroup, forced: bool) -> bool:
         label = group.permutation
-        if group.factors or label in self.sorted:
+        if len(group.factors) > 1 or label in self.sorted:
             return True
+        if not forced and group.role == "factor" and not self.inner_orders(label) <= self.sorted:
+            return False
         chosen: dict[tuple[str, int, tuple[int, ...]], Occurrence] = {}
         for occurrence in self.by_order.get(label, []):
             chosen.setdefault((occurrence.param.name, occurrence.axis, occurrence.positions), occurrence)
@@ -119,8 +124,17 @@ class CanonicalOrder(CanonicalScale):
         self.sorted.add(label)
         return True
 
+    def inner_orders(self, label: str) -> set[str]:
+        """The classes whose neurons lie in blocks that a class orders."""
+        groups = {occurrence.group.permutation: occurrence.group for occurrence in self.by_order.get(label, [])}
+        return {name for name, group in groups.items() if name != label and len(group.factors) == 1}
+
     def sort(self, label: str, ranks: Tensor, found: Tensor) -> None:
-        """Sort the neurons of a class by ranks ``[B, n]``, after which those alike in others were alike when first sorted."""
+        """Sort the neurons of a class, within its blocks, by ranks ``[B, n]``, after which those alike in others were alike when first sorted."""
+        group = self.space.permutation_classes[label][0]
+        if group.factors:
+            blocks = torch.arange(self.space.group(group.factors[0]).size, device=found.device)
+            found = found + blocks.repeat_interleave(group.size // len(blocks)) * (int(found.max()) + 1)
         order = found.argsort(dim=1, stable=True)
         self.move(with_products(self.space, {label: order}, len(order), order.device), {})
         self.ranks[label] = ranks.gather(1, order)
@@ -164,18 +178,36 @@ class CanonicalOrder(CanonicalScale):
         """The entries ``[B, n, D]`` of every neuron, sorted by the colours of their other ends, and then by size."""
         entries = self.unsigned(occurrence, occurrence.entries(self.tensors).detach())
         ends = self.end_colours(occurrence, colours)[:, None].expand_as(entries)
-        if occurrence.group.factors:
-            rows, columns = (self.space.group(name) for name in occurrence.group.factors)
-            entries, ends = (tensor.unflatten(1, (rows.size, columns.size)) for tensor in (entries, ends))
-            crossed = columns
-            if label != rows.permutation:
-                entries, ends, crossed = entries.transpose(1, 2), ends.transpose(1, 2), rows
-            own = colours.get(crossed.permutation, torch.arange(crossed.size, device=ends.device).expand(len(ends), -1))
-            ends = ends * (int(own.max()) + 1) + own[:, None, :, None]
-            entries, ends = entries.flatten(2), ends.flatten(2)
+        if (crossing := self.crossed(occurrence.group, label)) is not None:
+            shape, across, crossed = crossing
+            entries, ends = (tensor.unflatten(1, shape) for tensor in (entries, ends))
+            own = colours.get(crossed)
+            if own is None:
+                own = torch.arange(shape[across], device=ends.device).expand(len(ends), -1)
+            ends = ends * (int(own.max()) + 1)
+            if own.shape[1] > shape[across]:  # neurons of their own in every block
+                ends = ends + own.unflatten(1, shape)[..., None]
+            else:
+                ends = ends + (own[:, None, :, None] if across else own[:, :, None, None])
+            entries, ends = (tensor.movedim(1 + across, 2).flatten(2) for tensor in (entries, ends))
         by_size = entries.argsort(dim=2)
         by_colour = ends.gather(2, by_size).argsort(dim=2, stable=True)
         return entries.gather(2, by_size).gather(2, by_colour)
+
+    def crossed(self, group: NeuronGroup, label: str) -> tuple[tuple[int, int], int, str] | None:
+        """How the neurons of a group are laid out where a class orders their rows or columns alone.
+
+        Returns:
+            Numbers of rows and columns, which of them the class does not order (0 or 1), and the
+            class that does; nothing where the class orders the neurons themselves.
+        """
+        if not group.factors or label == group.permutation:
+            return None
+        outer, *rest = (self.space.group(name) for name in group.factors)
+        shape = (outer.size, group.size // outer.size)
+        if label == outer.permutation:
+            return shape, 1, rest[0].permutation if rest else group.permutation
+        return shape, 0, outer.permutation
 
     def end_colours(self, occurrence: Occurrence, colours: Mapping[str, Tensor]) -> Tensor:
         """A number ``[B, D]`` for every entry of a neuron: the colours of the neurons along the other axes, or positions."""
@@ -189,29 +221,25 @@ class CanonicalOrder(CanonicalScale):
                 rows, start = [], 0
                 for name in axis.ties[0].groups:
                     group = self.space.group(name)
-                    own = [colours.get(label) for label in self.orders(group)]
-                    place = torch.arange(group.size, device=total.device).expand(len(total), -1)
-                    if len(own) == 1:
-                        rows.append((place if own[0] is None else own[0]) + start)
-                    else:
-                        sizes = [self.space.group(factor).size for factor in group.factors]
-                        ends = [
-                            torch.arange(n, device=total.device).expand(len(total), -1) if colour is None else colour
-                            for colour, n in zip(own, sizes, strict=True)
-                        ]
-                        rows.append((ends[0][:, :, None] * (int(ends[1].max()) + 1) + ends[1][:, None]).flatten(1) + start)
+                    sizes = [*(self.space.group(factor).size for factor in group.factors), group.size]
+                    ends = [
+                        torch.arange(n, device=total.device).expand(len(total), -1) if colour is None else colour
+                        for colour, n in zip(map(colours.get, self.orders(group)), sizes, strict=False)
+                    ]
+                    if len(ends) == 2:
+                        inner = ends[1].unflatten(1, (sizes[0], -1)) if len(group.factors) == 1 else ends[1][:, None]
+                        ends = [(ends[0][:, :, None] * (int(ends[1].max()) + 1) + inner).flatten(1)]
+                    rows.append(ends[0] + start)
                     start += int(rows[-1].max()) + 1
                 along = torch.cat(rows, dim=1)
                 along = along[:, torch.tensor(axis.order, device=along.device)] if axis.order else along
-            shape = [1] * total.ndim
-            shape[0], shape[1 + i] = along.shape
-            total = total * (int(along.max()) + 1) + along.view(shape)
+            total = total * (int(along.max()) + 1) + laid_along(param, i, along)
         return occurrence.entries({param.name: total})[:, 0]
 
     def sort_dead(self, group: NeuronGroup) -> None:
         """Sort neurons that answer 0 and were alike when they were sorted by what reads them, which is settled by now."""
         label, permutation = group.scale, group.permutation
-        if label not in self.alive or permutation not in self.ranks or group.factors or bool(self.alive[label].all()):
+        if label not in self.alive or permutation not in self.ranks or bool(self.alive[label].all()):
             return
         dead = ~self.alive[label]
         keys = [occurrence.entries(self.tensors).detach() * dead[..., None] for occurrence in self.incoming(label, outgoing=True)]
@@ -228,13 +256,10 @@ class CanonicalOrder(CanonicalScale):
             self.settled_entries(occurrence, "", {**self.alive, **self.signed}, odd=True) if ordered else occurrence.entries(self.tensors)
         )
         entries = entries.detach()
-        if occurrence.group.factors:
-            rows, columns = (self.space.group(name) for name in occurrence.group.factors)
-            entries = entries.unflatten(1, (rows.size, columns.size))
-            crossed = columns
-            if label != rows.permutation:
-                entries, crossed = entries.transpose(1, 2), rows
-            if ordered and crossed.permutation not in self.sorted:
+        if (crossing := self.crossed(occurrence.group, label)) is not None:
+            shape, across, crossed = crossing
+            entries = entries.unflatten(1, shape).movedim(1 + across, 2)
+            if ordered and crossed not in self.sorted:
                 entries = entries.sort(dim=2).values
             entries = entries.flatten(2)
         return entries if ordered else self.unsigned(occurrence, entries).sort(dim=2).values

@@ -11,7 +11,7 @@ from torch import Tensor
 from wsgraph.space.flat import FlatSpace
 from wsgraph.space.parts import NeuronGroup
 from wsgraph.space.symmetry.group import logical_tensors, move_parameter
-from wsgraph.space.symmetry.occurrences import Occurrence, occurrences, segments
+from wsgraph.space.symmetry.occurrences import Occurrence, laid_along, occurrences, segments
 
 __all__ = ["CanonicalState"]
 
@@ -35,7 +35,7 @@ class CanonicalState:
                 self.by_scale.setdefault(label, []).append(occurrence)
             for label in self.orders(occurrence.group):
                 self.by_order.setdefault(label, []).append(occurrence)
-            for label in (*(label for label, _ in occurrence.powers), occurrence.group.permutation, *self.orders(occurrence.group)):
+            for label in {*(label for label, _ in occurrence.powers), occurrence.group.permutation, *self.orders(occurrence.group)}:
                 self.users.setdefault(label, set()).add(occurrence.param.name)
         symmetries = {label: space.class_symmetry(label) for label in space.scale_classes}
         # Which neurons [B, n] have their factor and sign; classes that have none, or whose are not to be settled, are left out.
@@ -86,14 +86,15 @@ class CanonicalState:
                 for scale in flags:
                     if self.space.scale_classes[scale][0].permutation == label:
                         flags[scale] = flags[scale].gather(1, permutation)
-            if label in self.colours:
-                self.colours[label] = self.colours[label].gather(1, permutation)
+            for found in (self.colours, self.ranks):
+                if label in found:
+                    found[label] = found[label].gather(1, permutation)
 
     # == Entries of neurons ==
 
     def orders(self, group: NeuronGroup) -> list[str]:
-        """The permutation classes that say how a group is ordered: its own, or those of its rows and columns."""
-        return [self.space.group(name).permutation for name in group.factors] or [group.permutation]
+        """The permutation classes that say how a group is ordered: its own, those of its blocks and its own, or of its rows and columns."""
+        return [*(self.space.group(name).permutation for name in group.factors), *([group.permutation] if len(group.factors) < 2 else [])]
 
     def settled_entries(
         self, occurrence: Occurrence, label: str, settled: Mapping[str, Tensor], *, odd: bool = False, read: bool = False
@@ -138,7 +139,7 @@ class CanonicalState:
                 found = [(group, values(i, powers)) for group, powers in segments(self.space, axis)]
                 row = torch.cat([value.expand(len(total), group.size) for group, value in found], dim=1)
                 row = row[:, torch.tensor(axis.order, device=row.device)] if axis.order else row
-                total = total * row.view(len(row), *(axis.size if j == i else 1 for j in range(len(param.axes))))
+                total = total * laid_along(param, i, row)
         return occurrence.entries({param.name: total})
 
     def incoming(self, label: str, *, odd: bool = False, outgoing: bool = False) -> list[Occurrence]:
@@ -197,11 +198,10 @@ class CanonicalState:
             if odd and occurrence.power(label) % 2 == 0:
                 continue
             tensor = self.tensors[occurrence.param.name]
-            kept = torch.ones(len(tensor), tensor.shape[1 + occurrence.axis], dtype=tensor.dtype, device=tensor.device)
+            count = occurrence.param.axes[occurrence.axis].num_neurons
+            kept = torch.ones(len(tensor), count, dtype=tensor.dtype, device=tensor.device)
             kept[:, list(occurrence.positions)] = (~neurons).to(tensor.dtype)
-            shape = [1] * tensor.ndim
-            shape[0], shape[1 + occurrence.axis] = kept.shape
-            self.tensors[occurrence.param.name] = tensor * kept.view(shape)
+            self.tensors[occurrence.param.name] = tensor * laid_along(occurrence.param, occurrence.axis, kept)
 
     def all_settled(self, label: str, settled: Mapping[str, Tensor]) -> bool:
         """Whether all neurons of a class that answer anything but 0 are settled."""

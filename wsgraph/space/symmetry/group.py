@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.flat import FlatSpace
-from wsgraph.space.parts import Axis, Parameter
+from wsgraph.space.parts import Axis, NeuronGroup, Parameter
 from wsgraph.space.symmetry.occurrences import segments
 
 __all__ = ["SYMMETRIES", "GroupElement", "act", "flatten_logical", "logical_tensors", "move_parameter", "sample_symmetry", "with_products"]
@@ -153,9 +153,15 @@ def sample_symmetry(
 
     permutations, scales = {}, {}
     for label, members in space.permutation_classes.items():
-        if space.is_permutable(label) and not members[0].factors:
+        if space.is_permutable(label) and len(members[0].factors) < 2:
             size = (batch, members[0].size)
-            drawn = torch.rand(size, generator=generator, dtype=torch.float64).argsort(dim=1)
+            drawn = torch.rand(size, generator=generator, dtype=torch.float64)
+            if members[0].factors:  # within blocks
+                blocks = torch.arange(space.group(members[0].factors[0]).size)[:, None]
+                drawn = drawn.unflatten(1, (len(blocks), -1)).argsort(dim=2)
+                drawn = (blocks * drawn.shape[2] + drawn).flatten(1)
+            else:
+                drawn = drawn.argsort(dim=1)
             identity = torch.arange(members[0].size).expand(size)
             permutations[label] = (drawn if "permutation" in symmetries and moved(label) else identity).to(device)
     permutations = with_products(space, permutations, batch, device)
@@ -180,15 +186,29 @@ def sample_symmetry(
 def with_products(
     space: FlatSpace, permutations: Mapping[str, Tensor], batch: int, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Permutations of classes, and those of the products that they are factors of, which follow from them."""
+    """Permutations of classes, and those of the groups that they are factors of, which follow from them.
+
+    Args:
+        space: The weight space.
+        permutations: By class; of one with a single factor, the permutation within its blocks.
+        batch: Number of elements.
+        device: Device of the result.
+
+    Returns:
+        Permutations by class, those with factors included.
+    """
     result = dict(permutations)
+
+    def of(factor: NeuronGroup) -> Tensor:
+        return result.get(factor.permutation, torch.arange(factor.size, device=device).expand(batch, -1))
+
     for label, members in space.permutation_classes.items():
         if space.is_permutable(label) and members[0].factors:
-            outer, inner = (space.group(name) for name in members[0].factors)
-            rows, columns = (
-                result.get(factor.permutation, torch.arange(factor.size, device=device).expand(batch, -1)) for factor in (outer, inner)
-            )
-            result[label] = (rows[:, :, None] * inner.size + columns[:, None]).flatten(1)
+            outer, *rest = (space.group(name) for name in members[0].factors)
+            inner = rest[0].size if rest else members[0].size // outer.size
+            columns = of(rest[0]) if rest else torch.arange(inner, device=device).expand(batch, -1)
+            moved = (of(outer)[:, :, None] * inner + columns[:, None]).flatten(1)
+            result[label] = result[label].gather(1, moved) if label in permutations else moved
     return result
 
 
@@ -229,15 +249,23 @@ def move_parameter(
     space: FlatSpace, param: Parameter, tensor: Tensor, permutations: Mapping[str, Tensor], scales: Mapping[str, Tensor]
 ) -> Tensor:
     """Move one parameter, given with its logical axes ``[B, *logical_shape, *channels]``; classes that are not named stay."""
-    for dim, axis in enumerate(param.axes, start=1):
+    for i, axis in enumerate(param.axes):
+        dim = 1 + i
+        permutation, factor = _permutation_along(space, axis, permutations), _factor_along(space, axis, scales)
+        if permutation is None and factor is None:
+            continue
+        if axis.blocks > 1:
+            if permutation is not None:  # blocks have moved with the first axis
+                permutation = permutation % axis.size
+            tensor, dim = tensor.unflatten(1, (axis.blocks, -1)), dim + 1
         shape = [1] * tensor.ndim
-        shape[0], shape[dim] = -1, axis.size
-        permutation = _permutation_along(space, axis, permutations)
+        shape[0], shape[1], shape[dim] = -1, axis.blocks, axis.size
         if permutation is not None:
             tensor = torch.take_along_dim(tensor, permutation.reshape(shape), dim=dim)
-        factor = _factor_along(space, axis, scales)
         if factor is not None:
             tensor = tensor * factor.to(tensor.dtype).reshape(shape)
+        if axis.blocks > 1:
+            tensor = tensor.flatten(1, 2)
     return tensor
 
 

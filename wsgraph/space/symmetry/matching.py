@@ -126,7 +126,7 @@ class Matching:
         """Squared distances ``[B, n, n]`` between neurons of the reference and of the network, up to a constant per neuron of the first.
 
         Args:
-            label: A class without factors.
+            label: A class without factors, or of neurons in blocks.
             known: Classes in order; ``None`` for all.
             free: Whether rows are compared by the best assignment of their columns, not by that which they have.
         """
@@ -160,11 +160,12 @@ class Matching:
 
     def reduced(self, pairs: Tensor, factors: Sequence[NeuronGroup], label: str, *, free: bool) -> Tensor:
         """Costs of pairs of rows (or columns) of a product, from those of its neurons ``[B, rows * columns, rows * columns]``."""
-        rows, columns = (factor.size for factor in factors)
+        rows = factors[0].size
+        columns = pairs.shape[1] // rows
         split = pairs.unflatten(2, (rows, columns)).unflatten(1, (rows, columns))  # [B, row, column, row', column']
         if label != factors[0].permutation:
             return split.diagonal(dim1=1, dim2=3).sum(-1)
-        if free and self.space.is_permutable(factors[1].permutation):
+        if free and (len(factors) == 1 or self.space.is_permutable(factors[1].permutation)):
             split = split.transpose(2, 3)
             least = [_assigned_cost(block) for block in split.flatten(0, 2)]
             return torch.stack(least).view(split.shape[:3])
@@ -204,7 +205,13 @@ class Matching:
 
     def apply(self, label: str, costs: Tensor) -> dict[str, Tensor]:
         """Move the neurons of a class by the assignment of least cost; the permutations of all classes that this moves."""
-        permutation = torch.stack([_assignment(matrix) for matrix in costs])
+        if factors := self.places.factors(label):  # within blocks
+            rows = factors[0].size
+            blocks = costs.unflatten(2, (rows, -1)).unflatten(1, (rows, -1)).diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(0, 1)
+            within = torch.stack([_assignment(matrix) for matrix in blocks]).unflatten(0, (-1, rows))
+            permutation = (within + torch.arange(rows, device=within.device)[:, None] * within.shape[2]).flatten(1)
+        else:
+            permutation = torch.stack([_assignment(matrix) for matrix in costs])
         stay = identity(self.space, permutation)
         permutations = with_products(self.space, {**stay.permutations, label: permutation}, len(permutation), permutation.device)
         moved = {name: permutations[name] for name in (label, *self.places.products.get(label, ()))}

@@ -13,7 +13,7 @@ from torch import Tensor
 from wsgraph.space.flat import FlatSpace
 from wsgraph.space.parts import Axis, NeuronGroup, Parameter, Tie
 
-__all__ = ["Occurrence", "Segment", "occurrences", "segments"]
+__all__ = ["Occurrence", "Segment", "laid_along", "occurrences", "segments"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Occurrence:
         param: The parameter.
         axis: Which of its logical axes.
         group: The group.
-        positions: Where each of its neurons lies along the axis.
+        positions: Where each of its neurons lies along the axis, block by block where it has neurons for each.
         powers: Scale classes of these neurons, each with the power to which it multiplies the entries.
         others: The same for all other neurons that the entries follow.
         beside: Groups along the other axes.
@@ -45,11 +45,15 @@ class Occurrence:
     @cached_property
     def whole(self) -> bool:
         """Whether the axis holds these neurons alone, in their order."""
-        return self.positions == tuple(range(self.param.logical_shape[self.axis]))
+        return self.positions == tuple(range(self.param.axes[self.axis].num_neurons))
 
     def entries(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The entries of every neuron, ``[B, n, D]``, of parameters ``[B, *logical_shape]`` by name."""
-        tensor = tensors[self.param.name].movedim(1 + self.axis, 1)
+        tensor, blocks = tensors[self.param.name], self.param.axes[self.axis].blocks
+        if blocks > 1:
+            tensor = tensor.movedim(1 + self.axis, 2).unflatten(1, (blocks, -1)).transpose(2, 3).flatten(1, 2)
+        else:
+            tensor = tensor.movedim(1 + self.axis, 1)
         tensor = tensor.flatten(2) if tensor.ndim > 2 else tensor[..., None]
         if self.whole:
             return tensor
@@ -64,12 +68,22 @@ def occurrences(space: FlatSpace) -> Iterator[Occurrence]:
             elsewhere = [segment for j, found in enumerate(along) if j != i for segment in found]
             beside = tuple(group for group, _ in elsewhere)
             others = tuple(term for _, powers in elsewhere for term in powers)
-            at = torch.tensor(axis.order or range(axis.size)).argsort()
+            at = torch.tensor(axis.order or range(axis.num_neurons)).argsort()
             start = 0
             for group, powers in along[i]:
                 positions = tuple(at[start : start + group.size].tolist())
                 start += group.size
                 yield Occurrence(param, i, group, positions, powers, others, beside)
+
+
+def laid_along(param: Parameter, axis: int, values: Tensor) -> Tensor:
+    """Values ``[B, n]`` of the neurons along an axis, in a shape that broadcasts to ``[B, *logical_shape]``."""
+    shape = [1] * len(param.axes)
+    shape[axis] = param.axes[axis].size
+    if (blocks := param.axes[axis].blocks) > 1:
+        shape[0] = param.axes[0].size
+        values = values.unflatten(1, (blocks, -1)).repeat_interleave(shape[0] // blocks, dim=1)
+    return values.reshape(len(values), *shape)
 
 
 Segment = tuple[NeuronGroup, tuple[tuple[str, int], ...]]

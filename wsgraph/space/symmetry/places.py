@@ -36,7 +36,7 @@ class Places:
                 if space.is_permutable(factor.permutation):
                     self.products.setdefault(factor.permutation, []).append(label)
                     self.users.setdefault(factor.permutation, set()).update(self.users.get(label, ()))
-            if not members[0].factors:
+            if len(members[0].factors) < 2:
                 self.classes.append(label)
         self.classes = [label for label in self.classes if self.users.get(label)]
         self.scales = [
@@ -47,9 +47,10 @@ class Places:
         self.scaled = list(dict.fromkeys(space.scale_classes[label][0].permutation for label in self.scales))
         # Parameters and axes along which factors act.
         self.scaled_axes = {(o.param.name, o.axis) for label in self.scales for o in self.by_scale[label]}
+        self.scaled_axes |= {(name, 0) for name, axis in self.scaled_axes if space.param(name).axes[axis].blocks > 1}
 
     def factors(self, label: str) -> list[NeuronGroup]:
-        """The rows and columns that the neurons of a class are made of, if they are."""
+        """The blocks that the neurons of a class lie in, or the rows and columns that they are made of, if any."""
         return [self.space.group(name) for name in self.space.permutation_classes[label][0].factors]
 
     def matched(self, label: str) -> list[str]:
@@ -61,8 +62,8 @@ class Places:
         return [scale for scale in self.scales if self.space.scale_classes[scale][0].permutation == label]
 
     def columns(self, label: str) -> list[str]:
-        """The classes that can move as columns of the products of which a class is the rows."""
-        pairs = [[factor.permutation for factor in self.factors(name)] for name in self.products.get(label, ())]
+        """The classes that can move within blocks that a class orders, or as columns of the products of which it is the rows."""
+        pairs = [(*(factor.permutation for factor in self.factors(name)), name)[:2] for name in self.products.get(label, ())]
         return list(dict.fromkeys(column for row, column in pairs if row == label != column and self.space.is_permutable(column)))
 
     def neighbours(self, occurrence: Occurrence) -> set[str]:
@@ -70,7 +71,7 @@ class Places:
         labels = (
             factor.permutation
             for group in occurrence.beside
-            for factor in (self.factors(group.permutation) or [group])
-            if self.space.is_permutable(factor.permutation)
+            for factor in (*self.factors(group.permutation), group)
+            if len(factor.factors) < 2 and self.space.is_permutable(factor.permutation)
         )
         return set(labels)

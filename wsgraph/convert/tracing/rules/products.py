@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsgraph.convert.tracing.rules.normalisation import affine, normalize
 from wsgraph.convert.tracing.rules.table import Call, register_traced_operator
-from wsgraph.convert.tracing.values import Label, Scope, Value, coded, squeezed
+from wsgraph.convert.tracing.values import ZERO, Label, Scope, Value, coded, squeezed
 
 __all__ = ["affine_map", "product_of_matrices"]
 
@@ -56,30 +56,41 @@ def convolution(scope: Scope, call: Call) -> Value:
         kernel = letters.upper()
         result = scope.contract(value, "bi" + letters, weight, ("io" if transposed else "oi") + kernel, "bo" + letters, shape)
     else:
-        result = Value(shape, grouped(scope, value, weight, groups, transposed))
+        result = Value(shape, grouped(scope, value, weight, groups, transposed, own="weight" in call.own and value.has_nodes))
     # Positions that were equal need not be so after padding and kernels.
     result = affine(scope, replace(result, shape=shape, uniform=frozenset()), None, bias, [1])
     return result if len(call.shapes[0]) == weight.ndim else squeezed(result, [0])
 
 
-def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: bool) -> tuple[Label, ...]:
-    """Labels of a grouped convolution's channels."""
+def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: bool, *, own: bool) -> tuple[Label, ...]:
+    """Labels of a grouped convolution's channels.
+
+    Args:
+        scope: What is known of the network so far.
+        value: What it reads.
+        weight: Its weight.
+        groups: Number of groups.
+        transposed: Whether it is a transposed one.
+        own: Whether nothing else reads the weight, so that its second axis may follow other neurons
+            in every group; else they move alike in all of them, and have no factors.
+    """
     inputs, channels = value.along(1), value.shape[1]
     outputs, inner = weight.along(0), weight.along(1)
     if groups == channels == weight.shape[0] and weight.shape[1] == 1 and inputs is not None and outputs is not None:  # depthwise
         codes = scope.multiply(inputs.codes, outputs.codes)
         return (Label((1,), codes, scope.nodes.join(inputs.marks, outputs.marks, codes, product=True)),)
     if transposed and inputs is not None and outputs is not None:
-        return (_grouped_transposed(scope, inputs, outputs, inner, groups, weight.shape[1]),)
-    if transposed or inputs is None or outputs is None:
+        return (_grouped_transposed(scope, inputs, outputs, inner, groups, weight, own=own),)
+    if transposed or outputs is None:
         scope.fix(*value.labels, *weight.labels)
+    elif inputs is None:  # the groups read what cannot move
+        rows = scope.neurons.blocks(outputs.ids.view(groups, -1), scope.reason)
+        scope.neurons.fix(rows, "input" if value.is_input else scope.reason)
+        scope.fix(*([inner] if inner else []), reason="input" if value.is_input else None)
     else:
-        scope.require([inputs, *([inner] if inner else [])])
-        rows, columns = scope.neurons.factor(inputs.ids.view(groups, -1), scope.reason)
-        out_rows, _ = scope.neurons.factor(outputs.ids.view(groups, -1), scope.reason)
+        _in_groups(scope, inputs, inner, groups, weight, own=own)
+        rows, out_rows = (scope.neurons.blocks(label.ids.view(groups, -1), scope.reason) for label in (inputs, outputs))
         scope.neurons.unify(rows, out_rows, scope.reason)
-        if inner is not None:
-            scope.neurons.unify(columns, inner.ids, scope.reason)
     if outputs is None or (inputs is None and value.whole <= 0):
         return ()
     read = scope.nodes.ports(value.whole, torch.zeros(channels, dtype=torch.long)) if inputs is None else inputs.marks
@@ -94,20 +105,33 @@ def grouped(scope: Scope, value: Value, weight: Value, groups: int, transposed: 
     return (_grouped_nodes(scope, read, outputs, inner, coded(ids), groups),)
 
 
-def _grouped_transposed(scope: Scope, inputs: Label, weights: Label, inner: Label | None, groups: int, size: int) -> Label:
-    """Outputs that are pairs of a group and one of the weight's second axis, which all groups share: they have no factors."""
+def _in_groups(scope: Scope, label: Label, inner: Label | None, groups: int, weight: Value, *, own: bool, power: int = -1) -> None:
+    """The second axis of a weight follows neurons of a label, those of each group in the rows of that group."""
+    if own:
+        name, _, _ = scope.nodes.pinned(weight.marks[weight.marks < 0].numpy())
+        codes = coded(label.ids, scope.factors.power(label.expressions, power))
+        scope.grouped[name] = torch.where(label.codes == ZERO, 0, codes).view(groups, -1)
+    else:
+        scope.require([label, *([inner] if inner else [])])
+        _, columns = scope.neurons.factor(label.ids.view(groups, -1), scope.reason)
+        if inner is not None:
+            scope.neurons.unify(columns, inner.ids, scope.reason)
+
+
+def _grouped_transposed(
+    scope: Scope, inputs: Label, weights: Label, inner: Label | None, groups: int, weight: Value, *, own: bool
+) -> Label:
+    """Outputs that are pairs of a group and one of the weight's second axis."""
     scope.unify(inputs.codes, weights.codes, product=True)
-    rows, _ = scope.neurons.factor(inputs.ids.view(groups, -1), scope.reason)
-    if size == 1:
+    rows = scope.neurons.blocks(inputs.ids.view(groups, -1), scope.reason)
+    if weight.shape[1] == 1:
         codes = coded(rows)
     else:
-        ids = scope.neurons.new(groups * size)
-        out_rows, columns = scope.neurons.factor(ids.view(groups, size), scope.reason)
+        ids = scope.neurons.new(groups * weight.shape[1])
+        codes = coded(ids, scope.factors.new(scope.name, value=True) if own else 0)
+        _in_groups(scope, Label((1,), codes), inner, groups, weight, own=own, power=1)
+        out_rows = scope.neurons.blocks(ids.view(groups, -1), scope.reason)
         scope.neurons.unify(rows, out_rows, scope.reason)
-        if inner is not None:
-            scope.require([inner])
-            scope.neurons.unify(columns, inner.ids, scope.reason)
-        codes = coded(ids)
     return _grouped_nodes(scope, inputs.marks, weights, inner, codes, groups)
 
 

@@ -22,6 +22,7 @@ class Call:
         arguments: What it is called with, by name; tensors are given as :class:`~wsgraph.convert.tracing.Value`.
         shapes: Shapes of its results.
         operation: The operator itself, as a function of tensors.
+        own: Arguments that are saved tensors, as they are, which no other operator reads.
     """
 
     operator: str
@@ -29,6 +30,7 @@ class Call:
     arguments: dict[str, Any]
     shapes: list[tuple[int, ...]]
     operation: Callable[..., Any]
+    own: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
