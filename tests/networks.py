@@ -165,6 +165,22 @@ def _depthwise() -> nn.Module:
     return nn.Sequential(*stem, *separable(4, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
 
 
+class _ResNeXt(nn.Module):
+    """A residual block with a grouped convolution, a batch norm and a group norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.reduce, self.norm1 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.grouped, self.norm2, self.expand = nn.Conv2d(8, 12, 3, padding=1, groups=2), nn.GroupNorm(2, 12), nn.Conv2d(12, 6, 1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        h = torch.relu(self.norm1(self.reduce(x)))
+        h = torch.relu(self.norm2(self.grouped(h)))
+        return self.head(torch.relu(x + self.expand(h)).mean((2, 3)))
+
+
 class _SqueezeExcite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -191,6 +207,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "nerf": (_NeRF, (_random(3, 3), F.normalize(_random(3, 3, seed=2), dim=-1))),
     "lstm": (_LSTM, (_random(2, 5, 4),)),
     "depthwise": (_depthwise, (_random(2, 3, 8, 8),)),
+    "resnext": (_ResNeXt, (_random(2, 3, 8, 8),)),
     "squeeze-excite": (_SqueezeExcite, (_random(2, 3, 8, 8),)),
 }
 """Factories of modules and what each is called with, by name. The modules have torch's own initial weights; see :func:`make`."""

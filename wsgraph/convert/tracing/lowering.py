@@ -163,7 +163,7 @@ class Lowering:
         if kind[0] == "product":
             return self.labels[kind], tuple(self.factor_group(family) for family in kind[1:])
         if kind[0] == "blocks":
-            members, rows = self._blocks(*kind[1:])
+            _, rows = self._blocks(*kind[1:])
             if len(rows) > 1:
                 return self.labels[kind], (self.factor_group(kind[2]) if kind[2] else self.fixed_factor(rows),)
         return self.labels[kind], ()

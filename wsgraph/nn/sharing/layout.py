@@ -42,6 +42,47 @@ def weights_of(space: WeightSpace) -> dict[str, Parameter]:
     return {param.name: param for param in space.params if param.role != "buffer" and (read is None or param.name in read)}
 
 
+class OwnNeurons(NamedTuple):
+    """How one of two movable axes has neurons of its own in every block of the other one.
+
+    Args:
+        blocks: Number of blocks.
+        within: Which movable axis has them.
+        across: Which movable axis comes in blocks.
+        orders: By movable axis, where its neurons lie in their own order; ``None`` where they do.
+    """
+
+    blocks: int
+    within: int
+    across: int
+    orders: tuple[Index, Index]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """From entries ``[B, features, n_out, n_in]`` to means per neuron within blocks, ``[B, features, n]``."""
+        values = mean_over(values.movedim(2 + self.across, 2).unflatten(2, (self.blocks, -1)), 3).flatten(2)
+        return self._ordered(values, self.within)
+
+    def spread(self, values: Tensor, size: int) -> Tensor:
+        """The values ``[B, features, n]`` of neurons within blocks at all of their entries, given the size of the other axis."""
+        order = self.orders[self.within]
+        values = values if order is None else _select(values, 2, _inverse(order))
+        values = values.unflatten(2, (self.blocks, -1)).repeat_interleave(size // self.blocks, dim=2)
+        return values.movedim(2, 2 + self.across)
+
+    def mean_across(self, values: Tensor) -> Tensor:
+        """From entries ``[B, features, n_out, n_in]`` to means per neuron of the axis in blocks, ``[B, features, n]``."""
+        return self._ordered(mean_over(values, 2 + self.within), self.across)
+
+    def spread_across(self, values: Tensor) -> Tensor:
+        """The values ``[B, features, n]`` of the neurons of the axis in blocks, broadcast over the other one."""
+        order = self.orders[self.across]
+        return (values if order is None else _select(values, 2, _inverse(order))).unsqueeze(2 + self.within)
+
+    def _ordered(self, values: Tensor, axis: int) -> Tensor:
+        order = self.orders[axis]
+        return values if order is None else _select(values, 2, order)
+
+
 @dataclass(frozen=True)
 class Entries:
     """A parameter as parameter sharing sees it: its movable neuron axes stay axes, everything else is a feature of an entry.
@@ -68,6 +109,7 @@ class Entries:
             positions.
         sizes: Entries along every logical axis of the parameter.
         index: Which they are, or ``None`` for all in their order.
+        own: How one movable axis has neurons of its own in every block of another one, if it has.
     """
 
     name: str
@@ -80,6 +122,12 @@ class Entries:
     axes: tuple[int, ...]
     sizes: tuple[int, ...]
     index: tuple[Index, ...]
+    own: OwnNeurons | None = None
+
+    def classes(self, kept: Sequence[int]) -> tuple[object, ...]:
+        """The classes along some movable axes: entries that keep axes of equal classes are those of the same neurons."""
+        labels = tuple(self.labels[axis] for axis in kept)
+        return labels if self.own is None or len(kept) < 2 else (*labels, self.own)
 
     @cached_property
     def fixed(self) -> tuple[int, ...]:
@@ -230,18 +278,29 @@ class _Parameter:
             [_Part(axis.size, True, ends[i].groups, None)] if i in ends else _parts(space, axis, boundary)
             for i, axis in enumerate(param.axes)
         ]
+        own = next((i for i, axis in enumerate(param.axes) if axis.blocks > 1 and self.parts[i][0].moves), None)
+        if own is not None:  # then its blocks must be told apart, whether they move or not
+            along = tuple((group.permutation, powers) for group, powers in segments(space, param.axes[0]))
+            self.parts[0] = [_Part(param.axes[0].size, True, along or ((f"{param.name}/0", ()),), None)]
         combined = list(itertools.product(*self.parts))
         taken = [[position for part in parts for position in part.index or ()] for parts in self.parts]
         self.back = [None if order == sorted(order) else _inverse(order) for order in taken]
         # Targets first: positive powers of a weight's neurons are those of its targets.
         written = {i: any(max(tie.exponents) > 0 for tie in axis.ties) for i, axis in enumerate(param.axes) if axis.ties}
         written |= {i: end.is_target for i, end in ends.items()}
+        if own is not None and 0 not in written:
+            written[0] = not written[own]
         tied = sorted(sorted(written), key=lambda i: not written[i])
         axes = (*tied, *(i for i in range(len(param.axes)) if i not in written))
         self.entries = []
         for number, parts in enumerate(combined):
             movable = tuple(i for i, axis in enumerate(tied) if parts[axis].moves)
             moving = [parts[tied[i]] for i in movable]
+            between = None
+            if own is not None:
+                within, across = (movable.index(tied.index(axis)) for axis in (own, 0))
+                orders = [_inverse(order) if (order := param.axes[tied[i]].order) else None for i in movable]
+                between = OwnNeurons(param.axes[own].blocks, within, across, (orders[0], orders[1]))
             sizes = tuple(part.size for part in parts)
             self.entries.append(
                 Entries(
@@ -250,11 +309,12 @@ class _Parameter:
                     positions=math.prod(sizes[axis] for axis in axes[len(tied) :]),
                     movable=movable,
                     labels=tuple(tuple(label for label, _ in part.groups) for part in moving),
-                    kind=tuple(part.groups for part in moving),
+                    kind=(*(part.groups for part in moving), *(() if between is None else (((repr(between), ()),),))),
                     symmetry=_symmetry(space, [powers for part in moving for _, powers in part.groups]),
                     axes=axes,
                     sizes=sizes,
                     index=tuple(part.index for part in parts),
+                    own=between,
                 )
             )
 
@@ -309,8 +369,8 @@ def _parts(space: WeightSpace, axis: Axis, boundary: bool) -> list[_Part]:
     along = segments(space, axis)
     moves = [boundary or space.is_permutable(group.permutation) for group, _ in along]
     groups = [(group.permutation, powers) for group, powers in along]
-    if not any(moves):
-        return [_Part(axis.size, False, tuple(groups), None)]
+    if axis.blocks > 1 or not any(moves):
+        return [_Part(axis.size, any(moves), tuple(groups), None)]
     at = _inverse(axis.order) if axis.order else tuple(range(axis.size))
     if all(moves):
         return [_Part(axis.size, True, tuple(groups), at if axis.order else None)]

@@ -176,7 +176,12 @@ class SharingLinear(SharingModule):
 
     def _spread(self, name: str, kept: tuple[int, ...], value: Tensor) -> Tensor:
         """``[B, features, *kept]`` with axes of size one where neurons are broadcast over."""
-        for axis in range(len(self.out_layout.entries[name].movable)):
+        entries = self.out_layout.entries[name]
+        if entries.own is not None and len(kept) == 1:
+            if kept == (entries.own.within,):
+                return entries.own.spread(value, entries.neurons[entries.movable[entries.own.across]])
+            return entries.own.spread_across(value)
+        for axis in range(len(entries.movable)):
             if axis not in kept:
                 value = value.unsqueeze(2 + axis)
         return value
@@ -205,6 +210,9 @@ class _Reader:
             return self.entries[source.param]
         if not source.kept:
             return mean_over(self(Source(source.param, (0,))), 1)
+        if entries.own is not None:
+            read = entries.own.mean if source.kept == (entries.own.within,) else entries.own.mean_across
+            return read(self.entries[source.param]).transpose(1, 2)
         pooled = tuple(2 + axis for axis in range(movable) if axis not in source.kept)
         mean = mean_over(self.entries[source.param], pooled)
         return mean.transpose(1, 2) if len(source.kept) == 1 else mean
@@ -268,7 +276,7 @@ def _checked(terms: Iterable[Term], layout: Layout, out_layout: Layout) -> list[
         for part, entries in [(p, layout.entries) for p in term.sources] + [(p, out_layout.entries) for p in term.targets]:
             if part.param not in entries or not all(0 <= axis < len(entries[part.param].movable) for axis in part.kept):
                 raise ValueError(f"{part} is no parameter of {layout.space!r} with such movable axes.")
-            kept.add(tuple(entries[part.param].labels[axis] for axis in part.kept))
+            kept.add(entries[part.param].classes(part.kept))
         if not term.sources or not term.targets or len(kept) > 1:
             raise ValueError(f"A term needs sources and targets that keep the same neurons, or it mixes what moves apart (got {term}).")
         complete += [target.param for target in term.targets if len(target.kept) == len(out_layout.entries[target.param].movable)]
@@ -292,11 +300,11 @@ def _check_spaces(layout: Layout, out_layout: Layout) -> None:
 
 def permutation_terms(layout: Layout) -> list[Term]:
     """All maps that commute with permutations: per set of kept axes, every parameter that has them to every parameter that has them."""
-    sources: dict[tuple[tuple[str, ...], ...], list[tuple[str, tuple[int, ...]]]] = {}
+    sources: dict[tuple[object, ...], list[tuple[str, tuple[int, ...]]]] = {}
     for name, entries in layout.entries.items():
         for count in range(len(entries.movable) + 1):
             for kept in itertools.combinations(range(len(entries.movable)), count):
-                sources.setdefault(tuple(entries.labels[axis] for axis in kept), []).append((name, kept))
+                sources.setdefault(entries.classes(kept), []).append((name, kept))
     return [Term(tuple(Source(*part) for part in parts), tuple(Target(*part) for part in parts)) for parts in sources.values()]
 
 

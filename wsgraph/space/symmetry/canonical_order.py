@@ -130,7 +130,7 @@ class CanonicalOrder(CanonicalScale):
         return {name for name, group in groups.items() if name != label and len(group.factors) == 1}
 
     def sort(self, label: str, ranks: Tensor, found: Tensor) -> None:
-        """Sort the neurons of a class, within its blocks, by ranks ``[B, n]``, after which those alike in others were alike when first sorted."""
+        """Sort the neurons of a class by ranks ``[B, n]``, each in its block; those alike in other ranks were alike when first sorted."""
         group = self.space.permutation_classes[label][0]
         if group.factors:
             blocks = torch.arange(self.space.group(group.factors[0]).size, device=found.device)
