@@ -234,8 +234,7 @@ class Partition:
                 return
             families, partners = self._family[one], self._family[other]
             same = (families == families[0]) & (partners == partners[0])
-            if self._unify_families(one[same], other[same], reason):
-                first, second = one[~same], other[~same]
+            self._unify_families(one[same], other[same], reason)
 
     def _unify_apart(self, one: Array, other: Array) -> bool:
         """Unify pairs of neurons at once, where every neuron is in one pair and every family on one side.
@@ -287,15 +286,15 @@ class Partition:
         self._become(other, one)
         return True
 
-    def _unify_families(self, first: Array, second: Array, reason: str) -> bool:
-        """Unify pairs of two families, or of one; whether they move alike without being one."""
+    def _unify_families(self, first: Array, second: Array, reason: str) -> None:
+        """Unify pairs of neurons of two families, or of one."""
         products = bool(self._row[first[0]] > 0), bool(self._row[second[0]] > 0)
         counts = [numbered(ids)[2] for ids in (first, second)]
         if all(count.max() == 1 for count in counts):
-            if all(products):
-                return self._unify_rows(first, second, reason)
             if self._family[first[0]] == self._family[second[0]]:
                 self.fix(first, reason)
+            elif all(products):
+                self._unify_rows(first, second, reason)
             else:
                 self.split(first, reason)
                 self.split(second, reason)
@@ -311,38 +310,31 @@ class Partition:
             self._repeat(second, first, counts[0], reason)
         else:
             self.fix(np.concatenate([first, second]), reason)
-        return False
 
-    def _unify_rows(self, first: Array, second: Array, reason: str) -> bool:
-        """Unify pairs of neurons that lie in rows, of two families or of one; whether they move alike without being one."""
+    def _unify_rows(self, first: Array, second: Array, reason: str) -> None:
+        """Unify pairs of neurons of two families that lie in rows."""
         blocked = bool(self._column[first[0]] == 0), bool(self._column[second[0]] == 0)
-        same = bool(self._family[first[0]] == self._family[second[0]])
-        if same and any(blocked):  # they move alike in all rows, or not at all
-            self._number_columns(int(self._family[first[0]]), reason)
-            return False
         if blocked[0] and not blocked[1]:
             first, second = second, first
         self.split(first, reason)
         self.split(second, reason)
         several = (all(blocked) and len(distinct(self._family[first])) > 1) or (any(blocked) and len(distinct(self._family[second])) > 1)
         if several or self.is_fixed(np.concatenate([first, second])).any():
-            return False  # to be unified family by family
+            return  # to be unified family by family
         (rows, columns), (others, other_columns) = self.pair(first), self.pair(second)
         families, other_families = (set(self._family[ids].tolist()) for ids in (rows, others))
         if self._is_bijective(rows, others) and (any(blocked) or self._is_bijective(columns, other_columns)):
-            if not same:
-                self._alias(second, first)
+            self._alias(second, first)
             self.unify(rows, others, reason)
             if not any(blocked):
                 self.unify(columns, other_columns, reason)
-            return same
+            return
         crossing = all(blocked) and len(first) == len(distinct(rows)) * len(distinct(others)) == self._count_pairs(rows, others)
         if crossing and families.isdisjoint(other_families):
             self._column[first] = others  # the rows of one are the columns of the other
             self._alias(second, first)
         else:
             self.fix(np.concatenate([first, second]), reason)
-        return False
 
     def _count_pairs(self, first: Array, second: Array) -> int:
         """Number of distinct pairs of neurons."""
@@ -351,18 +343,6 @@ class Partition:
     def _is_bijective(self, first: Array, second: Array) -> bool:
         """Whether every neuron of one vector is paired with one neuron of the other."""
         return self._count_pairs(first, second) == len(distinct(first)) == len(distinct(second))
-
-    def _number_columns(self, family: int, reason: str) -> None:
-        """Let neurons of a family in blocks move alike in all rows, in the order in which they are."""
-        members = self._members[family]
-        rows = self._representative[self._row[members]]
-        rank = occurrence(rows)
-        columns = self.new(int(rank.max()) + 1)
-        if len(members) < len(columns) * len(distinct(rows)):
-            self.fix(members, reason)
-            return
-        self._factor_of_some[columns] = True
-        self._column[members] = columns[rank]
 
     def _repeat(self, single: Array, repeated: Array, counts: Array, reason: str) -> None:
         """Several neurons, such as the inputs of a layer after flattening, stand for one each: they become it."""

@@ -46,6 +46,9 @@ def convolution(scope: Scope, call: Call) -> Value:
     scope.fix(*(label for label in value.labels if label.dims != (1,)))
     scope.fix(*(label for label in weight.labels if max(label.dims) > 1 or len(label.dims) > 1), reason="kernel position")
     kept = tuple(label for label in value.labels if label.dims == (1,))
+    if groups > 1 and len(kept) > 1:  # of channels that follow several neurons, groups say nothing
+        scope.fix(*kept)
+        kept = ()
     value = replace(value, labels=kept, whole=value.whole if kept or value.whole else scope.nodes.gather(value.marks))
     weight = replace(weight, labels=tuple(label for label in weight.labels if label.dims in ((0,), (1,))))
     if groups == 1 or (groups < weight.shape[0] and not transposed):
