@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsgraph.convert.tracing.arrays import Array, Growing, distinct, is_increasing, numbered, occurrence
+from wsgraph.convert.tracing.arrays import Array, Growing, distinct, is_increasing, numbered
 
 __all__ = ["Equation", "Factors", "Key", "Neurons", "Partition", "solve"]
 

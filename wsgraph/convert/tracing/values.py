@@ -237,6 +237,13 @@ class Scope:
         for label in labels:
             self.neurons.fix(label.ids.flatten(), self.reason if reason is None else reason)
 
+    def fix_along(self, label: Label, dims: Sequence[int]) -> None:
+        """The order of neurons along some dimensions matters; those of one place along these may still move."""
+        if len(dims) == len(label.dims):
+            self.fix(label)
+        elif dims:
+            self.neurons.fix(self.blocks(label, dims), self.reason)
+
     def fix_all(self, *values: Value) -> None:
         """No entry of these tensors may be exchanged with another, or scaled."""
         for value in values:
@@ -368,8 +375,7 @@ class Scope:
             codes = (self.multiply if product else self.unify)(label.codes.flatten(), partners[0].codes.flatten())
             return [self._join(Label(label.dims, codes.view(label.codes.shape), label.nodes), partners[0], product=product)]
         if not partners:
-            if not all(other.is_uniform(dim) for dim in label.dims):
-                self.fix(label)
+            self.fix_along(label, [dim for dim in label.dims if not other.is_uniform(dim)])
             return [self._join(label if product or other.zero else label.without_zeros(), other.whole, product=product)]
         finer = max([label, *partners], key=lambda candidate: len(candidate.dims))
         others = [candidate for candidate in (label, *partners) if candidate is not finer]
