@@ -21,16 +21,16 @@ from wsgraph.testing import assert_function_preserved, largest_difference, modul
 HEADS, SIZE = 3, 2
 
 
-def projections(forward: Callable[..., Any], *, kv_heads: int = HEADS, **more: nn.Module) -> tuple[nn.Module, Tensor]:
+def projections(forward: Callable[..., Any], *, kv_heads: int = HEADS, size: int = SIZE, **more: nn.Module) -> tuple[nn.Module, Tensor]:
     """Queries, keys and values ``[batch, heads, tokens, size]`` of three layers, and a layer that reads the heads."""
     layers = {"q": HEADS, "k": kv_heads, "v": kv_heads}
 
     def run(net: Any, x: Tensor) -> Any:
-        q, k, v = (getattr(net, name)(x).unflatten(-1, (count, SIZE)).transpose(1, 2) for name, count in layers.items())
+        q, k, v = (getattr(net, name)(x).unflatten(-1, (count, size)).transpose(1, 2) for name, count in layers.items())
         return forward(net, q, k, v)
 
-    made = {name: nn.Linear(8, count * SIZE) for name, count in layers.items()}
-    return Function(run, **made, **{"o": nn.Linear(HEADS * SIZE, 3), **more}), tokens()
+    made = {name: nn.Linear(8, count * size) for name, count in layers.items()}
+    return Function(run, **made, **{"o": nn.Linear(HEADS * size, 3), **more}), tokens()
 
 
 def out(net: Any, heads: Tensor) -> Tensor:
@@ -59,8 +59,16 @@ def talking(net: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def turned(net: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Rotary positions."""
-    angles = torch.arange(q.shape[2])[:, None] * torch.tensor([1.0, 0.5])
-    q, k = (x * angles.cos() + torch.cat([-x[..., 1:], x[..., :1]], -1) * angles.sin() for x in (q, k))
+    angles = torch.arange(q.shape[2])[:, None] / torch.tensor([1.0, 2.0, 1.0, 2.0])
+    q, k = (x * angles.cos() + torch.cat([-x[..., 2:], x[..., :2]], -1) * angles.sin() for x in (q, k))
+    return attended(net, q, k, v)
+
+
+def turned_in_pairs(net: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    angles = torch.arange(q.shape[2])[:, None] / torch.tensor([1.0, 2.0])
+    c, s = angles.cos(), angles.sin()
+    pairs = [x.unflatten(-1, (2, 2)).unbind(-1) for x in (q, k)]
+    q, k = (torch.stack([a * c - b * s, a * s + b * c], -1).flatten(-2) for a, b in pairs)
     return attended(net, q, k, v)
 
 
@@ -85,6 +93,8 @@ def of_two(net: Any, x: Tensor) -> Tensor:
 ALONE, ALIKE = f"permutation of {HEADS} blocks, and of {SIZE} in each on its own", f"permutation of {HEADS} blocks, and of {SIZE} in each"
 BOTH, SCALE = "x scale x sign", "x scale"
 
+# Heads that turn with their positions move as they are.
+TURNED = {"k": f"permutation of {HEADS} blocks {BOTH}", "v": f"permutation of {HEADS} blocks, and of 4 in each on its own {BOTH}"}
 # What the neurons of some groups may do.
 CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], dict[str, str]]] = {
     "attention": (lambda: projections(attended), {"q": ALONE, "k": f"{ALONE} {BOTH}", "v": f"{ALONE} {BOTH}"}),
@@ -97,7 +107,7 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], dict[str, str]]] = {
     ),
     "keys and values of several heads": (
         lambda: projections(attended, kv_heads=1),
-        {"q": "permutation", "k": "permutation"},
+        {"q": "permutation of 2 blocks", "k": "permutation"},
     ),
     # A gain that all heads share.
     "normed queries and keys": (
@@ -122,7 +132,8 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], dict[str, str]]] = {
     ),
     "heads with heads": (lambda: projections(headwise), {"q": "", "v": ""}),
     "talking heads": (lambda: projections(talking, talk=nn.Linear(HEADS, HEADS)), {"k": f"{ALONE} {BOTH}", "v": f"{ALONE} {BOTH}"}),
-    "rotary positions": (lambda: projections(turned), {"q": "", "v": f"permutation of {SIZE} in each of {HEADS} blocks {BOTH}"}),
+    "rotary positions": (lambda: projections(turned, size=4), TURNED),
+    "rotary positions of pairs": (lambda: projections(turned_in_pairs, size=4), TURNED),
     "group norm": (
         lambda: channels(conv(3, 6), nn.GroupNorm(2, 6), nn.ReLU(), conv(6, 4)),
         {"0": "permutation of 2 blocks, and of 3 in each on its own"},
@@ -165,7 +176,7 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], dict[str, str]]] = {
     # Others read the weight as one of a layer whose inputs are the same in all groups.
     "weight that others read": (
         lambda: (Function(weight_read_twice, stem=conv(3, 6), grouped=conv(6, 4, groups=2), head=nn.Linear(4, 2)), image()),
-        {"stem": "permutation"},
+        {"stem": "permutation of 2 blocks"},
     ),
     "weight norm": (
         lambda: channels(conv(3, 6), nn.ReLU(), parametrizations.weight_norm(conv(6, 4, groups=2)), nn.ReLU()),
@@ -210,7 +221,8 @@ def test_blocks_move_as_far_as_the_function_lets_them(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["attention", "normed queries and keys", "group norm", "groups of groups", "groups of images", "shuffled groups"]
+    "name",
+    ["attention", "normed queries and keys", "group norm", "groups of groups", "groups of images", "shuffled groups", "rotary positions"],
 )
 def test_canonical_forms_are_those_of_orbits(name: str) -> None:
     module, inputs, space = traced(name)

@@ -142,17 +142,17 @@ class DescribedStructure(CheckedStructure):
         if not self.is_permutable(group.permutation):
             return "none"
         kind = str(self.class_symmetry(group.scale))
-        factors = [self.group(name) for name in group.factors]
-        movable = [f.size if self.is_permutable(f.permutation) else 1 for f in factors]
-        if len(factors) == 1:
-            inner = group.size // factors[0].size
-            if movable[0] == 1:
-                return kind.replace("permutation", f"permutation of {inner} in each of {factors[0].size} blocks")
-            movable.append(inner)
-            alone = " on its own" if inner > 1 else ""
+        if not group.factors:
+            return kind
+        outer, *rest = (self.group(name) for name in group.factors)
+        inner = group.size // outer.size
+        if not self.is_permutable(outer.permutation):
+            told = f"of {inner} in each of {outer.size} blocks{', alike' if rest else ''}"
+        elif inner == 1 or (rest and not self.is_permutable(rest[0].permutation)):
+            told = f"of {outer.size} blocks"
         else:
-            alone = ""
-        return kind.replace("permutation", f"permutation of {movable[0]} blocks, and of {movable[1]} in each{alone}") if factors else kind
+            told = f"of {outer.size} blocks, and of {inner} in each{'' if rest else ' on its own'}"
+        return kind.replace("permutation", f"permutation {told}")
 
     def report(self) -> str:
         """What is movable and what is fixed, and why, in words.

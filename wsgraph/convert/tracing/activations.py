@@ -44,7 +44,7 @@ class TracedAnswers:
         self.keys = tied_keys(module)
         state = {name: tensor for name, tensor in module.state_dict().items() if self.keys[name] == name}
         values = interpret(self.program, scope, self.keys, self.values)
-        self.lowering = Lowering(scope)
+        self.lowering = Lowering(scope, values.values())
         groups, params, _ = lower(scope, values, state, flat_dtype(state.values()), self.lowering)
         if (groups, tuple((param.name, param.axes) for param in params)) != (space.groups, tuple((p.name, p.axes) for p in space.params)):
             raise SpaceMismatchError(

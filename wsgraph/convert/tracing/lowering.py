@@ -22,6 +22,7 @@ from wsgraph.space.dtypes import stored_dtype
 
 __all__ = ["Lowering", "lower"]
 
+_KINDS = ("fixed", "family", "family", "family", "product", "blocks", "halves", "halves")
 _ROLES = {"running_mean": "mean", "running_var": "variance", "bias": "bias"}
 
 
@@ -51,8 +52,11 @@ class _Names:
 class Lowering:
     """Groups and parameters, found parameter by parameter."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, values: Iterable[Value]) -> None:
         self.neurons, self.factors = scope.neurons.partition, scope.factors
+        held = [label.ids.numpy().ravel() for value in values for label in value.labels]
+        held += [neurons_of(made.codes) for made in scope.nodes.sets]
+        held += [neurons_of(codes.numpy().ravel()) for codes in scope.grouped.values()]
         self.bound, self.limits = solve(scope.neurons, scope.factors)
         self.groups: dict[str, NeuronGroup] = {}
         self.scaled: dict[tuple[str, _Place], str] = {}
@@ -64,6 +68,9 @@ class Lowering:
         self._places: dict[bytes, list[tuple[_Place, Array, Array, bool]]] = {}
         self._groups: dict[tuple[Key, _Place], str] = {}
         self._fixed_rows: dict[bytes, str] = {}
+        self._partial: set[int] = set()
+        if self.neurons.has_columns:
+            self._partial.update(self._find_partial(held))
 
     # == Neurons ==
 
@@ -92,6 +99,11 @@ class Lowering:
             second = np.where(kind == 4, column_family, np.where((kind == 5) & ~fixed_rows, row_family, 0))
             kind[(kind == 5) & (second == 0) & self._alone(ids, rows)] = 0  # a block of one neuron that stays
             first = np.where(kind == 0, 0, first)
+            halves = ((2, column_family), (3, row_family))
+            for k, moving in halves:
+                whole = (kind == k) & ~np.isin(neurons.family(ids), list(self._partial))
+                first, second = np.where(whole, neurons.family(ids), first), np.where(whole, moving, second)
+                kind[whole] = k + 4
             copy = np.where(kind == 2, rows, np.where(kind == 3, columns, 0))
             which = np.zeros(len(ids), np.int64)
             for entries in (kind, first, second, copy):
@@ -104,11 +116,11 @@ class Lowering:
         found = []
         for positions in np.split(order, stops[:-1]):
             k, one, other, copied = (int(entries[positions[0]]) for entries in (kind, first, second, copy))
-            place = _Place((("fixed", "family", "family", "family", "product", "blocks")[k], one, other), copied)
+            place = _Place((_KINDS[k], one, other), copied)
             if k == 0:
                 numbers = np.arange(len(positions))
-            elif k == 5:
-                members, _ = self._blocks(one, other)
+            elif k >= 5:
+                members, _ = self._blocks(one, other) if k == 5 else self._halves(one, other)
                 by_id = members.argsort()
                 numbers = by_id[np.searchsorted(members, ids[positions], sorter=by_id)]
                 self.sizes[place.kind] = len(members)
@@ -122,6 +134,36 @@ class Lowering:
             whole = k > 0 and len(numbers) == self.sizes[place.kind] and is_increasing(numbers)
             found.append((place, positions, numbers, whole))
         return sorted(found, key=lambda entry: int(entry[1][0]))
+
+    def _halves(self, family: int, moving_family: int) -> tuple[Array, Array]:
+        """The products of a family whose rows, or columns, are those of one family, while the others stay; and those that stay."""
+        neurons = self.neurons
+        members = neurons.members(family)
+        rows, columns = neurons.pair(members)
+        by_rows = neurons.family(rows) == moving_family
+        moving, still = np.where(by_rows, rows, columns), np.where(by_rows, columns, rows)
+        mine = (neurons.family(moving) == moving_family) & neurons.is_fixed(still) & ~neurons.is_fixed(moving)
+        members, moving, still = members[mine], moving[mine], still[mine]
+        return members[np.lexsort((still, moving))], distinct(still)
+
+    def _find_partial(self, arrays: Iterable[Array]) -> Iterator[int]:
+        """Families of products of which one half stays, where some axis or layer holds only some of them in one part."""
+        neurons = self.neurons
+        for given in arrays:
+            ids, parts = neurons.resolve(given), neurons.part(given)
+            rows, columns = neurons.pair(ids)
+            halves = (columns > 0) & (neurons.is_fixed(rows) != neurons.is_fixed(columns))
+            ids, parts = ids[halves], parts[halves]
+            moving = np.where(neurons.is_fixed(rows[halves]), columns[halves], rows[halves])
+            keys, which, _ = numbered(neurons.family(ids) * len(neurons) + neurons.family(moving))
+            for i, key in enumerate(keys.tolist()):
+                family, moving_family = divmod(key, len(neurons))
+                members, still = self._halves(family, moving_family)
+                for part in distinct(parts[which == i]).tolist():
+                    own, _, counts = numbered(ids[(which == i) & (parts == part)])
+                    complete = np.array_equal(np.sort(members), own) and len(own) == len(still) * len(neurons.members(moving_family))
+                    if not complete or counts.min() < counts.max():
+                        yield family
 
     def _number(self, ids: Array, family: int) -> Array:
         return np.searchsorted(self.neurons.members(family), ids)
@@ -162,6 +204,9 @@ class Lowering:
             self.labels[kind] = f"neurons.{len(self.labels)}"
         if kind[0] == "product":
             return self.labels[kind], tuple(self.factor_group(family) for family in kind[1:])
+        if kind[0] == "halves":
+            _, still = self._halves(*kind[1:])
+            return self.labels[kind], (self.factor_group(kind[2]), self.fixed_factor(still))
         if kind[0] == "blocks":
             _, rows = self._blocks(*kind[1:])
             if len(rows) > 1:
@@ -486,7 +531,7 @@ def lower(
     lowering: Lowering | None = None,
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...], tuple[Connection, ...]]:
     """Groups, parameters of the state dict and connections; tensors that the program does not use have no symmetry."""
-    lowering = lowering or Lowering(scope)
+    lowering = lowering or Lowering(scope, values.values())
     graph = Graph(scope, lowering, values)
     params = []
     for name, tensor in state.items():

@@ -38,6 +38,10 @@ class Partition:
         self._has_rows = False
         self.reasons: dict[int, str] = {}
 
+    def __len__(self) -> int:
+        """Number of neurons that were ever made."""
+        return len(self._family)
+
     def new(self, size: int) -> Array:
         """A free family of new neurons."""
         start = len(self._family)
@@ -120,6 +124,11 @@ class Partition:
     def members(self, family: int) -> Array:
         """The neurons of a family in order."""
         return self._members[family]
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether any neurons are pairs."""
+        return bool((self._column.values > 0).any())
 
     # == Refining ==
 

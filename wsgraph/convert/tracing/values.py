@@ -238,7 +238,12 @@ class Scope:
             self.neurons.fix(label.ids.flatten(), self.reason if reason is None else reason)
 
     def fix_along(self, label: Label, dims: Sequence[int]) -> None:
-        """The order of neurons along some dimensions matters; those of one place along these may still move."""
+        """The order of neurons along some dimensions matters; those of one place along these may still move.
+
+        Args:
+            label: Label of the neurons.
+            dims: Some of its dimensions, or all.
+        """
         if len(dims) == len(label.dims):
             self.fix(label)
         elif dims:
