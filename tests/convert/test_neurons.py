@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wsgraph.convert.tracing.arrays import Growing, distinct, numbered, occurrence
-from wsgraph.convert.tracing.neurons import Partition
+from wsgraph.convert.tracing.partition import Partition
 
 
 def state(partition: Partition) -> dict[str, list[object]]:

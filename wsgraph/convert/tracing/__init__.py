@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from wsgraph.convert.tracing.labels import Label, Value
 from wsgraph.convert.tracing.layers import as_layers
 from wsgraph.convert.tracing.lowering import lower
 from wsgraph.convert.tracing.program import make_program
@@ -16,7 +17,7 @@ from wsgraph.convert.tracing.recording import TraceError, check_module, export
 from wsgraph.convert.tracing.rules import TRACED_OPERATORS, Call, move, pointwise, register_traced_operator, spatial, statistic
 from wsgraph.convert.tracing.tracer import interpret, transformed_names
 from wsgraph.convert.tracing.tying import check_constants, tied_keys
-from wsgraph.convert.tracing.values import Label, Scope, Value
+from wsgraph.convert.tracing.values import Scope
 from wsgraph.operators import UnsupportedError
 from wsgraph.space import Parameter, WeightSpace
 from wsgraph.space.dtypes import flat_dtype

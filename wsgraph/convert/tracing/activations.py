@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from wsgraph.convert.tracing.arrays import numbered
+from wsgraph.convert.tracing.labels import Label, Value, expressions_of, neurons_of
 from wsgraph.convert.tracing.lowering import Lowering, lower
 from wsgraph.convert.tracing.recording import check_module, export
 from wsgraph.convert.tracing.tracer import interpret, saved_names
 from wsgraph.convert.tracing.tying import tied_keys
-from wsgraph.convert.tracing.values import Label, Scope, Value, expressions_of, neurons_of
+from wsgraph.convert.tracing.values import Scope
 from wsgraph.space import SpaceMismatchError, WeightSpace
 from wsgraph.space.dtypes import flat_dtype
 
@@ -75,8 +76,8 @@ class TracedAnswers:
             codes = label.codes.numpy().ravel()
             ids, expressions = neurons_of(codes), expressions_of(codes)
             parts = self.lowering.neurons.part(ids)
-            for place, positions, numbers, _ in self.lowering.places(ids):
-                name, size = self.lowering.labels.get(place.kind), self.lowering.sizes.get(place.kind, 0)
+            for place, positions, numbers, _ in self.lowering.classes.places(ids):
+                name, size = self.lowering.labels.get(place.kind), self.lowering.classes.sizes.get(place.kind, 0)
                 if place.kind[0] == "fixed" or name not in self.permutations:
                     continue
                 # The same neurons may come several times with different factors, such as queries and keys.

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wsgraph.convert.tracing.arrays import Array, distinct, is_increasing, numbered, occurrence
+from wsgraph.convert.tracing.arrays import Array, distinct, is_increasing, occurrence
+from wsgraph.convert.tracing.classes import Classes, Place
+from wsgraph.convert.tracing.labels import Label, Value, expressions_of, neurons_of
 from wsgraph.convert.tracing.neurons import Key, solve
 from wsgraph.convert.tracing.nodes import NodeSet, Reading
 from wsgraph.convert.tracing.rules.elementwise import rule_of
-from wsgraph.convert.tracing.values import Label, Scope, Value, expressions_of, neurons_of
+from wsgraph.convert.tracing.values import Scope
 from wsgraph.space import Axis, Connection, NeuronGroup, Parameter, Symmetry, Tie
 from wsgraph.space.dtypes import stored_dtype
 
 __all__ = ["Lowering", "lower"]
 
-_KINDS = ("fixed", "family", "family", "family", "product", "blocks", "halves", "halves")
 _ROLES = {"running_mean": "mean", "running_var": "variance", "bias": "bias"}
-
-
-class _Place(NamedTuple):
-    """Where a neuron stands: in a class of neurons that move alike, and in which copy of that class."""
-
-    kind: tuple[str, int, int]  # what moves: a family, blocks of one with their rows, a product of two, or nothing
-    copy: int  # row or column that cannot move, in products of which the other half can
 
 
 class _Names:
@@ -57,138 +51,16 @@ class Lowering:
         held = [label.ids.numpy().ravel() for value in values for label in value.labels]
         held += [neurons_of(made.codes) for made in scope.nodes.sets]
         held += [neurons_of(codes.numpy().ravel()) for codes in scope.grouped.values()]
+        self.classes = Classes(self.neurons, held)
         self.bound, self.limits = solve(scope.neurons, scope.factors)
         self.groups: dict[str, NeuronGroup] = {}
-        self.scaled: dict[tuple[str, _Place], str] = {}
+        self.scaled: dict[tuple[str, Place], str] = {}
         self.free_name = _Names()
-        self.sizes: dict[tuple[str, int, int], int] = {}
-        self.anchors: dict[_Place, str] = {}
+        self.anchors: dict[Place, str] = {}
         self.labels: dict[tuple[str, int, int], str] = {}
-        self.followed: list[tuple[Key, _Place]] = []
-        self._places: dict[bytes, list[tuple[_Place, Array, Array, bool]]] = {}
-        self._groups: dict[tuple[Key, _Place], str] = {}
+        self.followed: list[tuple[Key, Place]] = []
+        self._groups: dict[tuple[Key, Place], str] = {}
         self._fixed_rows: dict[bytes, str] = {}
-        self._partial: set[int] = set()
-        if self.neurons.has_columns:
-            self._partial.update(self._find_partial(held))
-
-    # == Neurons ==
-
-    def places(self, ids: Array) -> list[tuple[_Place, Array, Array, bool]]:
-        """Neurons by place: positions of its neurons among ``ids``, their numbers within it, and whether all are there in order."""
-        ids = self.neurons.resolve(ids)
-        key = ids.tobytes()
-        if key not in self._places:  # the norms of a layer, and what reads it, hold the same neurons
-            self._places[key] = self._find_places(ids)
-        return self._places[key]
-
-    def _find_places(self, ids: Array) -> list[tuple[_Place, Array, Array, bool]]:
-        neurons = self.neurons
-        in_rows, fixed = neurons.has_rows(ids), neurons.is_fixed(ids)
-        kind = np.where(fixed, 0, 1)
-        first, second, copy = np.where(fixed, 0, neurons.family(ids)), np.zeros_like(ids), np.zeros_like(ids)
-        rows = columns = ids
-        if (in_rows & ~fixed).any():
-            rows, columns = neurons.pair(ids)
-            fixed_rows, fixed_columns = neurons.is_fixed(rows), neurons.is_fixed(columns)
-            kind = np.where(fixed_rows, 2, np.where(fixed_columns, 3, 4))
-            kind[in_rows & (columns == 0)] = 5
-            kind = np.where(fixed, 0, np.where(in_rows, kind, 1))
-            row_family, column_family = neurons.family(rows), neurons.family(columns)
-            first = np.where(kind == 2, column_family, np.where((kind == 3) | (kind == 4), row_family, first))
-            second = np.where(kind == 4, column_family, np.where((kind == 5) & ~fixed_rows, row_family, 0))
-            kind[(kind == 5) & (second == 0) & self._alone(ids, rows)] = 0  # a block of one neuron that stays
-            first = np.where(kind == 0, 0, first)
-            halves = ((2, column_family), (3, row_family))
-            for k, moving in halves:
-                whole = (kind == k) & ~np.isin(neurons.family(ids), list(self._partial))
-                first, second = np.where(whole, neurons.family(ids), first), np.where(whole, moving, second)
-                kind[whole] = k + 4
-            copy = np.where(kind == 2, rows, np.where(kind == 3, columns, 0))
-            which = np.zeros(len(ids), np.int64)
-            for entries in (kind, first, second, copy):
-                values, number, _ = numbered(entries)
-                which = numbered(which * len(values) + number)[1]
-        else:
-            which = first
-        order = which.argsort(kind="stable")
-        stops = np.flatnonzero(np.append(which[order][1:] != which[order][:-1], True)) + 1
-        found = []
-        for positions in np.split(order, stops[:-1]):
-            k, one, other, copied = (int(entries[positions[0]]) for entries in (kind, first, second, copy))
-            place = _Place((_KINDS[k], one, other), copied)
-            if k == 0:
-                numbers = np.arange(len(positions))
-            elif k >= 5:
-                members, _ = self._blocks(one, other) if k == 5 else self._halves(one, other)
-                by_id = members.argsort()
-                numbers = by_id[np.searchsorted(members, ids[positions], sorter=by_id)]
-                self.sizes[place.kind] = len(members)
-            elif k == 4:
-                members = neurons.members(other)
-                numbers = self._number(rows[positions], one) * len(members) + self._number(columns[positions], other)
-                self.sizes[place.kind] = len(neurons.members(one)) * len(members)
-            else:
-                numbers = self._number((ids, columns, rows)[k - 1][positions], one)
-                self.sizes[place.kind] = len(neurons.members(one))
-            whole = k > 0 and len(numbers) == self.sizes[place.kind] and is_increasing(numbers)
-            found.append((place, positions, numbers, whole))
-        return sorted(found, key=lambda entry: int(entry[1][0]))
-
-    def _halves(self, family: int, moving_family: int) -> tuple[Array, Array]:
-        """The products of a family whose rows, or columns, are those of one family, while the others stay; and those that stay."""
-        neurons = self.neurons
-        members = neurons.members(family)
-        rows, columns = neurons.pair(members)
-        by_rows = neurons.family(rows) == moving_family
-        moving, still = np.where(by_rows, rows, columns), np.where(by_rows, columns, rows)
-        mine = (neurons.family(moving) == moving_family) & neurons.is_fixed(still) & ~neurons.is_fixed(moving)
-        members, moving, still = members[mine], moving[mine], still[mine]
-        return members[np.lexsort((still, moving))], distinct(still)
-
-    def _find_partial(self, arrays: Iterable[Array]) -> Iterator[int]:
-        """Families of products of which one half stays, where some axis or layer holds only some of them in one part."""
-        neurons = self.neurons
-        for given in arrays:
-            ids, parts = neurons.resolve(given), neurons.part(given)
-            rows, columns = neurons.pair(ids)
-            halves = (columns > 0) & (neurons.is_fixed(rows) != neurons.is_fixed(columns))
-            ids, parts = ids[halves], parts[halves]
-            moving = np.where(neurons.is_fixed(rows[halves]), columns[halves], rows[halves])
-            keys, which, _ = numbered(neurons.family(ids) * len(neurons) + neurons.family(moving))
-            for i, key in enumerate(keys.tolist()):
-                family, moving_family = divmod(key, len(neurons))
-                members, still = self._halves(family, moving_family)
-                for part in distinct(parts[which == i]).tolist():
-                    own, _, counts = numbered(ids[(which == i) & (parts == part)])
-                    complete = np.array_equal(np.sort(members), own) and len(own) == len(still) * len(neurons.members(moving_family))
-                    if not complete or counts.min() < counts.max():
-                        yield family
-
-    def _number(self, ids: Array, family: int) -> Array:
-        return np.searchsorted(self.neurons.members(family), ids)
-
-    def _alone(self, ids: Array, rows: Array) -> Array:
-        """Which neurons that lie in blocks have a row to themselves."""
-        alone = np.zeros(len(ids), bool)
-        families = self.neurons.family(ids)
-        for family in distinct(families[rows > 0]).tolist():
-            members = self.neurons.members(family)
-            if len(distinct(self.neurons.pair(members)[0])) == len(members):
-                alone[families == family] = True
-        return alone
-
-    def _blocks(self, family: int, row_family: int) -> tuple[Array, Array]:
-        """The neurons of a family by row, of rows of one family (0 for those that stay), and these rows in order."""
-        neurons = self.neurons
-        members = neurons.members(family)
-        rows, _ = neurons.pair(members)
-        mine = neurons.family(rows) == row_family if row_family else neurons.is_fixed(rows)
-        members, rows = members[mine], rows[mine]
-        values, _, counts = numbered(rows)
-        if counts.min() < counts.max():
-            raise AssertionError(f"rows of one class hold {counts.min()} and {counts.max()} neurons")
-        return members[np.lexsort((members, rows))], values
 
     # == Groups ==
 
@@ -205,17 +77,17 @@ class Lowering:
         if kind[0] == "product":
             return self.labels[kind], tuple(self.factor_group(family) for family in kind[1:])
         if kind[0] == "halves":
-            _, still = self._halves(*kind[1:])
+            _, still = self.classes.halves(*kind[1:])
             return self.labels[kind], (self.factor_group(kind[2]), self.fixed_factor(still))
         if kind[0] == "blocks":
-            _, rows = self._blocks(*kind[1:])
+            _, rows = self.classes.blocks(*kind[1:])
             if len(rows) > 1:
                 return self.labels[kind], (self.factor_group(kind[2]) if kind[2] else self.fixed_factor(rows),)
         return self.labels[kind], ()
 
     def factor_group(self, family: int) -> str:
         """The group that stands for rows or columns of products."""
-        place = _Place(("family", family, 0), 0)
+        place = Place(("family", family, 0), 0)
         if place not in self.anchors:
             label, _ = self.class_label(place.kind)
             name = self.free_name("factor")
@@ -227,23 +99,15 @@ class Lowering:
         key = rows.tobytes()
         if key not in self._fixed_rows:
             name = self.free_name("factor")
-            self._fixed_rows[key] = self.add(NeuronGroup(name, len(rows), "factor", reason=self.reason(rows)))
+            self._fixed_rows[key] = self.add(NeuronGroup(name, len(rows), "factor", reason=self.classes.reason(rows)))
         return self._fixed_rows[key]
-
-    def reason(self, ids: Array) -> str:
-        """Why neurons cannot move."""
-        families = distinct(self.neurons.family(ids)).tolist()
-        reasons = list(dict.fromkeys(reason for family in families if (reason := self.neurons.reasons.get(family, ""))))
-        if not reasons:
-            reasons = ["the order of these neurons" if self.neurons.has_rows(ids).any() else "neurons that are not told apart"]
-        return "; ".join(reasons)
 
     def add(self, group: NeuronGroup) -> str:
         """Add a group under a name of its own."""
         self.groups[group.name] = group
         return group.name
 
-    def scale(self, terms: Mapping[Key, int], place: _Place) -> tuple[str, Symmetry]:
+    def scale(self, terms: Mapping[Key, int], place: Place) -> tuple[str, Symmetry]:
         """Label of the scale class of neurons at a place with this factor, and what factors may be; empty where it follows others."""
         label, _ = self.class_label(place.kind)
         if list(terms.values()) != [1]:
@@ -252,7 +116,7 @@ class Lowering:
         limits = self.limits.get(free, (False, False))
         return f"{free[0]}/{free[1]}/{place.copy}/{label}", Symmetry(not limits[0], not limits[1])
 
-    def group(self, key: Key, place: _Place) -> str:
+    def group(self, key: Key, place: Place) -> str:
         """The group of the neurons at a place that a free unknown multiplies."""
         if (key, place) not in self._groups:
             scale, limits = self.scale({key: 1}, place)
@@ -261,7 +125,7 @@ class Lowering:
             self._groups[key, place] = self.scaled[scale, place]
         return self._groups[key, place]
 
-    def followed_scale(self, key: Key, place: _Place) -> str:
+    def followed_scale(self, key: Key, place: Place) -> str:
         """Label of the scale class of a free unknown, a group of which has to stand at a place in the end."""
         self.followed.append((key, place))
         return self.scale({key: 1}, place)[0]
@@ -269,7 +133,7 @@ class Lowering:
     def place_group(
         self,
         name: str,
-        place: _Place,
+        place: Place,
         scale: str,
         limits: Symmetry,
         operators: Sequence[str] = (),
@@ -279,7 +143,7 @@ class Lowering:
         label, factors = self.class_label(place.kind)
         name = self.free_name(name)
         group = NeuronGroup(
-            name, self.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors, "", tuple(follows)
+            name, self.classes.sizes[place.kind], "hidden", tuple(operators), label, scale or name, limits, factors, "", tuple(follows)
         )
         self.anchors.setdefault(place, name)
         if scale:
@@ -288,13 +152,13 @@ class Lowering:
 
     def fixed_group(self, name: str, ids: Array, operators: Sequence[str] = (), role: str = "fixed") -> str:
         """The group of neurons that cannot move."""
-        reason = "" if role != "fixed" else self.reason(ids)
+        reason = "" if role != "fixed" else self.classes.reason(ids)
         return self.add(NeuronGroup(self.free_name(name), len(ids), role, tuple(operators), reason=reason))  # type: ignore[arg-type]
 
-    def segments(self, ids: Array, expressions: Array) -> Iterator[tuple[_Place, Array, Array, dict[Key, int], tuple[int, int]]]:
+    def segments(self, ids: Array, expressions: Array) -> Iterator[tuple[Place, Array, Array, dict[Key, int], tuple[int, int]]]:
         """Entries by the class and copy of their neurons: places, positions, numbers of the neurons, factors, and whose those are."""
         parts = self.neurons.part(ids)
-        for place, positions, numbers, whole in self.places(ids):
+        for place, positions, numbers, whole in self.classes.places(ids):
             if place.kind[0] == "fixed":
                 yield place, positions, numbers, {}, (int(expressions[positions[0]]), 0)
                 continue
@@ -309,8 +173,8 @@ class Lowering:
                 rank = occurrence(numbers[mine])
                 for copy in range(int(rank.max()) + 1):
                     used, which = positions[mine][rank == copy], numbers[mine][rank == copy]
-                    if len(used) != self.sizes[place.kind]:
-                        raise AssertionError(f"an axis holds {len(used)} of {self.sizes[place.kind]} neurons of a class")
+                    if len(used) != self.classes.sizes[place.kind]:
+                        raise AssertionError(f"an axis holds {len(used)} of {self.classes.sizes[place.kind]} neurons of a class")
                     expression = int(expressions[used[0]])
                     yield place, used, which, self.solved(expression, part), (expression, part)
 
@@ -337,7 +201,7 @@ class Lowering:
     def axis(self, ids: Array, expressions: Array, blocks: int = 1) -> Axis:
         """An axis along which every neuron of a class comes once, or several times; or, in every block, some of them."""
         size = len(ids)
-        if all(place.kind[0] == "fixed" for place, *_ in self.places(ids)):
+        if all(place.kind[0] == "fixed" for place, *_ in self.classes.places(ids)):
             return Axis(size // blocks)
         segments: list[tuple[str, tuple[tuple[str, int], ...]]] = []
         order = np.zeros(size, np.int64)
@@ -353,7 +217,7 @@ class Lowering:
             offset += len(positions)
         return Axis(size // blocks, _ties(segments), () if is_increasing(order) else tuple(order.tolist()), blocks)
 
-    def anchor(self, place: _Place, expression: int, part: int) -> str:
+    def anchor(self, place: Place, expression: int, part: int) -> str:
         """Any group at a place, for entries that move but have no factor."""
         if place not in self.anchors:
             unknown, power = self.factors.expressions[expression]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsgraph.convert.tracing.labels import Label, Value, coded
 from wsgraph.convert.tracing.recording import TraceError
 from wsgraph.convert.tracing.rules.elementwise import rule_of
 from wsgraph.convert.tracing.rules.table import READ_NOTHING, Call, unknown
-from wsgraph.convert.tracing.values import Label, Scope, Value, coded
+from wsgraph.convert.tracing.values import Scope
 from wsgraph.operators import UnsupportedError, operator_text
 
 __all__ = [

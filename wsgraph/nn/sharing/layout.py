@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wsgraph.nn.sharing.own_neurons import Index, OwnNeurons, inverse_order, mean_over, select_entries
 from wsgraph.space import Axis, Blocks, Parameter, ParameterGraph, SpaceMismatchError, Symmetry, WeightSpace
 from wsgraph.space.graph import check_graph
 from wsgraph.space.symmetry.occurrences import segments
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 Powers = tuple[tuple[str, int], ...]
-Index = range | tuple[int, ...] | None
 
 # Entries of one dense map: 16 GiB in float32.
 _LARGEST_MAP = 2**32
@@ -40,47 +39,6 @@ def weights_of(space: WeightSpace) -> dict[str, Parameter]:
     """The parameters that hold weights or statistics: no counters, indices or masks, and none that the network does not read."""
     read = None if space.program is None else set(space.program.parameters)
     return {param.name: param for param in space.params if param.role != "buffer" and (read is None or param.name in read)}
-
-
-class OwnNeurons(NamedTuple):
-    """How one of two movable axes has neurons of its own in every block of the other one.
-
-    Args:
-        blocks: Number of blocks.
-        within: Which movable axis has them.
-        across: Which movable axis comes in blocks.
-        orders: By movable axis, where its neurons lie in their own order; ``None`` where they do.
-    """
-
-    blocks: int
-    within: int
-    across: int
-    orders: tuple[Index, Index]
-
-    def mean(self, values: Tensor) -> Tensor:
-        """From entries ``[B, features, n_out, n_in]`` to means per neuron within blocks, ``[B, features, n]``."""
-        values = mean_over(values.movedim(2 + self.across, 2).unflatten(2, (self.blocks, -1)), 3).flatten(2)
-        return self._ordered(values, self.within)
-
-    def spread(self, values: Tensor, size: int) -> Tensor:
-        """The values ``[B, features, n]`` of neurons within blocks at all of their entries, given the size of the other axis."""
-        order = self.orders[self.within]
-        values = values if order is None else _select(values, 2, _inverse(order))
-        values = values.unflatten(2, (self.blocks, -1)).repeat_interleave(size // self.blocks, dim=2)
-        return values.movedim(2, 2 + self.across)
-
-    def mean_across(self, values: Tensor) -> Tensor:
-        """From entries ``[B, features, n_out, n_in]`` to means per neuron of the axis in blocks, ``[B, features, n]``."""
-        return self._ordered(mean_over(values, 2 + self.within), self.across)
-
-    def spread_across(self, values: Tensor) -> Tensor:
-        """The values ``[B, features, n]`` of the neurons of the axis in blocks, broadcast over the other one."""
-        order = self.orders[self.across]
-        return (values if order is None else _select(values, 2, _inverse(order))).unsqueeze(2 + self.within)
-
-    def _ordered(self, values: Tensor, axis: int) -> Tensor:
-        order = self.orders[axis]
-        return values if order is None else _select(values, 2, order)
 
 
 @dataclass(frozen=True)
@@ -174,7 +132,7 @@ class Entries:
         """From a parameter ``[B, *logical_shape, C]`` to entries; a view where the memory allows."""
         for axis, index in enumerate(self.index, start=1):
             if index is not None:
-                tensor = _select(tensor, axis, index)
+                tensor = select_entries(tensor, axis, index)
         order, first, last = self._reading
         return tensor.permute(order).flatten(first, last)
 
@@ -284,7 +242,7 @@ class _Parameter:
             self.parts[0] = [_Part(param.axes[0].size, True, along or ((f"{param.name}/0", ()),), None)]
         combined = list(itertools.product(*self.parts))
         taken = [[position for part in parts for position in part.index or ()] for parts in self.parts]
-        self.back = [None if order == sorted(order) else _inverse(order) for order in taken]
+        self.back = [None if order == sorted(order) else inverse_order(order) for order in taken]
         # Targets first: positive powers of a weight's neurons are those of its targets.
         written = {i: any(max(tie.exponents) > 0 for tie in axis.ties) for i, axis in enumerate(param.axes) if axis.ties}
         written |= {i: end.is_target for i, end in ends.items()}
@@ -299,7 +257,7 @@ class _Parameter:
             between = None
             if own is not None:
                 within, across = (movable.index(tied.index(axis)) for axis in (own, 0))
-                orders = [_inverse(order) if (order := param.axes[tied[i]].order) else None for i in movable]
+                orders = [inverse_order(order) if (order := param.axes[tied[i]].order) else None for i in movable]
                 between = OwnNeurons(param.axes[own].blocks, within, across, (orders[0], orders[1]))
             sizes = tuple(part.size for part in parts)
             self.entries.append(
@@ -326,7 +284,7 @@ class _Parameter:
             if count > 1:
                 joined = [torch.cat(joined[i : i + count], dim=1 + axis) for i in range(0, len(joined), count)]
             if back is not None:
-                joined = [_select(tensor, 1 + axis, back) for tensor in joined]
+                joined = [select_entries(tensor, 1 + axis, back) for tensor in joined]
         return joined[0]
 
 
@@ -371,7 +329,7 @@ def _parts(space: WeightSpace, axis: Axis, boundary: bool) -> list[_Part]:
     groups = [(group.permutation, powers) for group, powers in along]
     if axis.blocks > 1 or not any(moves):
         return [_Part(axis.size, any(moves), tuple(groups), None)]
-    at = _inverse(axis.order) if axis.order else tuple(range(axis.size))
+    at = inverse_order(axis.order) if axis.order else tuple(range(axis.size))
     if all(moves):
         return [_Part(axis.size, True, tuple(groups), at if axis.order else None)]
     parts, start = [], 0
@@ -387,22 +345,6 @@ def _symmetry(space: WeightSpace, powers: Sequence[Powers]) -> Symmetry:
     """Factors of entries that are multiplied with powers of those of scale classes; even powers have no sign."""
     allowed = [(space.class_symmetry(label), power) for each in powers for label, power in each]
     return Symmetry(any(each.positive for each, _ in allowed), any(each.sign and power % 2 for each, power in allowed))
-
-
-def _inverse(order: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(order)), key=order.__getitem__))
-
-
-def _select(tensor: Tensor, axis: int, index: range | tuple[int, ...]) -> Tensor:
-    """Entries along an axis, a view where they lie side by side."""
-    if isinstance(index, range):
-        return tensor.narrow(axis, index.start, len(index))
-    return tensor.index_select(axis, _positions(index, tensor.device))
-
-
-@functools.lru_cache(maxsize=1024)
-def _positions(index: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(index, device=device)
 
 
 def check_map_size(user: str, rows: int, columns: int, largest: str, features: int) -> None:
@@ -498,11 +440,3 @@ def autocast_together(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
-
-
-def mean_over(tensor: Tensor, axes: int | tuple[int, ...]) -> Tensor:
-    """Mean over axes, divided after the sum: its gradient is an expanded view, that of ``mean`` a tensor as large as the input."""
-    count = math.prod(tensor.shape[axis] for axis in ((axes,) if isinstance(axes, int) else axes))
-    # Sums leave the range of half precision where means do not.
-    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
-    return (tensor.sum(axes, dtype=wide) * (1 / count)).to(tensor.dtype)

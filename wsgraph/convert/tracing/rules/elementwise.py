@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from wsgraph.convert.tracing.labels import ZERO, Label, Value, coded
 from wsgraph.convert.tracing.rules.movement import pick_parts
 from wsgraph.convert.tracing.rules.table import TRACED_OPERATORS, Call, Rule, register_traced_operator, unknown
-from wsgraph.convert.tracing.values import ZERO, Label, Scope, Value, coded
+from wsgraph.convert.tracing.values import Scope
 from wsgraph.operators import Flow, UnsupportedError, operator_flow, operator_text, operators_called
 
 __all__ = ["applied", "called_flow", "passed", "pointwise", "rule_of"]

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from wsgraph.convert.tracing.labels import ZERO, Label, Value, coded, compressed
 from wsgraph.convert.tracing.rules.table import READ_NOTHING, Call, Rule, register_traced_operator, unknown, unlabelled
-from wsgraph.convert.tracing.values import ZERO, Label, Scope, Value, coded, compressed
+from wsgraph.convert.tracing.values import Scope
 
 __all__ = ["move", "pick", "pick_parts"]
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from wsgraph.convert.tracing.labels import Label, Value
 from wsgraph.convert.tracing.rules.table import Call, register_traced_operator, unknown
-from wsgraph.convert.tracing.values import Label, Scope, Value
+from wsgraph.convert.tracing.values import Scope
 
 __all__ = ["affine", "normalize"]
 

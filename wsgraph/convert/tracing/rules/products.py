@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsgraph.convert.tracing.labels import ZERO, Label, Value, coded, squeezed
 from wsgraph.convert.tracing.rules.normalisation import affine, normalize
 from wsgraph.convert.tracing.rules.table import Call, register_traced_operator
-from wsgraph.convert.tracing.values import ZERO, Label, Scope, Value, coded, squeezed
+from wsgraph.convert.tracing.values import Scope
 
 __all__ = ["affine_map", "product_of_matrices"]
 

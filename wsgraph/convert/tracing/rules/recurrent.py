@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from wsgraph.convert.tracing.labels import Label, Value, coded
 from wsgraph.convert.tracing.rules.elementwise import applied
 from wsgraph.convert.tracing.rules.movement import pick_parts
 from wsgraph.convert.tracing.rules.products import affine_map
 from wsgraph.convert.tracing.rules.table import Call, Rule, register_traced_operator
-from wsgraph.convert.tracing.values import Label, Scope, Value, coded
+from wsgraph.convert.tracing.values import Scope
 
 __all__: list[str] = []
 

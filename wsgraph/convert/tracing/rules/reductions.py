@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import torch
 
+from wsgraph.convert.tracing.labels import Value, squeezed
 from wsgraph.convert.tracing.rules.elementwise import extreme
 from wsgraph.convert.tracing.rules.table import Call, Rule, register_traced_operator
-from wsgraph.convert.tracing.values import Scope, Value, squeezed
+from wsgraph.convert.tracing.values import Scope
 
 __all__ = ["statistic"]
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsgraph.convert.tracing.values import Scope, Value
+from wsgraph.convert.tracing.labels import Value
+from wsgraph.convert.tracing.values import Scope
 from wsgraph.space.program_operators import allow_operator
 
 __all__ = ["READ_NOTHING", "TRACED_OPERATORS", "Call", "Rule", "register_traced_operator", "unknown", "unlabelled"]
