@@ -14,9 +14,10 @@ from torch.nn.utils import parametrizations
 from tests.convert.test_tracing import Function, image, kinds, tokens
 from tests.networks import make, randomized
 from wsgraph import WeightSpace, trace
+from wsgraph.nn import build_model
 from wsgraph.space import Axis, NeuronGroup, Parameter, Tie
 from wsgraph.symmetry import align
-from wsgraph.testing import assert_function_preserved, largest_difference, module_outputs
+from wsgraph.testing import assert_equivariant, assert_function_preserved, assert_invariant, largest_difference, module_outputs
 
 HEADS, SIZE = 3, 2
 
@@ -269,6 +270,17 @@ def test_neurons_of_blocks_move_within_them() -> None:
     torch.testing.assert_close(space.act(g.inverse(), space.act(g, thetas)), thetas, rtol=1e-12, atol=1e-14)
     outer = space.sample_symmetry(50, classes=[factor.permutation], generator=torch.Generator().manual_seed(0))
     assert (outer.permutations[group.permutation].unflatten(1, (2, -1)) % 4 == torch.arange(4)).all()
+
+
+@pytest.mark.parametrize("name", ["rotary positions", "groups of two layers"])
+def test_models_know_blocks(name: str) -> None:
+    module, inputs, space = traced(name)
+    small: dict[str, dict[str, Any]] = {name: {"channels": 8, "probes": 0} for name in ("monomial_gnn", "scalegmn", "neural_graph")}
+    for model, options in {**small, "np": {}, "hnp": {}, "monomial": {}, "statnn": {}}.items():
+        torch.manual_seed(0)
+        assert_invariant(build_model(model, space, 1, **options).eval().double(), space, module=module, inputs=inputs)
+    for model in ("np", "monomial"):
+        assert_equivariant(build_model(model, space, 1, "equivariant").eval().double(), space)
 
 
 def test_weights_of_grouped_convolutions_have_neurons_of_their_own_in_every_group() -> None:

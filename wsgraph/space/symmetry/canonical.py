@@ -27,8 +27,8 @@ def canonicalize(space: FlatSpace, thetas: Tensor, fix: Collection[str] = FORMS)
     3. Sign: the incoming entry of largest magnitude is made positive; of entries equally large to about :math:`10^3` roundings (8 in
        half precision), the first in the order of the neurons that they come from.
     4. Permutation: neurons are sorted lexicographically by those of their weights whose other ends are sorted already, then by the others,
-       sorted (their magnitudes, where symmetries change signs); of neurons that move as rows and columns (heads of
-       attention), first the rows are sorted, then the columns.
+       sorted (their magnitudes, where symmetries change signs); neurons in blocks (heads of attention, groups of convolutions) first within
+       their block, then the blocks; of neurons that move as rows and columns, first the rows are sorted, then the columns.
 
     A neuron whose incoming weights are all zero, or come from such neurons alone, always answers 0, and its
     incoming vector says nothing: its outgoing vector settles scale (norm 1), sign and order in the same way.
