@@ -408,7 +408,7 @@ def test_a_run_that_is_killed_continues(tmp_path: Path) -> None:
 def test_errors(tmp_path: Path) -> None:
     assert {"generalization", "robustness", "memory", "transfer"} < set(list_suites())
     places: dict[str, Any] = {"folder": tmp_path, "output": tmp_path}
-    with pytest.raises(ValueError, match=r"Unknown suite 'speed'\. Available suites: editing, generalization, inr"):
+    with pytest.raises(ValueError, match=r"Unknown suite 'speed'\. Available suites: architectures, editing, generalization, inr"):
         run_suite("speed", **places)
     with pytest.raises(ValueError, match="'size' to be 'quick' or 'full'"):
         run_suite("inr", size="huge", **places)
