@@ -224,7 +224,8 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            help="What to measure: generalization, architectures, robustness, train-size, transfer, inr, editing, memory, parameters or invariance."
+            help="What to measure: generalization, architectures, robustness, train-size, transfer, inr, "
+            "editing, memory, parameters or invariance."
         ),
     ],
     full: Annotated[bool, typer.Option("--full/--quick", help="Hours, for results to report, or minutes, to see that it runs.")] = False,

@@ -124,7 +124,8 @@ class _InPieces(torch.autograd.Function):
         job, (raw, *tensors) = ctx.job, ctx.saved_tensors
         here, there = tensors[: job.here], tensors[job.here : job.here + job.there]
         parameters = tensors[job.here + job.there :]
-        totals = [torch.zeros_like(tensor) for tensor in (raw, *tensors)]
+        # Every edge lies in one piece, so that its gradient is written once; neurons and parameters add up theirs.
+        totals = [torch.empty_like(raw), *map(torch.zeros_like, tensors)]
         rest = totals[1 + job.here :]
         device = raw.device.type
         places = job.parts(totals[0], totals[1 : 1 + job.here])
@@ -135,7 +136,8 @@ class _InPieces(torch.autograd.Function):
             sought = [*inputs, *parameters]
             asked = [(value, grad[:, where]) for value, grad in zip(made, grads, strict=True) if value.requires_grad]
             found = torch.autograd.grad([value for value, _ in asked], sought, [grad for _, grad in asked], allow_unused=True)
-            for view, gradient in zip([edge_total, *own_totals, *rest], found, strict=True):
+            edge_total.zero_() if found[0] is None else edge_total.copy_(found[0])
+            for view, gradient in zip([*own_totals, *rest], found[1:], strict=True):
                 if gradient is not None:
                     view.add_(gradient)
         return (None, *totals)
