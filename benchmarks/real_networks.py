@@ -243,7 +243,7 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
             bars = axes.barh([y for y, _ in known], [value for _, value in known], 0.38, color=color, label=label)
             axes.bar_label(bars, [_amount(value) for _, value in known], padding=3, fontsize=8)
     for i, each in enumerate(rows):
-        told = [f"{v}: {each[v]['error']}" for v in ("old", "new") if "error" in each[v]]
+        told = [f"{v}: {each[v]['error'].partition(':')[0]}" for v in ("old", "new") if "error" in each[v]]  # the table says more
         if told:
             new = each["new"]
             sizes = [] if "error" in new else [f"new: {new['seconds']:.3g} s, {new[each['memory']] / 1e6:,.0f} MB"]
