@@ -713,6 +713,45 @@ class _Tabulated(nn.Module):
         return self.b(self.a(x).relu() * self.table)
 
 
+class _Lazy(nn.Module):
+    """Makes a tensor in its first call, and leaves tensors behind in every one."""
+
+    made: Tensor
+
+    def __init__(self, make: Callable[[nn.Module, Tensor], None]) -> None:
+        super().__init__()
+        self.make, self.inner, self.seen = make, nn.ReLU(), list[Tensor]()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last, self.inner.inputs = x * 2, x
+        self.seen.append(x)
+        if not hasattr(self, "made"):
+            self.make(self, torch.arange(8.0))
+        return self.b(self.inner(self.a(x + self.made)))
+
+
+@pytest.mark.parametrize(
+    ("make", "is_saved"),
+    [
+        (lambda module, tensor: module.register_buffer("made", tensor), True),
+        (lambda module, tensor: module.register_parameter("made", nn.Parameter(tensor)), True),
+        (lambda module, tensor: module.register_buffer("made", tensor, persistent=False), False),
+        (lambda module, tensor: setattr(module, "made", tensor), False),
+    ],
+)
+def test_tracing_leaves_no_tensors_without_values_in_modules(make: Callable[[nn.Module, Tensor], None], is_saved: bool) -> None:
+    module = _Lazy(make)
+    module.eval()
+    space = trace(module, tokens())
+    held = [value for part in module.modules() for value in vars(part).values()] + [*module.parameters(), *module.buffers(), *module.seen]
+    assert not any(type(value).__name__ == "FakeTensor" for value in held)
+    assert [param.name for param in space.params] == list(module.state_dict())
+    assert ("made" in module.state_dict()) == is_saved
+    assert_function_preserved(module, space, tokens())
+    assert trace(module, tokens()) == space
+
+
 def test_modules_that_keep_what_their_first_call_makes() -> None:
     module = _Tabulated()
     module.eval()

@@ -171,8 +171,14 @@ class FlatSpace(DescribedStructure):
             elif param.role == "buffer":
                 part.zero_()
             else:
-                part.mul_(math.sqrt(2 / param.fan_in) if param.role == "weight" else 0.3)
+                part.mul_(math.sqrt(2 / self._fan_ins.get(param.name, param.fan_in)) if param.role == "weight" else 0.3)
         return thetas.to(dtype)
+
+    @cached_property
+    def _fan_ins(self) -> dict[str, int]:
+        """Entries that reach one neuron, by weight: what its axes follow does not say it where the neurons are fixed."""
+        wires = [wire for wire in reversed(self.wires) if wire.kind == "weight" and wire.target_axis is not None]
+        return {wire.parameter: math.prod(wire.shape) // wire.shape[wire.target_axis or 0] for wire in wires if wire.parameter}
 
     # == Views ==
 

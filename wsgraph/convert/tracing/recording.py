@@ -7,7 +7,9 @@ import io
 import logging
 import traceback
 import warnings
-from contextlib import redirect_stderr, suppress
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import torch
@@ -74,11 +76,14 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     Raises:
         TraceError: If the module does not run on the inputs, or its control flow depends on their values.
     """
+    registered = _registered(module)
     with suppress(Exception):
-        return _recorded(module, inputs)
-    _run(module, inputs)
+        program, made = _recorded(module, inputs)
+        if made == registered:
+            return program
+    _run(module, inputs)  # which makes what is made in the first call
     try:
-        return _recorded(module, inputs)
+        return _recorded(module, inputs)[0]
     except Exception as error:
         raise TraceError(
             f"The module runs, but torch.export cannot record it: {first_line(error)}{_place(error)} Control flow that depends on the "
@@ -87,17 +92,43 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
         ) from error
 
 
-def _recorded(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def _registered(module: nn.Module) -> set[str]:
+    """Names of all parameters and buffers."""
+    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name for name, _ in tensors}
+
+
+def _recorded(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, set[str]]:
+    """The recorded program, and the names of what was registered at its end; the module is left as it was."""
     fast_path, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     torch.backends.mha.set_fastpath_enabled(False)  # which does a whole transformer layer in one operator
     logging.disable(logging.ERROR)  # what goes wrong is said in an error
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        with _restored(module), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            return torch.export.export(module, inputs, strict=False)
+            return torch.export.export(module, inputs, strict=False), _registered(module)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         logging.disable(disabled)
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Takes back what a forward function assigns and appends: recording leaves tensors without values there."""
+    before = [(vars(part), dict(vars(part))) for part in module.modules()]
+    contents = [(held, copy.copy(held)) for _, attributes in before for held in attributes.values() if type(held) in _CONTAINERS]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            attributes.clear()
+            attributes.update(kept)
+        for held, kept in contents:
+            held.clear()
+            held.extend(kept) if isinstance(held, list) else held.update(kept)
+
+
+_CONTAINERS = (list, dict, set, OrderedDict)
 
 
 def _run(module: nn.Module, inputs: tuple[Any, ...]) -> None:
