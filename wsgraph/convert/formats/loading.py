@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ def load_networks(path: str | os.PathLike[str], *, network: str | None = None, *
     return [dataclasses.replace(entry, info={"format": chosen.name, **entry.info}) for entry in found]
 
 
+@functools.cache
+def _load_plugins() -> None:
+    """Load the formats of plugins, once: looking for them takes longer than reading a small file."""
+    FORMATS.names()
+
+
 def file_format(path: str | os.PathLike[str]) -> FileFormat:
     """The format of a file, by its ending and, where that does not decide, its content.
 
@@ -94,7 +101,8 @@ def file_format(path: str | os.PathLike[str]) -> FileFormat:
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     name = path.name.lower() + (FOLDER if path.is_dir() else "")
-    known = [FORMATS.find(key) for key in FORMATS.names()]
+    _load_plugins()
+    known = list(FORMATS.values())
     fitting = [(max((len(ending) for ending in entry.endings if name.endswith(ending)), default=0), entry) for entry in known]
     longest = max((length for length, _ in fitting), default=0)
     candidates = [entry for length, entry in fitting if length and length == longest]

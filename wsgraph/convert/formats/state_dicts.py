@@ -24,6 +24,7 @@ def read_state_dict_file(
     padding: int | Sequence[int] | None = None,
     readout: str | None = None,
     pooling: str | Sequence[str | None] | None = None,
+    layout: str = "out_in",
 ) -> list[FileNetwork]:
     """Tensors by key, as PyTorch, safetensors and NumPy save them.
 
@@ -36,10 +37,13 @@ def read_state_dict_file(
         padding: Paddings of convolutions.
         readout: Pooling before linear layers.
         pooling: Pooling between convolutions.
+        layout: Layout of weights.
 
     Returns:
         The network.
     """
     state = load_checkpoint(path, entry=entry)
-    space, theta = from_state_dict(state, activation, prefix=prefix, stride=stride, padding=padding, readout=readout, pooling=pooling)
+    space, theta = from_state_dict(
+        state, activation, prefix=prefix, stride=stride, padding=padding, readout=readout, pooling=pooling, layout=layout
+    )
     return [FileNetwork((prefix or "").rstrip("./"), space, theta)]
