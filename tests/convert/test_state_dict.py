@@ -864,3 +864,46 @@ def test_options_of_convolutions_without_convolutions(options: dict[str, Any]) -
 def test_wrong_number_of_options(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"Expected '{name}' to be one value or one per convolution, 2 \(got 3\)"):
         from_state_dict(CNN, **{name: value})
+
+
+# == Layouts of other libraries ==
+
+
+def in_out(module: nn.Module, sep: str = "/") -> dict[str, Tensor]:
+    """The weights of a module as other libraries store them: kernels ``[*kernel, in, out]``."""
+    names = {"weight": "kernel", "bias": "bias"}
+    state = {}
+    for key, tensor in module.state_dict().items():
+        number, _, kind = key.rpartition(".")
+        state[f"layer_{number}{sep}{names[kind]}"] = tensor.movedim((0, 1), (-1, -2)) if tensor.ndim > 1 else tensor
+    return state
+
+
+@pytest.mark.parametrize("sep", ["/", "."])
+def test_kernels_that_are_stored_in_out_are_turned(sep: str) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 3))
+    space, theta = from_state_dict(in_out(module, sep), layout="in_out")
+    x = torch.randn(5, 4)
+    assert torch.allclose(space.evaluate(theta[None], x)[0], module(x), atol=1e-6)
+    assert [param.name for param in space.params][:2] == [f"layer_0{sep}weight", f"layer_0{sep}bias"]
+    with pytest.raises(ValueError, match=r"is called as weights stored \[in, out\] are"):
+        from_state_dict(in_out(module, sep))
+
+
+def test_images_that_were_flattened_with_their_channels_last_are_reordered() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, (3, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 12, 4), nn.ReLU(), nn.Linear(4, 2))
+    state = in_out(module)
+    kernel = state["layer_3/kernel"].reshape(3, 12, 4)
+    state["layer_3/kernel"] = kernel.transpose(0, 1).reshape(36, 4)
+    space, theta = from_state_dict(state, layout="in_out", stride=1, padding=0, pooling="none")
+    x = torch.randn(5, 2, 6, 4)
+    assert torch.allclose(space.evaluate(theta[None], x)[0], module(x), atol=1e-5)
+
+
+def test_layouts_that_are_not_known() -> None:
+    with pytest.raises(ValueError, match=r"Expected 'layout' to be 'out_in' or 'in_out' \(got 'keras'\)"):
+        from_state_dict(nn.Linear(2, 2).state_dict(), layout="keras")
+    with pytest.raises(ValueError, match="and another key both become 'a/weight'"):
+        from_state_dict({"a/kernel": torch.ones(2, 2), "a/weight": torch.ones(2, 2)}, layout="in_out")
+    with pytest.raises(TypeError, match="Expected 'state_dict' to be a mapping"):
+        from_state_dict([torch.ones(2, 2)], layout="in_out")  # type: ignore[arg-type]
