@@ -86,11 +86,22 @@ def test_policy_and_value_compute_what_the_agent_computes(
     assert json.loads(json.dumps(info)) == info
 
 
+MASKABLE = ("sb3_contrib.common.maskable.policies", "MaskableActorCriticPolicy")
+
+
 @pytest.mark.parametrize(
-    ("marks", "algorithm"), [({"gae_lambda": 1.0}, "a2c"), ({"gae_lambda": 1.0, "cg_max_steps": 15}, "trpo"), ({}, "")]
+    ("policy", "marks", "algorithm"),
+    [
+        (PPO, {"gae_lambda": 1.0}, "a2c"),
+        (PPO, {"gae_lambda": 1.0, "cg_max_steps": 15}, "trpo"),
+        (PPO, {}, ""),
+        (MASKABLE, ON_POLICY, "maskable_ppo"),
+    ],
 )
-def test_algorithms_that_share_a_policy_are_told_apart(tmp_path: Path, marks: dict[str, Any], algorithm: str) -> None:
-    first, _ = load_networks(save(tmp_path / "a.zip", actor_critic().state_dict(), **marks))
+def test_algorithms_that_share_a_policy_are_told_apart(
+    tmp_path: Path, policy: tuple[str, str], marks: dict[str, Any], algorithm: str
+) -> None:
+    first, _ = load_networks(save(tmp_path / "a.zip", actor_critic().state_dict(), policy, **marks))
     assert first.info["algorithm"] == algorithm
 
 
@@ -200,6 +211,28 @@ def test_an_extractor_that_is_listed_thrice_is_one(tmp_path: Path, size: int, po
     state |= {f"vf_features_extractor.{key}": value + 1 for key, value in extractor.state_dict().items()}
     policy, value = load_networks(save(tmp_path / "a.zip", state))
     assert policy.info["extractor_shared_with"] == value.info["extractor_shared_with"] == []
+
+
+def test_critics_of_images_read_actions_beside_the_features(tmp_path: Path) -> None:
+    extractor: Any = nature()
+    critic: Any = nn.Sequential(*layers(6 + 2, 8, act=nn.ReLU), nn.Linear(8, 1))
+    actor = nn.ModuleDict({"features_extractor": extractor, "latent_pi": layers(6, 8), "mu": nn.Linear(8, 2)})
+    state = {f"actor.{key}": value for key, value in actor.state_dict().items()}
+    both = nn.ModuleDict({"features_extractor": extractor, "qf0": critic})
+    state |= {f"critic{end}.{key}": value for end in ("", "_target") for key, value in both.state_dict().items()}
+    images = {**BOX, "_shape": [44, 44, 1]}
+    policy = ("stable_baselines3.sac.policies", "CnnPolicy")
+    path = save(tmp_path / "a.zip", state, policy, {"normalize_images": False}, observation_space=images)
+    found = {entry.name: entry for entry in load_networks(path)}
+    x, actions = torch.rand(3, 1, 44, 44), torch.randn(3, 2)
+    expected = critic(torch.cat([extractor["linear"](extractor["cnn"](x)), actions], 1))
+    assert torch.allclose(found["q1"].space.evaluate(found["q1"].theta[None], x, actions)[0], expected, atol=1e-6)
+    assert found["q1"].info["extractor_shared_with"] == ["policy"]  # and not with its target, which is only equal
+    assert found["q1"].info["input_scale"] == 1.0
+    back = {found["q1"].info["keys"][name]: value for name, value in found["q1"].space.unflatten(found["q1"].theta).items()}
+    assert all(torch.equal(value, state[key]) for key, value in back.items())
+    with pytest.raises(CheckpointError, match=r"observations have the shape \[3\], which are no images of 1 channels"):
+        load_networks(save(path, state, policy))
 
 
 def test_what_is_not_known_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.formats.archive import has_members, read_json, read_member
 from wsgraph.convert.formats.entry import FileNetwork, register_format
 from wsgraph.convert.state_dict import read_network
+from wsgraph.convert.tracing import trace
 from wsgraph.convert.unpickle import read_inert
-from wsgraph.operators import OPERATORS, written_operator
+from wsgraph.operators import OPERATORS, apply_operator, written_operator
 from wsgraph.space import WeightSpace
 
 __all__ = ["read_agent"]
@@ -164,15 +165,16 @@ def read_agent(path: Path, *, activation: str | type[nn.Module] | nn.Module | No
     left_out = _check_rest(agent, read)
     networks = []
     for name, extractor, layers in chains:
-        space, theta, keys = _chain(agent, layers, extractor, function)
+        network = _chain if extractor is None or _is_chain(agent, layers) else _with_actions
+        space, theta, keys = network(agent, layers, extractor, function)
         own = {**info, "keys": keys, "left_out": left_out}
         if name.startswith("policy"):
             own["output_transform"] = family.output_transform(agent)
         if extractor is not None:
             own["input_scale"] = 1.0 if agent.settings.get("normalize_images") is False else 1 / 255
-            first = agent.state[layers[0][0]]
-            alike = [other for other, _, others in chains if other != name and _is_equal(first, agent.state[others[0][0]])]
-            own["extractor_shared_with"] = alike
+            own["extractor_shared_with"] = [
+                other for other, _, rest in chains if other != name and _share(agent, (name, layers), (other, rest))
+            ]
         networks.append(FileNetwork(name, space, theta, own))
     return networks
 
@@ -257,6 +259,72 @@ def _chain(
     return dataclasses.replace(space, assumed=()), theta, keys
 
 
+def _is_chain(agent: _Agent, layers: list[tuple[str, ...]]) -> bool:
+    """Whether the layer behind the extractor reads its features alone, and not the actions beside them."""
+    features, head = (agent.state[layers[len(_CONVOLUTIONS) + i][0]] for i in range(2))
+    return head.shape[1] == features.shape[0]
+
+
+class _Activation(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply_operator(self.name, x)
+
+
+class _FeaturesAndActions(nn.Module):
+    """A network that reads features of images, and actions beside them."""
+
+    def __init__(self, extractor: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.extractor, self.head = extractor, head
+
+    def forward(self, images: Tensor, actions: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.cat([self.extractor(images), actions], 1))
+        return result
+
+
+def _with_actions(
+    agent: _Agent, layers: list[tuple[str, ...]], extractor: str | None, activation: str
+) -> tuple[WeightSpace, Tensor, dict[str, str]]:
+    """The network of values of actions in images, which is no chain: its inputs are images and actions."""
+    shape = _space(agent.data.get("observation_space")).get("shape", [])
+    channels = agent.state[layers[0][0]].shape[1]
+    if len(shape) != 3 or channels not in (shape[0], shape[-1]):
+        raise ValueError(f"its observations have the shape {shape or 'unknown'}, which are no images of {channels} channels. {_ADVICE}")
+    image = shape if shape[0] == channels else [shape[-1], *shape[:-1]]
+    count = len(_CONVOLUTIONS) + 1
+    modules: list[list[nn.Module]] = []
+    for i, layer in enumerate(layers):
+        weight = agent.state[layer[0]]
+        if i < count - 1:
+            outputs, inputs, size, _ = weight.shape
+            module: nn.Module = nn.Conv2d(inputs, outputs, size, _CONVOLUTIONS[i][2], device="meta")
+        else:
+            module = nn.Linear(weight.shape[1], weight.shape[0], bias=len(layer) > 1, device="meta")
+        module.load_state_dict({key.rpartition(".")[2]: agent.state[key] for key in layer}, assign=True)
+        acts = [nn.ReLU()] if i < count else [_Activation(activation)] if i + 1 < len(layers) else []
+        modules.append([module, *acts, *([nn.Flatten()] if i + 2 == count else [])])
+    halves = [nn.Sequential(*(module for part in half for module in part)) for half in (modules[:count], modules[count:])]
+    network = _FeaturesAndActions(*halves).eval()
+    actions = agent.state[layers[count][0]].shape[1] - agent.state[layers[count - 1][0]].shape[0]
+    dtype = agent.state[layers[0][0]].dtype
+    space = trace(network, torch.zeros([2, *image], dtype=dtype), torch.zeros([2, actions], dtype=dtype))
+    state = network.state_dict()
+    keys = dict(zip(state, (key for layer in layers for key in layer), strict=True))
+    return space, space.flatten(state), keys
+
+
+def _share(agent: _Agent, first: tuple[str, list[tuple[str, ...]]], second: tuple[str, list[tuple[str, ...]]]) -> bool:
+    """Whether two networks, of which one has an extractor, read it from one module; a network and its target may only be equal."""
+    (name, layers), (other, others) = first, second
+    pairs = list(zip(layers, others, strict=False))[: len(_CONVOLUTIONS) + 1]
+    equal = (_is_equal(agent.state[one], agent.state[two]) for pair in pairs for one, two in zip(*pair, strict=False))
+    return name.endswith("_target") == other.endswith("_target") and all(equal)
+
+
 def _check_rest(agent: _Agent, read: set[str]) -> list[str]:
     """Keys that belong to no network, such as standard deviations; raises where they are of a network that is not known."""
     left_out = []
@@ -300,12 +368,13 @@ def _algorithm(agent: _Agent) -> str:
     """The algorithm: where its policy lies, or what only it has where algorithms share a policy."""
     found = re.match(r"(?:stable_baselines3|sb3_contrib)\.(?:common\.)?(\w+)\.", agent.policy_class + ".")
     name = found[1] if found else ""
+    marks = {"cg_max_steps": "trpo", "clip_range": "ppo", "gae_lambda": "a2c"}
+    shared = next((algorithm for mark, algorithm in marks.items() if mark in agent.data), "")
+    if ".common." in agent.policy_class:
+        return shared if name == "policies" else f"{name}_{shared}"
     if name == "td3" and agent.settings.get("n_critics") == 1:
         return "ddpg"
-    if name != "policies":
-        return name
-    marks = {"cg_max_steps": "trpo", "clip_range": "ppo", "gae_lambda": "a2c"}
-    return next((algorithm for mark, algorithm in marks.items() if mark in agent.data), "")
+    return name
 
 
 def _space(written: Any) -> dict[str, Any]:
