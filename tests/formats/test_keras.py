@@ -309,6 +309,18 @@ def test_activations_are_those_of_the_version(tmp_path: Path) -> None:
     assert torch.allclose(old, torch.clamp(0.2 * x + 0.5, 0, 1), atol=1e-6)
 
 
+def test_a_sequential_model_of_keras_2_needs_no_input_layer(tmp_path: Path) -> None:
+    first = {"name": "first", "batch_input_shape": [None, 4], "units": 3, "activation": "elu"}
+    layers = [{"class_name": "Dense", "config": first}, {"class_name": "Dense", "config": {"name": "b", "units": 2}}]
+    (k1, b1), (k2, b2) = arrays((4, 3), (3,)), arrays((3, 2), (2,))
+    named = {"first": {"first/kernel:0": k1, "first/bias:0": b1}, "b": {"b/kernel:0": k2, "b/bias:0": b2}}
+    x = torch.randn(5, 4)
+    expected = nn.functional.elu(x @ torch.from_numpy(k1) + torch.from_numpy(b1)) @ torch.from_numpy(k2) + torch.from_numpy(b2)
+    for config in (layers, {"name": "model", "layers": layers}):  # the first releases had the list alone
+        found = outputs(save_named(tmp_path / "a.h5", {"class_name": "Sequential", "config": config}, named), x)
+        assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_weights_alone_are_read_as_a_chain(tmp_path: Path) -> None:
     kernel, bias, dense, offset = arrays((3, 3, 1, 4), (4,), (4 * 4, 5), (5,))
     last = arrays((5, 2), (2,))
@@ -342,6 +354,16 @@ def test_double_precision_stays(tmp_path: Path) -> None:
 # == What is refused ==
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        functional(
+            ["mean"],
+            layer("InputLayer", "input", [], batch_shape=[None, 4]),
+            layer("Dense", "dense", [["input"]], units=2),
+            # The function of that name is a mean over an axis; the layer is one over its inputs.
+            layer("Average", "mean", [["dense"]], module="keras.src.ops.numpy"),
+        ),
+        "'mean' is of the class Average, which is not among",
+    ),
     (
         sequential([4], layer("Lambda", "half", function="lambda")),
         r"'half' is of the class Lambda, which is not among .* Export .* as ONNX",

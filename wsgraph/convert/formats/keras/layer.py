@@ -146,11 +146,13 @@ class LayerEntry:
         build: What makes its steps, from the layer and its inputs.
         unordered: Whether it reads what was flattened in either order, as what treats entries one by one does.
         activation: Whether it may stand as the activation of another layer.
+        operation: Whether the operation of Keras that has the same name, such as that of ``x + y``, is the same function.
     """
 
     build: Builder
     unordered: bool = False
     activation: bool = False
+    operation: bool = False
 
 
 LAYERS: dict[str, LayerEntry] = {}

@@ -252,7 +252,9 @@ def _specs(written: Mapping[str, Any]) -> list[_Spec]:
         spec = _Spec(name, kind, settings, entry.get("inbound_nodes") or (), entry)
         module, registered = entry.get("module"), entry.get("registered_name")
         custom = bool(registered and registered != kind) or bool(module and not _MODULES.match(str(module)))
-        if custom or not (spec.is_model or kind == _INPUT or kind in LAYERS):
+        entry_of = LAYERS.get(kind)
+        known = spec.is_model or kind == _INPUT or (entry_of is not None and (entry_of.operation or not _is_operation(entry)))
+        if custom or not known:
             what = f"of the class {registered or f'{module}.{kind}' if custom else kind}"
             raise ValueError(f"the layer {name!r} is {what}, which is not among the layers that are known. {_ADVICE}")
         dtype = settings.get("dtype")
@@ -264,6 +266,11 @@ def _specs(written: Mapping[str, Any]) -> list[_Spec]:
     return specs
 
 
+def _is_operation(written: Mapping[str, Any]) -> bool:
+    """Whether an entry is a function of Keras, such as that of ``x + y``, and no layer."""
+    return ".ops." in f"{written.get('module', '')}."
+
+
 def _class_numbers(specs: Sequence[_Spec]) -> dict[str, str]:
     """What Keras 3 calls every layer in its files: its class, and its number where it is not the first of it."""
     seen: Counter[str] = Counter()
@@ -271,7 +278,7 @@ def _class_numbers(specs: Sequence[_Spec]) -> dict[str, str]:
     for spec in specs:
         kind = "functional" if spec.kind in _GRAPHS else snake_case(spec.kind)
         # Operations such as x + y stand among the layers and are none.
-        if str(spec.written.get("module", "")).startswith("keras.src.ops"):
+        if _is_operation(spec.written):
             continue
         numbers[spec.name] = f"{kind}_{seen[kind]}" if seen[kind] else kind
         seen[kind] += 1
@@ -346,8 +353,8 @@ def _references(written: Any) -> Iterator[tuple[str, int, int]]:
             for entry in written["args"]:
                 yield from _references(entry)
             return
-        for entry in written.values():
-            yield from _references(entry)
+        for key in sorted(written):  # as Keras orders the inputs and outputs of a model that are named
+            yield from _references(written[key])
         return
     if not isinstance(written, Sequence) or isinstance(written, str):
         raise ValueError(f"one of its layers is called with the constant {written!r}, which is not built here. {_ADVICE}")

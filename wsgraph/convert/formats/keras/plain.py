@@ -207,7 +207,7 @@ def _global_max(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
 
 
 def _joint(kinds: tuple[str, ...], join: Callable[[Tensor, Tensor], Tensor]) -> None:
-    @keras_layer(*kinds)
+    @keras_layer(*kinds, operation=True)
     def build(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
         if len({value.tensor.ndim for value in inputs}) > 1:
             raise ValueError(f"{layer.label} joins tensors of different dimensions. Export the model as ONNX.")
