@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from wsgraph import AssumedGeometryWarning, StateDictWarning, WeightSpace
-from wsgraph.convert import from_state_dict
+from wsgraph.convert import from_state_dict, list_networks
 from wsgraph.nn import Probes
 
 
@@ -813,10 +813,32 @@ def test_tensors_of_other_kinds() -> None:
         from_state_dict(nn.LazyLinear(4).state_dict())
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool, torch.complex64])
 def test_dtypes_that_are_not_floating(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=rf"Expected floating point weights, but '1.weight' has dtype {dtype}; "):
         from_state_dict({"0.weight": tensor(2, 2), "1.weight": torch.ones(1, 2, dtype=dtype)})
+
+
+QUANTISED: dict[str, Callable[[], Tensor]] = {
+    "per tensor": lambda: torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8),
+    "per channel": lambda: torch.quantize_per_channel(torch.ones(4, 4), torch.ones(4), torch.zeros(4), 0, torch.qint8),
+    "packed bytes": lambda: torch.ones(8, 1, dtype=torch.uint8),
+    "bytes": lambda: torch.ones(4, 4, dtype=torch.int8),
+    "floats of 4 bits": lambda: torch.ones(4, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "integers of 4 bits": lambda: torch.empty(4, 4, dtype=getattr(torch, "int4")),  # noqa: B009,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
+@pytest.mark.parametrize("layout", ["out_in", "in_out"])
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_weights(kind: str, layout: str) -> None:
+    weight = QUANTISED[kind]()
+    network = {"0.weight": weight, "0.bias": torch.ones(4)}
+    with pytest.raises(ValueError, match=r"but '0.weight' is quantised \(torch\..*\): dequantise the network first"):
+        from_state_dict(network, layout=layout)
+    (found,) = list_networks(network)
+    assert "is quantised" in found.reason
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsgraph.convert.chain import NotAChainError, read_chain
 from wsgraph.convert.layouts import check_layout, flattened_channels_first, turned
-from wsgraph.convert.networks import check_mapping, check_values, chosen_network, prefix_hint
+from wsgraph.convert.networks import check_mapping, check_quantised, check_values, chosen_network, prefix_hint
 from wsgraph.operators import Activations
 from wsgraph.space.assumed import tell_assumed
 from wsgraph.space.chains import POOLED_READOUTS, ChainLink, chain_parts, per_layer
@@ -90,6 +90,7 @@ def from_state_dict(
     check_layout(layout)
     if is_turned := layout != "out_in":
         check_mapping(state_dict)
+        check_quantised(state_dict)
         state_dict = turned(state_dict)
     space, theta = read_network(
         state_dict, activation, prefix, stride=stride, padding=padding, readout=readout, pooling=pooling, stacklevel=2
