@@ -390,6 +390,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         functional(["out"], layer("InputLayer", "input", [], batch_shape=[None, 4]), layer("Dense", "out", [["gone"]], units=2)),
         "its layers 'gone' are read and never called",
     ),
+    (
+        {"class_name": "Functional", "config": {"layers": [], "input_layers": [{"class_name": "__keras_tensor__"}], "output_layers": []}},
+        r"its configuration describes no model that runs \(KeyError: 'config'\)",
+    ),
+    (
+        functional(
+            ["sum"],
+            layer("InputLayer", "input", [], batch_shape=[None, 4]),
+            layer("Dense", "dense", [["input"]], units=2),
+            layer("Add", "sum", [["dense", "input"]]),
+        ),
+        r"describes no model that runs \(RuntimeError: The size of tensor a \(2\) must match",
+    ),
     ([], "its configuration is a list, not that of a model"),  # type: ignore[list-item]
 ]
 
@@ -437,6 +450,11 @@ def test_damaged_files_and_a_missing_package_are_said(tmp_path: Path, monkeypatc
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match=r"a.h5' is damaged or no HDF5 file"):
         load_networks(path)
+    kept = save_named(tmp_path / "c.h5", sequential([4], layer("Dense", "d", units=2)), {"d": {"k": np.ones((4, 2)), "b": np.ones(2)}})
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *given: (_ for _ in ()).throw(RuntimeError("bad heap")))
+    with pytest.raises(CheckpointError, match=r"c.h5' is damaged or no HDF5 file \(bad heap\)"):
+        load_networks(kept)
+    monkeypatch.undo()
     (tmp_path / "b.h5").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"b.h5' to be Keras \(A model of Keras.*its content is not"):
         load_networks(tmp_path / "b.h5")

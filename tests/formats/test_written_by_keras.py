@@ -44,6 +44,11 @@ def models() -> dict[str, Any]:
         L.Flatten(),
         L.Dense(1),
     ]
+    measured = L.Normalization()
+    measured.adapt(np.random.default_rng(2).normal(2, 3, (50, 5, 4, 3)))
+    kinds["transposed"] = [L.Input((5, 4, 3)), measured, L.Conv2DTranspose(4, (3, 2), strides=2, padding="same", activation="relu")]
+    kinds["transposed"] += [L.Conv2DTranspose(3, (2, 3), strides=(3, 1)), L.Conv2DTranspose(2, 4, strides=1, padding="same"), L.Flatten()]
+    kinds["transposed"] += [L.Dense(2)]
     found = {name: keras.Sequential(layers) for name, layers in kinds.items()}
 
     x = keras.Input((4,))
@@ -66,7 +71,7 @@ def randomize(model: Any) -> Any:
     for variable in model.variables:
         if "variance" in variable.path:
             variable.assign(rng.uniform(0.5, 2, variable.shape))
-        elif "seed" not in variable.path:
+        elif not any(kept in variable.path for kept in ("seed", "mean", "count")):
             variable.assign(rng.normal(size=variable.shape) * 0.4)
     return model
 
@@ -75,7 +80,7 @@ def as_list(values: Any) -> list[Any]:
     return list(values) if isinstance(values, (list, tuple)) else [values]
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "norms", "rnn", "sequences", "decoder", "graph", "nested", "residual"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "norms", "rnn", "sequences", "decoder", "transposed", "graph", "nested", "residual"])
 def test_outputs_are_those_of_keras(name: str, tmp_path: Path) -> None:
     model = randomize(models()[name])
     rng, shape = np.random.default_rng(1), (5, *model.inputs[0].shape[1:])

@@ -28,7 +28,7 @@ def has_members(path: Path, names: Collection[str]) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return set(names) <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, OverflowError, zipfile.BadZipFile):
         return False
 
 
@@ -57,7 +57,7 @@ def read_member(path: Path, name: str) -> bytes:
             if entry.flag_bits & 1:
                 raise CheckpointError(f"{name!r} of {str(path)!r} is encrypted; unpack it and pack it anew without a password.")
             return archive.read(entry)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OverflowError, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise CheckpointError(f"{str(path)!r} is damaged or not a zip archive ({error}).") from None

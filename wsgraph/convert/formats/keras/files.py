@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,6 +94,15 @@ def snake_case(name: str) -> str:
 # == HDF5 ==
 
 
+@contextmanager
+def _reading(label: str) -> Iterator[None]:
+    """Say what h5py raises on damaged bytes, which ranges over several classes, as an error of the file."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError, MemoryError) as error:
+        raise CheckpointError(f"{label!r} is damaged or no HDF5 file ({error}).") from None
+
+
 @dataclass(frozen=True)
 class _Group:
     """A group of an HDF5 file; arrays are read from the file itself and never larger than it can hold."""
@@ -106,13 +116,28 @@ class _Group:
         import h5py
 
         group = self.group
-        for name in filter(None, path.split("/")):
-            if not isinstance(group, h5py.Group) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                return None
-            group = group[name]
+        with _reading(self.label):
+            for name in filter(None, path.split("/")):
+                if not isinstance(group, h5py.Group) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    return None
+                group = group[name]
         return _Group(group, self.label, self.size)
 
+    def names(self) -> list[str]:
+        """Names of what lies in it."""
+        with _reading(self.label):
+            return list(self.group)
+
+    def attribute(self, name: str) -> Any:
+        """An attribute, or ``None``."""
+        with _reading(self.label):
+            return self.group.attrs.get(name)
+
     def array(self) -> np.ndarray:
+        with _reading(self.label):
+            return self._array()
+
+    def _array(self) -> np.ndarray:
         import h5py
 
         data, name = self.group, str(self.group.name)
@@ -128,10 +153,11 @@ class _Group:
 
     def texts(self, name: str) -> list[str]:
         """Texts in an attribute, which Keras divides where they are long."""
-        attributes = self.group.attrs
-        chunks = itertools.takewhile(attributes.__contains__, (f"{name}{i}" for i in itertools.count()))
-        found = [attributes[key] for key in ([name] if name in attributes else chunks)]
-        return [text.decode() if isinstance(text, bytes) else str(text) for part in found for text in np.atleast_1d(part)]
+        whole = self.attribute(name)
+        chunks = (self.attribute(f"{name}{i}") for i in itertools.count())
+        found = [whole] if whole is not None else list(itertools.takewhile(lambda chunk: chunk is not None, chunks))
+        with _reading(self.label):
+            return [text.decode() if isinstance(text, bytes) else str(text) for part in found for text in np.atleast_1d(part)]
 
 
 def _open(source: Any, label: str, size: int) -> _Group:
@@ -139,15 +165,13 @@ def _open(source: Any, label: str, size: int) -> _Group:
         import h5py
     except ImportError:
         raise ImportError("Reading Keras files needs the package h5py: pip install 'wsgraph[keras]'.") from None
-    try:
+    with _reading(label):
         return _Group(h5py.File(source, "r"), label, size)
-    except OSError as error:
-        raise CheckpointError(f"{label!r} is damaged or no HDF5 file ({error}).") from None
 
 
 def _open_hdf5(path: Path) -> KerasFile:
     root = _open(path, str(path), path.stat().st_size)
-    written = root.group.attrs.get("model_config")
+    written = root.attribute("model_config")
     config = None
     if written is not None:
         try:
@@ -155,8 +179,9 @@ def _open_hdf5(path: Path) -> KerasFile:
         except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"'model_config' of {str(path)!r} is damaged ({type(error).__name__}: {error}).") from None
     weights = root.get("model_weights") or root
-    version = str(root.group.attrs.get("keras_version", weights.group.attrs.get("keras_version", "")))
-    store: Model = _NamedLayers(weights) if "layer_names" in weights.group.attrs or weights.texts("layer_names") else _Groups(weights)
+    version = root.attribute("keras_version") or weights.attribute("keras_version") or ""
+    version = version.decode() if isinstance(version, bytes) else str(version)
+    store: Model = _NamedLayers(weights) if weights.texts("layer_names") else _Groups(weights)
     return KerasFile(config, store, version)
 
 
@@ -174,7 +199,7 @@ class _Groups:
         for parent in ("layers", "_layer_checkpoint_dependencies"):
             if found := self.group.get(f"{parent}/{key}"):
                 own = found.get("vars")
-                said = own.group.attrs.get("name") if own else None
+                said = own.attribute("name") if own else None
                 if said is not None and (said.decode() if isinstance(said, bytes) else said) != name:
                     raise CheckpointError(f"The weights {key!r} of {found.label!r} are of the layer {said!r}, not of {name!r}.")
                 return _Groups(found)
@@ -184,13 +209,13 @@ class _Groups:
         found = self.group.get(f"{inner}/vars")
         if found is None:
             return []
-        numbered = [found.get(str(number)) for number in range(len(found.group))]
+        numbered = [found.get(str(number)) for number in range(len(found.names()))]
         return [entry.array() for entry in numbered if entry is not None]
 
     def layers(self) -> Iterator[tuple[str, list[np.ndarray]]]:
         """Every layer that has weights, by class and number."""
         found = self.group.get("layers") or self.group.get("_layer_checkpoint_dependencies")
-        for key in found.group if found else ():
+        for key in found.names() if found else ():
             below = found.get(key) if found else None
             if below is not None and (arrays := _Groups(below).arrays()):
                 yield key, arrays

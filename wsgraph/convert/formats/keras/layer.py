@@ -82,7 +82,7 @@ class KerasLayer:
     def label(self) -> str:
         return f"the layer {self.name!r} ({self.kind})"
 
-    def weights(self, *shapes: Sequence[int | None] | None, inner: str = "") -> list[Tensor]:
+    def weights(self, *shapes: Sequence[int | None] | None, inner: str = "", kinds: str = "f") -> list[Tensor]:
         """Arrays of these shapes, ``None`` for any size; a shape that is ``None`` is of an array that the layer lacks."""
         expected = [tuple(shape) for shape in shapes if shape is not None]
         arrays = self.store.arrays(inner)
@@ -94,7 +94,7 @@ class KerasLayer:
             held = ", ".join(str(list(array.shape)) for array in arrays) or "none"
             wanted = ", ".join(str([size or "any" for size in shape]) for shape in expected) or "none"
             raise ValueError(f"{self.label} has weights of the shapes {held}, where its configuration says {wanted}.")
-        if whole := [array for array in arrays if array.dtype.kind != "f"]:
+        if whole := [array for array in arrays if array.dtype.kind not in kinds]:
             raise ValueError(f"{self.label} has weights of the type {whole[0].dtype}: dequantise the model before it is saved.")
         # Half precision is what weights were stored in, not what is computed in.
         return [torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))).to(self.dtype) for array in arrays]

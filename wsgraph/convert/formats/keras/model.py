@@ -68,7 +68,11 @@ def build_module(file: KerasFile, shapes: Sequence[Sequence[int]] = ()) -> Keras
     """
     if not isinstance(file.config, Mapping):
         raise ValueError(f"its configuration is a {type(file.config).__name__}, not that of a model.")
-    module = _Builder(file, shapes).build()
+    try:
+        module = _Builder(file, shapes).build()
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, RuntimeError) as error:
+        text = str(error).partition("\n")[0]
+        raise ValueError(f"its configuration describes no model that runs ({type(error).__name__}: {text}).") from error
     module.eval()
     return module
 

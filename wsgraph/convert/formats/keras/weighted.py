@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsgraph.convert.formats.keras.activations import Function
 from wsgraph.convert.formats.keras.layer import (
     ChannelsLast,
     KerasLayer,
@@ -102,7 +103,68 @@ def _separable(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
     return [*depthwise, *pointwise_steps, *layer.activation(x.ndim)]
 
 
+@keras_layer("Conv2DTranspose", "Convolution2DTranspose")
+def _transposed(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
+    x = inputs[0].tensor
+    layer.refuse(output_padding=None, dilation_rate=[1, 1])
+    filters, size, strides = layer.config["filters"], sizes_of(layer.config["kernel_size"], 2), sizes_of(layer.config["strides"], 2)
+    shape = (*size, filters, channels_of(layer, x))
+    kernel, *bias = layer.weights(shape, (filters,) if layer.config.get("use_bias", True) else None)
+    turned = kernel.movedim((-1, -2), (0, 1)).contiguous()
+    if layer.config.get("padding", "valid") == "valid":
+        cuts = [(0, min(k - s, 0)) for k, s in zip(size, strides, strict=True)]
+    else:
+        layer.refuse(padding="same")
+        cuts = [((k - s) // 2 if k > s else 0, (k - s) - (k - s) // 2 if k > s else k - s) for k, s in zip(size, strides, strict=True)]
+    # PyTorch cuts both ends alike, and adds to the end what a kernel smaller than the stride lacks.
+    alike = all(before == behind or behind < 0 for before, behind in cuts)
+    padding = (cuts[0][0], cuts[1][0]) if alike else (0, 0)
+    more = max(-cuts[0][1], 0), max(-cuts[1][1], 0)
+    module = nn.ConvTranspose2d(
+        turned.shape[0], filters, (size[0], size[1]), (strides[0], strides[1]), padding, more, bias=bool(bias), device="meta"
+    )
+    steps = [Step(filled(module, weight=turned, bias=bias[0] if bias else None))]
+    if not alike:
+        (top, bottom), (left, right) = cuts
+        with torch.no_grad():
+            height, width = module(x).shape[2:]
+        steps.append(Step(Function(lambda x: x[:, :, top : height - max(bottom, 0), left : width - max(right, 0)])))
+    return [*steps, *layer.activation(x.ndim)]
+
+
 # == Norms ==
+
+
+class _Standardized(nn.Module):
+    """Entries with a mean and a variance that were measured before training."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: Tensor, variance: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", variance.sqrt().clamp(min=1e-7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
+@keras_layer("Normalization")
+def _normalization(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
+    x = inputs[0].tensor
+    layer.refuse(invert=False)
+    axes = layer.config.get("axis", -1)
+    if [axis % x.ndim for axis in (axes if isinstance(axes, (list, tuple)) else [axes])] != [x.ndim - 1]:
+        raise ValueError(f"{layer.label} normalises along {axes}, not along the last axis alone. Export the model as ONNX.")
+    count = x.shape[layer.axis(-1, x.ndim)]
+    given = [layer.config.get(name) for name in ("mean", "variance")]
+    if None in given:
+        mean, variance = layer.weights((count,), (count,), (), kinds="fiu")[:2]
+    else:
+        mean, variance = (torch.tensor(value, dtype=layer.dtype).reshape(-1).expand(count).clone() for value in given)
+    shape = (count, *[1] * (x.ndim - 2)) if layer.axis(-1, x.ndim) == 1 and x.ndim > 2 else (count,)
+    return [Step(_Standardized(mean.reshape(shape), variance.reshape(shape)))]
 
 
 @keras_layer("BatchNormalization")
