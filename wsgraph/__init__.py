@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wsgraph import bench, convert, data, measure, nn, plot, plugins, space, symmetry, tasks, testing  # noqa: F401
     from wsgraph.convert import (
         CheckpointError,
+        FileNetwork,
         StateDictWarning,
         StoredNetwork,
         TraceError,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         from_state_dict,
         list_networks,
         load_checkpoint,
+        load_networks,
         load_onnx,
         trace,
     )
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AssumedGeometryWarning",
     "CheckpointError",
+    "FileNetwork",
     "GroupElement",
     "ParameterGraph",
     "SpaceMismatchError",
@@ -43,6 +46,7 @@ __all__ = [
     "from_state_dict",
     "list_networks",
     "load_checkpoint",
+    "load_networks",
     "load_onnx",
     "trace",
 ]

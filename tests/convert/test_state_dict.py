@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from wsgraph import AssumedGeometryWarning, StateDictWarning, WeightSpace
-from wsgraph.convert import from_state_dict
+from wsgraph.convert import from_state_dict, list_networks
 from wsgraph.nn import Probes
 
 
@@ -813,10 +813,32 @@ def test_tensors_of_other_kinds() -> None:
         from_state_dict(nn.LazyLinear(4).state_dict())
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool, torch.complex64])
 def test_dtypes_that_are_not_floating(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=rf"Expected floating point weights, but '1.weight' has dtype {dtype}; "):
         from_state_dict({"0.weight": tensor(2, 2), "1.weight": torch.ones(1, 2, dtype=dtype)})
+
+
+QUANTISED: dict[str, Callable[[], Tensor]] = {
+    "per tensor": lambda: torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8),
+    "per channel": lambda: torch.quantize_per_channel(torch.ones(4, 4), torch.ones(4), torch.zeros(4), 0, torch.qint8),
+    "packed bytes": lambda: torch.ones(8, 1, dtype=torch.uint8),
+    "bytes": lambda: torch.ones(4, 4, dtype=torch.int8),
+    "floats of 4 bits": lambda: torch.ones(4, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "integers of 4 bits": lambda: torch.empty(4, 4, dtype=getattr(torch, "int4")),  # noqa: B009,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
+@pytest.mark.parametrize("layout", ["out_in", "in_out"])
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_weights(kind: str, layout: str) -> None:
+    weight = QUANTISED[kind]()
+    network = {"0.weight": weight, "0.bias": torch.ones(4)}
+    with pytest.raises(ValueError, match=r"but '0.weight' is quantised \(torch\..*\): dequantise the network first"):
+        from_state_dict(network, layout=layout)
+    (found,) = list_networks(network)
+    assert "is quantised" in found.reason
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -864,3 +886,46 @@ def test_options_of_convolutions_without_convolutions(options: dict[str, Any]) -
 def test_wrong_number_of_options(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"Expected '{name}' to be one value or one per convolution, 2 \(got 3\)"):
         from_state_dict(CNN, **{name: value})
+
+
+# == Layouts of other libraries ==
+
+
+def in_out(module: nn.Module, sep: str = "/") -> dict[str, Tensor]:
+    """The weights of a module as other libraries store them: kernels ``[*kernel, in, out]``."""
+    names = {"weight": "kernel", "bias": "bias"}
+    state = {}
+    for key, tensor in module.state_dict().items():
+        number, _, kind = key.rpartition(".")
+        state[f"layer_{number}{sep}{names[kind]}"] = tensor.movedim((0, 1), (-1, -2)) if tensor.ndim > 1 else tensor
+    return state
+
+
+@pytest.mark.parametrize("sep", ["/", "."])
+def test_kernels_that_are_stored_in_out_are_turned(sep: str) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 3))
+    space, theta = from_state_dict(in_out(module, sep), layout="in_out")
+    x = torch.randn(5, 4)
+    assert torch.allclose(space.evaluate(theta[None], x)[0], module(x), atol=1e-6)
+    assert [param.name for param in space.params][:2] == [f"layer_0{sep}weight", f"layer_0{sep}bias"]
+    with pytest.raises(ValueError, match=r"is called as weights stored \[in, out\] are"):
+        from_state_dict(in_out(module, sep))
+
+
+def test_images_that_were_flattened_with_their_channels_last_are_reordered() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, (3, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 12, 4), nn.ReLU(), nn.Linear(4, 2))
+    state = in_out(module)
+    kernel = state["layer_3/kernel"].reshape(3, 12, 4)
+    state["layer_3/kernel"] = kernel.transpose(0, 1).reshape(36, 4)
+    space, theta = from_state_dict(state, layout="in_out", stride=1, padding=0, pooling="none")
+    x = torch.randn(5, 2, 6, 4)
+    assert torch.allclose(space.evaluate(theta[None], x)[0], module(x), atol=1e-5)
+
+
+def test_layouts_that_are_not_known() -> None:
+    with pytest.raises(ValueError, match=r"Expected 'layout' to be 'out_in' or 'in_out' \(got 'keras'\)"):
+        from_state_dict(nn.Linear(2, 2).state_dict(), layout="keras")
+    with pytest.raises(ValueError, match="and another key both become 'a/weight'"):
+        from_state_dict({"a/kernel": torch.ones(2, 2), "a/weight": torch.ones(2, 2)}, layout="in_out")
+    with pytest.raises(TypeError, match="Expected 'state_dict' to be a mapping"):
+        from_state_dict([torch.ones(2, 2)], layout="in_out")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from wsgraph.convert.chain import StateDictWarning
 from wsgraph.convert.checkpoint import load_checkpoint
 from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.folding import BatchNormFolding, FoldingWarning, fold_batchnorm
+from wsgraph.convert.formats import FileNetwork, load_networks, register_format
 from wsgraph.convert.graph_file import save_graph
 from wsgraph.convert.networks import StoredNetwork, list_networks
 from wsgraph.convert.onnx import load_onnx
@@ -13,6 +14,7 @@ from wsgraph.convert.tracing import TraceError, TraceWarning, trace
 __all__ = [
     "BatchNormFolding",
     "CheckpointError",
+    "FileNetwork",
     "FoldingWarning",
     "StateDictWarning",
     "StoredNetwork",
@@ -22,7 +24,9 @@ __all__ = [
     "from_state_dict",
     "list_networks",
     "load_checkpoint",
+    "load_networks",
     "load_onnx",
+    "register_format",
     "save_graph",
     "trace",
 ]

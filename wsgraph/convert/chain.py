@@ -276,7 +276,7 @@ def _alike(state_dict: Mapping[str, Tensor], networks: Sequence[tuple[str, list[
 
 def _check_layout(state_dict: Mapping[str, Tensor], order: Sequence[str], biases: Mapping[str, str]) -> None:
     """Raise where weights are stored as [in, out], or [*kernel, in, out], as other frameworks do."""
-    transpose = "transpose them to [out, in], and kernels of convolutions to [out, in, *kernel], and call them weight"
+    transpose = 'from_state_dict(..., layout="in_out") turns them'
     named = [key for key in order if _IN_OUT.search(key)]
     linear = [key for key in order if state_dict[key].ndim == 2]
     # A bias along the first axis of a weight that is not square shows that someone transposed it already.

@@ -17,7 +17,7 @@ from torch import Tensor
 from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.unpickle import Stub, module_tensors, open_inert, resolve_inert
 
-__all__ = ["CheckpointError", "checkpoint_ending", "load_checkpoint", "network_files"]
+__all__ = ["CHECKPOINT_ENDINGS", "CheckpointError", "checkpoint_ending", "load_checkpoint", "network_files"]
 
 _INDEX = ".index.json"
 # What training leaves beside a network: an optimizer, a schedule, random states, arguments. The whole name must say so, for
@@ -279,6 +279,7 @@ _LOADERS: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar"), _load_torch),
     ".npz": _load_numpy,
 }
+CHECKPOINT_ENDINGS = tuple(_LOADERS)
 
 
 # == The state dict in a file ==

@@ -16,6 +16,7 @@ from wsgraph.space.dtypes import computable
 __all__ = [
     "StoredNetwork",
     "check_mapping",
+    "check_quantised",
     "check_values",
     "chosen_network",
     "list_networks",
@@ -31,6 +32,8 @@ _INNER_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_check
 _COUNTER = re.compile(r"(?<![a-z])(?:n|num|step|steps|epoch|count|counter|init\w*|version|iterations?)(?![a-z])", re.IGNORECASE)
 _QUANTISED = re.compile(r"zero_?point|fake_quant|observer", re.IGNORECASE)
 _LISTED = 6
+# Types of which several share a byte.
+_PACKED = {torch.float4_e2m1fn_x2, *(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in range(1, 8))}
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,26 @@ def chosen_network(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict
     state = dict(state_dict)
     if prefix:
         state = _below(state, prefix)
+    check_quantised(state)
     kept = [key for key, tensor in state.items() if not _is_counter(key, tensor)]
     if not kept:
         raise ValueError(f"The state dict holds no weights{f' under {prefix!r}' if prefix else ''}, only {', '.join(map(repr, state))}.")
     return {short: state[key] for short, key in unwrapped(kept).items()}
+
+
+def check_quantised(state: Mapping[str, Tensor]) -> None:
+    """Raise where weights are stored in fewer bits than they have, whose numbers and shapes are not those of the weights.
+
+    Raises:
+        ValueError: If a tensor is quantised.
+    """
+    for key, tensor in state.items():
+        packed = tensor.dtype in _PACKED or (tensor.dtype in (torch.uint8, torch.int8) and tensor.ndim > 1)
+        if packed or tensor.is_quantized:
+            raise ValueError(
+                f"Expected floating point weights, but {key!r} is quantised ({tensor.dtype}): dequantise the network first, with "
+                "the library that quantised it, or read the one that was quantised."
+            )
 
 
 def matching_network(state_dict: Mapping[str, Tensor], names: Collection[str], prefix: str | None) -> dict[str, Tensor]:

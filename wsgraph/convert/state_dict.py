@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from wsgraph.convert.chain import NotAChainError, read_chain
-from wsgraph.convert.networks import check_mapping, check_values, chosen_network, prefix_hint
+from wsgraph.convert.layouts import check_layout, flattened_channels_first, turned
+from wsgraph.convert.networks import check_mapping, check_quantised, check_values, chosen_network, prefix_hint
 from wsgraph.operators import Activations
 from wsgraph.space.assumed import tell_assumed
 from wsgraph.space.chains import POOLED_READOUTS, ChainLink, chain_parts, per_layer
@@ -31,13 +32,15 @@ def from_state_dict(
     padding: int | Sequence[int] | None = None,
     readout: str | None = None,
     pooling: str | Sequence[str | None] | None = None,
+    layout: str = "out_in",
 ) -> tuple[WeightSpace, Tensor]:
     r"""Read the weight space and the flat checkpoint of a plain MLP or CNN off its tensors, whatever their keys are called.
 
     The network is a chain: convolutions (1, 2 or 3 dimensions), then global pooling or flattening, then linear layers; or linear layers
-    alone. Weights are stored as PyTorch does, ``[out, in, *kernel]``. What shapes do not tell (activations, strides) is given by the
-    arguments; strides, paddings and pooling that are not given are assumed, with a warning, and marked in ``space.assumed``. Skip
-    connections have no weights and cannot be seen: do not read residual networks this way. What is no chain by its keys or shapes
+    alone. Weights are stored as PyTorch does, ``[out, in, *kernel]``, or as ``layout`` says. What shapes do not tell (activations,
+    strides) is given by the arguments; strides, paddings and pooling that are not given are assumed, with a warning, and marked in
+    ``space.assumed``. Skip connections have no weights and cannot be seen: do not read residual networks this way. What is no chain by
+    its keys or shapes
     (adapters, weights under weight norm or pruned, embeddings, several networks in one dict, ...) is refused; what may be one or
     another network is read with a warning.
 
@@ -60,6 +63,9 @@ def from_state_dict(
             channel (assumed: the former).
         pooling: Operator after the activation of every convolution but the last, such as ``"max_pool(2)"``, or ``"none"``; or a list
             with one operator or ``None`` per convolution, the last one included (assumed: none).
+        layout: ``"out_in"`` where weights are ``[out, in, *kernel]``, as in PyTorch; ``"in_out"`` where they are ``[*kernel, in, out]``,
+            as in Keras, Flax and scikit-learn, whose flattening of images has the channels last. These are turned into the former: the
+            space has ``weight`` in its keys for ``kernel``, and images are read ``[N, C, H, W]``.
 
     Returns:
         The space, and :math:`\theta` of shape ``[P]``: weight and bias layer by layer, on the tensors' device and in their promoted
@@ -81,9 +87,16 @@ def from_state_dict(
         >>> all(torch.equal(space.unflatten(theta)[key], tensor) for key, tensor in module.state_dict().items())
         True
     """
+    check_layout(layout)
+    if is_turned := layout != "out_in":
+        check_mapping(state_dict)
+        check_quantised(state_dict)
+        state_dict = turned(state_dict)
     space, theta = read_network(
         state_dict, activation, prefix, stride=stride, padding=padding, readout=readout, pooling=pooling, stacklevel=2
     )
+    if is_turned:
+        theta = flattened_channels_first(space, theta)
     tell_assumed([space])
     return space, theta
 
