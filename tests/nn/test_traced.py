@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -169,3 +170,59 @@ def test_products_of_neurons_of_one_kind_are_products_along_edges_too() -> None:
     assert_invariant(network, space)
     wires, edges = (network.read(Wiring.of(batch, dense=dense)) for dense in (True, False))  # type: ignore[operator]
     torch.testing.assert_close(wires, edges, rtol=1e-9, atol=1e-12)
+
+
+class _Stacked(nn.Module):
+    """A function of weights of given shapes, between linear layers."""
+
+    def __init__(self, function: Callable[..., Tensor], outputs: int, *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function, self.first, self.last = function, nn.Linear(4, 6), nn.Linear(outputs, 2)
+        self.weights = nn.ParameterList(torch.randn(shape) for shape in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x), *self.weights))
+
+
+def _experts(x: Tensor, first: Tensor, bias: Tensor, second: Tensor) -> Tensor:
+    return torch.bmm((x @ first + bias).relu(), second).transpose(0, 1).flatten(1)
+
+
+def _routed(x: Tensor, route: Tensor, first: Tensor, gate: Tensor, second: Tensor) -> Tensor:
+    values, indices = (x @ route).topk(2, -1)
+    shares = torch.zeros_like(x @ route).scatter(-1, indices, values.softmax(-1))
+    hidden = nn.functional.silu(torch.einsum("bd,edh->ebh", x, first)) * torch.einsum("bd,edh->ebh", x, gate)
+    return (torch.bmm(hidden, second) * shares.T[..., None]).sum(0)
+
+
+def _two_steps(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    grouped = torch.einsum("bgi,gio->bog", x.unflatten(1, (2, 3)), first).relu()
+    return torch.einsum("bog,oga->boa", grouped, second).relu().flatten(1)
+
+
+def _bilinear(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("bi,oij,bj->bo", x[:, :2].relu(), weight, x[:, 2:4].tanh())
+
+
+STACKED = {
+    "experts": lambda: _Stacked(_experts, 4, (2, 6, 4), (2, 1, 4), (2, 4, 2)),
+    "routed experts": lambda: _Stacked(_routed, 3, (6, 4), (4, 6, 3), (4, 6, 3), (4, 3, 3)),
+    "two steps": lambda: _Stacked(_two_steps, 12, (2, 3, 4), (4, 2, 3)),
+    "bilinear": lambda: _Stacked(_bilinear, 3, (3, 2, 2)),
+    "absolute": lambda: _Stacked(lambda x, weight: x.relu() @ weight.abs(), 3, (6, 3)),
+}
+
+
+@pytest.mark.parametrize("model", ["monomial_gnn", "scalegmn"])
+@pytest.mark.parametrize("name", STACKED)
+def test_weights_with_more_axes_than_neurons_keep_models_invariant(name: str, model: str) -> None:
+    torch.manual_seed(0)
+    space = wsgraph.trace(STACKED[name]().eval(), torch.randn(3, 4))
+    assert_invariant(built(model, space), space)
+
+
+def test_networks_of_which_only_outputs_are_drawn() -> None:
+    module = _Stacked(lambda x: torch.einsum("bi,bj->bij", x[:, :3], x[:, 3:]).tril().flatten(1), 9)
+    space = wsgraph.trace(module.eval(), torch.randn(3, 4))
+    for model in MODELS:
+        assert built(model, space)(space.batch(space.sample(2, dtype=torch.float64))).isfinite().all()

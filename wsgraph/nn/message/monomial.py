@@ -124,9 +124,9 @@ class _Received:
 
     def message(self, like: Tensor) -> Tensor:
         """The sum of the messages, of a dtype and width as another tensor's; zero where there is none."""
-        if self.own:
-            return functools.reduce(torch.add, self.own)
-        return like.new_zeros(*self.part.bias.shape[:-1], like.shape[-1])
+        shape = *self.part.bias.shape[:-1], like.shape[-1]
+        # Messages that read no weights are alike for all networks.
+        return functools.reduce(torch.add, self.own).expand(shape) if self.own else like.new_zeros(shape)
 
     def invariants(self, key: str, kinds: set[str], message: Tensor) -> list[Tensor]:
         """What gates read beside the message, where neurons of this kind may have such."""
@@ -232,7 +232,7 @@ class MonomialConv(nn.Module):
         self._add_features(received, key)
         if not self.first:
             received.own.append(h[i])
-        message = received.message(self._some(result))
+        message = received.message(self._some(result, part))
         if part.role != "hidden":
             return message
         invariants = [canonical_features(message, part.symmetry)]
@@ -260,8 +260,9 @@ class MonomialConv(nn.Module):
         if part.root and key in self.roots and self.first and not any(part.symmetry):
             received.own.append(self.roots[key].expand(*part.bias.shape[:-1], self.channels))
 
-    def _some(self, stream: Stream) -> Tensor:
-        return next(features for features in stream if features.numel())
+    def _some(self, stream: Stream, part: Part) -> Tensor:
+        """Any features, for their width and dtype."""
+        return next((features for features in stream if features.numel()), part.bias.new_zeros(self.channels))
 
     def _adjoints(self, i: int, result: Stream, h: Stream, u: Stream, wiring: Wiring, links: Sequence[Link]) -> Tensor:
         """What the neurons of a part are in the adjoint stream, given what those after them are."""
@@ -272,7 +273,7 @@ class MonomialConv(nn.Module):
             received.add(*reader(result[link.target], link, wiring.parts[link.target].symmetry))
         if part.role == "output" or not (self.first or part.role == "input"):
             received.own.append(u[i])
-        message = received.message(self._some(h))
+        message = received.message(self._some(h, part))
         own, message = torch.broadcast_tensors(h[i], message)
         invariants = [canonical_features(message, part.symmetry), symlog(own * message)]
         invariants += received.invariants(key, self.kinds.beside["source"], message)

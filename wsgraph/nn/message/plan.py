@@ -275,8 +275,7 @@ class SpacePlan:
             per_block = len(rows) // wire.blocks
             rows, targets = rows[:per_block], targets[:per_block]
             sources = sources[: len(columns)]
-        some_rows = torch.arange(len(rows))[:: max(1, len(rows) // _ROWS)]
-        some_columns = torch.arange(len(columns))[:: max(1, len(columns) // _COLUMNS)]
+        some_rows, some_columns = _some(targets, _ROWS), _some(sources, _COLUMNS)
         chosen = places[rows[some_rows]][:, columns[some_columns]]
         return transport_of(space, wire, (ends[0], sources[some_columns]), (ends[1], targets[some_rows]), chosen)
 
@@ -359,6 +358,13 @@ def _in_order(places: Tensor, numbers: Tensor, size: int) -> tuple[Tensor, Tenso
     if len(numbers) == size and len(numbers.unique()) == size:
         return places[numbers.argsort()], None
     return places, numbers
+
+
+def _some(numbers: Tensor, count: int) -> Tensor:
+    """Some places spread over all, and some more of the neuron that stands at the first, which may stand at several."""
+    spread = torch.arange(len(numbers))[:: max(1, len(numbers) // count)]
+    same = (numbers == numbers[0]).nonzero()[:, 0]
+    return torch.cat([spread, same[:: max(1, len(same) // count)], same[:count]]).unique()
 
 
 def _none_if_all(index: Tensor, size: int) -> Tensor | None:

@@ -261,7 +261,10 @@ class _WeightsOut(nn.Module):
 def _sizes(space: BaseSpace) -> dict[str, int]:
     """What a model must be large enough for to read the networks of a space."""
     plan = space_plan(space)
-    symmetries = {part.symmetry for part in plan.parts}
+    carried = [
+        symmetry for link in plan.links for symmetry in (link.transport.entries, link.transport.forward.left, link.transport.backward.left)
+    ]
+    symmetries = {*(part.symmetry for part in plan.parts), *carried}
     beside = any(any(plan.parts[link.target].symmetry) and not link.transport.fits for link in plan.links)
     beside |= any(any(plan.parts[link.source].symmetry) and not link.transport.fits for link in plan.links)
     return {
@@ -350,7 +353,7 @@ class ScaleGMN(nn.Module):
         sizes = [_sizes(one) for one in self.spaces]
         self.sizes = {what: max(size[what] for size in sizes) for what in sizes[0]}
         positions, biases, beside, roots, signs, *io = self.sizes.values()
-        levels = max(max(one.levels.values()) for one in self.spaces)
+        levels = max(1, *(max(one.levels.values()) for one in self.spaces))
         self.bias_encoders = nn.Parameter(torch.randn(levels, biases, channels))
         self.weight_encoder = nn.Parameter(torch.randn(positions, channels) / math.sqrt(positions))
         self.places = nn.ParameterDict({role: torch.randn(size, channels) for role, size in zip(("input", "output"), io, strict=True)})

@@ -31,8 +31,9 @@ __all__ = ["EXACT", "NONE", "Carried", "Transport", "features_carry", "group_sym
 
 NONE = Symmetry(False, False)
 _ALL = Symmetry(True, True)
-_SAMPLES = 6
 _DEGREES = (1, 0, 2, 3)
+# Independent draws of every sign: those of two neurons agree in one draw out of two.
+_SIGNS = 40
 
 
 @dataclass(frozen=True, order=True)
@@ -88,17 +89,17 @@ class _Draws:
             if symmetry.positive:
                 self.logs[label] = torch.randn(size, generator=generator, dtype=torch.float64)
             if symmetry.sign:
-                self.signs[label] = torch.randint(0, 2, (size,), generator=generator)
+                self.signs[label] = torch.randint(0, 2, (_SIGNS, size), generator=generator)
 
     def of_powers(self, powers: tuple[tuple[str, int], ...], size: int) -> Tensor:
-        """Logarithm and sign (0 or 1) of a product of powers, ``[2, n]``."""
-        log, sign = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        """Logarithm and signs (0 or 1) of a product of powers, ``[1 + signs, n]``."""
+        log, sign = torch.zeros(size, dtype=torch.float64), torch.zeros(_SIGNS, size, dtype=torch.float64)
         for label, power in powers:
             if label in self.logs:
                 log = log + power * self.logs[label]
             if label in self.signs:
                 sign = (sign + power * self.signs[label]) % 2
-        return torch.stack([log, sign])
+        return torch.cat([log[None], sign])
 
     def of_group(self, group: NeuronGroup) -> Tensor:
         """Those of the values of a group's neurons."""
@@ -106,17 +107,17 @@ class _Draws:
 
     @functools.cache  # noqa: B019  (lives as long as the space's own cache)
     def of_parameter(self, name: str) -> list[Tensor]:
-        """Those of a parameter's entries, ``[2, n]`` per axis: an entry's are the sums of those of its places."""
+        """Those of a parameter's entries, ``[1 + signs, n]`` per axis: an entry's are the sums of those of its places."""
         result = []
         for axis in self.space.param(name).axes:
             laid = [self.of_powers(powers, group.size) for group, powers in segments(self.space, axis)]
-            along = torch.cat(laid, dim=1) if laid else torch.zeros(2, axis.num_neurons, dtype=torch.float64)
+            along = torch.cat(laid, dim=1) if laid else torch.zeros(1 + _SIGNS, axis.num_neurons, dtype=torch.float64)
             result.append(along[:, torch.tensor(axis.order)] if axis.order else along)
         return result
 
     def of_entries(self, name: str, index: Tensor) -> Tensor:
-        """Those of some entries, given by their places in the parameter: ``[2, *index]``."""
-        total = torch.zeros(2, *index.shape, dtype=torch.float64)
+        """Those of some entries, given by their places in the parameter: ``[1 + signs, *index]``."""
+        total = torch.zeros(1 + _SIGNS, *index.shape, dtype=torch.float64)
         axes = self.space.param(name).axes
         places = torch.unravel_index(index, [axis.size for axis in axes])
         for along, axis, place in zip(self.of_parameter(name), axes, places, strict=True):
@@ -142,26 +143,41 @@ def group_symmetry(space: BaseSpace, group: NeuronGroup) -> Symmetry:
 
 
 def _is(value: Tensor, other: Tensor | float) -> bool:
-    """Whether logarithms and signs ``[2, ...]`` agree; signs are known up to 2."""
+    """Whether logarithms and signs ``[1 + signs, ...]`` agree; signs are known up to 2."""
     difference = value - other
-    return bool((difference[0].abs() < 1e-9).all() and (difference[1] % 2 == 0).all())
+    return bool((difference[0].abs() < 1e-9).all() and (difference[1:] % 2 == 0).all())
 
 
 def _left(value: Tensor) -> Symmetry:
-    return Symmetry(bool((value[0].abs() > 1e-9).any()), bool((value[1] % 2 != 0).any()))
+    return Symmetry(bool((value[0].abs() > 1e-9).any()), bool((value[1:] % 2 != 0).any()))
 
 
-def _carried(entries: Tensor, read: Tensor, wanted: Tensor) -> Carried:
-    """Messages to rows from columns: entries ``[2, rows, columns]``, read and wanted factors ``[2, columns]`` and ``[2, rows]``."""
-    trivial = _is(read, 0.0)
-    for degree in (1,) if trivial else _DEGREES:
+def _carried(entries: Tensor, read: Tensor, wanted: Tensor, receivers: Tensor) -> Carried:
+    """How messages reach the neurons of rows from those of columns.
+
+    Args:
+        entries: Factors of the entries, ``[1 + signs, rows, columns]``.
+        read: Factors of the features that are read, ``[1 + signs, 1 or rows, columns]``.
+        wanted: Factors of the neurons that are reached, ``[1 + signs, rows]``.
+        receivers: Which neuron each row is, ``[rows]``: several rows may be one, which sums what they get.
+    """
+    first = _first_of_each(receivers)
+    for degree in (1,) if _is(read, 0.0) else _DEGREES:
         total = entries + degree * read
-        if _is(total, total[:, :, :1]):
+        if _is(total, total[:, first, :1]):
             result = total[:, :, 0]
             own = _is(result, wanted)
             return Carried(degree, own, NONE if own else _left(result))
     # Nothing cancels: who is joined with whom is all that is left.
     return Carried(0, _is(wanted, 0.0), NONE, weighted=False)
+
+
+def _first_of_each(numbers: Tensor) -> Tensor:
+    """For every place, the first place that holds the same number."""
+    _, owner = numbers.unique(return_inverse=True)
+    first = torch.empty(int(owner.max()) + 1, dtype=torch.long)
+    first[owner.flip(0)] = torch.arange(len(owner)).flip(0)
+    return first[owner]
 
 
 def transport_of(space: BaseSpace, wire: Connection, source: tuple[str, Tensor], target: tuple[str, Tensor], entries: Tensor) -> Transport:
@@ -179,7 +195,7 @@ def transport_of(space: BaseSpace, wire: Connection, source: tuple[str, Tensor],
     rows, columns = (draws.of_group(space.group(name))[:, index] for name, index in (target, source))
     shape = entries.shape[:2]
     if wire.parameter is None:
-        values = torch.zeros(2, *shape, dtype=torch.float64)
+        values = torch.zeros(1 + _SIGNS, *shape, dtype=torch.float64)
     else:
         positions = draws.of_entries(wire.parameter, entries)
         values = positions[..., 0]
@@ -187,27 +203,15 @@ def transport_of(space: BaseSpace, wire: Connection, source: tuple[str, Tensor],
             return Transport(Carried(0, _is(rows, 0.0), NONE, False), Carried(0, _is(columns, 0.0), NONE, False), False)
     paired = shape[1] == 1 and len(source[1]) == shape[0]
     if paired:  # each row has a column of its own
-        forward = _carried_edgewise(values[:, :, 0], columns, rows, target[1])
-        backward = _carried_edgewise(values[:, :, 0], -rows, -columns, source[1])
+        edges = values[:, :, :1]
+        forward = _carried(edges, columns[:, :, None], rows, target[1])
+        backward = _carried(edges, -rows[:, :, None], -columns, source[1])
         fits = _is(values[:, :, 0] + columns, rows)
     else:
-        forward = _carried(values, columns[:, None], rows)
-        backward = _carried(values.transpose(1, 2), -rows[:, None], -columns)
+        forward = _carried(values, columns[:, None], rows, target[1])
+        backward = _carried(values.transpose(1, 2), -rows[:, None], -columns, source[1])
         fits = _is(values + columns[:, None], rows[:, :, None])
     return Transport(forward, backward, fits, _left(values))
-
-
-def _carried_edgewise(entries: Tensor, read: Tensor, wanted: Tensor, receivers: Tensor) -> Carried:
-    """Messages along single edges, of which several may reach one neuron: all ``[2, edges]``."""
-    _, owner = receivers.unique(return_inverse=True)
-    first = torch.empty(int(owner.max()) + 1, dtype=torch.long)
-    first[owner.flip(0)] = torch.arange(len(owner)).flip(0)
-    for degree in _DEGREES:
-        total = entries + degree * read
-        if _is(total, total[:, first[owner]]):
-            own = _is(total, wanted)
-            return Carried(degree, own, NONE if own else _left(total))
-    return Carried(0, _is(wanted, 0.0), NONE, weighted=False)
 
 
 def features_carry(space: BaseSpace, wire: Connection, group: str, rows: Tensor, entries: Tensor) -> Carried:
