@@ -661,6 +661,17 @@ def test_spaces_without_layers_say_what_they_cannot_do() -> None:
         _ = space.batch(space.sample(2)).edge_index
 
 
+def test_weights_picked_by_inputs() -> None:
+    def experts(m: Any, x: Tensor, chosen: Tensor) -> Tensor:
+        return torch.bmm(torch.bmm(x[:, None], m.weights[0][chosen]).relu(), m.weights[1][chosen])
+
+    module = Function(experts, weights=nn.ParameterList([torch.randn(4, 6, 5), torch.randn(4, 5, 2)])).eval()
+    inputs = torch.randn(3, 6), torch.tensor([0, 2, 3])
+    space = trace(module, *inputs)
+    theta = space.flatten(module.state_dict())
+    torch.testing.assert_close(space.evaluate(theta[None], *inputs)[0], module(*inputs))
+
+
 # == Modules that cannot be traced ==
 
 

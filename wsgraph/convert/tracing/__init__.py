@@ -137,7 +137,7 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         if strict:
             raise TraceError(message)
         warnings.warn(message, TraceWarning, stacklevel=2)
-    groups, params, connections = lower(scope, values, state, dtype)
+    groups, params, connections, _ = lower(scope, values, state, dtype)
     computed, unprogrammed = make_program(program, state, keys)
     params = _completed(params, keys, transformed)
     return WeightSpace(groups, (), params, connections, program=computed, unlayered=unlayered, unprogrammed=unprogrammed)

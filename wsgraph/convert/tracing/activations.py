@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from wsgraph.convert.tracing.arrays import numbered
 from wsgraph.convert.tracing.labels import Label, Value, expressions_of, neurons_of
-from wsgraph.convert.tracing.lowering import Lowering, lower
+from wsgraph.convert.tracing.lowering import lower
 from wsgraph.convert.tracing.recording import check_module, export
 from wsgraph.convert.tracing.tracer import interpret, saved_names
 from wsgraph.convert.tracing.tying import tied_keys
@@ -45,8 +45,7 @@ class TracedAnswers:
         self.keys = tied_keys(module)
         state = {name: tensor for name, tensor in module.state_dict().items() if self.keys[name] == name}
         values = interpret(self.program, scope, self.keys, self.values)
-        self.lowering = Lowering(scope, values.values())
-        groups, params, _ = lower(scope, values, state, flat_dtype(state.values()), self.lowering)
+        groups, params, _, self.lowering = lower(scope, values, state, flat_dtype(state.values()))
         if (groups, tuple((param.name, param.axes) for param in params)) != (space.groups, tuple((p.name, p.axes) for p in space.params)):
             raise SpaceMismatchError(
                 f"The 'module' has another weight space, with {len(groups)} groups, than {space!r}: give the module that was traced (after "

@@ -10,9 +10,21 @@ import numpy as np
 from wsgraph.convert.tracing.arrays import Array, distinct, is_increasing, numbered
 from wsgraph.convert.tracing.partition import Partition
 
-__all__ = ["Classes", "Place"]
+__all__ = ["Classes", "Place", "TornError"]
 
 _KINDS = ("fixed", "family", "family", "family", "product", "blocks", "halves", "halves")
+
+
+class TornError(Exception):
+    """Neurons that may be exchanged, of which some stand where others of theirs do not.
+
+    Attributes:
+        ids: The neurons.
+    """
+
+    def __init__(self, ids: Array) -> None:
+        super().__init__(f"{len(ids)} neurons of classes that do not stand together")
+        self.ids = ids
 
 
 class Place(NamedTuple):
@@ -149,7 +161,7 @@ class Classes:
         members, rows = members[mine], rows[mine]
         values, _, counts = numbered(rows)
         if counts.min() < counts.max():
-            raise AssertionError(f"rows of one class hold {counts.min()} and {counts.max()} neurons")
+            raise TornError(members)
         return members[np.lexsort((members, rows))], values
 
     def reason(self, ids: Array) -> str:

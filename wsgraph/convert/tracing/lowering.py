@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wsgraph.convert.tracing.arrays import Array, distinct, is_increasing, occurrence
-from wsgraph.convert.tracing.classes import Classes, Place
+from wsgraph.convert.tracing.classes import Classes, Place, TornError
 from wsgraph.convert.tracing.labels import Label, Value, expressions_of, neurons_of
 from wsgraph.convert.tracing.neurons import Key, solve
 from wsgraph.convert.tracing.nodes import NodeSet, Reading
@@ -174,7 +174,7 @@ class Lowering:
                 for copy in range(int(rank.max()) + 1):
                     used, which = positions[mine][rank == copy], numbers[mine][rank == copy]
                     if len(used) != self.classes.sizes[place.kind]:
-                        raise AssertionError(f"an axis holds {len(used)} of {self.classes.sizes[place.kind]} neurons of a class")
+                        raise TornError(ids[used])
                     expression = int(expressions[used[0]])
                     yield place, used, which, self.solved(expression, part), (expression, part)
 
@@ -388,14 +388,23 @@ class Graph:
 
 
 def lower(
-    scope: Scope,
-    values: Mapping[str, Value],
-    state: Mapping[str, Tensor],
-    theta_dtype: torch.dtype,
-    lowering: Lowering | None = None,
+    scope: Scope, values: Mapping[str, Value], state: Mapping[str, Tensor], theta_dtype: torch.dtype
+) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...], tuple[Connection, ...], Lowering]:
+    """Groups, parameters of the state dict and connections, and what they were made by.
+
+    Tensors that the program does not use have no symmetry.
+    """
+    while True:
+        lowering = Lowering(scope, values.values())
+        try:
+            return *_lowered(scope, values, state, theta_dtype, lowering), lowering
+        except TornError as torn:  # who moves with neurons that are not there cannot move
+            scope.neurons.partition.fix(torn.ids, "neurons that stand where not all of their kind do")
+
+
+def _lowered(
+    scope: Scope, values: Mapping[str, Value], state: Mapping[str, Tensor], theta_dtype: torch.dtype, lowering: Lowering
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...], tuple[Connection, ...]]:
-    """Groups, parameters of the state dict and connections; tensors that the program does not use have no symmetry."""
-    lowering = lowering or Lowering(scope, values.values())
     graph = Graph(scope, lowering, values)
     params = []
     for name, tensor in state.items():
