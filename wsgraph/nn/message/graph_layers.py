@@ -237,10 +237,12 @@ def _joined(received: Sequence[tuple[Link, Moments]], end: End, degree: Any) -> 
     with :math:`S_r` the squared differences from the mean :math:`\mu_r` of the :math:`n_r` messages of a row: they do not cancel,
     as the square of the mean taken from the mean of squares would.
     """
-    totals = [link.put(found.mean * link.row_degree(end), end) for link, found in received]
+    counts = [link.row_degree(end) for link, _ in received]
+    totals = [link.put(found.mean * count, end) for (link, found), count in zip(received, counts, strict=True)]
     mean = functools.reduce(torch.add, totals) / degree
     squares = [
-        link.put(found.squares + link.row_degree(end) * (found.mean - link.picked(mean, end)).square(), end) for link, found in received
+        link.put(found.squares + count * (found.mean - link.picked(mean, end)).square(), end)
+        for (link, found), count in zip(received, counts, strict=True)
     ]
     largest = functools.reduce(torch.maximum, (link.put_extreme(found.largest, end, "max") for link, found in received))
     smallest = functools.reduce(torch.minimum, (link.put_extreme(found.smallest, end, "min") for link, found in received))

@@ -44,16 +44,6 @@ def _kept_or_not(large: bool, function: Callable[..., Tensor], *arguments: Any) 
     return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False))
 
 
-def _grouped_links(wiring: Wiring) -> tuple[list[list[Link]], list[list[Link]]]:
-    """The links into every part, and those out of it."""
-    into: list[list[Link]] = [[] for _ in wiring.parts]
-    away: list[list[Link]] = [[] for _ in wiring.parts]
-    for link in wiring.links:
-        into[link.target].append(link)
-        away[link.source].append(link)
-    return into, away
-
-
 def _half_activated(x: Tensor, symmetry: Symmetry) -> Tensor:
     """Pass half of the channels through the function that commutes with the neuron's factors, as the network itself does to its neurons.
 
@@ -205,7 +195,7 @@ class MonomialConv(nn.Module):
         self.kinds.check(wiring, type(self).__name__)
         h, u = x
         large = _is_large(wiring, self.channels)
-        into, away = _grouped_links(wiring)
+        into, away = wiring.links_by_part("target"), wiring.links_by_part("source")
         activations = list(h)
         for i, part in enumerate(wiring.parts):
             if part.role != "input":
@@ -262,7 +252,8 @@ class MonomialConv(nn.Module):
 
     def _some(self, stream: Stream, part: Part) -> Tensor:
         """Any features, for their width and dtype."""
-        return next((features for features in stream if features.numel()), part.bias.new_zeros(self.channels))
+        found = next((features for features in stream if features.numel()), None)
+        return part.bias.new_zeros(self.channels) if found is None else found
 
     def _adjoints(self, i: int, result: Stream, h: Stream, u: Stream, wiring: Wiring, links: Sequence[Link]) -> Tensor:
         """What the neurons of a part are in the adjoint stream, given what those after them are."""

@@ -149,21 +149,19 @@ class Wiring:
 
     # == Computing over parts and links ==
 
-    def links_into(self, part: int) -> list[Link]:
-        """The links that end at a part."""
-        return [link for link in self.links if link.target == part]
-
-    def links_at(self, part: int, end: End) -> list[Link]:
-        """The links that start or end at a part.
+    def links_by_part(self, end: End) -> list[list[Link]]:
+        """The links that start or end at every part, in one pass over all.
 
         Args:
-            part: Index of the part.
             end: ``"target"`` or ``"source"``, the end that lies there.
 
         Returns:
-            Those links, in their order.
+            Per part those links, in their order.
         """
-        return self.links_into(part) if end == "target" else self.links_from(part)
+        result: list[list[Link]] = [[] for _ in self.parts]
+        for link in self.links:
+            result[getattr(link, end)].append(link)
+        return result
 
     def degrees(self, end: End) -> list[int | Tensor]:
         """Edges at each neuron of every part, at least 1.
@@ -174,12 +172,8 @@ class Wiring:
         Returns:
             Per part one number, or ``[..., 1]`` where neurons have different ones.
         """
-        found = [sum(link.degree(end) for link in self.links_at(i, end)) for i in range(len(self.parts))]
+        found = [sum(link.degree(end) for link in links) for links in self.links_by_part(end)]
         return [degree.clamp(min=1) if isinstance(degree, Tensor) else max(degree, 1) for degree in found]
-
-    def links_from(self, part: int) -> list[Link]:
-        """The links that start at a part."""
-        return [link for link in self.links if link.source == part]
 
     def with_weights(self, function: Callable[[Tensor], Tensor]) -> Wiring:
         """The same wiring with other weights and biases."""
