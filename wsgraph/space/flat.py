@@ -171,14 +171,21 @@ class FlatSpace(DescribedStructure):
             elif param.role == "buffer":
                 part.zero_()
             else:
-                part.mul_(math.sqrt(2 / self._fan_ins.get(param.name, param.fan_in)) if param.role == "weight" else 0.3)
+                part.mul_(math.sqrt(2 / self.fan_ins[param.name]) if param.role == "weight" else 0.3)
         return thetas.to(dtype)
 
     @cached_property
-    def _fan_ins(self) -> dict[str, int]:
-        """Entries that reach one neuron, by weight: what its axes follow does not say it where the neurons are fixed."""
+    def fan_ins(self) -> dict[str, int]:
+        """Number of entries that reach one neuron, by parameter.
+
+        What the axes of a weight follow does not say it where the neurons are fixed: wires do.
+        """
+        result = {
+            param.name: math.prod(axis.size for axis in param.axes if not any(max(tie.exponents) > 0 for tie in axis.ties))
+            for param in self.params
+        }
         wires = [wire for wire in reversed(self.wires) if wire.kind == "weight" and wire.target_axis is not None]
-        return {wire.parameter: math.prod(wire.shape) // wire.shape[wire.target_axis or 0] for wire in wires if wire.parameter}
+        return result | {wire.parameter: math.prod(wire.shape) // wire.shape[wire.target_axis or 0] for wire in wires if wire.parameter}
 
     # == Views ==
 

@@ -237,11 +237,6 @@ class Parameter:
         return math.prod(self.shape)
 
     @property
-    def fan_in(self) -> int:
-        """Number of entries that reach one target neuron."""
-        return math.prod(axis.size for axis in self.axes if not any(max(tie.exponents) > 0 for tie in axis.ties))
-
-    @property
     def logical_shape(self) -> tuple[int, ...]:
         """Sizes of the logical axes."""
         return tuple(axis.size for axis in self.axes)

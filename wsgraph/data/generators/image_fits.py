@@ -39,11 +39,11 @@ def initial_sirens(space: WeightSpace, random: CounterRandom, networks: Tensor) 
     thetas = 2 * random.uniform(networks, "initial_weights", (space.num_params,)) - 1
     for i, layer in enumerate(space.layers):
         assert layer.weight is not None
-        weight = space.param(layer.weight)
-        bound = 1 / weight.fan_in if i == 0 else math.sqrt(6 / weight.fan_in) / _omega(space)
+        fan_in = space.fan_ins[layer.weight]
+        bound = 1 / fan_in if i == 0 else math.sqrt(6 / fan_in) / _omega(space)
         thetas[:, space.slices[layer.weight]] *= bound
         if layer.bias is not None:
-            thetas[:, space.slices[layer.bias]] /= math.sqrt(weight.fan_in)
+            thetas[:, space.slices[layer.bias]] /= math.sqrt(fan_in)
     return thetas
 
 

@@ -39,15 +39,15 @@ def initial_thetas(
         scale: Factor :math:`s` of each network ``[B]``.
         constants: Values by name of parameters with which all networks begin, whatever their
             scale, such as the gains of norms.
-        fan_in: Fan-in of weights by name (default: that of the parameters of the space).
+        fan_in: Fan-in of weights by name (default: those of the space).
 
     Returns:
         Float64 tensor ``[B, P]``.
     """
     thetas = random.normal(networks, "initial_weights", (space.num_params,))
+    fan_ins = {**space.fan_ins, **(fan_in or {})}
     for param in space.params:
-        inputs = (fan_in or {}).get(param.name, param.fan_in)
-        thetas[:, space.slices[param.name]] *= math.sqrt(2 / inputs) if param.role == "weight" else 0
+        thetas[:, space.slices[param.name]] *= math.sqrt(2 / fan_ins[param.name]) if param.role == "weight" else 0
     thetas *= scale[:, None]
     for name, values in (constants or {}).items():
         thetas[:, space.slices[name]] = values.flatten().to(thetas)
