@@ -170,7 +170,7 @@ def test_random_symmetry_keeps_the_function_and_draws_as_told() -> None:
         (lambda: RandomSymmetry(probability=1.5), "'probability' between 0 and 1"),
         (lambda: WeightNoise(-1), "'amount' to be at least 0"),
         (lambda: WeightDropout(1), "'rate' to be at least 0 and below 1"),
-        (lambda: Canonicalize(["signs"]), "'fix' to name some of scale, phase, sign, order"),
+        (lambda: Canonicalize(["signs"]), "'fix' to name some of scale, phase, flip, sign, order"),
         (lambda: INRTransform(scale=0), "'scale' to be positive"),
         (lambda: RandomINRTransform(angle=-1), "'angle' and 'translation' of at least 0"),
         (lambda: Normalize({"a": (0, -1)}), r"standard deviations of at least 0 \(got {'a': -1.0}\)"),

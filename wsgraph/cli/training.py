@@ -60,7 +60,7 @@ def train(
         ),
     ] = None,
     canonicalize: Annotated[
-        list[str] | None, typer.Option(help="Settle scale, phase, sign or order in all networks before they are read; repeat it.")
+        list[str] | None, typer.Option(help="Settle scale, phase, flip, sign or order in all networks before they are read; repeat it.")
     ] = None,
     standardize: Annotated[
         bool,

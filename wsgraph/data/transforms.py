@@ -185,7 +185,7 @@ class Canonicalize(WeightTransform):
     See :func:`wsgraph.symmetry.canonicalize`.
 
     Args:
-        fix: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle.
+        fix: Which of ``"scale"``, ``"phase"``, ``"flip"``, ``"sign"`` and ``"order"`` to settle.
 
     Raises:
         ValueError: If ``fix`` names something else.

@@ -53,7 +53,8 @@ class BaseSpace(FlatSpace):
 
         Args:
             thetas: Flat checkpoints ``[B, P]``.
-            **options: The option of that function: ``fix``, which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle.
+            **options: The option of that function: ``fix``, which of ``"scale"``, ``"phase"``, ``"flip"``,
+                ``"sign"`` and ``"order"`` to settle.
 
         Returns:
             Tensor ``[B, P]``, differentiable in ``thetas``.

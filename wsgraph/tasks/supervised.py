@@ -109,8 +109,8 @@ def run_prediction(
             own number counts.
         model_options: Options of the model, such as ``{"channels": 32}``.
         select: Conditions on columns of the table that networks of all splits must meet; see :meth:`wsgraph.data.ZooDataset.select`.
-        canonicalize: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle in all networks before they are read, after
-            test networks were moved.
+        canonicalize: Which of ``"scale"``, ``"phase"``, ``"flip"``, ``"sign"`` and ``"order"`` to settle in
+            all networks before they are read, after test networks were moved.
         standardize: Whether every parameter is divided by its standard deviation over the training networks, as publications on implicit
             neural representations do, whose weights are small. It keeps all symmetries, but not what a network computes: leave it out for
             models with probes. For networks of one architecture.

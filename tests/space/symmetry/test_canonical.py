@@ -172,7 +172,7 @@ def test_each_part_settles_what_it_says() -> None:
         assert float(30 * space.unflatten(signed)[name].abs().max()) > math.pi / 2
         for fix in (["phase"], ["phase", "sign"]):
             assert float(30 * space.unflatten(space.canonicalize(thetas, fix=fix))[name].abs().max()) <= math.pi / 2 + 1e-12
-    with pytest.raises(ValueError, match=r"'fix' to name some of scale, phase, sign, order \(got 'signs'\)"):
+    with pytest.raises(ValueError, match=r"'fix' to name some of scale, phase, flip, sign, order \(got 'signs'\)"):
         space.canonicalize(thetas, fix=["signs"])
 
 

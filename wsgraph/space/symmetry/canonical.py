@@ -12,7 +12,7 @@ from wsgraph.space.symmetry.group import flatten_logical
 
 __all__ = ["FORMS", "canonicalize"]
 
-FORMS = ("scale", "phase", "sign", "order")
+FORMS = ("scale", "phase", "flip", "sign", "order")
 
 
 def canonicalize(space: FlatSpace, thetas: Tensor, fix: Collection[str] = FORMS) -> Tensor:
@@ -22,11 +22,15 @@ def canonicalize(space: FlatSpace, thetas: Tensor, fix: Collection[str] = FORMS)
        :math:`\to (-1)^k` outgoing bring :math:`\omega b` into :math:`(-\pi/2, \pi/2]`; where the sign cannot change, full turns bring it
        into :math:`(-\pi, \pi]`. The phase is not part of the monomial group, so this reduces more than its orbits. A bias that reaches
        the sine through an average over padding has none.
-    2. Scale: the incoming vector (weights of all kernel positions, biases, norm parameters) of every neuron that allows positive factors
+    2. Flip, for sigmoid, hard sigmoid, ReLU6 and other activations with a centre of symmetry, :math:`f(a - v) = c - f(v)`, in networks of
+       layers: where the bias of what reads a neuron can take the shift (no zero padding), :math:`(w, b) \to (-w, a - b)` with outgoing
+       :math:`u \to -u` and :math:`c \, u` added to that bias brings the neuron's own bias to :math:`b \ge a / 2`. It is not part of the
+       monomial group either.
+    3. Scale: the incoming vector (weights of all kernel positions, biases, norm parameters) of every neuron that allows positive factors
        gets norm 1, class by class from the input.
-    3. Sign: the incoming entry of largest magnitude is made positive; of entries equally large to about :math:`10^3` roundings (8 in
+    4. Sign: the incoming entry of largest magnitude is made positive; of entries equally large to about :math:`10^3` roundings (8 in
        half precision), the first in the order of the neurons that they come from.
-    4. Permutation: neurons are sorted lexicographically by those of their weights whose other ends are sorted already, then by the others,
+    5. Permutation: neurons are sorted lexicographically by those of their weights whose other ends are sorted already, then by the others,
        sorted (their magnitudes, where symmetries change signs); neurons in blocks (heads of attention, groups of convolutions) first within
        their block, then the blocks; of neurons that move as rows and columns, first the rows are sorted, then the columns.
 
@@ -46,8 +50,8 @@ def canonicalize(space: FlatSpace, thetas: Tensor, fix: Collection[str] = FORMS)
     Args:
         space: The weight space.
         thetas: Checkpoints ``[B, P]``.
-        fix: Which of ``"scale"``, ``"phase"``, ``"sign"`` and ``"order"`` to settle; what is left out stays as it is. Models that do not
-            see the order of neurons need no order, for instance.
+        fix: Which of ``"scale"``, ``"phase"``, ``"flip"``, ``"sign"`` and ``"order"`` to settle; what is left
+            out stays as it is. Models that do not see the order of neurons need no order, for instance.
 
     Returns:
         Tensor ``[B, P]``, differentiable in ``thetas`` (the order of the neurons is piecewise constant).
@@ -79,8 +83,10 @@ class _Canonicalization(CanonicalOrder):
     def result(self) -> Tensor:
         """The canonical forms ``[B, P]``."""
         forward = [group for group in self.space.topological_groups if group.role in ("hidden", "factor")]
-        if self.phases:
-            for group in forward:
+        for group in forward:  # a flip shifts the biases, and so the phases, of what reads the neuron
+            if self.flips:
+                self.reduce_flip(group)
+            if self.phases:
                 self.reduce_phase(group)
         self.alive = self.reached_from_inputs()
         self.erase_idle()

@@ -1,4 +1,4 @@
-"""Canonical phases and positive factors."""
+"""Canonical positive factors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wsgraph.operators import OPERATORS, parse_operator
 from wsgraph.space.parts import NeuronGroup
-from wsgraph.space.symmetry.canonical_state import CanonicalState
+from wsgraph.space.symmetry.canonical_shift import CanonicalShift
 from wsgraph.space.symmetry.group import move_parameter
 from wsgraph.space.symmetry.occurrences import Occurrence, segments
 
@@ -22,37 +21,8 @@ _EXPONENT, _BALANCINGS = 16, 200
 _LARGEST_STEP = 100.0  # of a logarithm
 
 
-class CanonicalScale(CanonicalState):
-    """Parameters of which phases and factors are settled."""
-
-    # == Phase ==
-
-    def reduce_phase(self, group: NeuronGroup) -> None:
-        if group.activation not in group.operators or group.role != "hidden":
-            return
-        name, arguments = parse_operator(group.activation)
-        biases = [layer.bias for layer in self.space.layers_into(group.name) if layer.bias is not None]
-        used = [layer.bias for layer in self.space.layers]
-        # A bias that another layer reads too cannot turn for this one alone.
-        biases = [bias for bias in biases if used.count(bias) == 1]
-        turn = OPERATORS[name].half_turn
-        if turn is None or not biases or not all(map(_passes_shift, group.operators[: group.operators.index(group.activation)])):
-            return
-        consumers = [layer for layer in self.space.layers if group.name in layer.sources]
-        # A skip connection has no weight that could take up the minus sign of a half turn, and tied groups would have to turn together.
-        half = self.space.class_symmetry(group.scale).sign and all(layer.weight is not None for layer in consumers)
-        half = half and len(self.space.scale_classes[group.scale]) == 1
-        period = turn(*arguments) if half else 2 * turn(*arguments)
-        total = [layer.bias for layer in self.space.layers_into(group.name) if layer.bias is not None]
-        phase = torch.stack([self.tensors[bias] for bias in total]).detach().sum(0) / period
-        # A phase at the open end of the interval, up to rounding, counts as one at the closed end.
-        turns = torch.ceil(phase - 0.5 - self.rounding * (1 + phase.abs()))
-        self.tensors[biases[0]] = self.tensors[biases[0]] - turns * period
-        if half:
-            odd = torch.where(turns.remainder(2) == 1, -1.0, 1.0).to(phase.dtype)
-            for weight in dict.fromkeys(layer.weight for layer in consumers if layer.weight is not None):
-                param = self.space.param(weight)
-                self.tensors[weight] = move_parameter(self.space, param, self.tensors[weight], {}, {group.scale: odd})
+class CanonicalScale(CanonicalShift):
+    """Parameters of which shifts and factors are settled."""
 
     # == Scale ==
 
@@ -209,9 +179,3 @@ class CanonicalScale(CanonicalState):
                 total, rest = total + step, rest + used @ step
             result.append(shift + total)
         return dict(zip(labels, torch.stack(result).unbind(dim=1), strict=True))
-
-
-def _passes_shift(text: str) -> bool:
-    """Whether an operator adds to its results what is added to all of its arguments."""
-    name, numbers = parse_operator(text)
-    return OPERATORS[name].shifts(*numbers)

@@ -26,7 +26,7 @@ class CanonicalState:
     def __init__(self, space: FlatSpace, thetas: Tensor, fix: Collection[str]) -> None:
         self.space, self.thetas = space, thetas
         self.tensors = logical_tensors(space, thetas.double())
-        self.phases = "phase" in fix
+        self.phases, self.flips = "phase" in fix, "flip" in fix
         self.by_scale: dict[str, list[Occurrence]] = {}
         self.by_order: dict[str, list[Occurrence]] = {}
         self.users: dict[str, set[str]] = {}
