@@ -45,7 +45,16 @@ class EdgeFeatures:
             self._kept[i] = self.norm(self.raw[i])
         return self._kept[i]
 
-    def along(self, i: int, link: Link, end: End, function: Callable[..., Any], here: Sequence[Tensor], there: Sequence[Tensor]) -> Any:
+    def along(
+        self,
+        i: int,
+        link: Link,
+        end: End,
+        function: Callable[..., Any],
+        here: Sequence[Tensor],
+        there: Sequence[Tensor],
+        reuses: bool = False,
+    ) -> Any:
         """``function(link, raw, normalised, *here, *there)`` of the features of a link, in pieces where there are many.
 
         Args:
@@ -55,6 +64,7 @@ class EdgeFeatures:
             function: Returns one tensor or several, ``[B, neurons of that end, ...]``.
             here: Features of the neurons at that end.
             there: Features of those at the other one.
+            reuses: Whether the function, where it is computed again for its gradient, takes its results as ``known``.
         """
         if not self.is_heavy(i):
             return function(link, self.raw[i], self.normalized(i), *here, *there)
@@ -64,11 +74,11 @@ class EdgeFeatures:
         owner = function.__self__  # type: ignore[attr-defined]
         parameters = [*self.norm.parameters(), *owner.parameters()]
 
-        def compute(piece: Link, raw: Tensor, *neurons: Tensor) -> tuple[Tensor, ...]:
-            result = function(piece, raw, self.norm(raw), *neurons)
+        def compute(piece: Link, raw: Tensor, *neurons: Tensor, known: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+            result = function(piece, raw, self.norm(raw), *neurons, **({"known": known} if known else {}))
             return result if isinstance(result, tuple) else (result,)
 
-        job = _Job(compute, pieces, dim, len(here), len(there))
+        job = _Job(compute, pieces, dim, len(here), len(there), reuses)
         results = _InPieces.apply(job, self.raw[i], *here, *there, *parameters)
         return results if len(results) > 1 else results[0]
 
@@ -82,6 +92,7 @@ class _Job:
     dim: int
     here: int
     there: int
+    reuses: bool
 
     def parts(self, raw: Tensor, here: Sequence[Tensor]) -> Iterator[tuple[Link, slice, Tensor, list[Tensor]]]:
         """Every piece, its neurons, and the features of its edges and neurons."""
@@ -104,24 +115,27 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, job: _Job, raw: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.job, ctx.cast = job, torch.is_autocast_enabled(raw.device.type)
-        ctx.save_for_backward(raw, *tensors)
         here, there = tensors[: job.here], tensors[job.here : job.here + job.there]
         total = sum(count for _, count in job.pieces)
         results: list[Tensor] = []
         for piece, where, edges, own in job.parts(raw, here):
             made = job.compute(piece, edges, *own, *there)
             if len(job.pieces) == 1:
-                return made
+                results = list(made)
+                break
             if not results:
                 results = [value.new_empty(value.shape[0], total, *value.shape[2:]) for value in made]
             for result, value in zip(results, made, strict=True):
                 result[:, where] = value
+        ctx.save_for_backward(raw, *tensors, *(results if job.reuses else []))
+        ctx.count = len(tensors)
         return tuple(results)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        job, (raw, *tensors) = ctx.job, ctx.saved_tensors
+        job, (raw, *saved) = ctx.job, ctx.saved_tensors
+        tensors, results = saved[: ctx.count], saved[ctx.count :]
         here, there = tensors[: job.here], tensors[job.here : job.here + job.there]
         parameters = tensors[job.here + job.there :]
         # Every edge lies in one piece, so that its gradient is written once; neurons and parameters add up theirs.
@@ -132,7 +146,7 @@ class _InPieces(torch.autograd.Function):
         for (piece, where, edges, own), (_, _, edge_total, own_totals) in zip(job.parts(raw, here), places, strict=True):
             inputs = [tensor.detach().requires_grad_() for tensor in (edges, *own, *there)]
             with torch.enable_grad(), torch.autocast(device, enabled=ctx.cast, dtype=torch.get_autocast_dtype(device)):
-                made = job.compute(piece, *inputs)
+                made = job.compute(piece, *inputs, known=[result[:, where] for result in results])
             sought = [*inputs, *parameters]
             asked = [(value, grad[:, where]) for value, grad in zip(made, grads, strict=True) if value.requires_grad]
             found = torch.autograd.grad([value for value, _ in asked], sought, [grad for _, grad in asked], allow_unused=True)
@@ -162,8 +176,16 @@ class _EdgeUpdate(nn.Module):
         return updated
 
     def _updated(self, link: Link, raw: Tensor, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        ends = link.spread(source, "source") + link.spread(target, "target")
-        return raw + cast(Tensor, self.out(F.silu(ends + self.from_edge(edges))))
+        hidden = _add_in_place(self.from_edge(edges), link.spread(source, "source"), link.spread(target, "target"))
+        return raw + cast(Tensor, self.out(F.silu(hidden)))
+
+
+def _add_in_place(total: Tensor, *terms: Tensor) -> Tensor:
+    """A sum in the memory of its first term, which nothing else reads, where it has the shape and dtype of the sum."""
+    for term in terms:
+        fits = total.dtype == term.dtype and torch.broadcast_shapes(total.shape, term.shape) == total.shape
+        total = total.add_(term) if fits else total + term
+    return total
 
 
 class _GraphLayer(nn.Module, ABC):
@@ -204,15 +226,18 @@ class _Messages(nn.Module):
         both = link.spread(own, self.end) + link.spread(other, self.start)
         return (both * cast(Tensor, self.factor(edges))).add_(cast(Tensor, self.term(edges)))
 
-    def _moments(self, link: Link, raw: Tensor, edges: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, ...]:
-        return link.moments(self._message(link, own, other, edges), self.end)
+    def _moments(
+        self, link: Link, raw: Tensor, edges: Tensor, own: Tensor, other: Tensor, known: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        return link.moments(self._message(link, own, other, edges), self.end, Moments(*known) if known else None)
 
     def forward(self, x: Sequence[Tensor], wiring: Wiring, edge_attr: EdgeFeatures) -> list[Tensor]:
         here, there = [self.from_here(part) for part in x], [self.from_there(part) for part in x]
         reaching: list[list[tuple[Link, Moments]]] = [[] for _ in x]
         for i, link in enumerate(wiring.links):
             at = getattr(link, self.end)
-            found = edge_attr.along(i, link, self.end, self._moments, [here[at]], [there[getattr(link, self.start)]])
+            ends = [here[at]], [there[getattr(link, self.start)]]
+            found = edge_attr.along(i, link, self.end, self._moments, *ends, reuses=True)
             reaching[at].append((link, Moments(*found)))
         degrees = wiring.degrees(self.end)
         results = []

@@ -45,19 +45,21 @@ class _Moments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(messages: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(messages: Tensor, dim: int, known: Moments | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if known is not None:
+            return cast(Any, tuple(moment.detach() for moment in known))
         mean = messages.mean(dim)
         squares = (messages - mean.unsqueeze(dim)).square_().sum(dim)
         return mean, squares, messages.amax(dim), messages.amin(dim)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        messages, ctx.dim = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Any], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        messages, ctx.dim, _ = inputs
         mean, _, largest, smallest = output
         ctx.save_for_backward(messages, mean, largest, smallest)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         dim, (messages, mean, *extremes) = ctx.dim, ctx.saved_tensors
         of_mean, of_squares, *of_extremes = (grad.unsqueeze(dim) for grad in grads)
         centred = messages - mean.unsqueeze(dim)
@@ -65,7 +67,7 @@ class _Moments(torch.autograd.Function):
         for extreme, grad in zip(extremes, of_extremes, strict=True):
             reached = torch.eq(messages.detach(), extreme.detach().unsqueeze(dim), out=torch.empty_like(messages))
             result.addcmul_(reached, grad / reached.sum(dim, keepdim=True))
-        return result, None
+        return result, None, None
 
 
 class Link(ABC):
@@ -96,8 +98,14 @@ class Link(ABC):
         """Messages ``[..., C]`` of the edges reduced to the neurons at one end."""
 
     @abstractmethod
-    def moments(self, messages: Tensor, end: End) -> Moments:
-        """Statistics of messages ``[..., C]`` of the edges, by row of the link at one end: its neurons there, in its order."""
+    def moments(self, messages: Tensor, end: End, known: Moments | None = None) -> Moments:
+        """Statistics of messages ``[..., C]`` of the edges, by row of the link at one end: its neurons there, in its order.
+
+        Args:
+            messages: The messages.
+            end: The end.
+            known: The statistics, where they were computed before and their gradient alone is sought.
+        """
 
     @abstractmethod
     def row_degree(self, end: End) -> int | Tensor:
@@ -208,12 +216,12 @@ class _LaidOut(Link):
     def arranged(self, messages: Tensor, end: End) -> tuple[Tensor, int]:
         """Messages of all edges by row of one end, and the dimension along which those of a row lie."""
 
-    def moments(self, messages: Tensor, end: End) -> Moments:
+    def moments(self, messages: Tensor, end: End, known: Moments | None = None) -> Moments:
         rows, dim = self.arranged(messages, end)
         if rows.shape[dim] == 1:
             only = rows.squeeze(dim)
             return Moments(only, torch.zeros_like(only), only, only)
-        return Moments(*cast(Any, _Moments.apply(rows, dim)))
+        return Moments(*cast(Any, _Moments.apply(rows, dim, known)))
 
     @abstractmethod
     def row_degree(self, end: End) -> int: ...
@@ -371,7 +379,7 @@ class SparseLink(Link):
             return whole.scatter_reduce(0, index[:, None].expand(messages.shape), messages, "prod")
         return scatter(messages, index, dim=0, dim_size=size, reduce=reduce)
 
-    def moments(self, messages: Tensor, end: End) -> Moments:
+    def moments(self, messages: Tensor, end: End, known: Moments | None = None) -> Moments:
         index = self.end(end)[0]
         mean = self.reduce(messages, end) / self.degree(end).clamp(min=1)
         squares = self.reduce((messages - mean[index]).square(), end)
