@@ -67,6 +67,14 @@ def test_what_an_entry_declares_is_true(name: str, numbers: tuple[float, ...]) -
         assert torch.allclose(f(flip[0] - v), flip[1] - f(v))
 
 
+@pytest.mark.usefixtures("no_loops")
+def test_operators_are_applied_to_several_networks_at_once() -> None:
+    for name, numbers in CASES:
+        v = torch.stack([arguments_of(name, numbers)] * 2)
+        found = torch.func.vmap(lambda x, name=name, numbers=numbers: OPERATORS[name].function(x, *numbers))(v)
+        torch.testing.assert_close(found[1], OPERATORS[name].function(v[1], *numbers), msg=name)
+
+
 @pytest.mark.parametrize("name", [name for name, entry in OPERATORS.items() if entry.rule != "own" or entry.nonlinear])
 def test_operators_act_on_each_neuron_alone(name: str) -> None:
     numbers = NUMBERS.get(name, ((),))[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tests.networks import NETWORKS, make
 from wsgraph import SpaceMismatchError, TraceWarning, WeightSpace, trace
 from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
+from wsgraph.nn import build_model
 from wsgraph.space import forms
 from wsgraph.space.evaluate import tensors_of
 from wsgraph.space.program import Constant, Program
@@ -238,6 +239,109 @@ def test_operators_without_a_rule_for_batches_are_run_one_network_after_the_othe
     x = torch.randn(5, 5, 4).double()
     theta = space.flatten(module.state_dict())[None]
     torch.testing.assert_close(space.evaluate(theta, x)[0], module(x), rtol=1e-12, atol=1e-12)
+
+
+# Writes to a part of a hidden layer, whose operators torch differentiates and batches in place alone.
+ROWS, COLUMNS = torch.tensor([0, 1]), torch.tensor([True, False, False, True, True, False])
+
+
+def _assigned(where: Any, value: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    def write(h: Tensor, g: Tensor) -> Tensor:
+        h[where] = value(g)
+        return h
+
+    return write
+
+
+def _buffer(h: Tensor, g: Tensor) -> Tensor:
+    made = torch.zeros_like(h)
+    made[:, :2] = h[:, :2]
+    made[:, 2:] += g[:, 2:]
+    return made
+
+
+def _swapped(h: Tensor, g: Tensor) -> Tensor:
+    h[:, :3], h[:, 3:] = h[:, 3:].clone(), h[:, :3].clone()
+    return h
+
+
+def _viewed(write: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    def run(h: Tensor, g: Tensor) -> Tensor:
+        write(h, g)
+        return h
+
+    return run
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "slice": _assigned((slice(None), slice(4)), lambda g: g[:, :4]),
+    "slice with a number": _assigned((slice(None), slice(4)), lambda g: 0.5),
+    "slice with one tensor": _assigned((slice(None), slice(4)), lambda g: g.mean()),
+    "slice to the end": _assigned((..., slice(-2, None)), lambda g: g[:, :2]),
+    "every second": _assigned((slice(None), slice(None, None, 2)), lambda g: g[:, :3]),
+    "column": _assigned((slice(None), 3), lambda g: g[:, 1]),
+    "columns": _assigned((slice(None), ROWS), lambda g: g[:, :2]),
+    "mask": _assigned((slice(None), COLUMNS), lambda g: g[:, :3]),
+    "filled with a tensor": _viewed(lambda h, g: h.index_fill_(1, ROWS, g.mean())),
+    "entries": _viewed(lambda h, g: h.index_put_((ROWS, ROWS), g[0, :2], accumulate=True)),
+    "numbered": _viewed(lambda h, g: h.put_(ROWS, g[0, :2])),
+    "masked fill": _viewed(lambda h, g: h.masked_fill_(h > 0, g.mean())),
+    "masked scatter": _viewed(lambda h, g: h.masked_scatter_(COLUMNS.expand(3, 6), g)),
+    "scatter": _viewed(lambda h, g: h.scatter_(1, ROWS.expand(3, 2), g[:, :2])),
+    "whole": _viewed(lambda h, g: h.copy_(g[0])),
+    "zeros": _viewed(lambda h, g: h[:, 0].zero_()),
+    "diagonal": _viewed(lambda h, g: h.diagonal().copy_(g[0, :3])),
+    "transposed view": _viewed(lambda h, g: h.t()[:4].copy_(g.t()[:4])),
+    "every second view": _viewed(lambda h, g: h.view(3, 3, 2)[:, :, 0].copy_(g[:, :3])),
+    "buffer": _buffer,
+    "swapped": _swapped,
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_to_tensors_have_the_gradients_of_the_module(name: str) -> None:
+    torch.manual_seed(0)
+    module = Net(lambda m, x: m.b(WRITES[name](m.a(x).tanh() * 2, m.a(x).sin())), b=nn.Linear(6, 2)).double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
+    space = quietly(module, x)
+    assert space.program is not None, space.unprogrammed
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    *expected, of_inputs = torch.autograd.grad(module(x).square().sum(), [*parameters, x])
+    theta = space.flatten(module.state_dict())
+    thetas = torch.stack([torch.randn_like(theta), theta]).requires_grad_()
+    weights = space.flatten(dict(zip(names, expected, strict=True)))
+    for given in (thetas, thetas[1:]):
+        found, inputs = torch.autograd.grad(space.evaluate(given, x)[-1].square().sum(), (thetas, x))
+        torch.testing.assert_close(found[1], weights, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(inputs, of_inputs, rtol=1e-10, atol=1e-10)
+    # As probes are: fixed weights, learned inputs.
+    (inputs,) = torch.autograd.grad(space.evaluate(theta[None], x).square().sum(), x)
+    torch.testing.assert_close(inputs, of_inputs, rtol=1e-10, atol=1e-10)
+    assert not space.program.__dict__.get("_one_by_one")
+
+
+def test_probes_learn_the_inputs_of_networks_that_write_to_tensors() -> None:
+    space = quietly(Net(lambda m, x: m.b(WRITES["slice"](m.a(x).tanh() * 2, m.a(x))), b=nn.Linear(6, 2)), torch.randn(3, 4))
+    model = build_model("monomial_gnn", space, 1, probes=2)
+    model(space.batch(space.sample(3))).sum().backward()
+    grads = [p.grad for name, p in model.named_parameters() if "inputs" in name]
+    assert grads
+    assert all(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "gru cell", "rectifiers", "weight norm"])
+def test_several_networks_are_run_at_once_without_warnings(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """What torch loops over, it warns of, from outside of Python."""
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "bilinear": lambda: Net(lambda m, x: m.c(m.a(x), x), c=nn.Bilinear(6, 4, 5)),
+        "gru cell": lambda: Net(lambda m, x: m.c(x, m.a(x)), c=nn.GRUCell(4, 6)),
+        "rectifiers": lambda: Net(lambda m, x: F.rrelu(m.a(x)).exp()),
+        "weight norm": lambda: Net(lambda m, x: m.c(m.a(x)).exp(), c=nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))),
+    }
+    space = check(networks[name](), torch.randn(3, 4), networks=3)
+    assert space.program is not None
+    assert not space.program.__dict__.get("_one_by_one")
+    assert capfd.readouterr().err == ""
 
 
 def test_gradients_stop_where_the_module_stops_them() -> None:

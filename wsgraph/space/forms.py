@@ -1,4 +1,4 @@
-"""Operators written in others, where torch's own cannot be run for several networks at once, or do not differentiate by all weights."""
+"""Operators written in others, where torch's own do not differentiate, or cannot be run for several networks at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BATCHED", "DIFFERENTIABLE"]
+from wsgraph.space.batched_forms import WITHOUT_BATCHING_RULE
+
+__all__ = ["ALWAYS", "BATCHED", "DIFFERENTIABLE"]
 
 # From what a step's input and the state before it add to the gates, and the state itself, to the next state.
 Cell = Callable[[Tensor, Tensor, Sequence[Tensor]], list[Tensor]]
@@ -74,15 +76,22 @@ def _layers(cell: Cell, states: int) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-def _lstm_cell(
-    input: Tensor,
-    hx: Sequence[Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    return tuple(_lstm(F.linear(input, w_ih, b_ih), F.linear(hx[0], w_hh, b_hh), hx))
+def _one_step(cell: Cell) -> Callable[..., Any]:
+    """A form of ``aten::lstm_cell`` and its like."""
+
+    def run(
+        input: Tensor,
+        hx: Tensor | Sequence[Tensor],
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        state = [hx] if isinstance(hx, Tensor) else hx
+        after = cell(F.linear(input, w_ih, b_ih), F.linear(state[0], w_hh, b_hh), state)
+        return after[0] if isinstance(hx, Tensor) else tuple(after)
+
+    return run
 
 
 def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
@@ -125,14 +134,47 @@ def _instance_norm(
     return _norm(input, weight, bias, running_mean, running_var, eps)
 
 
-DIFFERENTIABLE: dict[str, Callable[..., Any]] = {"aten::batch_norm.default": _batch_norm, "aten::instance_norm.default": _instance_norm}
-"""Forms by operator and overload that differentiate by all weights."""
+def _normalised(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    empty = input.new_zeros(0)  # statistics are those given, and not returned
+    return _norm(input, weight, bias, running_mean, running_var, eps), empty, empty
+
+
+def _copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    """What a tensor holds once another one is copied into it, which torch differentiates in place alone."""
+    return src.to(self).expand(self.shape)
+
+
+def _channel_shuffle(self: Tensor, groups: int) -> Tensor:
+    return self.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+ALWAYS: dict[str, Callable[..., Any]] = {"aten::copy.default": _copy, "aten::native_channel_shuffle.default": _channel_shuffle}
+"""Forms by operator and overload that are used wherever a program is run: torch's own do not differentiate."""
+
+DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
+    "aten::_native_batch_norm_legit_no_training.default": _normalised,
+    "aten::batch_norm.default": _batch_norm,
+    "aten::instance_norm.default": _instance_norm,
+}
+"""Forms that differentiate by all weights."""
 
 BATCHED: dict[str, Callable[..., Any]] = {
     "aten::lstm.input": _layers(_lstm, 2),
     "aten::gru.input": _layers(_gru, 1),
     "aten::rnn_tanh.input": _layers(_rnn(torch.tanh), 1),
     "aten::rnn_relu.input": _layers(_rnn(torch.relu), 1),
-    "aten::lstm_cell.default": _lstm_cell,
+    "aten::lstm_cell.default": _one_step(_lstm),
+    "aten::gru_cell.default": _one_step(_gru),
+    "aten::rnn_tanh_cell.default": _one_step(_rnn(torch.tanh)),
+    "aten::rnn_relu_cell.default": _one_step(_rnn(torch.relu)),
+    **WITHOUT_BATCHING_RULE,
 }
 """Forms that run for several networks at once. Evaluation mode: there is no dropout between layers."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wsgraph.space.forms import BATCHED, DIFFERENTIABLE
+from wsgraph.space.forms import ALWAYS, BATCHED, DIFFERENTIABLE
 from wsgraph.space.program_operators import Dtype, Reference, StepError, check_arguments, operator_named
 
 __all__ = ["MOST_ENTRIES", "Constant", "Program", "ProgramInput", "Step", "rebuilt", "references", "replaced"]
@@ -224,8 +224,8 @@ class Program:
             freed.setdefault(i, []).append(key)
         compiled: list[tuple[tuple[Callable[..., Any], ...], dict[str, Any], tuple[int, ...]]] = []
         for i, step in enumerate(self.steps):
-            function = operator_named(step.operator, step.overload)
             name = f"{step.operator}.{step.overload}"
+            function = ALWAYS.get(name, operator_named(step.operator, step.overload))
             differentiable = DIFFERENTIABLE.get(name, function)
             compiled.append(((function, differentiable, BATCHED.get(name, differentiable)), dict(step.arguments), tuple(freed.get(i, ()))))
         return compiled
