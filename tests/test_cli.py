@@ -215,6 +215,13 @@ def make():
 
 def make_wrong():
     return 3
+
+class Random(nn.Linear):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x).cumsum(1))
+
+def make_random():
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), Random(4, 2))
 """
 
 
@@ -242,6 +249,12 @@ def test_info_and_check_of_a_module(network: Path, module: str) -> None:
     assert folded.startswith("1 of 1 batch norms folded\n")
     described = json.loads(call("info", str(network), *options, "--fold-batchnorm", "--json"))
     assert described["batch_norms"] == [{"norm": "1", "layer": "0", "reason": None}]
+
+
+def test_check_says_that_a_module_is_random(network: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).state_dict(), "random.pth")
+    text = call("check", "random.pth", "--module", "their_models:make_random", "--input", "2x3", code=1)
+    assert "The network draws random numbers: with the same weights and inputs its outputs differ" in " ".join(text.split())
 
 
 def test_a_space_from_a_file_takes_the_place_of_the_module(network: Path) -> None:

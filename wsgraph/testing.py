@@ -149,6 +149,8 @@ def assert_function_preserved(
             found = error(g)
             worst = max(worst, found)
             if not found <= tolerance:
+                if text := said_of_repeats(outputs, weights, expected):
+                    raise AssertionError(text)
                 alone = {}
                 for label in space.scale_classes:
                     classes = {label, space.scale_classes[label][0].permutation} & {*g.permutations, *g.scales}
@@ -163,6 +165,18 @@ def assert_function_preserved(
     if not moves:
         raise AssertionError(f"No group element of {space!r} moves a weight of {name}, so this test proves nothing.")
     return worst
+
+
+def said_of_repeats(outputs: Callable[[Tensor], list[Tensor]], thetas: Tensor, expected: Sequence[Tensor]) -> str:
+    """What to say of a network that answers otherwise when it is run again, of which no symmetry can be checked; empty of others."""
+    again = largest_difference(outputs(thetas), expected)
+    if again <= _FUNCTION_TOLERANCE:
+        return ""
+    return (
+        "The network draws random numbers: with the same weights and inputs its outputs differ from call to call (relative "
+        f"difference {again:.1e}), so that no symmetry can be checked. Switch off what is random in evaluation mode, such as "
+        "torch.nn.functional.dropout without training=self.training."
+    )
 
 
 def _prepare(fn: Function, dtype: torch.dtype) -> Function:

@@ -436,6 +436,54 @@ def test_what_cannot_be_run_says_why() -> None:
         space.evaluate(space.sample(1), torch.randn(3, 4))
 
 
+# Random whatever the mode of the module is: the operator that says so, and the function of a hidden layer.
+RANDOM: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "dropout": ("dropout", lambda h: F.dropout(h, 0.5)),
+    "dropout in place": ("dropout", lambda h: F.dropout(h * 1, 0.5, inplace=True)),
+    "dropout without gradients": ("dropout", torch.no_grad()(lambda h: F.dropout(h, 0.5))),
+    "alpha dropout": ("alpha_dropout", lambda h: F.alpha_dropout(h, 0.5, training=True)),
+    "dropout of channels": ("feature_dropout", lambda h: F.dropout1d(h, 0.5)),
+    "alpha dropout of channels": ("feature_alpha_dropout", lambda h: F.feature_alpha_dropout(h, 0.5, training=True)),
+    "native dropout": ("native_dropout", lambda h: torch.native_dropout(h, 0.5, True)[0]),
+    "rectifier": ("rrelu", lambda h: F.rrelu(h, training=True)),
+    "attention": ("scaled_dot_product_attention", lambda h: F.scaled_dot_product_attention(h, h, h, dropout_p=0.3)),
+    "noise": ("rand_like", lambda h: h + torch.rand_like(h)),
+    "noise in place": ("uniform", lambda h: h + torch.empty(6).uniform_()),
+    "coins": ("bernoulli", lambda h: torch.bernoulli(h.sigmoid())),
+    "draws": ("multinomial", lambda h: h * torch.multinomial(h.softmax(1), 1)),
+    "gumbel": ("exponential", lambda h: F.gumbel_softmax(h, hard=True)),
+    "order": ("randperm", lambda h: h[:, torch.randperm(6)]),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_networks_are_not_run_as_if_they_were_none(name: str) -> None:
+    operator, function = RANDOM[name]
+    space = quietly(Net(lambda m, x: m.b(function(torch.relu(m.a(x)))), b=nn.Linear(6, 2)), torch.randn(3, 4))
+    assert not space.layers
+    with pytest.raises(SpaceMismatchError, match=rf"because it draws random numbers \({operator} in the module itself\)"):
+        space.evaluate(space.sample(1), torch.randn(3, 4))
+    if "alpha" in name:  # what is dropped becomes another number than 0
+        assert not any(space.class_symmetry(label).positive for label in space.scale_classes)
+
+
+def test_operators_that_could_be_random_and_are_not_are_run() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.rrelu(F.dropout(m.a(x), 0.0, training=True).cumsum(1))
+        h = F.feature_alpha_dropout(F.alpha_dropout(h, 0.5, training=False), 0.5, training=False)
+        _ = torch.rand_like(x)  # which nothing reads
+        return F.scaled_dot_product_attention(h, h, h, dropout_p=0.0)
+
+    check(Net(forward), torch.randn(3, 4))
+
+
+def test_checks_of_random_modules_say_that_they_are_random() -> None:
+    module = Net(lambda m, x: m.b(F.dropout(torch.relu(m.a(x)), 0.5)), b=nn.Linear(6, 2)).eval()
+    x = torch.randn(3, 4)
+    with pytest.raises(AssertionError, match=r"The network draws random numbers.*outputs differ from call to call.*training=self.training"):
+        assert_function_preserved(module, trace(module, x), x)
+
+
 def test_spaces_of_earlier_files_say_what_to_do() -> None:
     space = SPACES["resnet"]
     document = json.loads(space.to_json())

@@ -211,7 +211,7 @@ def check(
     with explained():
         geometry = geometry_of(stride, padding, pooling, readout)
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
-        difference, moved = network.difference(scale, seed)
+        difference, moved = network.difference(scale, seed, tolerance)
     if as_json:
         result = {"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance}
         print_json(result | network.folding_data())
@@ -246,11 +246,15 @@ class _Network(NamedTuple):
             lines = [f"{len(self.folding) - len(stay)} of {len(self.folding)} batch norms folded", *map(str, stay)]
             typer.echo("\n  ".join(lines))
 
-    def difference(self, scale: float, seed: int) -> tuple[float, float]:
-        """Largest relative difference of the outputs under a random group element, and the share of weights that it moves."""
+    def difference(self, scale: float, seed: int, tolerance: float) -> tuple[float, float]:
+        """Largest relative difference of the outputs under a random group element, and the share of weights that it moves.
+
+        Raises:
+            ValueError: If it is above the tolerance because the network is random.
+        """
         import torch
 
-        from wsgraph.testing import largest_difference, module_outputs, space_outputs
+        from wsgraph.testing import largest_difference, module_outputs, said_of_repeats, space_outputs
 
         generator = torch.Generator().manual_seed(seed)
         g = self.space.sample_symmetry(1, (1 / scale, scale), generator=generator)
@@ -260,7 +264,11 @@ class _Network(NamedTuple):
         else:
             theta, outputs = module_outputs(self.module, self.space, self.inputs)
         moved = self.space.act(g, theta)
-        return largest_difference(outputs(moved), outputs(theta)), float((moved != theta).double().mean())
+        expected = outputs(theta)
+        difference = largest_difference(outputs(moved), expected)
+        if not difference <= tolerance and (text := said_of_repeats(outputs, theta, expected)):
+            raise ValueError(text)
+        return difference, float((moved != theta).double().mean())
 
 
 def geometry_of(stride: list[int] | None, padding: list[int] | None, pooling: list[str] | None, readout: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from wsgraph.convert.tracing.tracer import bind, module_of, operator_name, saved_names
+from wsgraph.convert.tracing.tracer import DROPOUTS, bind, draws_random_numbers, module_of, operator_name, saved_names
 from wsgraph.operators import UnsupportedError, number, operator_flow, operator_text, square_number
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
 from wsgraph.space.dtypes import stored_dtype
@@ -41,7 +41,7 @@ class _Stream:
     factor: float = 1.0
 
 
-_SAME = {"dropout", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous", "clone", "alias", "detach", "lift_fresh_copy"}
+_SAME = {"contiguous", "clone", "alias", "detach", "lift_fresh_copy"} | DROPOUTS
 _RESHAPE = {"view", "reshape", "flatten", "squeeze", "_unsafe_view"}
 
 
@@ -98,6 +98,8 @@ class _Builder:
     def call(self, node: fx.Node) -> _Stream:
         name, _ = operator_name(node.target)
         where, arguments = module_of(node) or "the module itself", bind(node)
+        if draws_random_numbers(node):
+            raise UnsupportedError(f"{name} in {where} draws random numbers")
         if not isinstance(node.meta.get("val"), Tensor):
             raise UnsupportedError(f"{name} in {where} returns several tensors")
         shape = tuple(node.meta["val"].shape)

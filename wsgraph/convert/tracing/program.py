@@ -13,7 +13,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from wsgraph.convert.tracing.recording import first_line
-from wsgraph.convert.tracing.tracer import INLINE, bind, module_of, operator_name, saved_names
+from wsgraph.convert.tracing.tracer import DROPOUTS, INLINE, bind, draws_random_numbers, module_of, operator_name, saved_names
 from wsgraph.operators import UnsupportedError
 from wsgraph.space.program import Constant, Program, ProgramInput, Step, references, replaced
 from wsgraph.space.program_operators import Dtype, Reference, is_allowed
@@ -22,14 +22,13 @@ __all__ = ["make_program"]
 
 # Results of these are other names of their first argument, which nothing writes to any more. (Not detach, which stops gradients.)
 _SAME = {"contiguous", "clone", "alias", "lift_fresh_copy", "lift_fresh", "positive"}
-_RANDOM_IF = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "dropout2d"}
 _CASTS = {"to", "_to_copy", "type_as"}
 _VIEWS = {"view": "reshape", "_unsafe_view": "reshape", "view_as": "reshape_as"}  # where memory does not lie as it did when traced
 _CREATED = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 _UNDEFINED = {"empty", "new_empty", "empty_like"}  # zeros do as well
 _LEFT_OUT = {"device", "pin_memory", "layout", "memory_format", "non_blocking", "generator", "copy"}
 _SAFE_TO_FOLD = 2**16  # entries; above, what is larger than what it is made of stays a step
-_MAY_ALIAS = {"reshape", "contiguous", "flatten", "dropout", "feature_dropout", "alpha_dropout", "type_as", "to", "reshape_as", "expand_as"}
+_MAY_ALIAS = {"reshape", "contiguous", "flatten", "type_as", "to", "reshape_as", "expand_as"} | DROPOUTS
 
 
 def make_program(
@@ -155,7 +154,7 @@ class _Builder:
             if node.op == "get_attr":
                 target = getattr(graph.owning_module, str(node.target), None)
                 values[node] = _Known(target.detach()) if isinstance(target, Tensor) else None
-            elif node.op == "call_function":
+            elif node.op == "call_function" and (node.users or not isinstance(node.target, torch._ops.OpOverload) or _writes(node)):
                 values[node] = self.call(node, values)
         return []
 
@@ -178,7 +177,7 @@ class _Builder:
         names = {a.name: b.name for a, b in zip(node.target._schema.arguments, operation._schema.arguments, strict=False)}
         arguments = {names.get(key, key): value for key, value in arguments.items()}
         result = self.apply(node, name, operation, arguments)
-        if node.target._schema.is_mutable and isinstance(node.args[0], fx.Node):
+        if _writes(node) and isinstance(node.args[0], fx.Node):
             values[node.args[0]] = result
         return result
 
@@ -197,12 +196,9 @@ class _Builder:
         """What an operator returns: what it was given, a tensor that is known, or the results of a new step."""
         where = f"{name} in {module_of(node) or 'the module itself'}"
         first = arguments.get(operation._schema.arguments[0].name) if operation._schema.arguments else None
-        random = any(arguments.get(key) for key in ("train", "training")) and (
-            name in _RANDOM_IF or name == "rrelu" or arguments.get("dropout")
-        )
-        if random or arguments.get("dropout_p"):
+        if draws_random_numbers(node):
             raise UnsupportedError(f"it draws random numbers ({where})")
-        if name in _RANDOM_IF:
+        if name in DROPOUTS:
             return [first, None] if name == "native_dropout" else first
         if name in _SAME:
             return first
@@ -229,12 +225,7 @@ class _Builder:
             operation = getattr(torch.ops.aten, _VIEWS[name]).default
             arguments = {"shape" if key == "size" else key: value for key, value in arguments.items()}
         if not is_allowed(library):
-            kind = (
-                "draws random numbers"
-                if torch.Tag.nondeterministic_seeded in operation.tags
-                else "has an operator that programs cannot name"
-            )
-            raise UnsupportedError(f"it {kind} ({where})")
+            raise UnsupportedError(f"it has an operator that programs cannot name ({where})")
         if not any(isinstance(leaf, Reference) for leaf in _leaves(arguments)) and (known := self.known(operation, arguments)) is not None:
             return known
         literal = {key: value for key, value in arguments.items() if key not in _LEFT_OUT or _has_reference(value)}
@@ -338,6 +329,10 @@ class _Builder:
             replaced(outputs, renumber),
             tuple(self.constants[i] for i in order["constant"]),
         )
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 # == Values ==

@@ -18,8 +18,10 @@ from wsgraph.convert.tracing.values import Scope
 from wsgraph.operators import UnsupportedError, operator_text
 
 __all__ = [
+    "DROPOUTS",
     "INLINE",
     "bind",
+    "draws_random_numbers",
     "interpret",
     "module_of",
     "operator_name",
@@ -266,6 +268,22 @@ def bind(node: Any) -> dict[str, Any]:
     return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
+# These return their first argument, unless they drop some of it.
+DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "dropout2d"}
+
+
+def draws_random_numbers(node: Any) -> bool:
+    """Whether an operator draws random numbers as it is called, whatever the mode of the module is."""
+    name, _ = operator_name(node.target)
+    tags = node.target.tags if isinstance(node.target, torch._ops.OpOverload) else ()
+    if name not in DROPOUTS and torch.Tag.nondeterministic_seeded not in tags:
+        return False
+    arguments = bind(node)
+    rate = arguments.get("dropout_p", arguments.get("p" if name in DROPOUTS else "dropout", 1))
+    is_on = arguments.get("train", arguments.get("training", True))
+    return rate != 0 and is_on is not False
+
+
 def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     name, operation = operator_name(node.target)
     arguments = bind(node)
@@ -363,7 +381,7 @@ def _with_nodes(result: Value, values: list[Value], name: str, arguments: Mappin
 
 
 # Operators that may return their argument itself, though their schemas do not say so.
-_MAY_ALIAS = {"reshape", "contiguous", "flatten", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as", "to"}
+_MAY_ALIAS = {"reshape", "contiguous", "flatten", "type_as", "to"} | DROPOUTS
 
 
 def _mutates(node: Any) -> bool:

@@ -260,12 +260,18 @@ def masked_fill(scope: Scope, call: Call) -> Value:
     return replace(chosen(scope, call["mask"], as_value(call["value"]), call["self"]), shape=call.shapes[0])
 
 
+def alpha_dropout(scope: Scope, call: Call) -> Value:
+    """Entries as they are; where some are dropped, they become a number other than 0, and all entries are shifted."""
+    return pointwise(positive=False, sign=False)(scope, call) if call["train"] else call.tensors[0]  # type: ignore[return-value]
+
+
 for _names, _rule in {
     "rrelu": pointwise(positive=True, sign=False),
     "positive": pointwise(positive=True, sign=True),
     "isnan isinf isfinite logical_not": pointwise(positive=True, sign=False, degree=0, even=True),
     "nan_to_num logical_and logical_or logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor": pointwise(positive=False, sign=False),
     "gt ge lt le eq ne": compared,
+    "alpha_dropout feature_alpha_dropout": alpha_dropout,
     "prelu _prelu_kernel": prelu,
     "glu": gated,
     "add sub rsub": binary(product=False),

@@ -170,8 +170,7 @@ for _names, _rule in {
     "tril triu rot90 channel_shuffle native_channel_shuffle": pick,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
-    "contiguous clone alias detach lift_fresh_copy to _to_copy type_as dropout feature_dropout alpha_dropout dropout2d "
-    "native_dropout": contiguous,
+    "contiguous clone alias detach lift_fresh_copy to _to_copy type_as dropout feature_dropout dropout2d native_dropout": contiguous,
     "cat concat concatenate": cat,
     "stack": stack,
     "expand expand_as broadcast_to": expand,
