@@ -216,6 +216,14 @@ def make():
 def make_wrong():
     return 3
 
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Embedding(7, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, tokens, *, mask):
+        return self.layer(self.table(tokens), src_key_padding_mask=mask)
+
 class Random(nn.Linear):
     def forward(self, x):
         return nn.functional.dropout(super().forward(x).cumsum(1))
@@ -249,6 +257,27 @@ def test_info_and_check_of_a_module(network: Path, module: str) -> None:
     assert folded.startswith("1 of 1 batch norms folded\n")
     described = json.loads(call("info", str(network), *options, "--fold-batchnorm", "--json"))
     assert described["batch_norms"] == [{"norm": "1", "layer": "0", "reason": None}]
+
+
+def test_inputs_of_other_dtypes_and_by_name(network: Path) -> None:
+    table, layer = nn.Embedding(7, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    torch.save(nn.ModuleDict({"table": table, "layer": layer}).state_dict(), "reader.pth")
+    options = ("reader.pth", "--module", "their_models:Reader", "--input", "2x5:int64", "--input", "mask=2x5:bool")
+    assert json.loads(call("check", *options, "--json"))["passes"]
+    call("convert", options[0], "reader.json", *options[1:])
+    space = WeightSpace.from_json(Path("reader.json").read_text())
+    assert space.program is not None
+    assert space.program.keywords == ("mask",)
+    assert json.loads(call("check", options[0], "--space", "reader.json", "--json"))["passes"]
+    for given, message in (
+        (("2x5:integers",), "dtype of --input as float32, int64, bool and the like (got '2x5:integers')"),
+        (("2x5:",), "dtype of --input"),
+        (("2x5:int64", "mask=2x5:bool", "mask=2x5:bool"), "every --input by name once"),
+        (("2x5",), "missing 1 required keyword-only argument: 'mask'. Its weights are float32."),
+        (("2x5", "mask=2x5:bool"), "does not run on the example inputs ([2, 5] float32, mask=[2, 5] bool): RuntimeError: Expected"),
+    ):
+        text = call("check", *options[:3], *(part for shape in given for part in ("--input", shape)), code=1)
+        assert message in " ".join(text.split())
 
 
 def test_check_says_that_a_module_is_random(network: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.space.errors import SpaceMismatchError
-from wsgraph.space.evaluate import run_network
+from wsgraph.space.evaluate import check_layer_inputs, run_network
 from wsgraph.space.symmetry.alignment import Answers, align_answers, align_weights
 from wsgraph.space.symmetry.canonical import FORMS, canonicalize
 from wsgraph.space.symmetry.group import SYMMETRIES, GroupElement, act, sample_symmetry
@@ -144,6 +144,7 @@ def _of_layers(space: WeightSpace, thetas: Tensor, inputs: tuple[Any, ...]) -> d
     """Values ``[B, M, n, *positions]`` of all hidden groups after their operators."""
     if len(inputs) != 1:
         raise SpaceMismatchError(f"Expected one tensor of 'inputs' for {space!r} (got {len(inputs)}).")
+    check_layer_inputs(space, inputs[0], thetas.dtype)
 
     def run(theta: Tensor) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}

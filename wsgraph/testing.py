@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wsgraph.convert.tracing.recording import copied
+from wsgraph.convert.tracing.recording import ModuleInputs, TraceError, copied, first_line
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 from wsgraph.space.evaluate import tensors_of
 from wsgraph.symmetry import SYMMETRIES, GroupElement, act, sample_symmetry
@@ -38,9 +38,16 @@ def _relative_error(value: Tensor, expected: Tensor) -> float:
     return float(torch.nan_to_num(error, nan=math.inf).max())
 
 
-def module_outputs(module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-    """The weights ``[1, P]`` of a module in float64, and its outputs as a function of such weights."""
-    inputs = tuple(map(_double, inputs))
+def module_outputs(
+    module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """The weights ``[1, P]`` of a module in float64, and its outputs as a function of such weights.
+
+    Inputs that the module takes by name are given so, or lie behind the others.
+    """
+    keywords = space.program.keywords if space.program is not None and kwargs is None else ()
+    called = ModuleInputs.of(inputs, kwargs) if kwargs is not None else ModuleInputs.carried(inputs, keywords)
+    args, named = _double(called.args), _double(called.kwargs)
     moving = copied(module).double().eval()
     state = {name: tensor.detach() for name, tensor in moving.state_dict().items()}
 
@@ -48,19 +55,25 @@ def module_outputs(module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...
         # Integers are no weights, and stay what they are.
         moved = {name: tensor.to(state[name].dtype) for name, tensor in space._views(thetas[0]).items()}
         with torch.no_grad():
-            return tensors_of(torch.func.functional_call(moving, moved, inputs, tie_weights=False))
+            try:
+                return tensors_of(torch.func.functional_call(moving, moved, args, named, tie_weights=False))
+            except (TypeError, RuntimeError) as error:
+                raise TraceError(
+                    f"The module does not run in float64 on the inputs ({called}): {type(error).__name__}: {first_line(error)} Pass "
+                    "inputs as you would call the module, those by name as kwargs={...}."
+                ) from error
 
     return space.flatten(state)[None], outputs
 
 
-def space_outputs(space: WeightSpace, inputs: Any) -> Callable[[Tensor], list[Tensor]]:
+def space_outputs(space: WeightSpace, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Callable[[Tensor], list[Tensor]]:
     """The outputs of networks, run by their space on what its module is called with, as a function of weights ``[B, P]`` in float64."""
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     space = dataclasses.replace(space, assumed=())  # what was assumed is said elsewhere
 
     def outputs(thetas: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            return tensors_of(space.evaluate(thetas, *(_double(value) for value in given)))
+            return tensors_of(space.evaluate(thetas, *map(_double, given), **_double(dict(kwargs or {}))))
 
     return outputs
 
@@ -84,6 +97,7 @@ def assert_function_preserved(
     space: WeightSpace,
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     theta: Tensor | None = None,
     scale: tuple[float, float] = (1e-3, 1e3),
     tolerance: float = 1e-8,
@@ -100,6 +114,7 @@ def assert_function_preserved(
         module: The module that the space was traced from, or another one of the same parameters; ``None`` to run the space itself.
         space: Its weight space.
         example_inputs: What the module is called with: a tensor or a tuple (default: random ones that the space allows).
+        kwargs: What it is called with by name, unless that lies behind the others, as in :meth:`WeightSpace.example_inputs`.
         theta: Without a module, the flat checkpoint ``[P]`` to move (default: a random one).
         scale: Range of the positive factors.
         tolerance: Largest relative difference of an output.
@@ -127,13 +142,16 @@ def assert_function_preserved(
     generator = torch.Generator().manual_seed(seed)
     if module is None:
         space.check_runs("assert_function_preserved() without a module")
-    if example_inputs is None:
+    if example_inputs is None and kwargs is not None:
+        example_inputs = ()
+    elif example_inputs is None:
         example_inputs = space.example_inputs(generator=generator, dtype=torch.float64)
     if module is None:
-        outputs = space_outputs(space, example_inputs)
+        outputs = space_outputs(space, example_inputs, kwargs)
         theta = space.sample(1, generator=generator, dtype=torch.float64) if theta is None else theta.double()[None]
     else:
-        theta, outputs = module_outputs(module, space, example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
+        inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        theta, outputs = module_outputs(module, space, inputs, kwargs)
     weights, name = theta, "the network" if module is None else type(module).__name__
 
     def error(g: GroupElement) -> float:
@@ -444,7 +462,8 @@ def assert_invariant(
         control: Negative control: ``"uncoupled"`` permutes the axes of every parameter independently, ``"noise"`` perturbs the weights (for
             functions that are invariant under uncoupled permutations too, and say so by an attribute ``ignores_uncoupled_permutations``),
             ``None`` leaves it out.
-        inputs: Network inputs for the function check, a tensor or a tuple (default: those of :meth:`WeightSpace.example_inputs`).
+        inputs: Network inputs for the function check, a tensor or a tuple, those by name last (default: those of
+            :meth:`WeightSpace.example_inputs`).
         module: The module that runs the networks (default: the space itself runs them).
         seed: Seed of networks, group elements and controls.
 
@@ -497,7 +516,8 @@ def assert_equivariant(
         dtype: Dtype in which the function runs.
         tolerance: Largest relative error allowed (default: :data:`TOLERANCES` of the dtype).
         control: Negative control: ``"uncoupled"``, ``"noise"`` or ``None``.
-        inputs: Network inputs for the function check, a tensor or a tuple (default: those of :meth:`WeightSpace.example_inputs`).
+        inputs: Network inputs for the function check, a tensor or a tuple, those by name last (default: those of
+            :meth:`WeightSpace.example_inputs`).
         module: The module that runs the networks (default: the space itself runs them).
         seed: Seed of networks, group elements and controls.
 

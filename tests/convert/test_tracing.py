@@ -681,6 +681,53 @@ def _branches(m: Any, x: Tensor) -> Tensor:
     return m.a(-x)
 
 
+READ = {
+    "linear": (nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.float32),
+    "normalised": (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 2)), torch.float32),
+    "product": (Function(lambda m, x: x @ m.a.weight, a=nn.Linear(4, 8)), torch.float32),
+    "float64": (nn.Linear(8, 2).double(), torch.float64),
+    "attention": (nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), torch.float32),
+    "table": (nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 2)), torch.int64),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_example_inputs_of_dtypes_that_the_module_does_not_read_are_refused(name: str) -> None:
+    """torch.export records most of them, as it looks at shapes alone."""
+    module, own = READ[name]
+    module.eval()
+    assert trace(module, torch.ones(2, 5, 8, dtype=own) if name == "attention" else torch.ones(2, 8, dtype=own)).num_params
+    for dtype in (torch.float16, torch.float32, torch.float64, torch.int64, torch.bool, torch.complex64):
+        inputs = torch.ones((2, 5, 8) if name == "attention" else (2, 8), dtype=dtype)
+        if dtype is own:
+            continue
+        weights = "float64" if name == "float64" else "float32"
+        with pytest.raises(
+            TraceError, match=rf"does not run on the example inputs.* {dtype}\).*Its weights are {weights}".replace("torch.", "")
+        ):
+            trace(module, inputs)
+
+
+def test_modules_that_read_other_dtypes_are_traced_without_being_run() -> None:
+    calls = []
+
+    def forward(m: Any, pixels: Tensor, tokens: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+        calls.append(pixels)
+        h = m.a(pixels.to(m.a.weight.dtype) / 255) * scale + m.b(tokens)
+        return m.c(torch.where(mask, h.to(m.a.weight.dtype), 0) + F.one_hot(tokens, 6))
+
+    module = randomized(Function(forward, a=nn.Linear(8, 6), b=nn.Embedding(5, 6), c=nn.Linear(6, 2)))
+    inputs = (
+        torch.randint(255, (2, 8), dtype=torch.uint8),
+        torch.tensor([1, 4]),
+        torch.tensor([[True], [False]]),
+        torch.ones(1, dtype=torch.float64),
+    )
+    space = trace(module, *inputs)
+    assert len(calls) == 1  # by torch.export
+    assert_function_preserved(module, space, inputs)
+
+
 @pytest.mark.parametrize(
     ("module", "inputs", "message"),
     [
@@ -688,7 +735,7 @@ def _branches(m: Any, x: Tensor) -> Tensor:
         (nn.Sequential(nn.Linear(8, 2), nn.Dropout()).eval().train(), tokens(), r"the module itself and 2 more"),
         (nn.LazyLinear(2).eval(), tokens(), "'weight' has no shape yet: run the lazy module once"),
         (nn.Linear(8, 2, device="meta").eval(), tokens(), "'weight' is on the meta device.*to_empty"),
-        (nn.Linear(7, 2).eval(), tokens(), r"does not run on the example inputs \(\[2, 5, 8\]\): RuntimeError: .*shapes"),
+        (nn.Linear(7, 2).eval(), tokens(), r"does not run on the example inputs \(\[2, 5, 8\] float32\): RuntimeError: .*shapes"),
         (Function(_branches, a=nn.Linear(8, 2)).eval(), tokens(), r"torch.export cannot record it.*if x.sum\(\) > 0.*from_state_dict"),
         ({"weight": torch.zeros(2)}, tokens(), r"to be a torch.nn.Module \(got dict\).*from_state_dict"),
         (

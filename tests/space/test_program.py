@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.networks import NETWORKS, make
-from wsgraph import SpaceMismatchError, TraceWarning, WeightSpace, trace
+from wsgraph import SpaceMismatchError, TraceError, TraceWarning, WeightSpace, fold_batchnorm, trace
 from wsgraph.convert.tracing import TRACED_OPERATORS, pointwise, register_traced_operator
 from wsgraph.nn import build_model
 from wsgraph.space import forms
@@ -381,7 +381,7 @@ def test_inputs_of_other_shapes_are_refused() -> None:
         ((torch.randn(2, 3, 9, 8),), r"traced with inputs input \[2, 3, 8, 8\].*or another number of rows than 2.*got \[2, 3, 9, 8\]"),
         ((torch.randn(3, 8, 8),), r"give it inputs of these shapes"),
         ((torch.randn(2, 3, 8, 8), 1), "of the same structure"),
-        ((torch.ones(2, 3, 8, 8, dtype=torch.long),), r"Expected floating point numbers as input 'input'.*got torch.int64"),
+        ((torch.ones(2, 3, 8, 8, dtype=torch.long),), r"Expected floating point numbers as input 'input'.*got integers, torch.int64"),
     ):
         with pytest.raises(ValueError, match=message):
             space.evaluate(theta, *inputs)
@@ -393,6 +393,134 @@ def test_inputs_of_other_shapes_are_refused() -> None:
         SPACES["gpt"].evaluate(SPACES["gpt"].sample(1), torch.full((2, 5), 99))
     with pytest.raises(ValueError, match=r"Expected one tensor of inputs.*got 2 arguments"):
         WeightSpace.mlp([2, 1]).evaluate(WeightSpace.mlp([2, 1]).sample(1), torch.ones(1, 2), torch.ones(1, 2))
+
+
+NUMBERS = {
+    "floating point numbers": torch.float64,
+    "complex numbers": torch.complex64,
+    "integers": torch.int32,
+    "booleans": torch.bool,
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_inputs_of_another_kind_of_numbers_are_refused(kind: str) -> None:
+    """Floating point numbers of any precision are those of the weights; all other kinds mean something else."""
+
+    def forward(m: Any, x: Any, scale: Tensor | None = None) -> Tensor:
+        h = m.t(x) if kind == "integers" else m.a(torch.where(x, 1.0, 2.0)) if kind == "booleans" else m.a(x.real)
+        return h.cumsum(1)
+
+    traced = {"floating point numbers": torch.float32, "integers": torch.int64}.get(kind, NUMBERS[kind])
+    space = quietly(Net(forward, t=nn.Embedding(5, 3)), torch.ones(2, 4, dtype=traced))
+    theta = space.sample(1)
+    assert space.evaluate(theta, torch.ones(2, 4, dtype=NUMBERS[kind]))[0].isfinite().all()
+    for other, dtype in NUMBERS.items():
+        if other != kind:
+            message = rf"Expected {kind} as input 'inputs_0'.*got {other}, {dtype}\): convert it with .to\({traced}\), or trace the network"
+            with pytest.raises(ValueError, match=message):
+                space.evaluate(theta, torch.ones(2, 4, dtype=dtype))
+
+
+def test_integers_that_the_traced_dtype_cannot_hold_are_refused() -> None:
+    space = quietly(Net(lambda m, ids: m.t(ids).cumsum(1), t=nn.Embedding(5, 3)), torch.ones(2, 4, dtype=torch.int32))
+    theta, ids = space.sample(1), torch.full((2, 4), 3)
+    torch.testing.assert_close(space.evaluate(theta, ids), space.evaluate(theta, ids.int()))
+    with pytest.raises(ValueError, match=r"Expected integers that torch.int32 can hold as input.*got larger ones, of torch.int64"):
+        space.evaluate(theta, ids + 2**32)
+
+
+def test_inputs_that_networks_of_layers_cannot_read_are_refused() -> None:
+    mlp, cnn = WeightSpace.mlp([4, 3, 2]), WeightSpace.cnn([2, 3], [5], kernel_size=3)
+    for space, inputs, message in (
+        (mlp, torch.ones(2, 4, dtype=torch.long), r"Expected floating point numbers as inputs of .*got integers, torch.int64"),
+        (mlp, torch.ones(2, 4, dtype=torch.bool), "got booleans"),
+        (mlp, torch.ones(2, 4, dtype=torch.complex64), "got complex numbers"),
+        (mlp, torch.ones(2, 3), r"Expected inputs of shape \[M, 4, \*positions\] for .*got \[2, 3\]"),
+        (mlp, torch.ones(4), r"got \[4\]"),
+        (cnn, torch.ones(2, 3, 8, 8), r"Expected inputs of shape \[M, 2, \*positions\]"),
+        (cnn, torch.ones(2, 2, 2, 2), r"does not run on inputs of shape \[2, 2, 2, 2\]: Calculated padded input size.*See example_inputs"),
+        (cnn, [1.0], "Expected one tensor of inputs.*got a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            space.evaluate(space.sample(2), inputs)
+    thetas, inputs = mlp.sample(2, dtype=torch.float64), torch.randn(3, 4)
+    torch.testing.assert_close(mlp.evaluate(thetas, inputs), mlp.evaluate(thetas, inputs.double()))
+
+
+# == Inputs by name ==
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, *, mask: Tensor, strict: bool = False) -> Tensor:
+        """A mask, and an option that is called as one of trace."""
+        return self.b(torch.relu(self.a(x)).masked_fill(mask, 0)) * (2 if strict else 1)
+
+
+def test_inputs_by_name_are_given_by_name_or_behind_the_others() -> None:
+    module, x, mask = Masked().double().eval(), torch.randn(3, 4).double(), torch.tensor([[True], [False], [False]])
+    space = WeightSpace.from_json(trace(module, x, kwargs={"strict": True, "mask": mask}).to_json())
+    theta, expected = space.flatten(module.state_dict())[None], module(x, mask=mask, strict=True)
+    assert space.program is not None
+    assert space.program.keywords == ("strict", "mask")
+    assert space.program.renamed({name: name for name in space.program.parameters}).keywords == ("strict", "mask")
+    given: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = (
+        ((x,), {"mask": mask, "strict": True}),
+        ((x, True), {"mask": mask}),
+        ((x, True, mask), {}),
+        (((x, True, mask),), {}),
+        ((torch.cat([x, x]),), {"mask": torch.cat([mask, mask]), "strict": True}),
+    )
+    for args, kwargs in given:
+        torch.testing.assert_close(space.evaluate(theta, *args, **kwargs)[0, :3], expected, rtol=1e-12, atol=1e-12)
+    refused: tuple[tuple[tuple[Any, ...], dict[str, Any], str], ...] = (
+        ((x,), {"mask": mask}, r"1 by position and strict, mask by name. Give it the same \(got 1 by position and mask by name\)"),
+        ((x,), {"mask": mask, "strict": True, "other": 1}, "got 1 by position and mask, strict, other by name"),
+        ((), {"x": x, "mask": mask, "strict": True}, "got 0 by position and x, mask, strict by name"),
+        ((x, True, mask), {"mask": mask}, "got 3 by position and mask by name"),
+        ((x,), {"mask": mask, "strict": False}, "inputs of the same structure"),
+        ((x, mask), {}, "inputs of the same structure"),
+    )
+    for args, kwargs, message in refused:
+        with pytest.raises(ValueError, match=message):
+            space.evaluate(theta, *args, **kwargs)
+    with pytest.raises(ValueError, match=r"none by name. Give it the same"):
+        SPACES["resnet"].evaluate(SPACES["resnet"].sample(1), torch.randn(2, 3, 8, 8), mask=mask)
+    with pytest.raises(ValueError, match=r"by position for .*got 1 arguments, x by name"):
+        WeightSpace.mlp([2, 1]).evaluate(WeightSpace.mlp([2, 1]).sample(1), x=torch.ones(1, 2))
+
+
+def test_checks_and_models_take_networks_with_inputs_by_name() -> None:
+    module, x, mask = Masked().eval(), torch.randn(3, 4), torch.tensor([[True], [False], [False]])
+    space = trace(module, x, kwargs={"mask": mask})
+    given = space.example_inputs(5)
+    assert [tuple(part.shape) for part in given] == [(5, 4), (5, 1)]
+    assert_function_preserved(module, space, x, kwargs={"mask": mask})
+    assert_function_preserved(module, space, (x, mask))
+    assert_function_preserved(module, space)
+    assert_function_preserved(None, space, x, kwargs={"mask": mask})
+    assert_invariant(build_model("monomial_gnn", space, 1, probes=2), space, module=module, inputs=(x, mask))
+    with pytest.raises(TraceError, match=r"Expected inputs by name, mask, behind the others \(got 0 inputs\)"):
+        assert_function_preserved(module, space, ())
+    with pytest.raises(TraceError, match=r"does not run in float64 on the inputs \(.3, 4. float32, mask=3\): .*as kwargs="):
+        assert_function_preserved(module, space, x, kwargs={"mask": 3})
+
+
+def test_a_network_of_layers_whose_input_has_a_name() -> None:
+    class Named(nn.Sequential):
+        def forward(self, *, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)
+
+    module, x = Named(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.randn(3, 4)
+    space = trace(module, kwargs={"x": x}, fold_batchnorm=True)
+    assert space.is_chain
+    folded = fold_batchnorm(module, kwargs={"x": x})
+    assert_function_preserved(folded, space, kwargs={"x": x})
+    torch.testing.assert_close(space.evaluate(space.flatten(folded.state_dict())[None], x)[0], module(x=x))
 
 
 @pytest.mark.parametrize("name", ["gru", "batch statistics"])
@@ -564,6 +692,9 @@ LINEAR = {"input": {"input": 0}, "weight": {"parameter": "wte.weight"}}
         (_set("steps", 0, ["aten::relu", "default"]), "is not written as one"),
         (_set("steps", 0, [["aten::relu"], "default", {}]), "Expected text"),
         (_set("steps", 0, ["aten::zeros", "default", {"size": [2**70]}]), r"Expected List\[int\]"),
+        (_set("keywords", ["a", "b"]), "distinct names of at most 1 arguments"),
+        (_set("keywords", [1]), "Expected text"),
+        (_set("keywords", 3), "is not written as one"),
         (_set("outputs", {"step": 10**6}), "the program's outputs reads step 1000000"),
         (_set("inputs", 0, 1, [2**40]), "Expected the shape of input 'ids'"),
         (_set("inputs", 0, 1, [-1]), "Expected the shape of input 'ids'"),

@@ -14,6 +14,7 @@ from wsgraph.cli.common import AsJson, Seed, app, explained, given, told_warning
 from wsgraph.cli.results import print_json
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from wsgraph.convert import BatchNormFolding
@@ -52,7 +53,12 @@ Module = Annotated[
     ),
 ]
 Inputs = Annotated[
-    list[str] | None, typer.Option("--input", help="Shape of an input of the module, such as 1x3x224x224; repeat it for several.")
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="Shape of an input of the module, such as 1x3x224x224; repeat it for several. Another dtype than float32 stands behind, a "
+        "name of an input by name before it: 1x8:int64, mask=1x8:bool. Numbers are random, integers 0, every second boolean is true.",
+    ),
 ]
 Space = Annotated[
     Path | None,
@@ -234,6 +240,7 @@ class _Network(NamedTuple):
     module: nn.Module | None
     inputs: tuple[Tensor, ...]
     folding: tuple[BatchNormFolding, ...] | None = None
+    kwargs: Mapping[str, Tensor] | None = None
 
     def folding_data(self) -> dict[str, Any]:
         """What became of every batch norm, for programs, where they were to be folded."""
@@ -262,7 +269,7 @@ class _Network(NamedTuple):
             theta = self.theta.double()[None]
             outputs = space_outputs(self.space, self.space.example_inputs(generator=generator, dtype=torch.float64))
         else:
-            theta, outputs = module_outputs(self.module, self.space, self.inputs)
+            theta, outputs = module_outputs(self.module, self.space, self.inputs, self.kwargs)
         moved = self.space.act(g, theta)
         expected = outputs(theta)
         difference = largest_difference(outputs(moved), expected)
@@ -351,10 +358,13 @@ def open_network(
     except RuntimeError as error:
         raise ValueError(f"The weights of {str(checkpoint)!r} are not those of {module!r}: {error}") from None
     generator = torch.Generator().manual_seed(0)
-    arguments = tuple(torch.randn(_shape(text), generator=generator) for text in inputs or ())
+    arguments = [_input(text, generator) for text in inputs or ()]
     if not arguments:
         raise ValueError("--module needs the shape of its input, such as --input 1x3x224x224.")
-    return _traced(network.eval(), arguments, fold_batchnorm)
+    named = {name: value for name, value in arguments if name}
+    if len(named) < sum(bool(name) for name, _ in arguments):
+        raise ValueError(f"Expected every --input by name once (got {', '.join(inputs or ())}).")
+    return _traced(network.eval(), tuple(value for name, value in arguments if not name), fold_batchnorm, named)
 
 
 def _of_space(file: Path, state: Mapping[str, Tensor], prefix: str | None) -> _Network:
@@ -367,17 +377,35 @@ def _of_space(file: Path, state: Mapping[str, Tensor], prefix: str | None) -> _N
     return _Network(space, space.flatten(matching_network(state, keys, prefix)), None, ())
 
 
-def _traced(network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: bool) -> _Network:
+def _traced(
+    network: nn.Module, arguments: tuple[Tensor, ...], fold_batchnorm: bool, kwargs: Mapping[str, Tensor] | None = None
+) -> _Network:
     from wsgraph.convert import fold_batchnorm as fold
     from wsgraph.convert import trace
 
     folding: Any = None
     with working("Tracing the network"):
         if fold_batchnorm:
-            network = fold(network, *arguments)
+            network = fold(network, *arguments, kwargs=kwargs)
             folding = network.batchnorm_folding
-        space = trace(network, *arguments)
-    return _Network(space, space.flatten(network.state_dict()), network, arguments, folding)
+        space = trace(network, *arguments, kwargs=kwargs)
+    return _Network(space, space.flatten(network.state_dict()), network, arguments, folding, kwargs or {})
+
+
+def _input(text: str, generator: torch.Generator) -> tuple[str, Tensor]:
+    """An input of a module, and its name, which is empty for one by position."""
+    import torch
+
+    name, _, rest = text.rpartition("=")
+    sizes, colon, written = rest.partition(":")
+    dtype = getattr(torch, written or "float32", None)
+    if not isinstance(dtype, torch.dtype) or dtype.is_complex or bool(colon) != bool(written):
+        raise ValueError(f"Expected the dtype of --input as float32, int64, bool and the like (got {text!r}).")
+    shape = _shape(sizes)
+    if dtype.is_floating_point:
+        return name, torch.randn(shape, generator=generator).to(dtype)
+    # The first one is false: what is masked everywhere has no answer.
+    return name, (torch.ones(shape).cumsum(-1) % 2 == 0) if dtype is torch.bool else torch.zeros(shape, dtype=dtype)
 
 
 def _shape(text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from wsgraph.convert.folding_comparison import Comparison
 from wsgraph.convert.folding_steps import Program, quoted
 from wsgraph.convert.folding_weights import Fold
-from wsgraph.convert.tracing.recording import check_module, copied, export
+from wsgraph.convert.tracing.recording import ModuleInputs, check_module, copied, export
 
 __all__ = ["BatchNormFolding", "FoldingWarning", "fold_batchnorm"]
 
@@ -57,7 +58,7 @@ class FoldingWarning(UserWarning):
     """
 
 
-def fold_batchnorm(module: nn.Module, *example_inputs: Any) -> nn.Module:
+def fold_batchnorm(module: nn.Module, *example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
     r"""A copy of a module whose batch norms are folded into the linear and convolutional layers that they follow.
 
     .. math:: W \to \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} W, \qquad
@@ -72,6 +73,7 @@ def fold_batchnorm(module: nn.Module, *example_inputs: Any) -> nn.Module:
     Args:
         module: Any module in evaluation mode that :func:`wsgraph.trace` can read; it is left as it is.
         example_inputs: What the module is called with.
+        kwargs: What it is called with by name.
 
     Returns:
         The copy; folded norms are ``torch.nn.Identity`` (those that hold their activation, a ``torch.nn.Sequential`` of it), and their
@@ -98,11 +100,12 @@ def fold_batchnorm(module: nn.Module, *example_inputs: Any) -> nn.Module:
     """
     check_module(module)
     reader = copied(module)  # running a module may change it
-    program = Program(export(reader, example_inputs), module, example_inputs)
+    inputs = ModuleInputs.of(example_inputs, kwargs)
+    program = Program(export(reader, inputs), module, inputs)
     found = program.norms()
     folds = [fold for fold in found.values() if isinstance(fold, Fold)]
     if folds:
-        found |= Comparison(module, example_inputs, program.lowest_cast).confirmed(folds)
+        found |= Comparison(module, inputs, program.lowest_cast).confirmed(folds)
     folded = copied(module)
     entries = []
     for name, fold in found.items():

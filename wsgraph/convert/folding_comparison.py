@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from wsgraph.convert.folding_weights import Fold, StaysError
-from wsgraph.convert.tracing.recording import copied, first_line
+from wsgraph.convert.tracing.recording import ModuleInputs, copied, first_line
 
 __all__ = ["Comparison"]
 
@@ -20,7 +20,7 @@ __all__ = ["Comparison"]
 class Comparison:
     """The outputs of a module beside those of its copies with folded norms."""
 
-    def __init__(self, module: nn.Module, inputs: tuple[Any, ...], lowest_cast: torch.dtype | None) -> None:
+    def __init__(self, module: nn.Module, inputs: ModuleInputs, lowest_cast: torch.dtype | None) -> None:
         self.module, self.inputs = module, inputs
         floats = {t.dtype for t in chain(module.parameters(), module.buffers()) if t.is_floating_point()}
         lowest = min({*floats, lowest_cast or torch.float64}, key=lambda dtype: torch.finfo(dtype).bits)
@@ -79,11 +79,11 @@ class Comparison:
             module = module.double()
         for fold in folds:
             fold.apply(module)
-        inputs = pytree.tree_map_only(Tensor, lambda x: x.double() if double and x.is_floating_point() else x.clone(), self.inputs)
+        inputs = pytree.tree_map_only(Tensor, lambda x: x.double() if double and x.is_floating_point() else x.clone(), tuple(self.inputs))
         devices = {t.device for t in chain(module.parameters(), module.buffers()) if t.device.type == "cuda"}
         with torch.no_grad(), torch.random.fork_rng(sorted(devices, key=str)):
             torch.manual_seed(0)
-            return pytree.tree_leaves(module(*inputs))
+            return pytree.tree_leaves(module(*inputs[0], **inputs[1]))
 
 
 _TOLERANCE = 1e-9

@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from wsgraph.convert.folding_weights import OF_NORMS, Fold, StaysError
-from wsgraph.convert.tracing.recording import TraceError, copied, export
+from wsgraph.convert.tracing.recording import ModuleInputs, TraceError, copied, export
 from wsgraph.convert.tracing.tracer import INLINE, bind, operator_name, paths_of
 
 __all__ = ["Program", "quoted"]
@@ -64,7 +64,7 @@ _TAKE_A_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, 
 class Program:
     """A recorded program beside the module that it was recorded of."""
 
-    def __init__(self, program: Any, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, program: Any, module: nn.Module, inputs: ModuleInputs) -> None:
         self.inputs = inputs
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "accepts",
     "batch_size",
+    "check_layer_inputs",
     "draw_inputs",
     "draw_leaves",
     "keeps_rows_apart",
@@ -106,7 +107,9 @@ def smallest_input_shape(space: Structure) -> tuple[int, ...]:
 # == Programs ==
 
 
-def run_program(space: Structure, program: Program, thetas: Tensor, inputs: tuple[Any, ...]) -> Any:
+def run_program(
+    space: Structure, program: Program, thetas: Tensor, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> Any:
     """Run the networks of a traced space, all at once where their operators allow it.
 
     Args:
@@ -114,6 +117,7 @@ def run_program(space: Structure, program: Program, thetas: Tensor, inputs: tupl
         program: Its program.
         thetas: Flat checkpoints of shape ``[B, P]``.
         inputs: What the module is called with.
+        kwargs: What it is called with by name, unless that lies behind the other inputs.
 
     Returns:
         What the module returns, with a first dimension over the networks before those of every tensor.
@@ -121,7 +125,7 @@ def run_program(space: Structure, program: Program, thetas: Tensor, inputs: tupl
     Raises:
         ValueError: If the inputs are not those of the network, or the program does not run on them.
     """
-    leaves, count = _matched(program, inputs)
+    leaves, count = _matched(program, inputs, kwargs or {})
     run = _Run(space, program)
     leaves = run.prepared(leaves, thetas)
     size = batch_size(program)
@@ -239,18 +243,17 @@ def _over(run: _Run, thetas: Tensor, leaves: Sequence[Tensor], dims: Sequence[in
     return [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
 
 
-def _matched(program: Program, inputs: tuple[Any, ...]) -> tuple[list[Tensor], int | None]:
+def _matched(program: Program, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Tensor], int | None]:
     """The tensors among the inputs, in order, and their number where it is not that of the traced ones."""
     given: dict[int, Any] = {}
     if len(inputs) == 1 and isinstance(inputs[0], tuple) and len(program.call) != 2:
         inputs = inputs[0]  # what example_inputs returns
+    inputs = (*inputs, *_named(program, len(inputs), kwargs))
     if not _collect(program.call, inputs, given):
         raise ValueError(f"The network was traced with {_described(program)}; give it inputs of the same structure (got {_shown(inputs)}).")
     leaves = [given[i] for i in range(len(program.inputs))]
     for leaf, traced in zip(leaves, program.inputs, strict=True):
-        kinds = "floating point numbers" if traced.is_floating_point else "integers or booleans"
-        if leaf.is_floating_point() != traced.is_floating_point:
-            raise ValueError(f"Expected {kinds} as input {traced.name!r}, as when the network was traced (got {leaf.dtype}).")
+        _check_numbers(leaf, getattr(torch, traced.dtype), f"input {traced.name!r}, as when the network was traced")
     shapes = [tuple(leaf.shape) for leaf in leaves]
     wanted = [traced.shape for traced in program.inputs]
     if shapes == wanted:
@@ -263,6 +266,49 @@ def _matched(program: Program, inputs: tuple[Any, ...]) -> tuple[list[Tensor], i
             "shapes, trace it on inputs of those."
         )
     return leaves, counts.pop()
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex numbers"
+    return "floating point numbers" if dtype.is_floating_point else "booleans" if dtype is torch.bool else "integers"
+
+
+def _check_numbers(values: Tensor, dtype: torch.dtype, what: str) -> None:
+    """Raise where values of a kind are no values of a dtype: floating point numbers of another precision are."""
+    kind, is_whole = _kind(dtype), not dtype.is_floating_point and not dtype.is_complex and dtype is not torch.bool
+    if kind != _kind(values.dtype):
+        raise ValueError(
+            f"Expected {kind} as {what} (got {_kind(values.dtype)}, {values.dtype}): convert it with .to({dtype}), or trace "
+            "the network on inputs of that dtype."
+        )
+    if is_whole and torch.iinfo(values.dtype).max > torch.iinfo(dtype).max and not torch.equal(values.to(dtype), values):
+        raise ValueError(f"Expected integers that {dtype} can hold as {what} (got larger ones, of {values.dtype}).")
+
+
+def check_layer_inputs(space: Structure, values: Tensor, dtype: torch.dtype) -> None:
+    """Raise where a tensor cannot be the input ``[M, n_0, *positions]`` of a network of layers.
+
+    Raises:
+        ValueError: If it holds no floating point numbers, or not those of as many neurons.
+    """
+    _check_numbers(values, dtype, f"inputs of {space!r}")
+    size = next(group.size for group in space.groups if group.role == "input")
+    if values.ndim < 2 or (values.shape[1] != size and values[0].numel() != size):
+        raise ValueError(f"Expected inputs of shape [M, {size}, *positions] for {space!r} (got {list(values.shape)}).")
+
+
+def _named(program: Program, count: int, kwargs: Mapping[str, Any]) -> list[Any]:
+    """Inputs that are given by name, in the order of tracing, behind ``count`` others."""
+    by_position = len(program.call) - 1 - len(program.keywords)
+    missing = program.keywords[max(0, count - by_position) :]
+    if not kwargs or (kwargs.keys() == set(missing) and count >= by_position):
+        return [kwargs[name] for name in missing if name in kwargs]
+    named = f"{', '.join(program.keywords)} by name" if program.keywords else "none by name"
+    raise ValueError(
+        f"The network was traced with {_described(program)}: {by_position} by position and {named}. Give it the same "
+        f"(got {count} by position and {', '.join(kwargs)} by name)."
+    )
 
 
 def batch_size(program: Program) -> int | None:
@@ -438,7 +484,7 @@ def draw_inputs(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Random inputs for a traced network: a tensor, or a tuple where its module takes several.
+    """Random inputs for a traced network: a tensor, or a tuple where its module takes several, those by name last.
 
     Floating point inputs are standard normal, integers are uniform over the rows of the tables that are read with them, and ones where
     there is no such table; booleans are true.

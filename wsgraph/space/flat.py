@@ -13,7 +13,7 @@ from torch import Tensor
 from wsgraph.space.assumed import tell_assumed
 from wsgraph.space.dtypes import flat_dtype, holds_same
 from wsgraph.space.errors import SpaceMismatchError
-from wsgraph.space.evaluate import draw_inputs, run_network, run_program, smallest_input_shape
+from wsgraph.space.evaluate import accepts, check_layer_inputs, draw_inputs, run_network, run_program, smallest_input_shape
 from wsgraph.space.parts import Parameter
 from wsgraph.space.text import DescribedStructure
 from wsgraph.space.topology import Topology, build_topology
@@ -196,23 +196,26 @@ class FlatSpace(DescribedStructure):
             self.check_layers("A parameter graph")
         return build_topology(self)
 
-    def evaluate(self, thetas: Tensor, *inputs: Any) -> Any:
+    def evaluate(self, thetas: Tensor, *inputs: Any, **kwargs: Any) -> Any:
         """Run the networks, all at once, on inputs that they share; differentiable in both.
 
         A traced network that is not written as layers is run by its program, with the same numbers as its module. Its inputs are what the
         module is called with, in the shapes with which it was traced or, where their first dimension is a batch, with any number of rows.
-        Casts of the program to the dtype of the traced network are casts to that of ``thetas``.
+        Casts of the program to the dtype of the traced network are casts to that of ``thetas``, and so are
+        floating point inputs; integers, booleans and complex numbers must be what they were in tracing.
 
         Args:
             thetas: Flat checkpoints of shape ``[B, P]``.
             *inputs: Of a network of layers, one tensor of shape ``[M, n_0, *positions]``; of another one, the arguments of its module.
+            **kwargs: Those that the module was traced with by name; they may also come behind the others, in the order of tracing.
 
         Returns:
             Outputs of shape ``[B, M, n_L]``, or what the module returns (a tensor, or tuples, lists and dicts of such), with a first
             dimension over the networks before those of every tensor.
 
         Raises:
-            SpaceMismatchError: If the shape of ``thetas`` is wrong, or the space does not say what its networks compute.
+            SpaceMismatchError: If the shape of ``thetas`` is wrong, or the space does not say what its networks compute, as where they
+                draw random numbers.
             ValueError: If the inputs are not those with which the network was traced, or it does not run on them.
 
         Example:
@@ -227,14 +230,25 @@ class FlatSpace(DescribedStructure):
         self.check_thetas(thetas)
         if self._outside_layers:
             assert self.program is not None
-            return run_program(self, self.program, thetas, inputs)
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-            raise ValueError(f"Expected one tensor of inputs, [M, n_0, *positions], for {self!r} (got {len(inputs)} arguments).")
-        values = inputs[0]
+            return run_program(self, self.program, thetas, inputs, kwargs)
+        if kwargs or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            got = f"a {type(inputs[0]).__name__}" if len(inputs) == 1 and not kwargs else f"{len(inputs) + len(kwargs)} arguments"
+            by_name = f", {', '.join(kwargs)} by name" if kwargs else ""
+            raise ValueError(f"Expected one tensor of inputs, [M, n_0, *positions], by position for {self!r} (got {got}{by_name}).")
+        check_layer_inputs(self, inputs[0], thetas.dtype)
+        values = inputs[0].to(thetas)
         first = next(group for group in self.groups if group.role == "input")
         if values.ndim > 2 and values.shape[1] != first.size == values[0].numel():  # images read by a linear layer
             values = values.flatten(1)
-        return torch.func.vmap(lambda theta: run_network(self, self._views(theta), values), randomness="error")(thetas)
+        try:
+            return torch.func.vmap(lambda theta: run_network(self, self._views(theta), values), randomness="error")(thetas)
+        except RuntimeError as error:
+            if accepts(self, tuple(values.shape[1:])):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{self!r} does not run on inputs of shape {list(inputs[0].shape)}: {reason}. See example_inputs()."
+            ) from error
 
     def render(self, thetas: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         """The pictures that implicit neural representations stand for.
@@ -282,7 +296,7 @@ class FlatSpace(DescribedStructure):
             dtype: Dtype of the inputs.
 
         Returns:
-            Tensor ``[count, n_0, *positions]``, or a tuple of inputs for a network that takes several.
+            Tensor ``[count, n_0, *positions]``, or a tuple of inputs for a network that takes several, those by name last.
 
         Raises:
             SpaceMismatchError: If the space does not say what its networks compute.

@@ -118,11 +118,13 @@ class Program:
 
     Args:
         inputs: The tensors that the network is called with.
-        call: How they lie among the arguments of the call: a tuple of :class:`Reference`, numbers, text, ``None``, or tuples, lists
-            (``("list", ...)``) and dicts (``("dict", (key, value), ...)``) of such.
+        call: How they lie among the arguments of the call, those by name behind the others: a tuple of
+            :class:`Reference`, numbers, text, ``None``, or tuples, lists (``("list", ...)``) and dicts
+            (``("dict", (key, value), ...)``) of such.
         steps: The operators.
         outputs: What the network returns, written like ``call``.
         constants: Tensors that are neither inputs nor parameters.
+        keywords: Names of the last arguments of the call, which the module takes by name.
 
     Raises:
         ValueError: If an operator is not in the list, lacks an argument or has an unknown one, reads what comes later, or sizes are absurd.
@@ -142,6 +144,7 @@ class Program:
     steps: tuple[Step, ...]
     outputs: Any
     constants: tuple[Constant, ...] = ()
+    keywords: tuple[str, ...] = ()
 
     _STRUCTURES: ClassVar[tuple[str, ...]] = ("tuple", "list", "dict")
 
@@ -156,6 +159,9 @@ class Program:
             _check_dtype(constant.dtype.name)
         if (size := sum(constant.num_bytes for constant in self.constants)) > _MOST_BYTES:
             raise ValueError(f"The constants of a program take at most {_MOST_BYTES:,} bytes (got {size:,}).")
+        arguments = len(self.call) - 1 if isinstance(self.call, tuple) else 0
+        if len(set(self.keywords)) < len(self.keywords) or len(self.keywords) > arguments:
+            raise ValueError(f"Expected distinct names of at most {arguments} arguments of the call (got {self.keywords!r:.80}).")
         for i, step in enumerate(self.steps):
             check_arguments(step.operator, step.overload, step.arguments)
             for reference in references(step.arguments):
@@ -178,7 +184,7 @@ class Program:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.inputs, self.call, self.steps, self.outputs, self.constants))
+        return hash((self.inputs, self.call, self.steps, self.outputs, self.constants, self.keywords))
 
     def __hash__(self) -> int:
         return self._hash
@@ -200,7 +206,7 @@ class Program:
 
         inputs = tuple(ProgramInput(str(i), given.shape, given.dtype) for i, given in enumerate(self.inputs))
         steps = tuple(Step(step.operator, step.overload, replaced(step.arguments, rename)) for step in self.steps)
-        return Program(inputs, self.call, steps, replaced(self.outputs, rename), self.constants)
+        return Program(inputs, self.call, steps, replaced(self.outputs, rename), self.constants, self.keywords)
 
     # == Running ==
 
@@ -293,7 +299,7 @@ class Program:
         return replaced(self.outputs, read)
 
     def arguments(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """What the module is called with, when its inputs are the given ones in order."""
+        """What the module is called with, by name behind the others, when its inputs are the given ones in order."""
         made = rebuilt(self.call, lambda reference: leaves[int(reference.key)])
         assert isinstance(made, tuple)
         return made
@@ -308,6 +314,7 @@ class Program:
             "steps": [[step.operator, step.overload, {name: _written(a) for name, a in step.arguments}] for step in self.steps],
             "outputs": _written(self.outputs),
             "constants": [[list(constant.shape), _written(constant.dtype), constant.data] for constant in self.constants],
+            **({"keywords": list(self.keywords)} if self.keywords else {}),
         }
 
     @classmethod
@@ -317,7 +324,7 @@ class Program:
         Raises:
             ValueError: If it is no program.
         """
-        if not isinstance(data, dict) or data.keys() != {"inputs", "call", "steps", "outputs", "constants"}:
+        if not isinstance(data, dict) or data.keys() - {"keywords"} != {"inputs", "call", "steps", "outputs", "constants"}:
             raise ValueError("Expected a program with inputs, call, steps, outputs and constants.")
         try:
             inputs = tuple(ProgramInput(_text(name), tuple(shape), _text(dtype)) for name, shape, dtype in _rows(data["inputs"]))
@@ -326,7 +333,8 @@ class Program:
                 for operator, overload, arguments in _rows(data["steps"])
             )
             constants = tuple(Constant(tuple(shape), _dtype(dtype), _text(text)) for shape, dtype, text in _rows(data["constants"]))
-            program = cls(inputs, _read(data["call"]), steps, _read(data["outputs"]), constants)
+            keywords = tuple(map(_text, data.get("keywords", ())))
+            program = cls(inputs, _read(data["call"]), steps, _read(data["outputs"]), constants, keywords)
             hash(program)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"The program of the network is not written as one ({type(error).__name__}: {error}).") from None

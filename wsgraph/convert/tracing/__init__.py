@@ -13,7 +13,7 @@ from wsgraph.convert.tracing.labels import Label, Value
 from wsgraph.convert.tracing.layers import as_layers
 from wsgraph.convert.tracing.lowering import lower
 from wsgraph.convert.tracing.program import make_program
-from wsgraph.convert.tracing.recording import TraceError, check_module, export
+from wsgraph.convert.tracing.recording import ModuleInputs, TraceError, check_module, export
 from wsgraph.convert.tracing.rules import TRACED_OPERATORS, Call, move, pointwise, register_traced_operator, spatial, statistic
 from wsgraph.convert.tracing.tracer import interpret, transformed_names
 from wsgraph.convert.tracing.tying import check_constants, tied_keys
@@ -55,7 +55,13 @@ class TraceWarning(UserWarning):
     """
 
 
-def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_batchnorm: bool = False) -> WeightSpace:
+def trace(
+    module: nn.Module,
+    *example_inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    fold_batchnorm: bool = False,
+) -> WeightSpace:
     r"""The weight space of any module: which of its neurons may be permuted, scaled or flipped without a change of its function.
 
     The module is run once by ``torch.export``; every operator says which entries of its result belong to which neurons, which neurons must
@@ -69,6 +75,8 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
     Args:
         module: Any module in evaluation mode.
         example_inputs: What the module is called with; shapes and dtypes matter, values do not.
+        kwargs: What it is called with by name, as in ``torch.export``. Where inputs lie in one tuple, as those of
+            :meth:`WeightSpace.example_inputs` do, they come behind the others, in this order.
         strict: Raise where an operator is unknown, instead of a warning.
         fold_batchnorm: Trace the network that :func:`wsgraph.fold_batchnorm` returns in its place; a
             :class:`~wsgraph.convert.FoldingWarning` names every batch norm that stays and says why.
@@ -92,18 +100,28 @@ def trace(module: nn.Module, *example_inputs: Any, strict: bool = False, fold_ba
         GroupElement(batch=1, 0: permutation, 1: permutation x scale)
         >>> theta = space.flatten(net.state_dict())
         >>> moved = space.unflatten(space.act(space.sample_symmetry(), theta[None])[0])  # another state dict of the same function
+
+        Inputs that a module takes by name:
+
+        >>> class Masked(nn.Linear):
+        ...     def forward(self, x, *, mask):
+        ...         return super().forward(x).masked_fill(mask, 0)
+        >>> x, mask = torch.randn(2, 4), torch.tensor([[True], [False]])
+        >>> masked = wsgraph.trace(Masked(4, 3).eval(), x, kwargs={"mask": mask})
+        >>> masked.evaluate(masked.sample(5), x, mask=mask).shape
+        torch.Size([5, 2, 3])
     """
     if fold_batchnorm:
         from wsgraph.convert.folding import FoldingWarning
         from wsgraph.convert.folding import fold_batchnorm as fold
 
-        module = fold(module, *example_inputs)
+        module = fold(module, *example_inputs, kwargs=kwargs)
         entries: tuple[Any, ...] = module.batchnorm_folding  # type: ignore[assignment]
         if kept := [str(entry) for entry in entries if entry.layer is None]:
             message = f"{len(kept)} of {len(entries)} batch norms could not be folded: {'; '.join(kept)}."
             warnings.warn(message, FoldingWarning, stacklevel=2)
     check_module(module)
-    program = export(module, example_inputs)
+    program = export(module, ModuleInputs.of(example_inputs, kwargs))
     check_constants(module, program)
     whole, keys = module.state_dict(), tied_keys(module)
     if not any(tensor.is_floating_point() and tensor.numel() for tensor in whole.values()):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from wsgraph.convert.tracing.arrays import numbered
 from wsgraph.convert.tracing.labels import Label, Value, expressions_of, neurons_of
 from wsgraph.convert.tracing.lowering import lower
-from wsgraph.convert.tracing.recording import check_module, export
+from wsgraph.convert.tracing.recording import ModuleInputs, check_module, export
 from wsgraph.convert.tracing.tracer import interpret, saved_names
 from wsgraph.convert.tracing.tying import tied_keys
 from wsgraph.convert.tracing.values import Scope
@@ -28,7 +28,7 @@ class TracedAnswers:
 
     Args:
         module: The module that the space was traced from.
-        inputs: What it is called with.
+        inputs: What it is called with, by name behind the others.
         space: Its weight space.
         samples: How many answers per neuron are kept at most, evenly spaced over inputs and positions.
 
@@ -39,7 +39,8 @@ class TracedAnswers:
 
     def __init__(self, module: nn.Module, inputs: tuple[Any, ...], space: WeightSpace, samples: int) -> None:
         check_module(module)
-        self.program, self.inputs, self.space, self.samples = export(module, inputs), inputs, space, samples
+        called = ModuleInputs.carried(inputs, space.program.keywords if space.program is not None else ())
+        self.program, self.inputs, self.space, self.samples = export(module, called), inputs, space, samples
         scope = Scope()
         self.values: dict[Any, Value] = {}
         self.keys = tied_keys(module)

@@ -117,13 +117,14 @@ class _Builder:
                 values[node] = value
             if spec.kind == InputKind.USER_INPUT:
                 leaves.append(value)
-        call = self.structure(self.exported.call_spec.in_spec, leaves)[1]
+        (_, positional, (_, *named)) = self.structure(self.exported.call_spec.in_spec, leaves)
+        call, keywords = (*positional, *(value for _, value in named)), tuple(name for name, _ in named)
         results = self.walk(graph, values)
         if len(results) != len(signature.output_specs):
             raise UnsupportedError("torch.export says nothing of some of its results")
         pairs = zip(results, signature.output_specs, strict=True)
         leaves = [self.argument(result) for result, spec in pairs if spec.kind == OutputKind.USER_OUTPUT]
-        return self.pruned(call, self.structure(self.exported.call_spec.out_spec, leaves))
+        return self.pruned(call, self.structure(self.exported.call_spec.out_spec, leaves), keywords)
 
     def placeholder(self, spec: Any, node: fx.Node | None) -> Any:
         if spec.kind == InputKind.USER_INPUT:
@@ -300,7 +301,7 @@ class _Builder:
 
     # == Writing the program ==
 
-    def pruned(self, call: Any, outputs: Any) -> Program:
+    def pruned(self, call: Any, outputs: Any, keywords: tuple[str, ...]) -> Program:
         """The program of the steps and constants on which the outputs depend."""
         used: set[Reference] = set()
         waiting = list(references(outputs))
@@ -328,6 +329,7 @@ class _Builder:
             tuple(Step(step.operator, step.overload, replaced(step.arguments, renumber)) for step in steps),
             replaced(outputs, renumber),
             tuple(self.constants[i] for i in order["constant"]),
+            keywords,
         )
 
 

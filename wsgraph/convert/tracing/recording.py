@@ -8,15 +8,15 @@ import logging
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["TraceError", "check_module", "copied", "export", "first_line"]
+__all__ = ["ModuleInputs", "TraceError", "check_module", "copied", "export", "first_line"]
 
 
 class TraceError(ValueError):
@@ -30,6 +30,47 @@ class TraceError(ValueError):
         ...
         TraceError: The module is in training mode (the module itself ...): call module.eval() first.
     """
+
+
+class ModuleInputs(NamedTuple):
+    """What a module is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> ModuleInputs:
+        """Inputs by position and by name.
+
+        Raises:
+            TraceError: If those by name are no dict of inputs by name.
+        """
+        if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+            raise TraceError(f"Expected 'kwargs' to be a dict of inputs by name, such as {{'mask': mask}} (got {type(kwargs).__name__}).")
+        return cls(args, dict(kwargs or {}))
+
+    @classmethod
+    def carried(cls, inputs: tuple[Any, ...], keywords: tuple[str, ...]) -> ModuleInputs:
+        """Inputs in one tuple, those by name behind the others.
+
+        Raises:
+            TraceError: If there are fewer inputs than names.
+        """
+        count = len(inputs) - len(keywords)
+        if count < 0:
+            raise TraceError(f"Expected inputs by name, {', '.join(keywords)}, behind the others (got {len(inputs)} inputs).")
+        return cls(inputs[:count], dict(zip(keywords, inputs[count:], strict=True)))
+
+    def call(self, module: nn.Module) -> Any:
+        """What the module returns."""
+        return module(*self.args, **self.kwargs)
+
+    def __str__(self) -> str:
+        return ", ".join([*map(_shown, self.args), *(f"{name}={_shown(value)}" for name, value in self.kwargs.items())])
+
+
+def _shown(value: Any) -> str:
+    return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else f"{value!r:.40}"
 
 
 def check_module(module: nn.Module) -> None:
@@ -67,7 +108,7 @@ def copied(module: nn.Module) -> nn.Module:
         raise TraceError(f"The module cannot be copied: {type(error).__name__}: {first_line(error)}") from error
 
 
-def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def export(module: nn.Module, inputs: ModuleInputs) -> Any:
     """The module's operators as ``torch.export`` records them.
 
     The module itself is run only where it cannot be recorded: that says what is wrong with it, and some
@@ -80,6 +121,9 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     with suppress(Exception):
         program, made = _recorded(module, inputs)
         if made == registered:
+            if _may_not_run(program):
+                with _restored(module):
+                    _run(module, inputs)
             return program
     _run(module, inputs)  # which makes what is made in the first call
     try:
@@ -92,13 +136,40 @@ def export(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
         ) from error
 
 
+def _may_not_run(program: Any) -> bool:
+    """Whether an operator does not run on tensors of the dtypes that it was recorded on, all of them 0.
+
+    Recording looks at shapes: a linear layer of float32 is recorded on integers, and on numbers of float64.
+    """
+    seen = set()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for part in program.graph_module.modules():
+            for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+                tensors = [source.meta.get("val") for source in node.all_input_nodes]
+                dtypes = tuple(tensor.dtype for tensor in tensors if isinstance(tensor, Tensor))
+                alike = len(set(dtypes)) == 1 and dtypes[0].is_floating_point
+                if not isinstance(node.target, torch._ops.OpOverload) or not dtypes or alike or (node.target, dtypes) in seen:
+                    continue
+                seen.add((node.target, dtypes))
+                try:
+                    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _zeros(source.meta["val"]))
+                    node.target(*args, **kwargs)
+                except Exception:
+                    return True
+    return False
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros(value.shape, dtype=value.dtype, device=value.device) if isinstance(value, Tensor) else value
+
+
 def _registered(module: nn.Module) -> set[str]:
     """Names of all parameters and buffers."""
     tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     return {name for name, _ in tensors}
 
 
-def _recorded(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, set[str]]:
+def _recorded(module: nn.Module, inputs: ModuleInputs) -> tuple[Any, set[str]]:
     """The recorded program, and the names of what was registered at its end; the module is left as it was."""
     fast_path, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     torch.backends.mha.set_fastpath_enabled(False)  # which does a whole transformer layer in one operator
@@ -106,7 +177,7 @@ def _recorded(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, set[str]
     try:
         with _restored(module), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            return torch.export.export(module, inputs, strict=False), _registered(module)
+            return torch.export.export(module, inputs.args, inputs.kwargs, strict=False), _registered(module)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         logging.disable(disabled)
@@ -131,20 +202,21 @@ def _restored(module: nn.Module) -> Iterator[None]:
 _CONTAINERS = (list, dict, set, OrderedDict)
 
 
-def _run(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _run(module: nn.Module, inputs: ModuleInputs) -> None:
     """Run the module on the inputs, which leaves its buffers as they are."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module(*inputs)
+            inputs.call(module)
             for name, buffer in module.named_buffers():  # a forward function may count its calls
                 if name in buffers and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
     except Exception as error:
-        shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+        dtypes = {str(entry.dtype).removeprefix("torch.") for entry in module.state_dict().values() if entry.is_floating_point()}
+        weights = f"Its weights are {' and '.join(sorted(dtypes))}. " if dtypes else ""
         raise TraceError(
-            f"The module does not run on the example inputs ({shapes}): {type(error).__name__}: {first_line(error)} Pass inputs as you "
-            "would call the module."
+            f"The module does not run on the example inputs ({inputs}): {type(error).__name__}: {first_line(error)} {weights}Pass "
+            "inputs as you would call the module, of the shapes and dtypes that it takes, and those by name as kwargs={...}."
         ) from error
 
 
