@@ -708,6 +708,14 @@ def test_example_inputs_of_dtypes_that_the_module_does_not_read_are_refused(name
             trace(module, inputs)
 
 
+def test_inputs_by_name_are_a_dict_of_names() -> None:
+    for kwargs, got in ((torch.ones(2), "Tensor"), ({1: torch.ones(2)}, r"the names \[1\]")):
+        with pytest.raises(TraceError, match=rf"Expected 'kwargs' to be a dict of inputs by name.*\(got {got}\)"):
+            trace(nn.Linear(8, 2).eval(), tokens(), kwargs=kwargs)  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match=r"\(.2, 5, 8. float32, mask=3\): TypeError: .*argument 'mask'.*those by name as kwargs="):
+        trace(nn.Linear(8, 2).eval(), tokens(), kwargs={"mask": 3})
+
+
 def test_modules_that_read_other_dtypes_are_traced_without_being_run() -> None:
     calls = []
 

@@ -46,7 +46,8 @@ class ModuleInputs(NamedTuple):
             TraceError: If those by name are no dict of inputs by name.
         """
         if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
-            raise TraceError(f"Expected 'kwargs' to be a dict of inputs by name, such as {{'mask': mask}} (got {type(kwargs).__name__}).")
+            got = f"the names {list(kwargs)!r:.60}" if isinstance(kwargs, Mapping) else type(kwargs).__name__
+            raise TraceError(f"Expected 'kwargs' to be a dict of inputs by name, such as {{'mask': mask}} (got {got}).")
         return cls(args, dict(kwargs or {}))
 
     @classmethod
@@ -160,7 +161,11 @@ def _may_not_run(program: Any) -> bool:
 
 
 def _zeros(value: Any) -> Any:
-    return torch.zeros(value.shape, dtype=value.dtype, device=value.device) if isinstance(value, Tensor) else value
+    """A tensor of zeros like a recorded one, with no more memory than that where it is expanded."""
+    if not isinstance(value, Tensor):
+        return value
+    own = [size if step else min(size, 1) for size, step in zip(value.shape, value.stride(), strict=True)]
+    return torch.zeros(own, dtype=value.dtype, device=value.device).expand(value.shape)
 
 
 def _registered(module: nn.Module) -> set[str]:
