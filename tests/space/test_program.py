@@ -380,7 +380,9 @@ def test_inputs_of_other_shapes_are_refused() -> None:
     for inputs, message in (
         ((torch.randn(2, 3, 9, 8),), r"traced with inputs input \[2, 3, 8, 8\].*or another number of rows than 2.*got \[2, 3, 9, 8\]"),
         ((torch.randn(3, 8, 8),), r"give it inputs of these shapes"),
-        ((torch.randn(2, 3, 8, 8), 1), "of the same structure"),
+        ((torch.randn(2, 3, 8, 8), 1), r"of the same structure \(got \[2, 3, 8, 8\], 1\)"),
+        (([torch.randn(2, 3, 8, 8)],), r"of the same structure \(got list\(\[2, 3, 8, 8\]\)\)"),
+        ((torch.randn(2, 3, 8, 8).numpy(),), r"of the same structure \(got ndarray\)"),
         ((torch.ones(2, 3, 8, 8, dtype=torch.long),), r"Expected floating point numbers as input 'input'.*got integers, torch.int64"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -433,7 +435,7 @@ def test_integers_that_the_traced_dtype_cannot_hold_are_refused() -> None:
 def test_inputs_that_networks_of_layers_cannot_read_are_refused() -> None:
     mlp, cnn = WeightSpace.mlp([4, 3, 2]), WeightSpace.cnn([2, 3], [5], kernel_size=3)
     for space, inputs, message in (
-        (mlp, torch.ones(2, 4, dtype=torch.long), r"Expected floating point numbers as inputs of .*got integers, torch.int64"),
+        (mlp, torch.ones(2, 4, dtype=torch.long), r"Expected floating point numbers as inputs of the network .*got integers, torch.int64"),
         (mlp, torch.ones(2, 4, dtype=torch.bool), "got booleans"),
         (mlp, torch.ones(2, 4, dtype=torch.complex64), "got complex numbers"),
         (mlp, torch.ones(2, 3), r"Expected inputs of shape \[M, 4, \*positions\] for .*got \[2, 3\]"),

@@ -32,6 +32,7 @@ __all__ = [
     "run_calls",
     "run_network",
     "run_program",
+    "shown",
     "sizes_of",
     "smallest_input_shape",
     "tensors_of",
@@ -250,7 +251,7 @@ def _matched(program: Program, inputs: tuple[Any, ...], kwargs: Mapping[str, Any
         inputs = inputs[0]  # what example_inputs returns
     inputs = (*inputs, *_named(program, len(inputs), kwargs))
     if not _collect(program.call, inputs, given):
-        raise ValueError(f"The network was traced with {_described(program)}; give it inputs of the same structure (got {_shown(inputs)}).")
+        raise ValueError(f"The network was traced with {_described(program)}; give it inputs of the same structure (got {shown(inputs)}).")
     leaves = [given[i] for i in range(len(program.inputs))]
     for leaf, traced in zip(leaves, program.inputs, strict=True):
         _check_numbers(leaf, getattr(torch, traced.dtype), f"input {traced.name!r}, as when the network was traced")
@@ -262,7 +263,7 @@ def _matched(program: Program, inputs: tuple[Any, ...], kwargs: Mapping[str, Any
     if size is None or len(counts) != 1 or [shape[1:] for shape in shapes] != [shape[1:] for shape in wanted] or 0 in counts:
         alike = "" if size is None else f", or another number of rows than {size} in all of them"
         raise ValueError(
-            f"The network was traced with {_described(program)}: give it inputs of these shapes{alike} (got {_shown(leaves)}). For other "
+            f"The network was traced with {_described(program)}: give it inputs of these shapes{alike} (got {shown(leaves)}). For other "
             "shapes, trace it on inputs of those."
         )
     return leaves, counts.pop()
@@ -292,7 +293,7 @@ def check_layer_inputs(space: Structure, values: Tensor, dtype: torch.dtype) -> 
     Raises:
         ValueError: If it holds no floating point numbers, or not those of as many neurons.
     """
-    _check_numbers(values, dtype, f"inputs of {space!r}")
+    _check_numbers(values, dtype, "inputs of the network")
     size = next(group.size for group in space.groups if group.role == "input")
     if values.ndim < 2 or (values.shape[1] != size and values[0].numel() != size):
         raise ValueError(f"Expected inputs of shape [M, {size}, *positions] for {space!r} (got {list(values.shape)}).")
@@ -336,12 +337,19 @@ def _described(program: Program) -> str:
     return "inputs " + ", ".join(f"{given.name} {list(given.shape)}" for given in program.inputs)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return str(list(value.shape))
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_shown(item)}" for key, item in value.items()) + "}"
-    return ", ".join(map(_shown, value)) if isinstance(value, (list, tuple)) else f"{value!r:.40}"
+def shown(inputs: Sequence[Any], *, dtypes: bool = False) -> str:
+    """Inputs as people read them: tensors by their shapes, and dtypes where asked for."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return str(list(value.shape)) + (f" {value.dtype}".replace("torch.", "") if dtypes else "")
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key!r}: {text(item)}" for key, item in value.items()) + "}"
+        if isinstance(value, (list, tuple)):
+            return f"{type(value).__name__}({', '.join(map(text, value))})"
+        return f"{value!r:.40}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+    return ", ".join(map(text, inputs))
 
 
 def _chunks(leaf: Tensor, size: int) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from wsgraph.space.evaluate import shown
+
 __all__ = ["ModuleInputs", "TraceError", "check_module", "copied", "export", "first_line"]
 
 
@@ -67,11 +69,8 @@ class ModuleInputs(NamedTuple):
         return module(*self.args, **self.kwargs)
 
     def __str__(self) -> str:
-        return ", ".join([*map(_shown, self.args), *(f"{name}={_shown(value)}" for name, value in self.kwargs.items())])
-
-
-def _shown(value: Any) -> str:
-    return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else f"{value!r:.40}"
+        named = (f"{name}={shown([value], dtypes=True)}" for name, value in self.kwargs.items())
+        return ", ".join([*([shown(self.args, dtypes=True)] if self.args else []), *named])
 
 
 def check_module(module: nn.Module) -> None:
