@@ -26,7 +26,6 @@ LONGER = {
     "convert/tracing/values.py": 620,
     "nn/sharing/linear.py": 620,
     "nn/sharing/magep.py": 540,
-    "testing.py": 510,
 }
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.space.errors import SpaceMismatchError
-from wsgraph.space.evaluate import check_layer_inputs, run_network
+from wsgraph.space.evaluate import run_network
+from wsgraph.space.inputs import check_layer_inputs
 from wsgraph.space.symmetry.alignment import Answers, align_answers, align_weights
 from wsgraph.space.symmetry.canonical import FORMS, canonicalize
 from wsgraph.space.symmetry.group import SYMMETRIES, GroupElement, act, sample_symmetry

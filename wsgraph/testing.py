@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wsgraph.convert.tracing.recording import ModuleInputs, TraceError, copied, first_line
+from wsgraph._outputs import FUNCTION_TOLERANCE, largest_difference, module_outputs, relative_error, said_of_repeats, space_outputs
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
-from wsgraph.space.evaluate import tensors_of
 from wsgraph.symmetry import SYMMETRIES, GroupElement, act, sample_symmetry
 
 __all__ = ["TOLERANCES", "assert_equivariant", "assert_function_preserved", "assert_invariant", "equivariance_error"]
@@ -21,75 +18,9 @@ __all__ = ["TOLERANCES", "assert_equivariant", "assert_function_preserved", "ass
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative error by dtype that counts as equal."""
 
-_FUNCTION_TOLERANCE = 1e-9
 _REACTION = 1e-6
 
 Function = Callable[[ParameterGraph], Tensor | Blocks]
-
-
-def _relative_error(value: Tensor, expected: Tensor) -> float:
-    """Largest difference per network, relative to the network's largest expected entry; infinite where the outputs are not finite."""
-    if value.shape != expected.shape:
-        raise AssertionError(f"The output changed its shape from {list(expected.shape)} to {list(value.shape)}.")
-    value, expected = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (value, expected))
-    value, expected = (tensor.double().reshape(len(tensor), -1) for tensor in (value, expected))
-    error = (value - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
-    error = torch.where((value == expected).all(1), 0, error)
-    return float(torch.nan_to_num(error, nan=math.inf).max())
-
-
-def module_outputs(
-    module: nn.Module, space: WeightSpace, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
-) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-    """The weights ``[1, P]`` of a module in float64, and its outputs as a function of such weights.
-
-    Inputs that the module takes by name are given so, or lie behind the others.
-    """
-    keywords = space.program.keywords if space.program is not None and kwargs is None else ()
-    called = ModuleInputs.of(inputs, kwargs) if kwargs is not None else ModuleInputs.carried(inputs, keywords)
-    args, named = _double(called.args), _double(called.kwargs)
-    moving = copied(module).double().eval()
-    state = {name: tensor.detach() for name, tensor in moving.state_dict().items()}
-
-    def outputs(thetas: Tensor) -> list[Tensor]:
-        # Integers are no weights, and stay what they are.
-        moved = {name: tensor.to(state[name].dtype) for name, tensor in space._views(thetas[0]).items()}
-        with torch.no_grad():
-            try:
-                return tensors_of(torch.func.functional_call(moving, moved, args, named, tie_weights=False))
-            except (TypeError, RuntimeError) as error:
-                raise TraceError(
-                    f"The module does not run in float64 on the inputs ({called}): {type(error).__name__}: {first_line(error)} Pass "
-                    "inputs as you would call the module, those by name as kwargs={...}."
-                ) from error
-
-    return space.flatten(state)[None], outputs
-
-
-def space_outputs(space: WeightSpace, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Callable[[Tensor], list[Tensor]]:
-    """The outputs of networks, run by their space on what its module is called with, as a function of weights ``[B, P]`` in float64."""
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    space = dataclasses.replace(space, assumed=())  # what was assumed is said elsewhere
-
-    def outputs(thetas: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return tensors_of(space.evaluate(thetas, *map(_double, given), **_double(dict(kwargs or {}))))
-
-    return outputs
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _double(item) for key, item in value.items()}
-    return type(value)(map(_double, value)) if type(value) in (list, tuple) else value
-
-
-def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference of an output, relative to its largest expected entry."""
-    pairs = zip(outputs, expected, strict=True)
-    return max((_relative_error(output[None], wanted[None]) for output, wanted in pairs), default=0.0)
 
 
 def assert_function_preserved(
@@ -185,18 +116,6 @@ def assert_function_preserved(
     return worst
 
 
-def said_of_repeats(outputs: Callable[[Tensor], list[Tensor]], thetas: Tensor, expected: Sequence[Tensor]) -> str:
-    """What to say of a network that answers otherwise when it is run again, of which no symmetry can be checked; empty of others."""
-    again = largest_difference(outputs(thetas), expected)
-    if again <= _FUNCTION_TOLERANCE:
-        return ""
-    return (
-        "The network draws random numbers: with the same weights and inputs its outputs differ from call to call (relative "
-        f"difference {again:.1e}), so that no symmetry can be checked. Switch off what is random in evaluation mode, such as "
-        "torch.nn.functional.dropout without training=self.training."
-    )
-
-
 def _prepare(fn: Function, dtype: torch.dtype) -> Function:
     return copy.deepcopy(fn).to(dtype).eval() if isinstance(fn, nn.Module) else fn
 
@@ -228,9 +147,9 @@ def _error(fn: Function, space: WeightSpace, thetas: Tensor, g: GroupElement, ou
     expected = _run(fn, space, thetas, dtype)
     moved = _run(fn, space, act(space, g, thetas), dtype)
     if output == "invariant":
-        return _relative_error(moved, expected)
+        return relative_error(moved, expected)
     parts = [expected.double()[:, part] for part in space.slices.values()]
-    return max(_relative_error(back, part) for back, part in zip(_pull_back(space, g, moved), parts, strict=True))
+    return max(relative_error(back, part) for back, part in zip(_pull_back(space, g, moved), parts, strict=True))
 
 
 def _claimed(fn: Any, symmetries: Collection[str] | None) -> tuple[str, ...]:
@@ -341,8 +260,8 @@ def _assert_function_kept(
     outputs = space_outputs(space, space.example_inputs(generator=generator, dtype=torch.float64) if inputs is None else inputs)
     g = sample_symmetry(space, thetas.shape[0], scale, generator=generator)
     pairs = zip(outputs(act(space, g, thetas)), outputs(thetas), strict=True)
-    error = max((_relative_error(moved, expected) for moved, expected in pairs), default=0.0)
-    if not error <= _FUNCTION_TOLERANCE:
+    error = max((relative_error(moved, expected) for moved, expected in pairs), default=0.0)
+    if not error <= FUNCTION_TOLERANCE:
         raise AssertionError(
             f"A group element of {space!r} changes the networks' outputs (relative error {error:.1e}): the weight space claims a symmetry "
             "that its networks do not have, so invariance under it means nothing."
@@ -369,7 +288,7 @@ def _assert_reacts(fn: Function, space: WeightSpace, thetas: Tensor, control: st
         changed = _uncoupled(space, thetas, generator)
     else:
         changed = thetas + thetas.std() * torch.randn(thetas.shape, generator=generator, dtype=thetas.dtype)
-    error = _relative_error(_run(fn, space, changed, dtype), _run(fn, space, thetas, dtype))
+    error = relative_error(_run(fn, space, changed, dtype), _run(fn, space, thetas, dtype))
     if not error > _REACTION:
         what = "uncoupled permutations of its inputs" if control == "uncoupled" else "noise on its inputs"
         raise AssertionError(

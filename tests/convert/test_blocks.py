@@ -14,10 +14,11 @@ from torch.nn.utils import parametrizations
 from tests.convert.test_tracing import Function, image, kinds, tokens
 from tests.networks import make, randomized
 from wsgraph import WeightSpace, trace
+from wsgraph._outputs import largest_difference, module_outputs
 from wsgraph.nn import build_model
 from wsgraph.space import Axis, NeuronGroup, Parameter, Tie
 from wsgraph.symmetry import align
-from wsgraph.testing import assert_equivariant, assert_function_preserved, assert_invariant, largest_difference, module_outputs
+from wsgraph.testing import assert_equivariant, assert_function_preserved, assert_invariant
 
 HEADS, SIZE = 3, 2
 

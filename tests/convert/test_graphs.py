@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tests.convert.test_tracing import CASES, Function, image, tokens
 from tests.networks import randomized
 from wsgraph import ParameterGraph, SpaceMismatchError, TraceWarning, WeightSpace, trace
+from wsgraph._outputs import largest_difference, module_outputs
 from wsgraph.nn import build_model
 from wsgraph.plot import draw_graph
 from wsgraph.space import Connection
 from wsgraph.symmetry import GroupElement
-from wsgraph.testing import assert_invariant, largest_difference, module_outputs
+from wsgraph.testing import assert_invariant
 
 
 def traced(module: nn.Module, *inputs: Tensor) -> WeightSpace:

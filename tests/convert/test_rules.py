@@ -15,9 +15,10 @@ from torch.nn.utils import parametrizations
 from tests.convert.test_tracing import Function, image, kinds, tokens
 from tests.networks import randomized
 from wsgraph import TraceWarning, WeightSpace, trace
+from wsgraph._outputs import largest_difference, module_outputs
 from wsgraph.nn import build_model
 from wsgraph.space import Symmetry
-from wsgraph.testing import assert_function_preserved, assert_invariant, largest_difference, module_outputs
+from wsgraph.testing import assert_function_preserved, assert_invariant
 
 PERMUTATION, SCALE, SIGN, BOTH = "permutation", "permutation x scale", "permutation x sign", "permutation x scale x sign"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from wsgraph._outputs import largest_difference
 from wsgraph.bench.bench import Bench, read_model, register_suite
 from wsgraph.nn import build_model, model_entry
 from wsgraph.space import WeightSpace
-from wsgraph.testing import largest_difference
 
 __all__: list[str] = []
 

@@ -261,7 +261,7 @@ class _Network(NamedTuple):
         """
         import torch
 
-        from wsgraph.testing import largest_difference, module_outputs, said_of_repeats, space_outputs
+        from wsgraph._outputs import largest_difference, module_outputs, said_of_repeats, space_outputs
 
         generator = torch.Generator().manual_seed(seed)
         g = self.space.sample_symmetry(1, (1 / scale, scale), generator=generator)

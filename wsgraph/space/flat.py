@@ -13,7 +13,8 @@ from torch import Tensor
 from wsgraph.space.assumed import tell_assumed
 from wsgraph.space.dtypes import flat_dtype, holds_same
 from wsgraph.space.errors import SpaceMismatchError
-from wsgraph.space.evaluate import accepts, check_layer_inputs, draw_inputs, run_network, run_program, smallest_input_shape
+from wsgraph.space.evaluate import accepts, draw_inputs, run_network, run_program, smallest_input_shape
+from wsgraph.space.inputs import check_layer_inputs
 from wsgraph.space.parts import Parameter
 from wsgraph.space.text import DescribedStructure
 from wsgraph.space.topology import Topology, build_topology

@@ -13,8 +13,8 @@ from tests.convert.test_tracing import Function
 from tests.space.symmetry.test_group import draw, relative
 from tests.spaces import SPACES
 from wsgraph import WeightSpace, trace
+from wsgraph._outputs import module_outputs
 from wsgraph.space import Axis, Layer, NeuronGroup, Parameter, Tie
-from wsgraph.testing import module_outputs
 
 
 @pytest.mark.parametrize("name", SPACES)

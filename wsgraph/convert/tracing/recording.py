@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from wsgraph.space.evaluate import shown
+from wsgraph.space.inputs import shown
 
 __all__ = ["ModuleInputs", "TraceError", "check_module", "copied", "export", "first_line"]
 
