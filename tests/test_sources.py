@@ -14,7 +14,7 @@ from wsgraph import scores
 from wsgraph.nn import list_models, model_entry
 from wsgraph.operators import OPERATORS
 from wsgraph.tasks import list_tasks
-from wsgraph.tasks.registry import task_function
+from wsgraph.tasks.registry import task_class
 
 ROOT = Path(wsgraph.__file__).parent
 
@@ -66,12 +66,12 @@ def file_of(value: object) -> str:
 
 def owned() -> dict[str, dict[str, set[str]]]:
     """By kind, the files in which every registered name may be spelled."""
-    tasks = {name: {file_of(task_function(name))} for name in list_tasks()}
+    tasks = {name: {file_of(task_class(name))} for name in list_tasks()}
     return {
         "model": {name: {file_of(model_entry(name).build)} for name in list_models()},
         "task": tasks,
         "operator": {name: {"operators/table.py"} for name in OPERATORS},
-        "score": {name: {"scores.py"}.union(*tasks.values()) for name in scores._MEASURES},
+        "score": {name: {"scores.py"}.union(*tasks.values()) for name in scores.SCORES},
     }
 
 

@@ -1,0 +1,72 @@
+"""Options of runs on the command line, made of the dataclasses that hold them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wsgraph.files import read_configuration
+from wsgraph.options import KINDS, Option, options_of, read_options
+
+__all__ = ["chosen_options", "with_run_options"]
+
+
+def _parameter(name: str, about: Option) -> inspect.Parameter:
+    """An option of the command line: not given unless it is written."""
+    one: Any = str if about.form == "pairs" else about.kind
+    several = about.form in ("several", "pairs")
+    if about.form == "switch":
+        annotation: Any = Annotated[bool, typer.Option(about.flag, help=about.help)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+    annotation = Annotated[list[one] | None if several else one | None, typer.Option(about.flag, help=about.help, min=about.minimum)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that also takes all options that tasks share, as its argument ``options``, a dictionary of those given.
+
+    Args:
+        function: The command, with a parameter ``options``.
+    """
+    shared = {name: about for kind in KINDS for name, about in options_of(kind).items() if about.flag}
+    own = [each for name, each in inspect.signature(function, eval_str=True).parameters.items() if name != "options"]
+    made = [_parameter(name, about) for name, about in shared.items()]
+
+    def command(**arguments: Any) -> None:
+        options = {}
+        for name, about in shared.items():
+            value = arguments.pop(name)
+            if value is None or value is False or value == []:
+                continue
+            options[name] = about.read(value) if about.form == "pairs" else value
+        function(**arguments, options=options)
+
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + made
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    return command
+
+
+def chosen_options(task: str | None, config: Path | None, given: dict[str, Any], words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The task and its options: those of a file, over which those given win.
+
+    Args:
+        task: Name of the task, if one was given.
+        config: TOML or JSON file with options by name, and perhaps the ``task``.
+        given: Options that tasks share.
+        words: Words of the command line that are options of the task's own.
+
+    Raises:
+        ValueError: If the file or an option cannot be read.
+    """
+    from wsgraph.tasks import task_class
+
+    known = {} if config is None else read_configuration(config)
+    named = known.pop("task", None)
+    name = task or named or "prediction"
+    return name, {**known, **given, **read_options(task_class(name), words)}
