@@ -170,8 +170,8 @@ def test_printed_commands_of_plugins_run(plugin: Path, monkeypatch: pytest.Monke
         }
         if task == "their_prediction":  # whose errors are not those of pictures
             print_results([first], "theirs")
-            assert "mse: mean squared error on test networks" in capsys.readouterr().out
-            assert "mse: mean squared error." in (plugin.parent / "report.html").read_text(encoding="utf-8")
+            assert "mae: mean absolute error, in units of the column on test networks" in capsys.readouterr().out
+            assert "mae: mean absolute error, in units of the column." in (plugin.parent / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_changed_plugin_makes_other_runs(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,6 @@ ELSEWHERE = {
     ("data/public/model_zoos.py", "operator"): "The published order of a pooling before its activation.",
     ("data/public/wild_park.py", "operator"): "Names in the published table.",
     ("nn/sharing/activation.py", "operator"): "The symmetry 'sign', no operator.",
-    ("report/page.py", "task"): "Reports are written without PyTorch, which the files of tasks need.",
     ("space/parts.py", "operator"): "A layer's kind 'identity', and the activation of neurons without one.",
     ("space/structure.py", "operator"): "A layer's kind 'identity'.",
     ("space/symmetry/canonical_state.py", "operator"): "The form 'sign', no operator.",

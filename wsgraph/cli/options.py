@@ -9,15 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
+from wsgraph.cli.common import explained
 from wsgraph.files import read_configuration
 from wsgraph.options import KINDS, Option, options_of, read_options
+
+_DEFAULT = "prediction"
 
 __all__ = ["chosen_options", "with_run_options"]
 
 
 def _parameter(name: str, about: Option) -> inspect.Parameter:
     """An option of the command line: not given unless it is written."""
-    one: Any = str if about.form == "pairs" else about.kind
+    one: Any = about.kind if isinstance(about.kind, type) and about.form != "pairs" else str
     several = about.form in ("several", "pairs")
     if about.form == "switch":
         annotation: Any = Annotated[bool, typer.Option(about.flag, help=about.help)]
@@ -42,7 +45,8 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
             value = arguments.pop(name)
             if value is None or value is False or value == []:
                 continue
-            options[name] = about.read(value) if about.form == "pairs" else value
+            with explained():
+                options[name] = about.read(value) if about.form == "pairs" else value
         function(**arguments, options=options)
 
     parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + made
@@ -52,14 +56,13 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def chosen_options(task: str | None, config: Path | None, given: dict[str, Any], words: list[str]) -> tuple[str, dict[str, Any]]:
+def chosen_options(words: list[str], config: Path | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The task and its options: those of a file, over which those given win.
 
     Args:
-        task: Name of the task, if one was given.
+        words: Words of the command line that are no options that tasks share: the task, and options of its own.
         config: TOML or JSON file with options by name, and perhaps the ``task``.
         given: Options that tasks share.
-        words: Words of the command line that are options of the task's own.
 
     Raises:
         ValueError: If the file or an option cannot be read.
@@ -68,5 +71,6 @@ def chosen_options(task: str | None, config: Path | None, given: dict[str, Any],
 
     known = {} if config is None else read_configuration(config)
     named = known.pop("task", None)
-    name = task or named or "prediction"
-    return name, {**known, **given, **read_options(task_class(name), words)}
+    task = words[0] if words and not words[0].startswith("-") else None
+    name = task or named or _DEFAULT
+    return name, {**known, **given, **read_options(task_class(name), words[task is not None :])}

@@ -63,11 +63,13 @@ def tasks(as_json: AsJson = False) -> None:
                 console.print(f"  {about.flag}: {about.help}", highlight=False, markup=False)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"ignore_unknown_options": True})
 @with_run_options
 def train(
-    context: typer.Context,
-    task: Annotated[str | None, typer.Argument(help="Task to train; `wsgraph tasks` lists them with their options.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TASK]", help="Task to train, and options of its own; `wsgraph tasks` lists them."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file with options by name; options given here win.")] = None,
     as_json: AsJson = False,
     *,
@@ -95,7 +97,7 @@ def train(
     with explained():
         from wsgraph.tasks import run
 
-        name, chosen = chosen_options(task, config, options, context.args)
+        name, chosen = chosen_options(words or [], config, options)
         result = run(name, **chosen)
     if is_first_process() and as_json:
         print_json({**result.document(), "folder": str(result.folder)})
@@ -175,7 +177,7 @@ def predict(
             prefix,
             entry,
         )
-        if output is not None and trained.task.columns is not None and rows:
+        if output is not None and not trained.task.edits and rows:
             write_csv(output, rows)
     if as_json:
         print_json({"model": str(model), "predictions": [finite_or_none(row) for row in rows], "errors": errors})

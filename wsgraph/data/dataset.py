@@ -276,6 +276,9 @@ class ZooDataset(Dataset[ParameterGraph]):
             values: A target for every network ``[n]``.
             target: What they are called.
 
+        Returns:
+            The dataset with these targets.
+
         Raises:
             ValueError: If there are more or fewer than networks.
         """

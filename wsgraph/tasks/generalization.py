@@ -30,6 +30,8 @@ class Generalization(ColumnTask):
 
     Args:
         target: A column with values in [0, 1].
+        learned_kind: Kind of the targets, read off the networks.
+        learned_values: What is known of them.
         augment_scale: Upper bound of the factors by which training and validation networks are moved, each with probability 1/2 (default:
             none is moved). Training networks are moved anew in every epoch; the published zoos hold one moved copy of each instead, see
             :func:`wsgraph.data.augment_zoo`.

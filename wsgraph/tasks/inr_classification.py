@@ -26,6 +26,8 @@ class INRClassification(ColumnTask):
 
     Args:
         target: A column with classes.
+        learned_kind: Kind of the targets, read off the networks.
+        learned_values: What is known of them.
     """
 
     name = "inr_classification"

@@ -175,23 +175,27 @@ class ColumnTask(Task):
 
     Args:
         target: Column to predict.
-        class_weights: Whether the loss weighs every class by the inverse of its number of training networks.
         learned_kind: Kind of the targets.
         learned_values: What is known of them: mean and deviation of numbers, classes and their weights.
     """
 
     target: str = option(MISSING, "Column of the zoo's table to predict.", flag="--target")
-    class_weights: bool = option(
-        False, "Weigh every class by the inverse of its number of networks.", flag="--class-weights", form="switch"
-    )
     learned_kind: str = learned("")
     learned_values: dict[str, Any] | None = learned()
+
+    @property
+    def weighs_classes(self) -> bool:
+        """Whether the loss weighs every class by the inverse of its number of training networks."""
+        return False
 
     def kind_of(self, column: np.ndarray) -> str:
         """What a column without blanks holds: ``"number"``, ``"share"`` or ``"class"``.
 
         Args:
             column: Its entries.
+
+        Returns:
+            The kind.
         """
         raise NotImplementedError
 
@@ -218,7 +222,7 @@ class ColumnTask(Task):
         everything = np.concatenate(list(entries.values()))
         kind = _KINDS[self.kind_of(everything)]
         try:
-            fitted = kind.fitted(entries["train"], everything, self.class_weights)
+            fitted = kind.fitted(entries["train"], everything, self.weighs_classes)
         except ValueError as error:
             raise ValueError(f"The column {self.target!r} cannot be predicted: {error}") from None
         return dataclasses.replace(self, learned_kind=kind.name, learned_values=dataclasses.asdict(fitted))
@@ -246,7 +250,11 @@ class Prediction(ColumnTask):
     ``kind="class"``. Networks whose entry is blank are left out and counted.
 
     Args:
-        kind: ``"auto"``, ``"number"`` or ``"class"``.
+        target: Column to predict.
+        learned_kind: Kind of the targets, read off the networks.
+        learned_values: What is known of them: mean and deviation of numbers, classes and their weights.
+        kind: ``"auto"``, ``"number"``, ``"share"`` (numbers from 0 to 1, through a sigmoid) or ``"class"``.
+        class_weights: Whether the loss weighs every class by the inverse of its number of training networks.
 
     Raises:
         ValueError: If the kind is unknown.
@@ -255,11 +263,18 @@ class Prediction(ColumnTask):
     name = "prediction"
     description = "Models read the weights of networks and predict a column of their table."
 
-    kind: str = option("auto", "What the column holds: auto, number or class.", flag="--kind")
+    kind: str = option("auto", "What the column holds: auto, number, share or class.", flag="--kind")
+    class_weights: bool = option(
+        False, "Weigh every class by the inverse of its number of networks.", flag="--class-weights", form="switch"
+    )
 
     def __post_init__(self) -> None:
         if self.kind not in ("auto", *_KINDS):
             raise ValueError(f"Expected 'kind' to be one of auto, {', '.join(_KINDS)} (got {self.kind!r}).")
+
+    @property
+    def weighs_classes(self) -> bool:
+        return self.class_weights
 
     def kind_of(self, column: np.ndarray) -> str:
         if self.kind != "auto":

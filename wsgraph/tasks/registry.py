@@ -74,7 +74,7 @@ def task_of(name: str, config: Mapping[str, Any]) -> Task:
         config: Options of the run, its ``config``.
 
     Returns:
-        The task.
+        The task, fitted to those networks.
 
     Raises:
         ValueError: If the task is unknown.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import pickle
@@ -48,9 +49,9 @@ from wsgraph.scores import none_as_nan
 from wsgraph.tasks.registry import task_class
 from wsgraph.tasks.result import Result, Summary
 from wsgraph.tasks.runs import RunFolder, claimed, is_first_process
-from wsgraph.tasks.task import Task, all_match, composed, distinct_spaces, float32, opened, preparation
+from wsgraph.tasks.task import Task, all_match, composed, distinct_spaces, float32, opened, preparation, targets_of
 from wsgraph.tasks.trained import Scores, TrainedModel, check_read, check_scored
-from wsgraph.tasks.training import Objective, fit, targets_of
+from wsgraph.tasks.training import Objective, check_training, fit
 
 __all__ = ["run", "run_seeds"]
 
@@ -62,12 +63,8 @@ def run(task: str | Task, **options: Any) -> Result:
 
     Args:
         task: One of :func:`list_tasks`, or a :class:`Task`.
-        **options: Those of :class:`ReadingOptions` (``zoo``, ``select``, ``group``, ``train_size``, ``canonicalize``, ``standardize``,
-            ``augment``, ``augment_validation``), of :class:`TrainingOptions` (``model``, ``model_options``, ``epochs``, ``seed``,
-            ``batch_size``, ``learning_rate``, ``weight_decay``, ``schedule``, ``patience``, ``trainer_options``, ``callbacks``,
-            ``logger``, ``accelerator``, ``devices``), of :class:`ScoringOptions` (``scales``, ``test``, ``test_zoos``, ``intervals``) and
-            of :class:`FolderOptions` (``output``, ``progress``, ``resume``, ``overwrite``), and of a task that is named its own, such as
-            ``target``.
+        **options: Those of :class:`ReadingOptions`, :class:`TrainingOptions`, :class:`ScoringOptions` and :class:`FolderOptions`, and of a
+            task that is named its own, such as ``target``.
 
     Returns:
         A :class:`Result` whose metrics are the task's scores on test networks, each also with the suffix ``_scale_S`` on
@@ -112,6 +109,17 @@ run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 )
 
 
+def _described(kind: type) -> str:
+    """What the docstring of a dataclass says of its fields, to be part of another."""
+    lines = inspect.cleandoc(kind.__doc__ or "").split("\n")
+    start = lines.index("Args:") + 1
+    return "\n".join(f"    {line}" for line in itertools.takewhile(lambda line: line.startswith(" "), lines[start:]))
+
+
+_MARK = "        **options: "
+run.__doc__ = (run.__doc__ or "").replace(_MARK, "\n".join(map(_described, KINDS)) + f"\n{_MARK}")
+
+
 def run_seeds(task: str | Task, *, seeds: Sequence[int], output: str | os.PathLike[str] | None = None, **options: Any) -> Summary:
     """Train a model on a task with several seeds, and summarise the scores.
 
@@ -154,6 +162,7 @@ class _Run:
     def result(self) -> Result:
         """Read, train, score and save; or read what was saved."""
         model_entry(self.training.model)
+        check_training(self.training)
         self.read_networks()
         config = self.config()
         transforms = composed(self.reading.augment, preparation(self.task, config))

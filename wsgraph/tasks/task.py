@@ -17,7 +17,6 @@ from wsgraph.data.transforms import Canonicalize, Compose, Normalize, WeightTran
 from wsgraph.options import ReadingOptions, ScoringOptions, option, options_of
 from wsgraph.scores import Score
 from wsgraph.space import ParameterGraph, WeightSpace
-from wsgraph.tasks.training import targets_of
 
 __all__ = [
     "Task",
@@ -31,6 +30,7 @@ __all__ = [
     "option",
     "preparation",
     "standardization",
+    "targets_of",
 ]
 
 
@@ -141,7 +141,15 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What is minimised, of outputs ``[B, ...]`` and targets ``[B]``."""
+        """What is minimised.
+
+        Args:
+            outputs: Outputs of the module ``[B, ...]``.
+            targets: Targets ``[B]``.
+
+        Returns:
+            The loss, a number.
+        """
 
     def wrap(self, model: nn.Module, space: WeightSpace, config: Mapping[str, Any]) -> nn.Module:
         """What makes outputs of a model that returns weights; its submodule ``model`` is the model.
@@ -150,6 +158,9 @@ class Task(ABC):
             model: The model.
             space: Weight space of the networks.
             config: Options of the run. It is left to it to standardize.
+
+        Returns:
+            The module that is trained.
         """
         return model
 
@@ -160,7 +171,15 @@ class Task(ABC):
         """What outputs of the model say: numbers in the column's units ``[B]``, or probabilities of classes ``[B, classes]``."""
 
     def predict(self, module: nn.Module, batch: ParameterGraph) -> Tensor:
-        """What a trained model says of a batch: :meth:`predictions`, or other weights ``[B, P]``."""
+        """What a trained model says of a batch.
+
+        Args:
+            module: The trained module.
+            batch: Networks.
+
+        Returns:
+            :meth:`predictions`, or other weights ``[B, P]``.
+        """
         return self.predictions(module(batch))
 
     def columns(self, predictions: Tensor) -> dict[str, list[Any]]:
@@ -172,12 +191,28 @@ class Task(ABC):
         return {"predicted": predictions.tolist()}
 
     def measured(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """All scores of outputs and targets, by name."""
+        """All scores.
+
+        Args:
+            outputs: Outputs of the module for all networks ``[n, ...]``, on the CPU.
+            targets: Their targets ``[n]``.
+
+        Returns:
+            Scores by name.
+        """
         predictions, wanted = self.predictions(outputs).double().numpy(), targets.numpy()
         return {score.name: score(predictions, wanted) for score in self.metrics}
 
     def followed(self, outputs: Tensor, targets: Tensor) -> float:
-        """The first score, which is followed while training."""
+        """The first score, which is followed while training.
+
+        Args:
+            outputs: Outputs of the module ``[n, ...]``.
+            targets: Targets ``[n]``.
+
+        Returns:
+            The score, a number.
+        """
         return self.measured(outputs.detach().cpu(), targets.cpu())[self.metrics[0].name]
 
     # == As data ==
@@ -227,6 +262,13 @@ def preparation(task: Task, config: Mapping[str, Any]) -> WeightTransform | None
     """What a run does to all networks before they are read: settle parts of the canonical form, divide parameters."""
     form = Canonicalize(config["canonicalize"]) if config.get("canonicalize") else None
     return composed(form, None if task.edits else standardization(config))
+
+
+def targets_of(batch: ParameterGraph) -> Tensor:
+    """Targets ``[B]`` of a batch; NaN where it has none, because they are made from the networks."""
+    if isinstance(batch.y, Tensor):
+        return batch.y
+    return torch.full((batch.num_networks,), float("nan"), device=batch.device)
 
 
 @torch.no_grad()

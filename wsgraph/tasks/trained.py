@@ -44,6 +44,10 @@ def _activations(space: WeightSpace) -> set[str]:
 class Scores(dict[str, float]):
     """Scores by name, with intervals of 95 % for some.
 
+    Args:
+        *values: As of a dictionary.
+        **more: As of a dictionary.
+
     Attributes:
         intervals: Lower and upper end by score.
 

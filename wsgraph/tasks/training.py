@@ -14,9 +14,9 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
@@ -31,22 +31,13 @@ from wsgraph.data.transforms import WeightTransform
 from wsgraph.options import TrainingOptions
 from wsgraph.space import ParameterGraph
 from wsgraph.tasks.runs import RunFolder, is_first_process
+from wsgraph.tasks.task import Task, targets_of
 
-if TYPE_CHECKING:
-    from wsgraph.tasks.task import Task
-
-__all__ = ["DivergedError", "Objective", "fit", "load_best", "targets_of"]
+__all__ = ["DivergedError", "Objective", "check_training", "fit", "load_best"]
 
 
 class DivergedError(ValueError):
     """A loss stopped being finite."""
-
-
-def targets_of(batch: ParameterGraph) -> Tensor:
-    """Targets ``[B]`` of a batch; NaN where it has none, because they are made from the networks."""
-    if isinstance(batch.y, Tensor):
-        return batch.y
-    return torch.full((batch.num_networks,), float("nan"), device=batch.device)
 
 
 def _single_precision(outputs: Tensor) -> Tensor:
@@ -121,8 +112,6 @@ class Objective(L.LightningModule):
         options = self.training_options
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        if not callable(options.schedule) and options.schedule not in _SCHEDULES:
-            raise ValueError(f"Expected 'schedule' to be one of {', '.join(_SCHEDULES)} or a function (got {options.schedule!r}).")
         make = options.schedule if callable(options.schedule) else _SCHEDULES[options.schedule]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer, steps), "interval": "step"}}
 
@@ -167,12 +156,10 @@ _LOGGERS: dict[str, Callable[[Path], Any]] = {
 def _loggers(wanted: Any, folder: Path) -> list[Any]:
     """``metrics.csv`` and the loggers that were asked for, by name or as objects of Lightning."""
     made: list[Any] = [lightning_loggers.CSVLogger(folder, name=None, version="")]
-    for each in wanted if isinstance(wanted, (list, tuple)) else [] if wanted is None else [wanted]:
+    for each in _listed(wanted):
         if not isinstance(each, str):
             made.append(each)
             continue
-        if each not in _LOGGERS:
-            raise ValueError(f"Expected 'logger' to be one of {', '.join(_LOGGERS)} or a logger of Lightning (got {each!r}).")
         try:
             found = _LOGGERS[each](folder)
         except ModuleNotFoundError as error:
@@ -181,8 +168,26 @@ def _loggers(wanted: Any, folder: Path) -> list[Any]:
     return made
 
 
-def _trainer_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of Lightning's trainer, but for those that runs have by other names."""
+def _listed(wanted: Any) -> Sequence[Any]:
+    return wanted if isinstance(wanted, (list, tuple)) else [] if wanted is None else [wanted]
+
+
+def check_training(training: TrainingOptions) -> None:
+    """Refuse options that would only be found wrong when training starts.
+
+    Args:
+        training: The options.
+
+    Raises:
+        ValueError: If a schedule, a logger or an option of Lightning's trainer is unknown.
+    """
+    if not callable(training.schedule) and training.schedule not in _SCHEDULES:
+        raise ValueError(f"Expected 'schedule' to be one of {', '.join(_SCHEDULES)} or a function (got {training.schedule!r}).")
+    for each in _listed(training.logger):
+        if isinstance(each, str) and each not in _LOGGERS:
+            raise ValueError(f"Expected 'logger' to be one of {', '.join(_LOGGERS)} or a logger of Lightning (got {each!r}).")
+    # But for those that runs have by other names.
+    given = training.trainer_options
     names = {"max_epochs": "epochs", **dict.fromkeys(("callbacks", "logger", "accelerator", "devices"))}
     known = [name for name in inspect.signature(L.Trainer).parameters if name not in names]
     for name in given or ():
@@ -192,7 +197,6 @@ def _trainer_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
             near = difflib.get_close_matches(name, known, n=1)
             meant = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
             raise ValueError(f"Lightning's Trainer has no option {name!r}. {meant}")
-    return dict(given or {})
 
 
 class _BestAndLast(ModelCheckpoint):
@@ -327,7 +331,6 @@ def fit(
 
     Raises:
         DivergedError: If the loss stops being finite.
-        ValueError: If a logger or an option of Lightning is unknown.
         KeyboardInterrupt: If training is interrupted, with what to do.
         SystemExit: If the process is asked to end by SIGTERM, with the status 143.
     """
@@ -353,7 +356,7 @@ def fit(
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
-            **_trainer_options(training.trainer_options),
+            **(training.trainer_options or {}),
         }
         stops = [] if training.patience is None else [EarlyStopping("val_loss", patience=training.patience)]
         trainer = L.Trainer(
