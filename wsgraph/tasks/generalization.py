@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from wsgraph.data.transforms import RandomSymmetry
 from wsgraph.options import ReadingOptions, ScoringOptions
-from wsgraph.scores import SCORES
+from wsgraph.scores import SCORES, Score
 from wsgraph.tasks.prediction import ColumnTask
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.task import option
@@ -68,10 +69,10 @@ class Generalization(ColumnTask):
     def scored(self, scoring: ScoringOptions) -> ScoringOptions:
         return dataclasses.replace(scoring, scales=(1, 10, 100, 10000))
 
-    def measured(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def measured(self, outputs: Tensor, targets: Tensor, metrics: Sequence[Score] | None = None) -> dict[str, float]:
         # Ranks are taken before the sigmoid, which rounds far outputs to ties.
         tau = SCORES["tau"](outputs[:, 0].numpy(), targets.numpy())
-        return {**super().measured(outputs, targets), "tau": tau}
+        return {**super().measured(outputs, targets, metrics), "tau": tau}
 
     def columns(self, predictions: Tensor) -> dict[str, list[float]]:
         return {"predicted_accuracy": predictions.tolist()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,6 +190,6 @@ class INREditing(Task):
         assert isinstance(module, Editor)
         return module.edit(batch)
 
-    def measured(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def measured(self, outputs: Tensor, targets: Tensor, metrics: Sequence[Score] | None = None) -> dict[str, float]:
         unedited = nn.functional.mse_loss(outputs[:, 2], outputs[:, 1])
         return {"mse": float(self.loss(outputs, targets)), "mse_unedited": float(unedited)}

@@ -190,18 +190,19 @@ class Task(ABC):
         """
         return {"predicted": predictions.tolist()}
 
-    def measured(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """All scores.
+    def measured(self, outputs: Tensor, targets: Tensor, metrics: Sequence[Score] | None = None) -> dict[str, float]:
+        """Scores of outputs and targets.
 
         Args:
             outputs: Outputs of the module for all networks ``[n, ...]``, on the CPU.
             targets: Their targets ``[n]``.
+            metrics: Which scores (default: all).
 
         Returns:
             Scores by name.
         """
         predictions, wanted = self.predictions(outputs).double().numpy(), targets.numpy()
-        return {score.name: score(predictions, wanted) for score in self.metrics}
+        return {score.name: score(predictions, wanted) for score in metrics or self.metrics}
 
     def followed(self, outputs: Tensor, targets: Tensor) -> float:
         """The first score, which is followed while training.
@@ -213,7 +214,8 @@ class Task(ABC):
         Returns:
             The score, a number.
         """
-        return self.measured(outputs.detach().cpu(), targets.cpu())[self.metrics[0].name]
+        first = self.metrics[0]
+        return self.measured(outputs.detach().cpu(), targets.cpu(), [first])[first.name]
 
     # == As data ==
 
