@@ -113,8 +113,8 @@ def test_bench_takes_seeds_and_epochs(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         (["train", "generalization", "--zoo", "ZOO", "--model", "nothing"], "Unknown model 'nothing'"),
         (["train", "other", "--zoo", "ZOO"], "Unknown task 'other'"),
-        (["train", "inr_editing", "--zoo", "ZOO", "--augment-scale", "2"], "--augment-scale is for generalization, not for inr_editing"),
-        (["train", "generalization", "--zoo", "ZOO", "--test-zoo", "x="], "Expected --test-zoo as NAME=FOLDER (got 'x=')"),
+        (["train", "inr_editing", "--zoo", "ZOO", "--augment-scale", "2"], "There is no option --augment-scale. The task has --operation"),
+        (["train", "generalization", "--zoo", "ZOO", "--test-zoo", "x="], "Expected --test-zoo as NAME=VALUE (got 'x=')"),
         (["train", "generalization", "--zoo", "missing"], "missing"),
         (["train", "generalization", "--zoo", "ZOO", "--output", "FILE/run"], "Cannot write to"),
         (["zoo", "info", "missing"], "missing"),

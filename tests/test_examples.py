@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 @contextmanager
 def unregistered() -> Iterator[None]:
     """What examples register is gone afterwards."""
-    registries: list[Any] = [models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, architectures._ARCHITECTURES, OPERATORS]
+    registries: list[Any] = [models._MODELS, tasks._TASKS, bench._SUITES, architectures._ARCHITECTURES, OPERATORS]
     before = [registry.copy() for registry in registries]
     try:
         yield

@@ -19,8 +19,8 @@ import wsgraph
 from tests.test_api import parameters_of, public_methods, public_names
 from tests.test_examples import unregistered
 from wsgraph.cli import app
-from wsgraph.report import commands as command_module
-from wsgraph.tasks import run_prediction
+from wsgraph.options import KINDS, options_of
+from wsgraph.tasks import list_tasks, task_class
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -106,7 +106,9 @@ def commands() -> dict[str, set[str]]:
         for name, child in getattr(command, "commands", {}).items():
             yield from walk(child, (*words, name))
 
-    return dict(walk(typer.main.get_command(app), ("wsgraph",)))
+    found = dict(walk(typer.main.get_command(app), ("wsgraph",)))
+    found["wsgraph train"] |= {about.flag for name in list_tasks() for about in options_of(task_class(name)).values() if about.flag}
+    return found
 
 
 def missing_options(text: str) -> list[str]:
@@ -162,19 +164,10 @@ def test_the_plugin_of_the_readme_runs_as_written(tmp_path: Path, monkeypatch: p
     assert "| mine | permutation, scale, sign |" in Path("wsgraph-bench/results/invariance.md").read_text()
 
 
-def test_the_command_has_the_defaults_of_the_function() -> None:
-    function = inspect.signature(run_prediction).parameters
+def test_the_command_has_the_options_of_the_function() -> None:
+    shared = {about.flag for kind in KINDS for about in options_of(kind).values() if about.flag}
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
-    shared = [option for option in command.params if option.name in function and option.default is not None]
-    assert {option.name for option in shared} >= {"model", "epochs", "seed", "learning_rate", "batch_size", "devices", "standardize"}
-    assert {option.name: option.default for option in shared} == {option.name: function[option.name].default for option in shared}
-
-
-def test_reports_write_options_that_the_command_has() -> None:
-    flags = {
-        *command_module._ONE.values(),
-        *command_module._SEVERAL.values(),
-        *command_module._NAMED.values(),
-        *command_module._FLAGS.values(),
-    }
-    assert flags <= commands()["wsgraph train"]
+    assert {text for each in command.params for text in each.opts if text.startswith("-")} == shared | {"--config", "--json"}
+    # Those of one name mean one thing, and no task takes what all have.
+    for name in list_tasks():
+        assert not shared & {about.flag for about in options_of(task_class(name)).values()}

@@ -37,7 +37,8 @@ from torch import nn
 from wsgraph.bench import register_suite
 from wsgraph.nn import register_model
 from wsgraph.space import register_operator
-from wsgraph.tasks import Prediction, register_task, run_generalization, run_prediction
+from wsgraph.scores import SCORES
+from wsgraph.tasks import Generalization, Task, option, register_task
 
 
 @dataclass
@@ -59,30 +60,33 @@ class Theirs(nn.Module):
         return self.head(batch.thetas().mean(1, keepdim=True))
 
 
-def loss(outputs, targets):
-    return nn.functional.mse_loss(outputs[:, 0], targets.to(outputs.dtype))
+@register_task
+@dataclass(frozen=True)
+class TheirPrediction(Task):
+    name = "their_prediction"
+    description = "Models predict the test accuracy."
+    metrics = (SCORES["mae"],)
+
+    target: str = option("test_accuracy", "Column to predict.", flag="--target")
+    weight: float = option(1.0, "Weight of the loss.", flag="--weight", kind=float)
+
+    def targets(self, data):
+        return torch.from_numpy(data.column(self.target))
+
+    def loss(self, outputs, targets):
+        return self.weight * nn.functional.mse_loss(outputs[:, 0], targets.to(outputs.dtype))
+
+    def predictions(self, outputs):
+        return outputs[:, 0]
 
 
-theirs = Prediction(
-    name="their_prediction",
-    target="test_accuracy",
-    score_name="mse",
-    loss=loss,
-    score=lambda outputs, targets: float(loss(outputs, targets)),
-    scores=lambda outputs, targets: {"mse": float(loss(outputs, targets))},
-    width=lambda splits: 1,
-    predict=lambda model, batch: model(batch)[:, 0],
-    columns=lambda predicted: {"accuracy": predicted},
-)
-
-
-@register_task("their_prediction", lambda config: theirs)
-def run_theirs(*, zoo, epochs=3, weight=1.0, **options):
-    return run_prediction(theirs, zoo=zoo, epochs=epochs, record={"weight": weight}, **options)
+@register_task
+@dataclass(frozen=True)
+class TheirTask(Generalization):
+    name = "their_task"
 
 
 register_operator("cubed", lambda v: v**3, positive=False, sign=True)
-register_task("their_task")(run_generalization)
 register_suite("their_suite")(lambda bench: bench.write_table("their_suite", "Theirs", ["model"], [[name] for name in bench.models], {}))
 '''
 
@@ -91,7 +95,7 @@ register_suite("their_suite")(lambda bench: bench.write_table("their_suite", "Th
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file with the plugin, of which no trace is left afterwards."""
     (tmp_path / "theirs.py").write_text(PLUGIN)
-    registries: list[Any] = [models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, OPERATORS, plugins._loaded]
+    registries: list[Any] = [models._MODELS, tasks._TASKS, bench._SUITES, OPERATORS, plugins._loaded]
     before = [registry.copy() for registry in registries]
     monkeypatch.setenv("WSGRAPH_PLUGINS", "")
     yield tmp_path / "theirs.py"
@@ -131,7 +135,7 @@ def reproduced(folder: Path, page: Path) -> str:
     """The command that a report prints, run as in a process that knows no plugin."""
     write_report(page, [folder])
     text = unescape(re.findall(r"<code>(.*?)</code>", page.read_text(), flags=re.DOTALL)[0])
-    for registry in (models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, OPERATORS):
+    for registry in (models._MODELS, tasks._TASKS, bench._SUITES, OPERATORS):
         for name in [name for name in registry if name in ("theirs", "their_task", "their_prediction", "their_suite", "cubed")]:
             del registry[name]
     plugins._loaded.clear()
@@ -166,8 +170,8 @@ def test_printed_commands_of_plugins_run(plugin: Path, monkeypatch: pytest.Monke
         }
         if task == "their_prediction":  # whose errors are not those of pictures
             print_results([first], "theirs")
-            assert "mse: mean squared error on test networks" in capsys.readouterr().out
-            assert "mse: mean squared error." in (plugin.parent / "report.html").read_text(encoding="utf-8")
+            assert "mae: mean absolute error, in units of the column on test networks" in capsys.readouterr().out
+            assert "mae: mean absolute error, in units of the column." in (plugin.parent / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_changed_plugin_makes_other_runs(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +180,7 @@ def test_a_changed_plugin_makes_other_runs(plugin: Path, monkeypatch: pytest.Mon
     folders = []
     for text in (PLUGIN, PLUGIN, PLUGIN.replace("mean(1", "std(1")):
         plugin.write_text(text)
-        for registry in (models._MODELS, tasks._TASKS, tasks._PREDICTIONS, bench._SUITES, OPERATORS):
+        for registry in (models._MODELS, tasks._TASKS, bench._SUITES, OPERATORS):
             for name in [name for name in registry if name in ("theirs", "their_task", "their_prediction", "their_suite", "cubed")]:
                 del registry[name]
         plugins._loaded.clear()

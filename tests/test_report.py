@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from tests.tasks.test_generalization import make_store, train
 from tests.test_import import modules_after
 from wsgraph.cli import app
+from wsgraph.options import command_text, known_options
 from wsgraph.report import write_report
+from wsgraph.tasks import Generalization
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>\"'&"
@@ -161,28 +163,31 @@ def test_the_order_of_what_is_given_does_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
+def called(task: str, options: dict[str, Any], plugins: Sequence[str] = (), **unwritten: str) -> dict[str, Any]:
+    """What a run records of its call."""
+    call = {"task": task, "options": options, "unwritten": unwritten, "plugins": list(plugins)}
+    return {**call, "command": command_text(call, known_options(Generalization))}
+
+
 def test_commands_repeat_the_runs(tmp_path: Path) -> None:
     options = {"zoo": "far away/mine", "model": "np", "epochs": 2, "scales": [1.0, 10000.0], "augment_scale": 100.0, "train_size": 60}
     options |= {"canonicalize": ["scale"], "standardize": True, "test_zoos": {"other": "far away/other"}, "learning_rate": 0.0012345678}
     config = {"seed": 3, "batch_size": 64, "learning_rate": 0.0012345678}
-    write_run(tmp_path / "a", config=config, call={"task": "generalization", "options": options, "plugins": ["mine.py"]})
+    write_run(tmp_path / "a", config=config, call=called("generalization", options, ["mine.py"]))
     options = {"zoo": "mine", "model": "mlp", "seed": 0, "model_options": {"hidden": 8, "name": "it's"}}
-    write_run(tmp_path / "b", "mlp", call={"task": "generalization", "options": options, "plugins": ["mine.py"]})
-    left_out = {"augment": "WeightNoise(std=0.5)"}
-    call = {"task": "generalization", "options": {"zoo": "mine"}, "unwritten": left_out, "plugins": []}
-    write_run(tmp_path / "c", "statnn", call=call)
+    write_run(tmp_path / "b", "mlp", call=called("generalization", options, ["mine.py"]))
+    write_run(tmp_path / "c", "statnn", call=called("generalization", {"zoo": "mine"}, augment="WeightNoise(std=0.5)"))
     write_run(tmp_path / "d", "hnp")  # not known how it was called
     longer = {"continued_from": [10], "epochs": 30}
-    write_run(tmp_path / "e", "magep", config=longer, call={"task": "generalization", "options": {"zoo": "mine"}})
+    write_run(tmp_path / "e", "magep", config=longer, call=called("generalization", {"zoo": "mine", "epochs": 30, "seed": 0}))
     page = report(tmp_path / "report.html", tmp_path)
     assert (
-        "wsgraph --plugin mine.py train generalization --zoo 'far away/mine' --model np --epochs 2 --seed 3 --learning-rate 0.0012345678 "
-        "--batch-size 64 --augment-scale 100 --train-size 60 --scale 1 --scale 10000 --canonicalize scale --standardize "
-        "--test-zoo 'other=far away/other'\n"
+        "wsgraph --plugin mine.py train generalization --zoo 'far away/mine' --model np --epochs 2 --scale 1 --scale 10000 "
+        "--augment-scale 100 --train-size 60 --canonicalize scale --standardize --test-zoo 'other=far away/other' "
+        "--learning-rate 0.0012345678\n"
     ) in page.text
     assert (
-        'python -c \'from wsgraph.tasks import run; from wsgraph.plugins import add_plugin; add_plugin("mine.py"); '
-        'run("generalization", zoo="mine", model="mlp", seed=0, model_options={"hidden": 8, "name": "it'
+        "wsgraph --plugin mine.py train generalization --zoo mine --model mlp --seed 0 --model-option hidden=8 --model-option 'name=it"
     ) in page.text
     assert 'run("generalization", zoo="mine")\'  # augment=WeightNoise(std=0.5)' in page.text
     assert "--epochs 30 --seed 0  # continued from a run of 10 epochs: first that, then this with --resume" in page.text

@@ -14,7 +14,7 @@ from wsgraph import scores
 from wsgraph.nn import list_models, model_entry
 from wsgraph.operators import OPERATORS
 from wsgraph.tasks import list_tasks
-from wsgraph.tasks.registry import task_function
+from wsgraph.tasks.registry import task_class
 
 ROOT = Path(wsgraph.__file__).parent
 
@@ -49,7 +49,6 @@ ELSEWHERE = {
     ("data/public/model_zoos.py", "operator"): "The published order of a pooling before its activation.",
     ("data/public/wild_park.py", "operator"): "Names in the published table.",
     ("nn/sharing/activation.py", "operator"): "The symmetry 'sign', no operator.",
-    ("report/page.py", "task"): "Reports are written without PyTorch, which the files of tasks need.",
     ("space/parts.py", "operator"): "A layer's kind 'identity', and the activation of neurons without one.",
     ("space/structure.py", "operator"): "A layer's kind 'identity'.",
     ("space/symmetry/canonical_state.py", "operator"): "The form 'sign', no operator.",
@@ -65,12 +64,12 @@ def file_of(value: object) -> str:
 
 def owned() -> dict[str, dict[str, set[str]]]:
     """By kind, the files in which every registered name may be spelled."""
-    tasks = {name: {file_of(task_function(name))} for name in list_tasks()}
+    tasks = {name: {file_of(task_class(name))} for name in list_tasks()}
     return {
         "model": {name: {file_of(model_entry(name).build)} for name in list_models()},
         "task": tasks,
         "operator": {name: {"operators/table.py"} for name in OPERATORS},
-        "score": {name: {"scores.py"}.union(*tasks.values()) for name in scores._MEASURES},
+        "score": {name: {"scores.py"}.union(*tasks.values()) for name in scores.SCORES},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-__all__ = ["explained_errors", "flush", "new_folder", "write_atomically", "write_json"]
+__all__ = ["explained_errors", "flush", "new_folder", "read_configuration", "write_atomically", "write_json"]
 
 
 def flush(path: Path) -> None:
@@ -126,3 +127,30 @@ def write_json(path: str | os.PathLike[str], document: Any) -> None:
     """
     text = json.dumps(document, indent=2) + "\n"
     write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Options by name from a TOML or JSON file.
+
+    Args:
+        path: The file; JSON if its name ends so.
+
+    Returns:
+        The options.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not TOML or JSON, or holds no table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no configuration file {str(path)!r}.")
+    kind = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        text = path.read_text(encoding="utf-8")
+        options: Any = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not {kind} ({error}).") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"Expected {str(path)!r} to hold options by name (got {type(options).__name__}).")
+    return options

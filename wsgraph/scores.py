@@ -1,14 +1,17 @@
-"""Scores in JSON, and those of several seeds as one; by itself, so that what only reads results does not wait for PyTorch."""
+"""Scores: their names, which values lead, how they are computed and written; without PyTorch, which readers of results need not."""
 
 from __future__ import annotations
 
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "SCORES",
+    "Score",
     "better",
     "finite_or_none",
     "is_count",
@@ -21,58 +24,156 @@ __all__ = [
     "register_score",
 ]
 
-# By the name of a score or cost: what its column is called, and whether more (1) or less (-1) is better, or neither (0).
-_MEASURES: dict[str, tuple[str, int]] = {
-    "tau": ("tau", 1),
-    "r2": ("r2", 1),
-    "accuracy": ("accuracy", 1),
-    "mse": ("mse", -1),
-    "mse_unedited": ("mse as they are", 0),
-    "cross_entropy": ("cross entropy", -1),
-    "validation_loss": ("validation loss", -1),
-    "best_epoch": ("best epoch", 0),
-    "parameters": ("parameters", 0),
-    "peak_memory_mb": ("peak MB", -1),
-    "seconds_per_epoch": ("s/epoch", -1),
-    "milliseconds": ("ms", -1),
-    "networks_per_second": ("networks/s", 1),
-    "kept_bytes": ("kept MB", -1),
-    "peak_bytes": ("peak MB", -1),
-}
 
-# Tasks of plugins have scores by the same names: what these are of is the task's to say.
-_MEANINGS = {"tau": "Kendall's tau of predictions and targets", "accuracy": "share of classes found", "mse": "mean squared error"}
-
-_AXES = {"tau": r"Kendall's $\tau$ (predicted vs. true accuracy)"}
-_COUNTS = ("parameters", "best_epoch")
-
-
-def register_score(name: str, *, better: int, label: str | None = None) -> None:
-    """Say of a score of yours what tables call it and which values lead.
+@dataclass(frozen=True)
+class Score:
+    """A score of predictions, or a cost of a run: what it is called, which values lead, how it is computed.
 
     Args:
         name: Its name among the scores of a task.
         better: 1 if more is better, -1 if less is, 0 if neither.
         label: Head of its column (default: the name, with spaces).
+        meaning: What it is, in words.
+        axis: What the axis of a figure is called that shows it, in Matplotlib's notation.
+        decimals: Decimal places that it is written with.
+        function: ``function(predictions, targets)`` of NumPy arrays; ``None`` of what is measured otherwise.
+
+    Raises:
+        ValueError: If ``better`` is another number.
+
+    Example:
+        >>> import numpy as np
+        >>> SCORES["mae"](np.array([1.0, 2.0]), np.array([2.0, 4.0]))
+        1.5
+    """
+
+    name: str
+    better: int
+    label: str = ""
+    meaning: str = ""
+    axis: str = ""
+    decimals: int = 3
+    function: Callable[[Any, Any], float] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.better not in (-1, 0, 1):
+            raise ValueError(f"Expected 'better' to be 1, -1 or 0 (got {self.better!r}).")
+        object.__setattr__(self, "label", self.label or self.name.replace("_", " "))
+        object.__setattr__(self, "meaning", self.meaning or self.label)
+        object.__setattr__(self, "axis", self.axis or self.name)
+
+    def __call__(self, predictions: Any, targets: Any) -> float:
+        if self.function is None:
+            raise ValueError(f"The score {self.name!r} is measured, not computed from predictions.")
+        return float(self.function(predictions, targets))
+
+
+# Libraries are imported where they are used: what only reads results must not wait for them.
+
+
+def _tau(predictions: Any, targets: Any) -> float:
+    """Kendall's tau-b; 0 where all predictions are equal, which rank nothing."""
+    from scipy.stats import kendalltau
+
+    return 0.0 if (predictions == predictions[:1]).all() else float(kendalltau(targets, predictions).statistic)
+
+
+def _r2(predictions: Any, targets: Any) -> float:
+    spread = ((targets - targets.mean()) ** 2).sum()
+    return float(1 - ((targets - predictions) ** 2).sum() / spread) if spread > 0 else math.nan
+
+
+def _mae(predictions: Any, targets: Any) -> float:
+    return float(abs(predictions - targets).mean())
+
+
+def _rmse(predictions: Any, targets: Any) -> float:
+    return float(((predictions - targets) ** 2).mean() ** 0.5)
+
+
+def _accuracy(predictions: Any, targets: Any) -> float:
+    return float((predictions.argmax(1) == targets).mean())
+
+
+def _balanced_accuracy(predictions: Any, targets: Any) -> float:
+    """The mean over the classes that there are of the share of their networks that are told right."""
+    right, shares = predictions.argmax(1) == targets, []
+    for label in sorted(set(targets.tolist())):
+        shares.append(right[targets == label].mean())
+    return float(sum(shares) / len(shares))
+
+
+def _macro_f1(predictions: Any, targets: Any) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(targets, predictions.argmax(1), average="macro", zero_division=0))
+
+
+def _cross_entropy(predictions: Any, targets: Any) -> float:
+    """Of probabilities ``[n, classes]``, of which none counts as less than the least positive number."""
+    import numpy as np
+
+    own = predictions[np.arange(len(targets)), targets]
+    return float(-np.log(np.maximum(own, np.finfo(own.dtype).tiny)).mean())
+
+
+SCORES: dict[str, Score] = {
+    score.name: score
+    for score in (
+        Score("tau", 1, meaning="Kendall's tau of predictions and targets", axis=r"Kendall's $\tau$ (predicted vs. true)", function=_tau),
+        Score("r2", 1, meaning="share of the targets' variance that is explained", function=_r2),
+        Score("mae", -1, "MAE", "mean absolute error, in units of the column", decimals=4, function=_mae),
+        Score("rmse", -1, "RMSE", "root of the mean squared error, in units of the column", decimals=4, function=_rmse),
+        Score("accuracy", 1, meaning="share of classes found", function=_accuracy),
+        Score("balanced_accuracy", 1, meaning="mean over classes of the share of their networks found", function=_balanced_accuracy),
+        Score("macro_f1", 1, "macro F1", "mean over classes of their F1", function=_macro_f1),
+        Score("cross_entropy", -1, function=_cross_entropy),
+        Score("mse", -1, meaning="mean squared error", decimals=5),
+        Score("mse_unedited", 0, "mse as they are", decimals=5),
+        Score("validation_loss", -1),
+        Score("best_epoch", 0, decimals=0),
+        Score("parameters", 0, decimals=0),
+        Score("peak_memory_mb", -1, "peak MB"),
+        Score("seconds_per_epoch", -1, "s/epoch"),
+        Score("milliseconds", -1, "ms"),
+        Score("networks_per_second", 1, "networks/s"),
+        Score("kept_bytes", -1, "kept MB"),
+        Score("peak_bytes", -1, "peak MB"),
+    )
+}
+"""All scores and costs by name."""
+
+
+def register_score(name: str, *, better: int, label: str | None = None, function: Callable[[Any, Any], float] | None = None) -> Score:
+    """Say of a score of yours what tables call it, which values lead and how it is computed.
+
+    Args:
+        name: Its name among the scores of a task.
+        better: 1 if more is better, -1 if less is, 0 if neither.
+        label: Head of its column (default: the name, with spaces).
+        function: ``function(predictions, targets)`` of NumPy arrays: numbers ``[n]``, or probabilities
+            ``[n, classes]`` and classes ``[n]``.
+
+    Returns:
+        The score, as tasks name it.
 
     Raises:
         ValueError: If the name is taken, or ``better`` is another number.
 
     Example:
         >>> register_score("spearman", better=1)
+        Score(name='spearman', better=1, label='spearman', meaning='spearman', axis='spearman', decimals=3, function=None)
         >>> better("spearman_scale_10")
         1
     """
-    if better not in (-1, 0, 1):
-        raise ValueError(f"Expected 'better' to be 1, -1 or 0 (got {better!r}).")
-    made = (name.replace("_", " ") if label is None else label, better)
-    if _MEASURES.get(name, made) != made:
-        raise ValueError(f"The score {name!r} is known already, as {_MEASURES[name]}.")
-    _MEASURES[name] = made
+    made = Score(name, better, label or "", function=function)
+    if SCORES.get(name, made) != made:
+        raise ValueError(f"The score {name!r} is known already, as {SCORES[name]}.")
+    return SCORES.setdefault(name, made)
 
 
-def _base(name: str) -> str:
-    return re.split(r"_scale_|_on_", name)[0]
+def _known(name: str) -> Score | None:
+    return SCORES.get(re.split(r"_scale_|_on_", name)[0])
 
 
 def label(name: str) -> str:
@@ -88,7 +189,8 @@ def label(name: str) -> str:
         >>> label("peak_memory_mb"), label("their_score")
         ('peak MB', 'their score')
     """
-    return _MEASURES[_base(name)][0] if _base(name) in _MEASURES else name.replace("_", " ")
+    known = _known(name)
+    return name.replace("_", " ") if known is None else known.label
 
 
 def meaning(name: str) -> str:
@@ -104,7 +206,7 @@ def meaning(name: str) -> str:
         >>> meaning("mse"), meaning("their_score")
         ('mean squared error', 'their score')
     """
-    return _MEANINGS.get(name, label(name))
+    return SCORES[name].meaning if name in SCORES else label(name)
 
 
 def better(name: str) -> int:
@@ -120,8 +222,8 @@ def better(name: str) -> int:
         >>> better("tau_scale_100"), better("mse"), better("their_loss"), better("their_score")
         (1, -1, -1, 0)
     """
-    known = _MEASURES.get(_base(name))
-    return known[1] if known is not None else -1 if any(word in name for word in ("loss", "mse", "error")) else 0
+    known = _known(name)
+    return known.better if known is not None else -1 if any(word in name for word in ("loss", "mse", "error")) else 0
 
 
 def is_count(name: str) -> bool:
@@ -137,7 +239,8 @@ def is_count(name: str) -> bool:
         >>> is_count("parameters"), is_count("tau")
         (True, False)
     """
-    return _base(name) in _COUNTS
+    known = _known(name)
+    return known is not None and known.decimals == 0
 
 
 def on_axis(name: str) -> str:
@@ -151,9 +254,9 @@ def on_axis(name: str) -> str:
 
     Example:
         >>> print(on_axis("tau"), "and", on_axis("mse"))
-        Kendall's $\tau$ (predicted vs. true accuracy) and mse
+        Kendall's $\tau$ (predicted vs. true) and mse
     """
-    return _AXES.get(name, name)
+    return SCORES[name].axis if name in SCORES else name
 
 
 def places(name: str) -> int:
@@ -169,7 +272,8 @@ def places(name: str) -> int:
         >>> places("tau_scale_10"), places("mse")
         (3, 5)
     """
-    return 5 if _base(name).startswith("mse") else 3
+    known = _known(name)
+    return 3 if known is None or known.decimals == 0 else known.decimals
 
 
 def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -383,7 +383,7 @@ def test_configuration_files(tmp_path: Path, name: str, text: str) -> None:
     [
         ("zoo.toml", "networks = ", "is not TOML"),
         ("zoo.json", "{", "is not JSON"),
-        ("zoo.json", "[]", r"to set some of networks, ranges \(got list\)"),
+        ("zoo.json", "[]", r"to hold options by name \(got list\)"),
         ("zoo.toml", "network = 3", r"\(got 'network'\)"),
         ("zoo.toml", "[ranges]\nstep = [1, 2]", "The table 'ranges' .* does not fit: .*'step'"),
         ("zoo.toml", "[ranges]\nsteps = [0, 2]", "Expected 'steps'"),

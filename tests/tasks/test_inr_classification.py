@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ZooStore:
 
 
 def train(store: ZooStore, output: Path, model: str = "statnn", **options: Any) -> Result:
-    options = {"epochs": 3, "batch_size": 32, "progress": False} | options
+    options = {"epochs": 3, "batch_size": 32, "progress": False, "intervals": 0} | options
     return run("inr_classification", zoo=store, model=model, output=output, **options)
 
 
@@ -56,13 +56,19 @@ def test_pictures_moved_in_training(store: ZooStore, tmp_path: Path) -> None:
 
 
 def test_targets_must_be_classes(store: ZooStore, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'half' to hold classes 0, 1, ... in the split 'train'"):
+    with pytest.raises(ValueError, match=r"The column 'half' cannot be predicted: Expected classes to be strings, booleans or integers"):
         train(store, tmp_path / "run", target="half")
 
 
 @pytest.mark.parametrize("canonicalize", [(), ("phase", "sign")])
 def test_standardized_networks_keep_their_symmetries(store: ZooStore, tmp_path: Path, canonicalize: tuple[str, ...]) -> None:
-    options: dict[str, Any] = {"model": "scalegmn", "epochs": 1, "progress": False, "model_options": {"channels": 4, "layers": 1}}
+    options: dict[str, Any] = {
+        "model": "scalegmn",
+        "epochs": 1,
+        "progress": False,
+        "intervals": 0,
+        "model_options": {"channels": 4, "layers": 1},
+    }
     result = run("inr_classification", zoo=store, standardize=True, canonicalize=canonicalize, output=tmp_path / "run", **options)
     trained = TrainedModel.load(tmp_path / "run")
     prepared = trained.fixed.weights(store.space, store.thetas[store.split("train")].double())  # type: ignore[union-attr]

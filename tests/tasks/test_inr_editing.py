@@ -32,6 +32,7 @@ def train(store: ZooStore, output: Path, **options: Any) -> Result:
         "epochs": 2,
         "batch_size": 16,
         "progress": False,
+        "intervals": 0,
     } | options
     return run("inr_editing", zoo=store, output=output, **options)
 

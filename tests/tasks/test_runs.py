@@ -29,7 +29,7 @@ from wsgraph.tasks import runs as runs_module
 from wsgraph.tasks.runs import OtherRunError, RunningError, claimed
 
 ROOT = Path(__file__).parents[2]
-FEW: dict[str, Any] = {"model": "statnn", "epochs": 1, "progress": False, "model_options": {"hidden": 8}}
+FEW: dict[str, Any] = {"model": "statnn", "epochs": 1, "progress": False, "intervals": 0, "model_options": {"hidden": 8}}
 
 
 @pytest.fixture(scope="module")

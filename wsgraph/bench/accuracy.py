@@ -14,8 +14,8 @@ from wsgraph.data import ZooStore
 from wsgraph.nn import model_entry, model_options
 from wsgraph.scores import on_axis
 from wsgraph.tasks.inr_editing import before_and_after
-from wsgraph.tasks.prediction import all_match
 from wsgraph.tasks.result import mean_and_error
+from wsgraph.tasks.task import all_match
 
 __all__: list[str] = []
 

@@ -20,9 +20,9 @@ from wsgraph.measure import machine
 from wsgraph.nn import list_models, model_options, widths_for_parameters
 from wsgraph.plugins import Registry
 from wsgraph.scores import better
-from wsgraph.tasks.prediction import distinct_spaces
-from wsgraph.tasks.registry import task_prediction
+from wsgraph.tasks.registry import task_class
 from wsgraph.tasks.result import mean_and_error
+from wsgraph.tasks.task import distinct_spaces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,9 +159,9 @@ class Bench:
     def _model(self, task: str, label: str, zoo: Path, test_zoos: Mapping[str, Path]) -> dict[str, Any]:
         """Options of a task that name a model and, if a number of parameters is asked for, bring it there."""
         spaces = distinct_spaces([ZooStore(path).dataset(target=None) for path in (zoo, *test_zoos.values())])
-        learned = task_prediction(task, {})
-        outputs = learned.width({"all networks": ZooStore(zoo).dataset(target=learned.target)})
-        name, options = self.model(label, spaces, outputs, "invariant" if learned.wrap is None else "equivariant")
+        learned, networks = task_class(task)(), ZooStore(zoo).dataset(target=None)
+        fitted = learned.fitted({"train": networks[learned.known(networks)]})
+        name, options = self.model(label, spaces, fitted.outputs, "equivariant" if learned.edits else "invariant")
         return {"model": name, **({"model_options": options} if options else {})}
 
     def model(self, label: str, spaces: Sequence[WeightSpace], outputs: int = 1, kind: str = "invariant") -> tuple[str, dict[str, Any]]:

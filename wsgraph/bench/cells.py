@@ -27,7 +27,7 @@ from wsgraph.data import ZooStore
 from wsgraph.files import write_json
 from wsgraph.nn import model_entry
 from wsgraph.plugins import source_of
-from wsgraph.tasks.registry import task_function
+from wsgraph.tasks.registry import task_class
 
 if TYPE_CHECKING:
     from wsgraph.tasks import Result
@@ -79,7 +79,7 @@ class Cell:
         from wsgraph.tasks.runs import OtherRunError
 
         further = {"test_zoos": self.test_zoos} if self.test_zoos else {}
-        options: dict[str, Any] = {**self.options, **further, "output": folder / self.name / "run", "progress": False}
+        options: dict[str, Any] = {**self.options, **further, "output": folder / self.name / "run", "progress": False, "intervals": 0}
         try:
             return run(self.task, zoo=self.zoo, **options)
         except OtherRunError:  # begun by another version of the library
@@ -88,7 +88,7 @@ class Cell:
 
 def _sources(task: str, model: str | None) -> list[str]:
     """What tells versions of a task and a model of plugins apart."""
-    made = [task_function(task), *([] if model is None else [model_entry(model).build])]
+    made = [task_class(task), *([] if model is None else [model_entry(model).build])]
     return [source for value in made if (source := source_of(value)) is not None]
 
 

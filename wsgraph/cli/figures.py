@@ -91,8 +91,8 @@ def scatter(
 
     with explained():
         trained = TrainedModel.load(model)
-        target = trained.config["target"]
-        data = ZooStore(zoo).dataset(split_named(split), target=target)
+        target = trained.task.column
+        data = trained.task.labelled(ZooStore(zoo).dataset(split_named(split), target=None))
         predicted = trained.predict_zoo(data)
         if target is None or predicted.ndim != 1:
             raise ValueError(f"A model trained for {trained.task.name} predicts no single numbers to draw.")

@@ -47,7 +47,7 @@ def predictions_of(
     from wsgraph.convert.networks import chosen_network
     from wsgraph.data import ZooStore
 
-    if trained.task.columns is None and output is None:
+    if trained.task.edits and output is None:
         raise ValueError(f"The model was trained for {trained.task.name} and returns networks: name the folder for them with --output.")
     errors: dict[str, str] = {}
     taken: set[Path] = set()
@@ -57,7 +57,7 @@ def predictions_of(
         try:
             if path.is_dir() and not network_files(file.name for file in path.iterdir()):
                 data = ZooStore(path).dataset(target=None)
-                space = data.space if trained.task.columns is None else None
+                space = data.space if trained.task.edits else None
                 rows |= _rows(trained, [f"{path}/{i}" for i in range(len(data))], trained.predict_zoo(data), space, output, taken)
                 continue
             network = opened(path)
@@ -82,8 +82,8 @@ def predictions_of(
 def _rows(
     trained: TrainedModel, names: Sequence[str], found: Tensor, space: WeightSpace | None, output: Path | None, taken: set[Path]
 ) -> dict[str, dict[str, Any]]:
-    if trained.task.columns is not None:
-        columns = {name: values.tolist() for name, values in trained.task.columns(found).items()}
+    if not trained.task.edits:
+        columns = trained.task.columns(found)
         return {name: {"checkpoint": name, **{key: values[i] for key, values in columns.items()}} for i, name in enumerate(names)}
     from safetensors.torch import save_file
 

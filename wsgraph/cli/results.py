@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -66,3 +67,10 @@ def print_results(results: list[Result], title: str) -> None:
     typer.echo(
         f"{scores[0]}: {meaning(scores[0])} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped."
     )
+    for result in results:
+        if listed := [
+            f"{name} [{low:.{places(name)}f}, {high:.{places(name)}f}]"
+            for name, (low, high) in result.intervals.items()
+            if math.isfinite(low + high) and "_on_" not in name
+        ]:
+            typer.echo(f"Intervals of 95 % over test networks, {result.config['model']}: {', '.join(listed)}")

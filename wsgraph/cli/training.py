@@ -5,13 +5,14 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Prefix, open_network
-from wsgraph.cli.common import AsJson, Images, Seed, Split, Trained, app, explained, given, named_folders, split_named, working
+from wsgraph.cli.common import AsJson, Images, Split, Trained, app, explained, given, named_folders, split_named, working
+from wsgraph.cli.options import chosen_options, with_run_options
 from wsgraph.cli.results import print_json, print_results, print_whole
 from wsgraph.scores import finite_or_none
 
@@ -42,59 +43,52 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks that `wsgraph train` knows, with the options of each."""
+    from rich.console import Console
+
+    from wsgraph.options import options_of
+    from wsgraph.tasks import list_tasks, task_class
+
+    found = {name: task_class(name) for name in list_tasks()}
+    if as_json:
+        listed = {name: {each: about.help for each, about in options_of(task).items()} for name, task in found.items()}
+        print_json([{"name": name, "description": task.description, "options": listed[name]} for name, task in found.items()])
+        return
+    console = Console()
+    for name, task in found.items():
+        console.print(f"[bold]{name}[/bold]  {task.description}")
+        for about in options_of(task).values():
+            if about.flag:
+                console.print(f"  {about.flag}: {about.help}", highlight=False, markup=False)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+@with_run_options
 def train(
-    task: Annotated[str, typer.Argument(help="Task to train: generalization, inr_classification or inr_editing.")],
-    zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
-    model: Annotated[str, typer.Option(help="Model to train; `wsgraph models` lists them.")] = "monomial_gnn",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training networks.")] = 30,
-    seed: Seed = 0,
-    scale: Annotated[
-        list[float] | None, typer.Option(help="Upper bound of the scales of moved test networks; repeat it (default: as the task).")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TASK]", help="Task to train, and options of its own; `wsgraph tasks` lists them."),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Largest learning rate of the one-cycle schedule.")] = 3e-3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Networks per step.")] = 64,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for checkpoints and logs (default: runs/TASK/ZOO-MODEL-seedSEED, with -2, -3, ... for runs of other options)."
-        ),
-    ] = None,
-    canonicalize: Annotated[
-        list[str] | None, typer.Option(help="Settle scale, phase, flip, sign or order in all networks before they are read; repeat it.")
-    ] = None,
-    standardize: Annotated[
-        bool,
-        typer.Option("--standardize", help="Divide parameters by their spread over the training networks; not for models with probes."),
-    ] = False,
-    operation: Annotated[
-        str | None, typer.Option(help="Of inr_editing: dilate, erode, gradient, sharpen or contrast (default: dilate).")
-    ] = None,
-    augment_scale: Annotated[
-        float | None,
-        typer.Option(help="Of generalization: move training networks too, with factors up to this bound, anew in every epoch."),
-    ] = None,
-    train_size: Annotated[int | None, typer.Option(min=2, help="Number of training networks, chosen by the seed (default: all).")] = None,
-    test_zoo: Annotated[
-        list[str] | None, typer.Option(help="Further zoo whose test networks are scored, as NAME=FOLDER; repeat it.")
-    ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Processes that train together, each with its share of every batch.")] = 1,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run of fewer epochs; interrupted ones are continued anyway.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Train again, removing the run that --output holds or that has the same options.")
-    ] = False,
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file with options by name; options given here win.")] = None,
     as_json: AsJson = False,
+    *,
+    options: dict[str, Any],
 ) -> None:
-    """Train a model on a task and print its scores.
+    """Train a model on a task (default: prediction, of the column --target) and print its scores.
 
     The same command continues a run that was interrupted, and prints the scores of one that has finished. No run replaces another.
+    Options of the task's own, which `wsgraph tasks` lists, are given here too.
 
-    Examples: wsgraph train generalization --zoo my-zoo --model monomial_gnn --epochs 30
+    Examples: wsgraph train --zoo my-zoo --target dataset
+
+    wsgraph train generalization --zoo my-zoo --model monomial_gnn --epochs 30
 
     wsgraph train inr_classification --zoo mnist-sirens --canonicalize phase
 
     wsgraph train generalization --zoo mnist-cnns --test-zoo svhn=svhn-cnns
+
+    wsgraph train --config run.toml --trainer-option precision=bf16-mixed --patience 5 --log tensorboard
 
     torchrun --nproc-per-node 4 -m wsgraph train generalization --zoo my-zoo
     """
@@ -103,31 +97,12 @@ def train(
     with explained():
         from wsgraph.tasks import run
 
-        for name, value, of in (("operation", operation, "inr_editing"), ("augment-scale", augment_scale, "generalization")):
-            if value is not None and task != of:
-                raise ValueError(f"--{name} is for {of}, not for {task}.")
-        result = run(
-            task,
-            zoo=zoo,
-            model=model,
-            epochs=epochs,
-            seed=seed,
-            **given(scales=tuple(scale) if scale else None, operation=operation, augment_scale=augment_scale),
-            train_size=train_size,
-            test_zoos=named_folders("--test-zoo", test_zoo or ()),
-            canonicalize=tuple(canonicalize or ()),
-            standardize=standardize,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            output=output,
-            devices=devices,
-            resume=resume,
-            overwrite=overwrite,
-        )
+        name, chosen = chosen_options(words or [], config, options)
+        result = run(name, **chosen)
     if is_first_process() and as_json:
         print_json({**result.document(), "folder": str(result.folder)})
     elif is_first_process():
-        print_results([result], f"{task} on {zoo}")
+        print_results([result], f"{name} on {chosen['zoo']}")
         typer.echo(f"Model, logs and result.json: {result.folder}")
 
 
@@ -174,7 +149,7 @@ def predict(
     inputs: Inputs = None,
     prefix: Prefix = None,
     entry: Entry = None,
-    output: Annotated[Path | None, typer.Option(help="CSV file to write; of inr_editing, the folder for the edited networks.")] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV file to write; of models that edit networks, the folder for these.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a trained model predicts of new checkpoints: their test accuracy, or what the task was.
@@ -202,7 +177,7 @@ def predict(
             prefix,
             entry,
         )
-        if output is not None and trained.task.columns is not None and rows:
+        if output is not None and not trained.task.edits and rows:
             write_csv(output, rows)
     if as_json:
         print_json({"model": str(model), "predictions": [finite_or_none(row) for row in rows], "errors": errors})

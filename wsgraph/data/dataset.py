@@ -82,9 +82,11 @@ class ZooDataset(Dataset[ParameterGraph]):
         y = torch.from_numpy(column)
         return y.to(torch.promote_types(self.store.dtype, torch.float32)) if y.is_floating_point() else y
 
-    def _chosen(self, indices: Tensor) -> ZooDataset:
-        """The dataset of some networks of the zoo, else like this one."""
-        return ZooDataset(self.store, indices, self.target, self.transform)
+    def _chosen(self, chosen: Tensor) -> ZooDataset:
+        """The dataset of some of these networks, by their positions in it, else like this one."""
+        made = ZooDataset(self.store, self.positions[chosen], None, self.transform)
+        made.target, made._y = self.target, None if self._y is None else self._y[chosen]
+        return made
 
     @property
     def positions(self) -> Tensor:
@@ -176,13 +178,12 @@ class ZooDataset(Dataset[ParameterGraph]):
                 raise ValueError(f"Expected the condition on {name!r}, which holds {holds}, to be of that kind too (got {wanted!r}).")
             # Numbers as the column holds them: 0.1 is not among floats of single precision.
             mask &= np.isin(column, values.astype(column.dtype) if column.dtype.kind == "f" and values.dtype.kind in "fiu" else values)
-        return self._chosen(self.positions[torch.from_numpy(mask)])
+        return self._chosen(torch.from_numpy(mask))
 
     def of_space(self, space: WeightSpace) -> ZooDataset:
         """The networks of one weight space."""
         mine = torch.tensor([self.store.load_space(shard.space) == space for shard in self.store.shards])
-        positions = self.positions
-        return self._chosen(positions[mine[self.store.owners(positions)]])
+        return self._chosen(mine[self.store.owners(self.positions)])
 
     def statistics(self, transform: WeightTransform | None = None) -> dict[str, ParameterStatistics]:
         r"""Mean, standard deviation, minimum and maximum of every parameter over networks and entries.
@@ -261,16 +262,37 @@ class ZooDataset(Dataset[ParameterGraph]):
     def __getitem__(self, index: int | Indices) -> ParameterGraph | ZooDataset:
         """The graph of one network with ``y`` of shape ``[1]``, or the dataset of several."""
         if not is_single(index):
-            return self._chosen(self.positions[positions_of(cast(Indices, index), len(self))])
+            return self._chosen(positions_of(cast(Indices, index), len(self)))
         position = position_of(index, len(self))
         row = torch.tensor([position]) if self.indices is None else self.indices[position : position + 1]
         space = self.store.load_space(self.store.shards[int(self.store.owners(row))].space)
         graph = space.graph(self.store.read(row)[0], None if self._y is None else self._y[position])
         return graph if self.transform is None else self.transform(graph)
 
+    def with_targets(self, values: Tensor, target: str | None = None) -> ZooDataset:
+        """The same networks with other targets, such as the numbers of classes.
+
+        Args:
+            values: A target for every network ``[n]``.
+            target: What they are called.
+
+        Returns:
+            The dataset with these targets.
+
+        Raises:
+            ValueError: If there are more or fewer than networks.
+        """
+        if values.shape != (len(self),):
+            raise ValueError(f"Expected one target per network, {len(self)} (got shape {list(values.shape)}).")
+        made = ZooDataset(self.store, self.indices, None, self.transform)
+        made.target, made._y = target, values
+        return made
+
     def with_transform(self, transform: Callable[[ParameterGraph], ParameterGraph] | None) -> ZooDataset:
         """The same networks with another transform."""
-        return ZooDataset(self.store, self.indices, self.target, transform)
+        made = ZooDataset(self.store, self.indices, None, transform)
+        made.target, made._y = self.target, self._y
+        return made
 
     def __repr__(self) -> str:
         spaces = self.spaces

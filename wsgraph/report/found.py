@@ -31,6 +31,7 @@ class Run:
         machine: What it ran on.
         losses: Validation loss by epoch, where there is a log.
         command: The command or call that repeats the run, where that is known; one may make several runs.
+        description: What models of the task do.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Run:
     machine: dict[str, Any]
     losses: dict[int, float] = field(default_factory=dict)
     command: str = ""
+    description: str = ""
 
     @property
     def identity(self) -> str:
@@ -147,6 +149,7 @@ def _is_run(document: Any) -> bool:
 def _run(document: dict[str, Any], **more: Any) -> Run:
     machine = document.get("machine")
     metrics = {name: number(value) for name, value in document["metrics"].items()}
+    more["description"] = str(document.get("description") or "")
     return Run(document["task"], document["config"], metrics, machine if isinstance(machine, dict) else {}, **more)
 
 

@@ -26,11 +26,6 @@ from wsgraph.scores import mean_and_error, meaning
 
 __all__ = ["write_report"]
 
-_TASKS = {
-    "generalization": "Models read the weights of networks and predict their test accuracy.",
-    "inr_classification": "Models read the weights of implicit neural representations and name the class of the picture.",
-    "inr_editing": "Models change the weights of implicit neural representations as an image operation changes their picture.",
-}
 _SEEDS = ("Seed", "Seeds")
 
 
@@ -169,7 +164,7 @@ def _compared(title: str, group: list[Run], styles: Mapping[str, int]) -> Sectio
     main = main_score(rows)
     seeds = rows[0].seeds.split(", ")
     sentences = [
-        _TASKS.get(group[0].task, ""),
+        group[0].description,
         f"Scores are on {test:,} test networks{target}." if isinstance(test, int) else "",
         f"{main}: {meaning(main)}." if main and meaning(main) != main.replace("_", " ") else "",
         "s: neurons permuted and scaled by factors from U[1, s], or their signs flipped, which changes no network's function."

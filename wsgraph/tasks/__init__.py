@@ -1,27 +1,38 @@
 """Tasks: what is trained, on which networks, and how it is scored."""
 
-from wsgraph.tasks.generalization import run_generalization
-from wsgraph.tasks.inr_classification import run_inr_classification
-from wsgraph.tasks.inr_editing import run_inr_editing
-from wsgraph.tasks.prediction import Prediction
-from wsgraph.tasks.registry import list_tasks, register_task, run, run_seeds, task_prediction
+from wsgraph.options import FolderOptions, ReadingOptions, ScoringOptions, TrainingOptions, option
+from wsgraph.tasks.generalization import Generalization
+from wsgraph.tasks.inr_classification import INRClassification
+from wsgraph.tasks.inr_editing import INREditing
+from wsgraph.tasks.prediction import ColumnTask, Prediction
+from wsgraph.tasks.registry import list_tasks, register_task, task_class, task_of
 from wsgraph.tasks.result import Result, Summary, read_results
-from wsgraph.tasks.supervised import run_prediction
-from wsgraph.tasks.trained import TrainedModel
+from wsgraph.tasks.running import run, run_seeds
+from wsgraph.tasks.task import Task, learned
+from wsgraph.tasks.trained import Scores, TrainedModel
 
 __all__ = [
+    "ColumnTask",
+    "FolderOptions",
+    "Generalization",
+    "INRClassification",
+    "INREditing",
     "Prediction",
+    "ReadingOptions",
     "Result",
+    "Scores",
+    "ScoringOptions",
     "Summary",
+    "Task",
     "TrainedModel",
+    "TrainingOptions",
+    "learned",
     "list_tasks",
+    "option",
     "read_results",
     "register_task",
     "run",
-    "run_generalization",
-    "run_inr_classification",
-    "run_inr_editing",
-    "run_prediction",
     "run_seeds",
-    "task_prediction",
+    "task_class",
+    "task_of",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,14 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data import ZooDataset
 from wsgraph.data.transforms import Normalize
+from wsgraph.scores import SCORES, Score
 from wsgraph.space import ParameterGraph, WeightSpace
-from wsgraph.tasks.prediction import Prediction, standardization
 from wsgraph.tasks.registry import register_task
-from wsgraph.tasks.result import Result
-from wsgraph.tasks.supervised import run_prediction
+from wsgraph.tasks.task import Task, option, standardization
 
-__all__ = ["OPERATIONS", "Editor", "before_and_after", "edit_pictures", "run_inr_editing"]
+__all__ = ["OPERATIONS", "Editor", "INREditing", "before_and_after", "edit_pictures"]
 
 _SHARPEN = np.array([[-0.25, -0.25, -0.25], [-0.25, 3.0, -0.25], [-0.25, -0.25, -0.25]])[None, None]
 
@@ -139,61 +138,58 @@ def before_and_after(editor: nn.Module, batch: ParameterGraph) -> dict[str, Tens
     return {"network": before, "target": target, "edited": after}
 
 
-def _error(outputs: Tensor, _: Tensor) -> Tensor:
-    return nn.functional.mse_loss(outputs[:, 0], outputs[:, 1])
-
-
-def _score(outputs: Tensor, targets: Tensor) -> float:
-    return float(_error(outputs, targets))
-
-
-def _scores(outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    return {"mse": _score(outputs, targets), "mse_unedited": float(nn.functional.mse_loss(outputs[:, 2], outputs[:, 1]))}
-
-
-def _width(splits: Mapping[str, ZooDataset]) -> int:
-    space = next(iter(splits.values())).space
-    if space.signal is None:
-        raise ValueError(f"Expected networks that represent pictures, of a weight space with a signal (got {space!r}).")
-    return 1
-
-
-def _predict(model: nn.Module, batch: ParameterGraph) -> Tensor:
-    assert isinstance(model, Editor)
-    return model.edit(batch)
-
-
-def _editor(model: nn.Module, space: WeightSpace, config: Mapping[str, Any]) -> Editor:
-    return Editor(model, space, config["operation"], standardization(config))
-
-
-_TASK = Prediction("inr_editing", None, "mse", _error, _score, _scores, _width, _predict, None, _editor)
-
-
-@register_task("inr_editing", lambda config: _TASK)
-def run_inr_editing(*, zoo: ZooStore | str | os.PathLike[str], operation: str = "dilate", **options: Any) -> Result:
-    r"""Train a model to edit implicit neural representations by their weights, such that their pictures change as by an image operation.
+@register_task
+@dataclass(frozen=True)
+class INREditing(Task):
+    r"""Editing implicit neural representations by their weights, such that their pictures change as by an image operation.
 
     .. math:: \min \frac{1}{n} \sum \| \text{render}(\theta + s \odot \delta(\theta)) - \text{operation}(\text{render}(\theta)) \|^2
 
-    Pictures are those that the networks render, with values from 0 to 1. The epoch with the lowest validation error is tested once: on the
-    test networks as they are, and moved by random symmetries of their own. `Zhou et al., 2023 <https://arxiv.org/abs/2302.14040>`_ edit
-    the pictures that networks were fitted to, and report errors in the value range of the signal.
+    Pictures are those that the networks render, with values from 0 to 1. Scores are ``mse`` and ``mse_unedited`` (of leaving the networks
+    as they are), on test networks as they are and moved by random symmetries of their own; the trained module is an :class:`Editor`, its
+    model one that returns weights. `Zhou et al., 2023 <https://arxiv.org/abs/2302.14040>`_ edit the pictures that networks were fitted to,
+    and report errors in the value range of the signal.
 
     Args:
-        zoo: Zoo of networks or its path, with splits ``train``, ``val`` and ``test`` and a weight space with a signal.
         operation: One of :data:`OPERATIONS`; see :func:`edit_pictures`.
-        **options: Options of :func:`wsgraph.tasks.run_prediction` but ``target``, such as ``model`` (one that returns weights), ``epochs``
-            and ``seed``.
-
-    Returns:
-        A :class:`~wsgraph.tasks.Result` whose scores are ``mse`` and ``mse_unedited`` (of leaving the networks as they are), and whose
-        model is an :class:`Editor`; see :func:`wsgraph.tasks.run_prediction`.
 
     Raises:
-        ValueError: As :func:`wsgraph.tasks.run_prediction`, and if the operation is unknown or the networks represent no pictures.
-        OSError: If the output folder cannot be written.
+        ValueError: If the operation is unknown.
     """
-    if operation not in OPERATIONS:
-        raise ValueError(f"Expected 'operation' to be one of {', '.join(OPERATIONS)} (got {operation!r}).")
-    return run_prediction(_TASK, zoo=zoo, target=None, record={"operation": operation}, **options)
+
+    name = "inr_editing"
+    description = "Models change the weights of implicit neural representations as an image operation changes their picture."
+    edits = True
+
+    operation: str = option("dilate", "Image operation: dilate, erode, gradient, sharpen or contrast.", flag="--operation")
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise ValueError(f"Expected 'operation' to be one of {', '.join(OPERATIONS)} (got {self.operation!r}).")
+
+    @property
+    def metrics(self) -> tuple[Score, ...]:
+        return SCORES["mse"], SCORES["mse_unedited"]
+
+    def fitted(self, splits: Mapping[str, ZooDataset]) -> INREditing:
+        space = next(iter(splits.values())).space
+        if space.signal is None:
+            raise ValueError(f"Expected networks that represent pictures, of a weight space with a signal (got {space!r}).")
+        return self
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs[:, 0], outputs[:, 1])
+
+    def wrap(self, model: nn.Module, space: WeightSpace, config: Mapping[str, Any]) -> Editor:
+        return Editor(model, space, self.operation, standardization(config))
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+    def predict(self, module: nn.Module, batch: ParameterGraph) -> Tensor:
+        assert isinstance(module, Editor)
+        return module.edit(batch)
+
+    def measured(self, outputs: Tensor, targets: Tensor, metrics: Sequence[Score] | None = None) -> dict[str, float]:
+        unedited = nn.functional.mse_loss(outputs[:, 2], outputs[:, 1])
+        return {"mse": float(self.loss(outputs, targets)), "mse_unedited": float(unedited)}

@@ -1,96 +1,282 @@
-"""What a task that reads networks is."""
+"""Predicting a column of a zoo's table: numbers, shares or classes."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsgraph.data import ZooDataset, ZooStore
-from wsgraph.data.transforms import Canonicalize, Compose, Normalize, WeightTransform
-from wsgraph.space import ParameterGraph, WeightSpace
-from wsgraph.tasks.training import targets_of
+from wsgraph.data import ZooDataset
+from wsgraph.scores import SCORES, Score
+from wsgraph.tasks.registry import register_task
+from wsgraph.tasks.task import Task, learned, option
 
-__all__ = ["Prediction", "all_match", "composed", "distinct_spaces", "float32", "model_outputs", "opened", "preparation", "standardization"]
+__all__ = ["ColumnTask", "Prediction"]
+
+
+# == Kinds of targets ==
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What tasks that are trained by examples differ in.
+class _Kind(ABC):
+    """How a column becomes targets, and outputs of a model become values of the column; fields are what is learned of it."""
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Score, ...]]
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of the model."""
+        return 1
+
+    @classmethod
+    def fitted(cls, train: np.ndarray, everything: np.ndarray, class_weights: bool) -> Self:
+        """The kind for the entries of training networks and of all."""
+        return cls()
+
+    @abstractmethod
+    def encoded(self, column: np.ndarray, where: str) -> Tensor:
+        """Targets ``[n]`` of entries that are not blank."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised."""
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Values in units of the column ``[n]``, or probabilities ``[n, classes]``."""
+
+    def columns(self, name: str, predictions: Tensor) -> dict[str, list[Any]]:
+        """Predictions as columns of a table."""
+        return {name: predictions.tolist()}
+
+
+@dataclass(frozen=True)
+class _Number(_Kind):
+    """Numbers in units of their own, standardised for the model."""
+
+    name = "number"
+    metrics = (SCORES["tau"], SCORES["r2"], SCORES["mae"], SCORES["rmse"])
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @classmethod
+    def fitted(cls, train: np.ndarray, everything: np.ndarray, class_weights: bool) -> Self:
+        if train.dtype.kind == "U":
+            return cls()  # refused with its entries where they are encoded
+        values = train.astype(np.float64)
+        spread = float(values.std())
+        # What rounding makes of a constant is no spread.
+        return cls(float(values.mean()), spread if spread > 1e-12 * float(abs(values).max()) else 1.0)
+
+    def encoded(self, column: np.ndarray, where: str) -> Tensor:
+        if column.dtype.kind == "U":
+            raise ValueError(f"Expected numbers in {where} (got {column[0]!r}). Give kind='class' to tell its values apart as classes.")
+        if not np.isfinite(column).all():
+            raise ValueError(f"Expected finite numbers in {where} (got {column[~np.isfinite(column)][0]}).")
+        return torch.from_numpy(column.astype(np.float64))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        wanted = (targets.double() - self.mean) / self.deviation
+        return nn.functional.mse_loss(outputs[:, 0], wanted.to(outputs.dtype))
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return outputs[:, 0].double() * self.deviation + self.mean
+
+
+@dataclass(frozen=True)
+class _Share(_Kind):
+    """Numbers from 0 to 1, through a sigmoid."""
+
+    name = "share"
+    metrics = (SCORES["tau"], SCORES["r2"])
+
+    def encoded(self, column: np.ndarray, where: str) -> Tensor:
+        if column.dtype.kind == "U" or not ((column >= 0) & (column <= 1)).all():
+            raise ValueError(f"Expected values between 0 and 1 in {where}.")
+        return torch.from_numpy(column.astype(np.float64))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(self.predictions(outputs), targets.to(outputs.dtype))
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return outputs[:, 0].sigmoid()
+
+
+@dataclass(frozen=True)
+class _Class(_Kind):
+    """Classes: strings, booleans or integers."""
+
+    name = "class"
+    metrics = (SCORES["accuracy"], SCORES["balanced_accuracy"], SCORES["macro_f1"], SCORES["cross_entropy"])
+
+    classes: list[Any] = dataclasses.field(default_factory=list)
+    weights: list[float] | None = None
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    @classmethod
+    def fitted(cls, train: np.ndarray, everything: np.ndarray, class_weights: bool) -> Self:
+        classes = np.unique(cls._labels(everything))
+        if len(classes) < 2:
+            raise ValueError(f"Expected at least two classes to tell apart (got {classes.tolist()}).")
+        own = cls._labels(train)
+        counts = np.array([(own == label).sum() for label in classes])
+        weights = (len(own) / (len(classes) * np.maximum(counts, 1))).tolist() if class_weights else None
+        return cls(classes.tolist(), weights)
+
+    @staticmethod
+    def _labels(column: np.ndarray) -> np.ndarray:
+        """Integers that a column with blanks holds as floats, as integers."""
+        if column.dtype.kind != "f":
+            return column
+        if (broken := column != np.round(column)).any():
+            raise ValueError(f"Expected classes to be strings, booleans or integers (got {column[broken][0]:g}).")
+        return column.astype(np.int64)
+
+    def encoded(self, column: np.ndarray, where: str) -> Tensor:
+        place = {label: i for i, label in enumerate(self.classes)}
+        values = self._labels(column).tolist()
+        if unknown := sorted({str(value) for value in values if value not in place}):
+            known = ", ".join(map(str, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
+            raise ValueError(f"Expected the classes trained on, {known}, in {where} (got {unknown[0]!r}).")
+        return torch.tensor([place[value] for value in values], dtype=torch.long)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        weights = None if self.weights is None else torch.tensor(self.weights, dtype=outputs.dtype, device=outputs.device)
+        return nn.functional.cross_entropy(outputs, targets, weights)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(1)
+
+    def columns(self, name: str, predictions: Tensor) -> dict[str, list[Any]]:
+        best = predictions.max(1)
+        return {name: [self.classes[i] for i in best.indices.tolist()], "probability": best.values.tolist()}
+
+
+_KINDS: dict[str, type[_Kind]] = {kind.name: kind for kind in (_Number, _Share, _Class)}
+
+
+# == Tasks ==
+
+
+@dataclass(frozen=True)
+class ColumnTask(Task):
+    """Predicting a column of the table: what tasks of this kind share. Networks whose entry is blank are left out.
 
     Args:
-        name: Name of the task.
-        target: Column of the zoo's table to predict, unless another is named; ``None`` where targets are made from the networks.
-        score_name: What models are chosen by on the validation split, beside the loss.
-        loss: Of outputs and targets.
-        score: Of outputs and targets.
-        scores: All scores of outputs and targets, by name.
-        width: Number of outputs of the model, from the datasets of all splits; raises ``ValueError`` where targets make no sense.
-        predict: What a trained model says of a batch: accuracies ``[B]``, probabilities of classes, other weights.
-        columns: The same as columns of a table; ``None`` where predictions are weights.
-        wrap: Of tasks whose models return weights, what makes outputs of them, from the model, the weight space and the options of a run.
-            It is left to it to standardize.
+        target: Column to predict.
+        learned_kind: Kind of the targets.
+        learned_values: What is known of them: mean and deviation of numbers, classes and their weights.
     """
 
-    name: str
-    target: str | None
-    score_name: str
-    loss: Callable[[Tensor, Tensor], Tensor]
-    score: Callable[[Tensor, Tensor], float]
-    scores: Callable[[Tensor, Tensor], dict[str, float]]
-    width: Callable[[Mapping[str, ZooDataset]], int]
-    predict: Callable[[nn.Module, ParameterGraph], Tensor]
-    columns: Callable[[Tensor], dict[str, Tensor]] | None
-    wrap: Callable[[nn.Module, WeightSpace, Mapping[str, Any]], nn.Module] | None = None
+    target: str = option(MISSING, "Column of the zoo's table to predict.", flag="--target")
+    learned_kind: str = learned("")
+    learned_values: dict[str, Any] | None = learned()
+
+    @property
+    def weighs_classes(self) -> bool:
+        """Whether the loss weighs every class by the inverse of its number of training networks."""
+        return False
+
+    def kind_of(self, column: np.ndarray) -> str:
+        """What a column without blanks holds: ``"number"``, ``"share"`` or ``"class"``.
+
+        Args:
+            column: Its entries.
+
+        Returns:
+            The kind.
+        """
+        raise NotImplementedError
+
+    @property
+    def _kind(self) -> _Kind:
+        return _KINDS[self.learned_kind](**(self.learned_values or {}))
+
+    @property
+    def metrics(self) -> tuple[Score, ...]:
+        return _KINDS[self.learned_kind or _Number.name].metrics
+
+    @property
+    def outputs(self) -> int:
+        return self._kind.outputs
+
+    def known(self, data: ZooDataset) -> Tensor:
+        column = data.column(self.target)
+        if column.dtype.kind == "U":
+            return torch.from_numpy(np.char.strip(column) != "")
+        return torch.from_numpy(~np.isnan(column)) if column.dtype.kind == "f" else super().known(data)
+
+    def fitted(self, splits: Mapping[str, ZooDataset]) -> Self:
+        entries = {name: data.column(self.target) for name, data in splits.items()}
+        everything = np.concatenate(list(entries.values()))
+        kind = _KINDS[self.kind_of(everything)]
+        try:
+            fitted = kind.fitted(entries["train"], everything, self.weighs_classes)
+        except ValueError as error:
+            raise ValueError(f"The column {self.target!r} cannot be predicted: {error}") from None
+        return dataclasses.replace(self, learned_kind=kind.name, learned_values=dataclasses.asdict(fitted))
+
+    def targets(self, data: ZooDataset) -> Tensor:
+        return self._kind.encoded(data.column(self.target), f"the column {self.target!r} of {data.store!r}")
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._kind.loss(outputs, targets)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        return self._kind.predictions(outputs)
+
+    def columns(self, predictions: Tensor) -> dict[str, list[Any]]:
+        return self._kind.columns(f"predicted_{self.target}", predictions)
 
 
-def float32(thetas: Tensor) -> Tensor:
-    """Weights in single precision, in which models train whatever the zoo stores."""
-    return thetas.float()
+@register_task
+@dataclass(frozen=True)
+class Prediction(ColumnTask):
+    """Predicting any column of a zoo's table from weights.
 
+    Numbers are standardised by mean and standard deviation of the training networks and fitted by mean squared error; what a trained
+    model says is in units of the column. Strings and booleans are classes, fitted by cross entropy; integers are numbers unless
+    ``kind="class"``. Networks whose entry is blank are left out and counted.
 
-def opened(zoo: ZooStore | str | os.PathLike[str]) -> ZooStore:
-    """A zoo, given as such or by its path."""
-    return zoo if isinstance(zoo, ZooStore) else ZooStore(zoo)
+    Args:
+        target: Column to predict.
+        learned_kind: Kind of the targets, read off the networks.
+        learned_values: What is known of them: mean and deviation of numbers, classes and their weights.
+        kind: ``"auto"``, ``"number"``, ``"share"`` (numbers from 0 to 1, through a sigmoid) or ``"class"``.
+        class_weights: Whether the loss weighs every class by the inverse of its number of training networks.
 
+    Raises:
+        ValueError: If the kind is unknown.
+    """
 
-def composed(*transforms: WeightTransform | None) -> WeightTransform | None:
-    """The transforms that are not ``None`` one after the other; ``None`` if there is none."""
-    given = [transform for transform in transforms if transform is not None]
-    return given[0] if len(given) == 1 else Compose(given) if given else None
+    name = "prediction"
+    description = "Models read the weights of networks and predict a column of their table."
 
+    kind: str = option("auto", "What the column holds: auto, number, share or class.", flag="--kind")
+    class_weights: bool = option(
+        False, "Weigh every class by the inverse of its number of networks.", flag="--class-weights", form="switch"
+    )
 
-def standardization(config: Mapping[str, Any]) -> Normalize | None:
-    """What divides parameters by the standard deviations in the options of a run."""
-    deviations = config.get("standardize")
-    return Normalize({name: (0.0, std) for name, std in deviations.items()}, subtract_mean=False) if deviations else None
+    def __post_init__(self) -> None:
+        if self.kind not in ("auto", *_KINDS):
+            raise ValueError(f"Expected 'kind' to be one of auto, {', '.join(_KINDS)} (got {self.kind!r}).")
 
+    @property
+    def weighs_classes(self) -> bool:
+        return self.class_weights
 
-def preparation(task: Prediction, config: Mapping[str, Any]) -> WeightTransform | None:
-    """What a run does to all networks before they are read: settle parts of the canonical form, divide parameters."""
-    form = Canonicalize(config["canonicalize"]) if config.get("canonicalize") else None
-    return composed(form, standardization(config) if task.wrap is None else None)
-
-
-@torch.no_grad()
-def model_outputs(model: nn.Module, batches: Iterable[ParameterGraph]) -> tuple[Tensor, Tensor]:
-    """Outputs ``[N, ...]`` of a model for all networks of some batches, and their targets ``[N]``, on the CPU; NaN where there are none."""
-    device = next(model.parameters()).device
-    model.eval()
-    pairs = [(model(batch.to(device)).cpu(), targets_of(batch).cpu()) for batch in batches]
-    outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return outputs, targets
-
-
-def all_match(spaces: Sequence[WeightSpace], known: Sequence[WeightSpace]) -> bool:
-    """Whether all spaces have an architecture among the known ones."""
-    return all(any(space.matches(each) for each in known) for space in spaces)
-
-
-def distinct_spaces(datasets: Sequence[ZooDataset]) -> list[WeightSpace]:
-    """The distinct weight spaces of several datasets, in their order."""
-    return list({space.digest: space for dataset in datasets for space in dataset.spaces}.values())
+    def kind_of(self, column: np.ndarray) -> str:
+        if self.kind != "auto":
+            return self.kind
+        return _Class.name if column.dtype.kind in "Ub" else _Number.name

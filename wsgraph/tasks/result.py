@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Result:
         folder: Where logs and checkpoints lie.
         machine: What it ran on; see :func:`wsgraph.measure.machine`.
         call: What :func:`wsgraph.tasks.run` was called with, for reports to say how to repeat it; empty if something else was called.
+        intervals: Lower and upper end of the 95 % interval of scores on test networks, by score.
+        description: What models of the task do.
     """
 
     task: str
@@ -39,6 +42,8 @@ class Result:
     folder: Path
     machine: dict[str, Any] = field(default_factory=machine)
     call: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    description: str = ""
 
     def to_json(self) -> str:
         """The result without the model as JSON text; scores that are not finite become null."""
@@ -46,8 +51,12 @@ class Result:
 
     def document(self) -> dict[str, Any]:
         """The result without the model, as plain values."""
-        called = {"call": self.call} if self.call else {}
-        return {"task": self.task, "config": self.config, "metrics": finite_or_none(self.metrics), "machine": self.machine, **called}
+        more: dict[str, Any] = {"call": self.call} if self.call else {}
+        if self.description:
+            more["description"] = self.description
+        if self.intervals:
+            more["intervals"] = {name: [low, high] for name, (low, high) in self.intervals.items() if math.isfinite(low + high)}
+        return {"task": self.task, "config": self.config, "metrics": finite_or_none(self.metrics), "machine": self.machine, **more}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_json` to a file."""

@@ -22,10 +22,11 @@ from wsgraph.nn import load_model, read_about, recipe_of, save_model
 from wsgraph.scores import finite_or_none, none_as_nan
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.space.assumed import tell_assumed
-from wsgraph.tasks.prediction import Prediction, all_match, composed, float32, model_outputs, opened, preparation
-from wsgraph.tasks.registry import task_prediction
+from wsgraph.tasks.intervals import bootstrap_intervals
+from wsgraph.tasks.registry import task_of
+from wsgraph.tasks.task import Task, all_match, composed, float32, model_outputs, opened, preparation
 
-__all__ = ["TrainedModel", "check_read", "check_scored"]
+__all__ = ["Scores", "TrainedModel", "check_read", "check_scored"]
 
 _OWN = "task.safetensors"
 # Draws of a model's parameters that show which of their entries act: a unit that is silent in half of them is in all with 1e-7.
@@ -38,6 +39,38 @@ def _single(batch: ParameterGraph) -> ParameterGraph:
 
 def _activations(space: WeightSpace) -> set[str]:
     return {group.activation for group in space.groups if group.role == "hidden"}
+
+
+class Scores(dict[str, float]):
+    """Scores by name, with intervals of 95 % for some.
+
+    Args:
+        *values: As of a dictionary.
+        **more: As of a dictionary.
+
+    Attributes:
+        intervals: Lower and upper end by score.
+
+    Example:
+        >>> scores = Scores(tau=0.5)
+        >>> scores.add(Scores(tau=0.4), "_on_other")
+        >>> scores
+        {'tau': 0.5, 'tau_on_other': 0.4}
+    """
+
+    def __init__(self, *values: Any, **more: float) -> None:
+        super().__init__(*values, **more)
+        self.intervals: dict[str, tuple[float, float]] = {}
+
+    def add(self, others: Scores, suffix: str) -> None:
+        """Add scores of other networks, with a suffix.
+
+        Args:
+            others: Their scores.
+            suffix: What is added to their names.
+        """
+        self.update({f"{name}{suffix}": value for name, value in others.items()})
+        self.intervals |= {f"{name}{suffix}": ends for name, ends in others.intervals.items()}
 
 
 @dataclass
@@ -54,9 +87,10 @@ class TrainedModel:
     Example:
         >>> import tempfile
         >>> from wsgraph.nn import build_model
-        >>> from wsgraph.tasks import TrainedModel
+        >>> from wsgraph.tasks import Generalization, TrainedModel
         >>> space = WeightSpace.mlp([2, 8, 1])
-        >>> trained = TrainedModel(task_prediction("generalization", {}), build_model("statnn", space, 1), {}, [space])
+        >>> task = Generalization(learned_kind="share")
+        >>> trained = TrainedModel(task, build_model("statnn", space, 1), {}, [space])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     trained.save(folder)
         ...     again = TrainedModel.load(folder)
@@ -64,7 +98,7 @@ class TrainedModel:
         torch.Size([3])
     """
 
-    task: Prediction
+    task: Task
     module: nn.Module
     config: dict[str, Any]
     trained_on: list[WeightSpace]
@@ -73,7 +107,7 @@ class TrainedModel:
     @property
     def model(self) -> nn.Module:
         """The model that reads networks, which the task may have wrapped."""
-        return self.module if self.task.wrap is None else self.module.get_submodule("model")
+        return self.module.get_submodule("model") if self.task.edits else self.module
 
     @property
     def name(self) -> str:
@@ -132,8 +166,7 @@ class TrainedModel:
             batch_size: Networks per forward pass.
 
         Returns:
-            On the CPU, of ``generalization`` accuracies ``[N]`` in (0, 1), of ``inr_classification`` probabilities ``[N, classes]``, of
-            ``inr_editing`` edited checkpoints ``[N, P]``.
+            On the CPU, numbers in units of the column ``[N]``, probabilities of classes ``[N, classes]``, or edited checkpoints ``[N, P]``.
 
         Raises:
             SpaceMismatchError: If the model cannot read networks of this space, or ``thetas`` has another shape.
@@ -179,7 +212,7 @@ class TrainedModel:
     def _check_predicted(self, spaces: Sequence[WeightSpace]) -> None:
         """Refuse networks that cannot be edited, and warn of those of which the model says nothing."""
         other = [space for space in spaces if not all_match([space], self.trained_on)]
-        if self.task.wrap is not None and other:
+        if self.task.edits and other:
             raise SpaceMismatchError(f"A model trained for {self.task.name} changes networks of {self.trained_on[0]!r} (got {other[0]!r}).")
         if unknown := self.untrained(spaces):
             which = " and ".join(map(repr, spaces))
@@ -188,38 +221,55 @@ class TrainedModel:
     # == Scoring ==
 
     def evaluate(
-        self, zoo: ZooDataset | ZooStore | str | os.PathLike[str], *, split: str | None = "test", scales: Sequence[float] | float = ()
-    ) -> dict[str, float]:
+        self,
+        zoo: ZooDataset | ZooStore | str | os.PathLike[str],
+        *,
+        split: str | None = "test",
+        scales: Sequence[float] | float = (),
+        intervals: int = 0,
+        group: str | None = None,
+    ) -> Scores:
         """Scores on networks of a zoo, as they are and moved by random symmetries of their own.
 
         Args:
-            zoo: A zoo or its path, or a part of it.
+            zoo: A zoo or its path, or a dataset of some of its networks, with targets as the task has them or without.
             split: Which networks of a zoo are scored; ``None`` for all.
             scales: Upper bounds of the positive factors of moved networks, where their activation allows any.
+            intervals: How often networks are drawn again for intervals of the scores of networks as they are; 0 for none.
+            group: Column of families of networks that are drawn together.
 
         Returns:
-            The task's scores, each also with the suffix ``_scale_S`` on moved networks. NaN, with a warning that names them, where the
-            networks pass through parameters of the model that those trained on do not use, whose values mean nothing.
+            The task's :class:`Scores`, each also with the suffix ``_scale_S`` on moved networks. NaN, with a warning that names them,
+            where the networks pass through parameters of the model that those trained on do not use, whose values mean nothing.
 
         Raises:
             ValueError: If there are less than two networks, or their targets make no sense for the model.
             SpaceMismatchError: If the model cannot read these networks.
         """
-        data = zoo if isinstance(zoo, ZooDataset) else opened(zoo).dataset(split, target=self.config.get("target", self.task.target))
-        check_scored(self.task, data, recipe_of(self.model).out_channels, self.trained_on)
+        data = zoo if isinstance(zoo, ZooDataset) else opened(zoo).dataset(split, target=None)
+        data = check_scored(self.task, data, self.trained_on)
         if unknown := self.untrained(data.spaces):
             name = Path(data.store.path).resolve().name
             warnings.warn(f"The networks of {name!r} are not scored by {self.name}: {unknown}.", stacklevel=2)
         scales = scales if isinstance(scales, Sequence) else [scales]
         moves = {f"_scale_{s:g}": RandomSymmetry((1.0, s), distribution="uniform", seed=self.config.get("seed", 0)) for s in scales}
-        metrics: dict[str, float] = {}
+        metrics = Scores()
         for suffix, move in {"": None, **moves}.items():
             moved = data.with_transform(composed(move, self.fixed))
             # Batch by batch, so that a split larger than memory can be scored; not by a loader, which would give each process a share.
             batches = (moved.batch(slice(start, start + 256), float32) for start in range(0, len(moved), 256))
             outputs, targets = model_outputs(self.module, batches)
-            scores = self.task.scores(outputs, targets)
-            metrics |= {f"{name}{suffix}": math.nan if unknown else value for name, value in scores.items()}
+            scores = self.task.measured(outputs, targets)
+            metrics.update({f"{name}{suffix}": math.nan if unknown else value for name, value in scores.items()})
+            if intervals and move is None and not unknown:
+                metrics.intervals = bootstrap_intervals(
+                    self.task.measured,
+                    outputs,
+                    targets,
+                    intervals,
+                    groups=None if group is None else data.column(group),
+                    seed=self.config.get("seed", 0),
+                )
         return metrics
 
     @torch.enable_grad()
@@ -318,8 +368,8 @@ class TrainedModel:
         except KeyError as error:
             raise CheckpointError(f"The model in {str(path)!r} was not trained for a task ({error} is missing in config.json).") from None
         spaces = [recipe_of(model).spaces[place] for place in places]
-        task = task_prediction(name, config)
-        module = model if task.wrap is None else task.wrap(model, spaces[0], config)
+        task = task_of(name, config)
+        module = task.wrap(model, spaces[0], config)
         trained = cls(task, module.eval(), config, spaces, none_as_nan(metrics))
         if own := trained._own():
             state = load_checkpoint(path / _OWN)
@@ -331,7 +381,7 @@ class TrainedModel:
     def _own(self) -> dict[str, Tensor]:
         """What the task's wrapper learns itself."""
         state = self.module.state_dict()
-        return {} if self.task.wrap is None else {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
+        return {name: tensor for name, tensor in state.items() if not name.startswith("model.")} if self.task.edits else {}
 
     def __repr__(self) -> str:
         scores = "".join(f", {name}={value:.4g}" for name, value in self.metrics.items() if "_scale_" not in name)
@@ -380,21 +430,20 @@ def check_read(trained: TrainedModel, networks: Mapping[str, ZooDataset], scored
                 )
 
 
-def check_scored(task: Prediction, data: ZooDataset, width: int, trained_on: Sequence[WeightSpace]) -> None:
-    """Refuse networks that a model of so many outputs cannot be scored on.
+def check_scored(task: Task, data: ZooDataset, trained_on: Sequence[WeightSpace]) -> ZooDataset:
+    """The networks with their targets; those that a model cannot be scored on are refused.
 
     Args:
         task: What the model is trained for.
-        data: The networks.
-        width: Outputs of the model.
+        data: The networks; targets that they have by the name of the task's column are those of the task.
         trained_on: Weight spaces of the networks that it is trained on.
 
     Raises:
         ValueError: If there are less than two, their targets make no sense for the model, or their architecture is not that of the task.
     """
-    if len(data) < 2:
-        raise ValueError(f"Expected at least 2 networks to score (got {data!r}).")
-    if (found := task.width({"scored": data})) > width:
-        raise ValueError(f"Expected networks of at most {width} classes, as those trained on (got {found} in {data!r}).")
-    if task.wrap is not None and not all_match(data.spaces, trained_on):
+    labelled = data if task.column is not None and data.target == task.column else task.labelled(data)
+    if len(labelled) < 2:
+        raise ValueError(f"Expected at least 2 networks to score (got {labelled!r}).")
+    if task.edits and not all_match(data.spaces, trained_on):
         raise ValueError(f"Expected networks of {trained_on[0]!r} for {task.name} (got {data!r}).")
+    return labelled

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
 import itertools
 import logging
 import math
@@ -12,39 +14,35 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import loggers as lightning_loggers
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from wsgraph.data.transforms import WeightTransform
+from wsgraph.options import TrainingOptions
 from wsgraph.space import ParameterGraph
-from wsgraph.tasks.runs import is_first_process
+from wsgraph.tasks.runs import RunFolder, is_first_process
+from wsgraph.tasks.task import Task, targets_of
 
-__all__ = ["DivergedError", "Objective", "fit", "load_best", "targets_of"]
+__all__ = ["DivergedError", "Objective", "check_training", "fit", "load_best"]
 
 
 class DivergedError(ValueError):
     """A loss stopped being finite."""
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Score = Callable[[Tensor, Tensor], float]
-
-
-def targets_of(batch: ParameterGraph) -> Tensor:
-    """Targets ``[B]`` of a batch; NaN where it has none, because they are made from the networks."""
-    if isinstance(batch.y, Tensor):
-        return batch.y
-    return torch.full((batch.num_networks,), float("nan"), device=batch.device)
+def _single_precision(outputs: Tensor) -> Tensor:
+    """Outputs that mixed precision made half, in which a loss would lose digits."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
 class Objective(L.LightningModule):
@@ -52,31 +50,16 @@ class Objective(L.LightningModule):
 
     Args:
         model: Called with a batch of parameter graphs.
-        loss: Of outputs and targets.
-        score: Of outputs and targets of the whole validation split, logged by ``score_name``.
-        score_name: Name of the score.
-        learning_rate: Largest learning rate of the cycle.
-        weight_decay: Decoupled weight decay.
-        seed: Seed of the order of networks, dropout and noise.
+        task: Whose loss is minimised, and whose first score of the whole validation split is logged.
+        training: Learning rate, weight decay, schedule and seed.
         transform: That of the training networks, if any, and perhaps of the validation networks.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        score: Score,
-        score_name: str,
-        *,
-        learning_rate: float,
-        weight_decay: float,
-        seed: int,
-        transform: WeightTransform | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, task: Task, training: TrainingOptions, transform: WeightTransform | None = None) -> None:
         super().__init__()
-        self.model, self.loss, self.score, self.score_name = model, loss, score, score_name
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.seed, self.order = seed, torch.Generator()
+        self.model, self.task, self.training_options = model, task, training
+        self.score_name = task.metrics[0].name
+        self.seed, self.order = training.seed, torch.Generator()
         self.transform = transform
         self.outputs: list[tuple[Tensor, Tensor]] = []
 
@@ -90,7 +73,7 @@ class Objective(L.LightningModule):
 
     def training_step(self, batch: ParameterGraph, _: int) -> Tensor:
         """Loss of one batch."""
-        loss = self.loss(self.model(batch), targets_of(batch))
+        loss = self.task.loss(_single_precision(self.model(batch)), targets_of(batch))
         if not torch.isfinite(loss):
             raise DivergedError(f"Training diverged in epoch {self.current_epoch + 1}: the loss is not finite. Lower 'learning_rate'.")
         total = batch.num_networks
@@ -111,7 +94,7 @@ class Objective(L.LightningModule):
     def validation_step(self, batch: ParameterGraph, _: int) -> None:
         """Collects outputs: rank scores need the whole split at once."""
         counted = batch.num_counted if self.trainer.world_size > 1 else batch.num_networks
-        self.outputs.append((self.model(batch)[:counted], targets_of(batch)[:counted]))
+        self.outputs.append((_single_precision(self.model(batch))[:counted], targets_of(batch)[:counted]))
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss and score of the validation split."""
@@ -121,15 +104,16 @@ class Objective(L.LightningModule):
             held: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(held, (outputs.cpu(), targets.cpu()))
             outputs, targets = (torch.cat(parts).to(outputs.device) for parts in zip(*held, strict=True))
-        self.log("val_loss", self.loss(outputs, targets), batch_size=len(targets))
-        self.log(f"val_{self.score_name}", self.score(outputs, targets), batch_size=len(targets))
+        self.log("val_loss", self.task.loss(outputs, targets), batch_size=len(targets))
+        self.log(f"val_{self.score_name}", self.task.followed(outputs, targets), batch_size=len(targets))
 
     def configure_optimizers(self) -> Any:
-        """AdamW and one cycle over the whole run."""
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        """AdamW and a schedule over the whole run."""
+        options = self.training_options
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = _OneCycle(optimizer, self.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        make = options.schedule if callable(options.schedule) else _SCHEDULES[options.schedule]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer, steps), "interval": "step"}}
 
 
 class _OneCycle(torch.optim.lr_scheduler.OneCycleLR):
@@ -144,6 +128,75 @@ class _OneCycle(torch.optim.lr_scheduler.OneCycleLR):
                 self._last_lr = self.get_lr()
             for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
                 group["lr"] = rate
+
+
+_SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], Any]] = {
+    "one_cycle": lambda optimizer, steps: _OneCycle(optimizer, optimizer.defaults["lr"], total_steps=steps),
+    "constant": lambda optimizer, steps: torch.optim.lr_scheduler.LambdaLR(optimizer, _constant),
+    "cosine": lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+}
+
+
+def _constant(step: int) -> float:
+    return 1.0
+
+
+def _tensorboard(folder: Path) -> Any:
+    return lightning_loggers.TensorBoardLogger(folder, name="", version="tensorboard")
+
+
+_LOGGERS: dict[str, Callable[[Path], Any]] = {
+    "csv": lambda folder: None,  # which there is anyway
+    "tensorboard": _tensorboard,
+    "wandb": lambda folder: lightning_loggers.WandbLogger(save_dir=folder),
+    "mlflow": lambda folder: lightning_loggers.MLFlowLogger(tracking_uri=(folder / "mlruns").resolve().as_uri()),
+}
+
+
+def _loggers(wanted: Any, folder: Path) -> list[Any]:
+    """``metrics.csv`` and the loggers that were asked for, by name or as objects of Lightning."""
+    made: list[Any] = [lightning_loggers.CSVLogger(folder, name=None, version="")]
+    for each in _listed(wanted):
+        if not isinstance(each, str):
+            made.append(each)
+            continue
+        try:
+            found = _LOGGERS[each](folder)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"Logging to {each} needs a package: pip install 'wsgraph[{each}]' ({error})") from None
+        made += [] if found is None else [found]
+    return made
+
+
+def _listed(wanted: Any) -> Sequence[Any]:
+    return wanted if isinstance(wanted, (list, tuple)) else [] if wanted is None else [wanted]
+
+
+def check_training(training: TrainingOptions) -> None:
+    """Refuse options that would only be found wrong when training starts.
+
+    Args:
+        training: The options.
+
+    Raises:
+        ValueError: If a schedule, a logger or an option of Lightning's trainer is unknown.
+    """
+    if not callable(training.schedule) and training.schedule not in _SCHEDULES:
+        raise ValueError(f"Expected 'schedule' to be one of {', '.join(_SCHEDULES)} or a function (got {training.schedule!r}).")
+    for each in _listed(training.logger):
+        if isinstance(each, str) and each not in _LOGGERS:
+            raise ValueError(f"Expected 'logger' to be one of {', '.join(_LOGGERS)} or a logger of Lightning (got {each!r}).")
+    # But for those that runs have by other names.
+    given = training.trainer_options
+    names = {"max_epochs": "epochs", **dict.fromkeys(("callbacks", "logger", "accelerator", "devices"))}
+    known = [name for name in inspect.signature(L.Trainer).parameters if name not in names]
+    for name in given or ():
+        if name in names:
+            raise ValueError(f"Give {names[name] or name!r} rather than {name!r} among 'trainer_options'.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
+            raise ValueError(f"Lightning's Trainer has no option {name!r}. {meant}")
 
 
 class _BestAndLast(ModelCheckpoint):
@@ -261,17 +314,7 @@ def load_best(objective: Objective, folder: Path) -> float:
 
 
 def fit(
-    objective: Objective,
-    train: Any,
-    validation: Any,
-    folder: Path,
-    *,
-    epochs: int,
-    title: str,
-    progress: bool,
-    continues: bool,
-    accelerator: str,
-    devices: int = 1,
+    objective: Objective, train: Any, validation: Any, claim: RunFolder, training: TrainingOptions, *, progress: bool
 ) -> dict[str, float]:
     """Train, load the weights of the epoch with the lowest validation loss, and report the cost.
 
@@ -279,13 +322,9 @@ def fit(
         objective: What to train.
         train: Loader of training batches, with the generator of their order.
         validation: Loader of validation batches.
-        folder: Where checkpoints and ``metrics.csv`` go.
-        epochs: Number of passes over the training split.
-        title: Shown beside the progress bar.
+        claim: Where checkpoints and ``metrics.csv`` go, and whether ``last.ckpt`` lies there to continue from.
+        training: Epochs, devices, callbacks, loggers and further options of Lightning.
         progress: Whether to show progress.
-        continues: Whether to continue from ``last.ckpt`` in the folder.
-        accelerator: As in Lightning: ``"auto"``, ``"cpu"``, ``"gpu"``.
-        devices: Processes that train together on this machine, each with its share of every batch.
 
     Returns:
         ``seconds_per_epoch`` (median over epochs, training steps only), ``best_epoch`` (the first is 1) and its ``validation_loss``.
@@ -295,7 +334,8 @@ def fit(
         KeyboardInterrupt: If training is interrupted, with what to do.
         SystemExit: If the process is asked to end by SIGTERM, with the status 143.
     """
-    shown = _EpochProgress(title, objective.score_name, progress and is_first_process())
+    folder, continues = claim.folder, claim.continues
+    shown = _EpochProgress(training.model, objective.score_name, progress and is_first_process())
     best = _BestAndLast(
         folder, filename="best", monitor="val_loss", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False
     )
@@ -305,22 +345,27 @@ def fit(
     if continues and is_first_process():
         _keep_log(folder)
     # torchrun says itself how many processes there are.
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", training.devices))
     nodes = int(os.environ.get("WORLD_SIZE", processes)) // processes if "LOCAL_WORLD_SIZE" in os.environ else 1
     with _quiet_lightning():
+        options: dict[str, Any] = {
+            "num_nodes": nodes,
+            "strategy": "ddp" if processes * nodes > 1 else "auto",
+            "use_distributed_sampler": False,
+            "gradient_clip_val": 10.0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **(training.trainer_options or {}),
+        }
+        stops = [] if training.patience is None else [EarlyStopping("val_loss", patience=training.patience)]
         trainer = L.Trainer(
-            accelerator=accelerator,
+            accelerator=training.accelerator,
             devices=processes,
-            num_nodes=nodes,
-            strategy="ddp" if processes * nodes > 1 else "auto",
-            use_distributed_sampler=False,
-            max_epochs=epochs,
-            gradient_clip_val=10.0,
-            logger=CSVLogger(folder, name=None, version=""),
-            callbacks=[shown, best],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
+            max_epochs=training.epochs,
+            logger=_loggers(training.logger, folder),
+            callbacks=[shown, best, *stops, *training.callbacks],
+            **options,
         )
         interrupted = False
         try:

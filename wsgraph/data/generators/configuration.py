@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from wsgraph.data.generators.hyperparameters import HyperparameterRanges
 from wsgraph.data.store import PathLike
+from wsgraph.files import read_configuration
 
 __all__ = ["read_zoo_configuration"]
 
@@ -30,23 +28,16 @@ def read_zoo_configuration(path: PathLike, allowed: Sequence[str]) -> dict[str, 
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     text = 'channels = [[8, 8], [16, 16, 16]]\\n[ranges]\\nsteps = [10, 20]\\n'
         ...     _ = Path(f"{folder}/zoo.toml").write_text(text)
         ...     read_zoo_configuration(f"{folder}/zoo.toml", ["channels", "ranges"])["ranges"]
         {'steps': [10, 20]}
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no configuration file {str(path)!r}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        options: Any = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not {'JSON' if path.suffix == '.json' else 'TOML'} ({error}).") from None
-    if not isinstance(options, dict) or (unknown := [name for name in options if name not in allowed]):
-        found = ", ".join(map(repr, unknown)) if isinstance(options, dict) else type(options).__name__
-        raise ValueError(f"Expected {str(path)!r} to set some of {', '.join(allowed)} (got {found}).")
+    options = read_configuration(path)
+    if unknown := [name for name in options if name not in allowed]:
+        raise ValueError(f"Expected {str(path)!r} to set some of {', '.join(allowed)} (got {', '.join(map(repr, unknown))}).")
     if "ranges" in options:
         try:
             HyperparameterRanges(**options["ranges"])

@@ -1,0 +1,259 @@
+"""Predicting any column of a table."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from wsgraph import WeightSpace
+from wsgraph.cli import app
+from wsgraph.data import ZooStore
+from wsgraph.options import TrainingOptions
+from wsgraph.tasks import Prediction, Result, TrainedModel, run
+from wsgraph.tasks.intervals import bootstrap_intervals
+
+NETWORKS = 160
+
+
+def said(result: Any) -> str:
+    """What a command printed, in one line."""
+    return " ".join((result.output + result.stderr).split())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ZooStore:
+    """Networks whose columns are functions of their last bias, in many kinds."""
+    space = WeightSpace.mlp([2, 6, 1])
+    thetas = space.sample(NETWORKS, generator=torch.Generator().manual_seed(0))
+    bias = space.unflatten(thetas)["layers.1.bias"][:, 0].double().numpy()
+    level = np.digitize(bias, np.quantile(bias, [0.3, 0.6]))
+    table = {
+        "parameters_per_second": 5e6 + 3e6 * bias,
+        "percent": 100 / (1 + np.exp(-5 * bias)),
+        "count": np.round(50 * bias).astype(int),
+        "name": np.array(["low", "middle", "high"])[level],
+        "is_low": level == 0,
+        "level": level,
+        "constant": np.ones(NETWORKS),
+        "blanks": np.where(np.arange(NETWORKS) % 5 == 0, np.nan, bias),
+        "blank_names": np.where(np.arange(NETWORKS) % 5 == 0, "", np.array(["low", "middle", "high"])[level]),
+        "blank_levels": np.where(np.arange(NETWORKS) % 5 == 0, np.nan, level),
+        "run": np.arange(NETWORKS) // 4,
+        "broken": np.where(np.arange(NETWORKS) == 3, np.inf, bias),
+        "split": np.array(["train", "train", "val", "test"])[np.arange(NETWORKS) % 4],
+    }
+    return ZooStore.create(tmp_path_factory.mktemp("zoos") / "zoo", space, thetas, table)
+
+
+def train(store: ZooStore, folder: Path, target: str, **options: Any) -> Result:
+    options = {"epochs": 25, "learning_rate": 1e-2, "batch_size": 32, "progress": False, "intervals": 0, "scales": [1]} | options
+    return run("prediction", zoo=store, target=target, model="statnn", model_options={"hidden": 32}, output=folder, **options)
+
+
+@pytest.mark.parametrize("target", ["parameters_per_second", "percent", "count"])
+def test_numbers_are_predicted_in_their_units(store: ZooStore, tmp_path: Path, target: str) -> None:
+    result = train(store, tmp_path / "run", target)
+    assert result.metrics["tau"] > 0.4
+    data = store.dataset("test", target=None)
+    wanted = data.column(target).astype(float)
+    trained = TrainedModel.load(tmp_path / "run")
+    predicted = trained.predict(store.space, data.thetas).numpy()
+    assert abs(predicted.mean() - wanted.mean()) < wanted.std()
+    assert result.metrics["mae"] == pytest.approx(abs(predicted - wanted).mean(), rel=1e-4)
+    assert result.metrics["rmse"] == pytest.approx(((predicted - wanted) ** 2).mean() ** 0.5, rel=1e-4)
+    assert trained.task == dataclasses.replace(Prediction(target), **trained.task.state())
+    assert list(trained.task.columns(torch.from_numpy(predicted))) == [f"predicted_{target}"]
+
+
+@pytest.mark.parametrize(("target", "options", "classes"), [("name", {}, ["high", "low", "middle"]), ("is_low", {}, [False, True])])
+def test_strings_and_booleans_are_classes(
+    store: ZooStore, tmp_path: Path, target: str, options: dict[str, Any], classes: list[Any]
+) -> None:
+    result = train(store, tmp_path / "run", target, **options)
+    assert set(result.metrics) >= {"accuracy", "balanced_accuracy", "macro_f1", "cross_entropy"}
+    data = store.dataset("test", target=None)
+    trained = TrainedModel.load(tmp_path / "run")
+    found = trained.predict(store.space, data.thetas)
+    assert found.shape == (len(data), len(classes))
+    columns = trained.task.columns(found)
+    assert set(columns[f"predicted_{target}"]) <= set(classes)
+    right = np.mean([a == b for a, b in zip(columns[f"predicted_{target}"], data.column(target).tolist(), strict=True)])
+    assert result.metrics["accuracy"] == pytest.approx(right)
+    assert right > 0.5
+
+
+def test_integers_are_classes_on_request(store: ZooStore, tmp_path: Path) -> None:
+    assert "tau" in train(store, tmp_path / "a", "level", epochs=1).metrics
+    result = train(store, tmp_path / "b", "level", kind="class", class_weights=True, epochs=1)
+    assert "accuracy" in result.metrics
+    train_level = store.dataset("train", target=None).column("level")
+    expected = [len(train_level) / (3 * (train_level == i).sum()) for i in range(3)]
+    assert result.config["learned"]["learned_values"]["weights"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("target", "kind"), [("blanks", "auto"), ("blank_names", "auto"), ("blank_levels", "class")])
+def test_blanks_are_left_out_and_counted(
+    store: ZooStore, tmp_path: Path, target: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(store, tmp_path / "run", target, kind=kind, epochs=1, progress=True)
+    assert result.config["blanks"] == {"train": 16, "val": 8, "test": 8}
+    assert result.config["networks"] == {"train": 64, "val": 32, "test": 32}
+    assert f"networks without a value of '{target}' are left out: 16 of train" in " ".join(capsys.readouterr().err.split())
+    # Other zoos may have blanks too.
+    assert set(TrainedModel.load(tmp_path / "run").evaluate(store)) <= set(result.metrics)
+
+
+def test_families_stay_together(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "run", "percent", group="run", epochs=1, intervals=20)
+    assert sum(result.config["networks"].values()) == NETWORKS
+    assert result.config["networks"]["train"] == 96
+    assert result.config["group"] == "run"
+    again = train(store, tmp_path / "again", "percent", group="run", epochs=1, seed=1)
+    assert again.config["networks"]["train"] == 96
+    assert again.metrics["tau"] != result.metrics["tau"]
+    assert set(result.intervals) == {"tau", "r2", "mae", "rmse"}
+
+
+def test_intervals_hold_the_score_and_narrow_with_networks(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "run", "percent", intervals=200)
+    for name in ("tau", "mae", "rmse"):
+        low, high = result.intervals[name]
+        assert low <= result.metrics[name] <= high
+        assert low < high
+    document = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert document["intervals"]["tau"] == list(result.intervals["tau"])
+    assert train(store, tmp_path / "run", "percent", intervals=200).intervals == result.intervals  # read again
+
+    def share(outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        return {"share": float((outputs == targets).double().mean())}
+
+    generator = torch.Generator().manual_seed(0)
+    widths = []
+    for count in (50, 800):
+        outputs = torch.randint(0, 2, (count,), generator=generator)
+        low, high = bootstrap_intervals(share, outputs, torch.ones(count, dtype=torch.long), 400)["share"]
+        widths.append(high - low)
+        assert (high - low) == pytest.approx(2 * 1.96 * math.sqrt(0.25 / count), rel=0.25)
+    assert widths[1] < widths[0]
+    # Families of equal networks count once.
+    outputs = torch.randint(0, 2, (50,), generator=generator).repeat_interleave(16)
+    alone = bootstrap_intervals(share, outputs, torch.ones(800, dtype=torch.long), 400)["share"]
+    families = bootstrap_intervals(share, outputs, torch.ones(800, dtype=torch.long), 400, groups=np.arange(50).repeat(16))["share"]
+    assert families[1] - families[0] > 2 * (alone[1] - alone[0])
+
+
+def test_errors(store: ZooStore, tmp_path: Path) -> None:
+    for options, error, match in (
+        ({"target": "nothing"}, ValueError, "nothing"),
+        ({"target": "name", "kind": "number"}, ValueError, r"Expected numbers in the column 'name'.*Give kind='class'"),
+        ({"target": "broken"}, ValueError, r"Expected finite numbers in the column 'broken'.*\(got inf\)"),
+        ({"target": "blanks", "kind": "class"}, ValueError, "Expected classes to be strings, booleans or integers"),
+        ({"target": "constant", "kind": "class"}, ValueError, r"Expected at least two classes to tell apart \(got \[1\]\)"),
+        ({"target": "name", "kind": "classes"}, ValueError, r"Expected 'kind' to be one of auto, number, share, class \(got 'classes'\)"),
+        ({}, TypeError, "Expected the option 'target': Column of the zoo's table to predict"),
+        ({"target": "name", "epoch": 3}, TypeError, r"The task has no option 'epoch'\. Did you mean 'epochs'"),
+        ({"target": "name", "patience": 0}, ValueError, "Expected 'patience' to be an integer of at least 1"),
+        ({"target": "name", "schedule": "linear"}, ValueError, "Expected 'schedule' to be one of one_cycle, constant, cosine"),
+        ({"target": "name", "logger": "paper"}, ValueError, "Expected 'logger' to be one of csv, tensorboard"),
+        ({"target": "name", "trainer_options": {"precisoin": 16}}, ValueError, r"no option 'precisoin'\. Did you mean 'precision'\?"),
+        ({"target": "name", "trainer_options": {"max_epochs": 3}}, ValueError, "Give 'epochs' rather than 'max_epochs'"),
+    ):
+        with pytest.raises(error, match=match):
+            run("prediction", zoo=store, model="statnn", output=tmp_path / "run", progress=False, **{"epochs": 1, **options})
+    with pytest.raises(TypeError, match="leave target out"):
+        run(Prediction("name"), zoo=store, target="name")
+    result = train(store, tmp_path / "names", "name", epochs=1)
+    others = {"name": ["other"] * 4, "split": ["test"] * 4}
+    theirs = ZooStore.create(tmp_path / "zoo", store.space, store.thetas[:4], others)
+    with pytest.raises(ValueError, match=r"Expected the classes trained on, high, low, middle, in the column 'name'.*\(got 'other'\)"):
+        TrainedModel.load(result.folder).evaluate(theirs)
+
+
+def test_constant_targets_train(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "run", "constant", epochs=1)
+    assert result.metrics["mae"] < 5
+    assert math.isfinite(result.metrics["validation_loss"])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, steps)])
+def test_schedules(store: ZooStore, tmp_path: Path, schedule: Any) -> None:
+    result = train(store, tmp_path / "run", "percent", epochs=2, schedule=schedule)
+    assert math.isfinite(result.metrics["tau"])
+    assert result.config["schedule"] == (schedule if isinstance(schedule, str) else result.config["schedule"])
+    assert "schedule" not in train(store, tmp_path / "default", "percent", epochs=1).config
+
+
+def test_options_of_lightning_reach_it(store: ZooStore, tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import CSVLogger
+
+    seen = []
+
+    class Watch(Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            seen.append((trainer.precision, trainer.accumulate_grad_batches, trainer.current_epoch))
+
+    options = {"precision": "bf16-mixed", "accumulate_grad_batches": 2}
+    result = train(
+        store,
+        tmp_path / "run",
+        "percent",
+        epochs=40,
+        learning_rate=1e-12,
+        schedule="constant",
+        patience=2,
+        trainer_options=options,
+        callbacks=[Watch()],
+        logger=[CSVLogger(tmp_path / "theirs", name=None, version="")],
+    )
+    ((precision, accumulated, epochs),) = seen
+    assert (precision, accumulated) == ("bf16-mixed", 2)
+    assert 3 <= epochs < 40  # nothing gets better, so that it stops
+    assert (tmp_path / "theirs" / "metrics.csv").exists()
+    assert (tmp_path / "run" / "metrics.csv").exists()
+    assert result.config["trainer_options"] == options
+
+
+def test_the_command_and_its_file_repeat_a_run(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--zoo", str(store.path), "--target", "percent", "--model", "statnn", "--model-option", "hidden=8", "--epochs", "1"]
+    words += ["--intervals", "10", "--trainer-option", "precision=bf16-mixed", "--patience", "3", "--select", "level=[0,1]"]
+    first = CliRunner().invoke(app, [*words, "--output", "first", "--json"])
+    assert first.exit_code == 0, said(first)
+    document = json.loads(first.stdout)
+    assert document["task"] == "prediction"
+    assert document["config"]["model_options"] == {"hidden": 8}
+    assert document["config"]["select"] == {"level": [0, 1]}
+    file = json.loads(Path("first/options.json").read_text())
+    assert file["task"] == "prediction"
+    again = CliRunner().invoke(app, ["train", "--config", "first/options.json", "--output", "again", "--json"])
+    assert again.exit_code == 0, said(again)
+    assert json.loads(again.stdout)["config"] == document["config"]
+    lines = [f"{name} = {json.dumps(value)}" for name, value in file.items() if not isinstance(value, dict)]
+    Path("run.toml").write_text("\n".join(lines) + "\n[model_options]\nhidden = 8\n")
+    other = CliRunner().invoke(app, ["train", "--config", "run.toml", "--seed", "4", "--output", "other", "--json"])
+    assert other.exit_code == 0, said(other)
+    assert json.loads(other.stdout)["config"]["seed"] == 4
+    wrong = CliRunner().invoke(app, ["train", "--zoo", str(store.path), "--traget", "percent"])
+    assert wrong.exit_code == 1
+    assert "There is no option --traget. Did you mean --target?" in said(wrong)
+
+
+def test_the_table_shows_intervals(store: ZooStore, tmp_path: Path) -> None:
+    words = ["train", "--zoo", str(store.path), "--target", "name", "--model", "statnn", "--epochs", "1", "--output", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, said(result)
+    assert "[0." in result.output
+    assert "95 %" in result.output
+
+
+def test_options_say_their_types() -> None:
+    assert TrainingOptions().model == "monomial_gnn"
+    with pytest.raises(ValueError, match="Expected 'batch_size' to be an integer of at least 1"):
+        TrainingOptions(batch_size=0)

@@ -1,0 +1,438 @@
+"""Running a task: from the zoo to the scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import json
+import os
+import pickle
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from wsgraph.data import DataLoader, ParameterStatistics, ZooDataset
+from wsgraph.data.dataset import group_split
+from wsgraph.data.folder import ZooFolder
+from wsgraph.data.transforms import Canonicalize, WeightTransform
+from wsgraph.files import write_json
+from wsgraph.measure import peak_memory
+from wsgraph.nn import build_model, list_models, model_entry
+from wsgraph.options import (
+    KINDS,
+    FolderOptions,
+    ReadingOptions,
+    ScoringOptions,
+    TrainingOptions,
+    acting_options,
+    command_text,
+    differing,
+    given_options,
+    known_options,
+    named_text,
+    plain_value,
+    signature_of,
+    written_options,
+)
+from wsgraph.plugins import named_plugins, source_of
+from wsgraph.scores import none_as_nan
+from wsgraph.tasks.registry import task_class
+from wsgraph.tasks.result import Result, Summary
+from wsgraph.tasks.runs import RunFolder, claimed, is_first_process
+from wsgraph.tasks.task import Task, all_match, composed, distinct_spaces, float32, opened, preparation, targets_of
+from wsgraph.tasks.trained import Scores, TrainedModel, check_read, check_scored
+from wsgraph.tasks.training import Objective, check_training, fit
+
+__all__ = ["run", "run_seeds"]
+
+_SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares where networks are dealt anew
+
+
+def run(task: str | Task, **options: Any) -> Result:
+    """Train a model on the training split, choose an epoch by the validation loss, and score it on the test split once.
+
+    Args:
+        task: One of :func:`list_tasks`, or a :class:`Task`.
+        **options: Those of :class:`ReadingOptions`, :class:`TrainingOptions`, :class:`ScoringOptions` and :class:`FolderOptions`, and of a
+            task that is named its own, such as ``target``.
+
+    Returns:
+        A :class:`Result` whose metrics are the task's scores on test networks, each also with the suffix ``_scale_S`` on
+        moved ones and ``_on_NAME`` on those of further zoos, ``parameters``, ``seconds_per_epoch``, ``peak_memory_mb`` (tensors of one
+        training step, in 10^6 bytes), ``best_epoch`` (the first is 1) and ``validation_loss``.
+
+    Raises:
+        TypeError: If there is no such option, or one that has no default is not given.
+        ValueError: If the task or model is unknown, an option is out of range, the zoo lacks a split or the target, targets make no sense
+            for the task, networks of any split cannot be read, training diverges, ``output`` holds another run, or another process trains
+            there.
+        OSError: If the output folder cannot be written.
+        KeyboardInterrupt: If training is interrupted; the same call continues it.
+        SystemExit: If the process is asked to end by SIGTERM, as cluster schedulers do; the same call continues the run.
+    """
+    kind = task_class(task) if isinstance(task, str) else type(task)
+    own, *shared = given_options(kind, options)
+    if isinstance(task, Task):
+        if own:
+            raise TypeError(f"The task is given with its options: leave {', '.join(own)} out, or name the task {task.name!r} instead.")
+        made, own = task, {name: value for name, value in task.own_options().items() if value is not None}
+    else:
+        made = _made(kind, own)
+    reading, training, scoring, folder = (_made(each, given) for each, given in zip(KINDS, shared, strict=True))
+    if "scales" not in options:
+        scoring = made.scored(scoring)
+    written, unwritten = written_options({**own, **options}, list(acting_options(kind, *KINDS)))
+    call: dict[str, Any] = {"task": made.name, "options": written, "unwritten": unwritten, "plugins": named_plugins()}
+    # What another version would choose is not left to it.
+    chosen = {name: getattr(training, name) for name in ("model", "epochs", "seed", "learning_rate", "batch_size")}
+    call["command"] = command_text({**call, "options": {**chosen, **written}}, known_options(kind))
+    return _Run(made, made.prepared(reading), training, scoring, folder, call).result()
+
+
+run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter("task", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str | Task"),
+        *signature_of(*KINDS).parameters.values(),
+        inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD, annotation="Any"),
+    ],
+    return_annotation="Result",
+)
+
+
+def _described(kind: type) -> str:
+    """What the docstring of a dataclass says of its fields, to be part of another."""
+    lines = inspect.cleandoc(kind.__doc__ or "").split("\n")
+    start = lines.index("Args:") + 1
+    return "\n".join(f"    {line}" for line in itertools.takewhile(lambda line: line.startswith(" "), lines[start:]))
+
+
+_MARK = "        **options: "
+run.__doc__ = (run.__doc__ or "").replace(_MARK, "\n".join(map(_described, KINDS)) + f"\n{_MARK}")
+
+
+def run_seeds(task: str | Task, *, seeds: Sequence[int], output: str | os.PathLike[str] | None = None, **options: Any) -> Summary:
+    """Train a model on a task with several seeds, and summarise the scores.
+
+    Args:
+        task: One of :func:`list_tasks`, or a :class:`Task`.
+        seeds: The seeds, one run for each.
+        output: Folder of the runs, ``OUTPUT/seedSEED`` for each (default: the task's own).
+        **options: Those of :func:`run`, without ``seed``; finished runs are read, not repeated.
+
+    Returns:
+        A :class:`Summary` with mean and standard error of every score.
+
+    Raises:
+        ValueError: If there is no seed, one is repeated, or as the task says.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"Expected 'seeds' to be different seeds, at least one (got {list(seeds)}).")
+    return Summary([run(task, seed=seed, output=None if output is None else Path(output) / f"seed{seed}", **options) for seed in seeds])
+
+
+def _made(kind: type, given: Mapping[str, Any]) -> Any:
+    """Options of one kind, with those that have no default."""
+    for each in dataclasses.fields(kind):
+        if "option" in each.metadata and each.default is MISSING and each.name not in given:
+            raise TypeError(f"Expected the option {each.name!r}: {each.metadata['option'].help}")
+    return kind(**given)
+
+
+@dataclass
+class _Run:
+    """One run, step by step."""
+
+    task: Task
+    reading: ReadingOptions
+    training: TrainingOptions
+    scoring: ScoringOptions
+    where: FolderOptions
+    call: dict[str, Any]
+
+    def result(self) -> Result:
+        """Read, train, score and save; or read what was saved."""
+        model_entry(self.training.model)
+        check_training(self.training)
+        self.read_networks()
+        config = self.config()
+        transforms = composed(self.reading.augment, preparation(self.task, config))
+        with torch.random.fork_rng():
+            torch.manual_seed(self.training.seed)
+            trained = self.built(config)
+            check_read(trained, self.all_networks, [f"'test_zoos' {name!r}" for name in self.further])
+            objective = Objective(trained.module, self.task, self.training, transforms)
+            with self.claimed(config) as claim:
+                trained.config = claim.config
+                if claim.finished:
+                    self.say(f"finished already in {claim.folder}; overwrite=True (--overwrite) trains it again")
+                    return _finished(self.task, claim)
+                if claim.continues:
+                    self.say(f"continues the run in {claim.folder}")
+                if is_first_process():  # what `wsgraph train --config` repeats
+                    write_json(claim.folder / "options.json", {"task": self.task.name, **self.call["options"]})
+                costs = self.trained(objective, claim, config)
+                scores = self.scores(trained)
+                trained.metrics = dict(scores)
+                metrics = {**scores, "parameters": float(sum(p.numel() for p in trained.module.parameters())), **costs}
+                result = Result(
+                    self.task.name,
+                    metrics,
+                    trained.module,
+                    claim.config,
+                    claim.folder,
+                    call=self.call,
+                    intervals=scores.intervals,
+                    description=self.task.description,
+                )
+                if is_first_process():
+                    trained.save(claim.folder / "model")
+                    result.save(claim.folder / "result.json")  # last: where it is, the run is finished
+        return result
+
+    def say(self, text: str) -> None:
+        """Tell what becomes of the run."""
+        if self.where.progress and is_first_process():
+            line = f"{self.training.model}: {text}"
+            Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+
+    # == Networks ==
+
+    def read_networks(self) -> None:
+        """The networks of all splits with their targets, and what is learned of these."""
+        reading, task = self.reading, self.task
+        self.store = opened(reading.zoo)
+        splits = self.dealt()
+        if reading.select:
+            splits = {name: split.select(reading.select) for name, split in splits.items()}
+        known = {name: split[task.known(split)] for name, split in splits.items()}
+        self.blanks = {name: len(split) - len(known[name]) for name, split in splits.items() if len(split) > len(known[name])}
+        if self.blanks:
+            listed = ", ".join(f"{count:,} of {name}" for name, count in self.blanks.items())
+            self.say(f"networks without a value of {task.column!r} are left out: {listed}")
+        if (size := reading.train_size) is not None:
+            if not isinstance(size, int) or not 2 <= size <= len(known["train"]):
+                raise ValueError(f"Expected 'train_size' to be an integer from 2 to {len(known['train'])} (got {size!r}).")
+            chosen = torch.randperm(len(known["train"]), generator=torch.Generator().manual_seed(self.training.seed))[:size]
+            known["train"] = known["train"][chosen.sort().values]
+        for name, split in known.items():
+            if len(split) < 2:
+                raise ValueError(f"Expected at least 2 networks in the split {name!r} of {self.store!r} (got {len(split)}).")
+        self.task = task = task.fitted(known)
+        self.splits = {name: task.labelled(split) for name, split in known.items()}
+        self.further: dict[str, ZooDataset] = {}
+        for name, other in (self.scoring.test_zoos or {}).items():
+            try:
+                self.further[name] = check_scored(task, opened(other).dataset("test", target=None), self.splits["train"].spaces)
+            except ValueError as error:
+                raise ValueError(f"'test_zoos' {name!r} cannot be scored on: {error}") from None
+        # All networks that the model must read, by where they are; those trained on come first.
+        self.all_networks = {f"the split {name!r}": split for name, split in self.splits.items()}
+        self.all_networks |= {f"'test_zoos' {name!r}": split for name, split in self.further.items()}
+
+    def dealt(self) -> dict[str, ZooDataset]:
+        """The networks of every split, without targets."""
+        if self.reading.group is None:
+            return {name: self.store.dataset(name, target=None) for name in _SPLITS}
+        everything = self.store.dataset(None, target=None)
+        names = group_split(everything.column(self.reading.group), _SPLITS, seed=self.training.seed)
+        return {name: everything[torch.from_numpy(names == name)] for name in _SPLITS}
+
+    def deviations(self) -> dict[str, float] | None:
+        """What parameters are divided by."""
+        if not self.reading.standardize:
+            return None
+        train = self.splits["train"]
+        if len(train.spaces) > 1:
+            raise ValueError(f"'standardize' is for networks of one architecture (got {train!r}).")
+        form = Canonicalize(self.reading.canonicalize) if self.reading.canonicalize else None
+        deviations = {name: _spread(each) for name, each in train.statistics(form).items()}
+        for where, split in self.all_networks.items():
+            if any([param.name for param in space.params] != list(deviations) for space in split.spaces):
+                raise ValueError(f"'standardize' divides by what was found for {train.space!r}, not for {where}: {split!r}.")
+        return deviations
+
+    # == What the run depends on ==
+
+    def config(self) -> dict[str, Any]:
+        """All that the run depends on, for its record."""
+        task, reading, training, scoring = self.task, self.reading, self.training, self.scoring
+        config = {
+            "model": training.model,
+            "zoo": _name(self.store),
+            "zoo_digest": self.store.digest,
+            "epochs": training.epochs,
+            "seed": training.seed,
+            "scales": scoring.bounds,
+            "target": task.column,
+            "batch_size": training.batch_size,
+            "learning_rate": training.learning_rate,
+            "weight_decay": training.weight_decay,
+            "model_options": dict(training.model_options or {}),
+            "networks": {name: len(split) for name, split in self.splits.items()},
+            "select": None if reading.select is None else {name: _selected(value) for name, value in reading.select.items()},
+            "canonicalize": list(reading.canonicalize),
+            "standardize": self.deviations(),
+            "augment": None if reading.augment is None else named_text(reading.augment),
+            "augment_validation": reading.augment_validation,
+            "test": scoring.test,
+            "test_zoos": {name: f"{_name(split.store)} {split.store.digest}" for name, split in self.further.items()},
+            **{name: plain_value(value) for name, value in task.own_options().items() if value not in (None, False)},
+            # What came later is recorded where it is used, so that earlier runs are still those of the same options.
+            **differing(training, ("schedule", "patience", "trainer_options")),
+            **differing(reading, ("group",)),
+        }
+        if self.blanks:
+            config["blanks"] = self.blanks
+        if state := task.state():
+            config["learned"] = plain_value(state)
+        if reading.select:
+            config["selected"] = _digest(split.positions for split in self.splits.values())
+        sources = {
+            "model": source_of(model_entry(training.model).build),
+            "task": source_of(type(task)),
+            "augment": None if reading.augment is None else _of_others(reading.augment),
+        }
+        if any(sources.values()):
+            config["sources"] = {name: source for name, source in sources.items() if source is not None}
+        return config
+
+    def claimed(self, config: Mapping[str, Any]) -> AbstractContextManager[RunFolder]:
+        """The folder of the run."""
+        where, training = self.where, self.training
+        base = Path(where.output or Path("runs", self.task.name, f"{_name(self.store)}-{training.model}-seed{training.seed}"))
+        several = training.devices > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1
+        return claimed(
+            base,
+            config,
+            numbered=where.output is None,
+            resume=where.resume,
+            overwrite=where.overwrite,
+            distributed=several,
+        )
+
+    # == Training and scoring ==
+
+    def built(self, config: dict[str, Any]) -> TrainedModel:
+        """A new model for all networks that it must read."""
+        task, model = self.task, self.training.model
+        spaces = distinct_spaces(list(self.all_networks.values()))
+        if len(spaces) > 1 and not model_entry(model).mixed:
+            where, other = next(
+                (where, space) for where, split in self.all_networks.items() for space in split.spaces if space.digest != spaces[0].digest
+            )
+            able = ", ".join(name for name in list_models() if model_entry(name).mixed)
+            raise ValueError(
+                f"The model {model!r} reads networks of one architecture (got {len(spaces)} weight spaces): {where} holds networks of "
+                f"{other!r} beside {spaces[0]!r}. Leave some out with 'select', or choose a model that reads several: {able}."
+            )
+        kind = {"task": "equivariant"} if task.edits else {}
+        space = spaces[0] if len(spaces) == 1 else spaces
+        module: nn.Module = build_model(model, space, task.outputs, **kind, **(self.training.model_options or {}))
+        trained_on = distinct_spaces([self.splits["train"]])
+        if task.edits:
+            for where, split in self.all_networks.items():
+                if not all_match(split.spaces, trained_on[:1]):
+                    raise ValueError(f"Expected networks of {trained_on[0]!r} for {task.name} (got {split!r} as {where}).")
+        return TrainedModel(task, task.wrap(module, trained_on[0], config), config, trained_on)
+
+    def trained(self, objective: Objective, claim: RunFolder, config: Mapping[str, Any]) -> dict[str, float]:
+        """Train the model, and report the cost."""
+        training, module = self.training, objective.model
+        fixed = preparation(self.task, config)
+        order = torch.Generator().manual_seed(training.seed)
+        data = self.splits["train"].with_transform(objective.transform)
+        train = DataLoader(data, training.batch_size, shuffle=True, generator=order, transform=float32)
+        moved = objective.transform if self.reading.augment_validation else fixed
+        validation = DataLoader(self.splits["val"].with_transform(moved), 4 * training.batch_size, transform=float32)
+        device = torch.device("cuda" if training.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        module.to(device)
+        first = self.splits["train"].batch(slice(0, training.batch_size), float32).to(device)
+        bytes_used = peak_memory(lambda: self.task.loss(module(first), targets_of(first)).backward())
+        module.zero_grad(set_to_none=True)
+        torch.manual_seed(training.seed)
+        costs = fit(objective, train, validation, claim, training, progress=self.where.progress)
+        module.to(device).eval()
+        return {"peak_memory_mb": bytes_used / 1e6, **costs}
+
+    def scores(self, trained: TrainedModel) -> Scores:
+        """Scores on the test networks, and on those of further zoos."""
+        scoring, scores = self.scoring, Scores()
+        if not scoring.test:
+            return scores
+        scores = trained.evaluate(self.splits["test"], scales=scoring.bounds, intervals=scoring.intervals, group=self.reading.group)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The networks of .* are not scored by")  # as was said before training
+            for name, split in self.further.items():
+                scores.add(trained.evaluate(split, intervals=scoring.intervals), f"_on_{name}")
+        return scores
+
+
+def _finished(task: Task, claim: RunFolder) -> Result:
+    """The result of a run, as it was saved."""
+    file = claim.folder / "result.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        metrics, machine, call = none_as_nan(stored["metrics"]), stored["machine"], stored.get("call") or {}
+        intervals = {name: (low, high) for name, (low, high) in (stored.get("intervals") or {}).items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(file)!r} is damaged ({type(error).__name__}: {error}). Give overwrite=True (--overwrite) to train again."
+        ) from None
+    if not (claim.folder / "model").exists():
+        raise FileNotFoundError(
+            f"The run in {str(claim.folder)!r} has finished, but the model is missing. Give overwrite=True (--overwrite) to train again."
+        )
+    module = TrainedModel.load(claim.folder).module
+    return Result(task.name, metrics, module, claim.config, claim.folder, machine, call, intervals, task.description)
+
+
+def _name(store: ZooFolder) -> str:
+    return Path(store.path).resolve().name
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{len(tensor)} ".encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _of_others(transform: WeightTransform) -> str | None:
+    """What the text of a transform does not say of transforms of others within: a digest of their code and of all they hold."""
+    digest = hashlib.sha256()
+
+    def found(value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return max(map(found, value), default=False)  # every one counts
+        if not isinstance(value, WeightTransform):
+            return False
+        theirs = source_of(type(value))
+        if theirs is None:
+            return max(map(found, vars(value).values()), default=False)
+        try:
+            content = pickle.dumps(vars(value))
+        except Exception:  # whatever an object's own way of being pickled raises
+            content = uuid.uuid4().bytes  # like no other
+        digest.update(theirs.encode() + content)
+        return True
+
+    return digest.hexdigest()[:16] if found(transform) else None
+
+
+def _spread(of: ParameterStatistics) -> float:
+    """The standard deviation of a parameter; 0 if it is what rounding makes of a constant. Digits that threads differ in are left out."""
+    return float(f"{of.std:.6g}") if of.std > 1e-9 * max(abs(of.minimum), abs(of.maximum)) else 0.0
+
+
+def _selected(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, bool, list, tuple)) else named_text(value)
