@@ -15,8 +15,10 @@ from wsgraph import WeightSpace
 from wsgraph.cli import app
 from wsgraph.data import ZooStore
 from wsgraph.options import TrainingOptions
-from wsgraph.tasks import Prediction, Result, TrainedModel, run
+from wsgraph.scores import SCORES
+from wsgraph.tasks import Prediction, Result, TrainedModel, cross_validate, run
 from wsgraph.tasks.intervals import bootstrap_intervals
+from wsgraph.tasks.running import read_predictions
 
 NETWORKS = 160
 
@@ -52,7 +54,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ZooStore:
 
 
 def train(store: ZooStore, folder: Path, target: str, **options: Any) -> Result:
-    options = {"epochs": 25, "learning_rate": 1e-2, "batch_size": 32, "progress": False, "intervals": 0, "scales": [1]} | options
+    options = {
+        "epochs": 25,
+        "learning_rate": 1e-2,
+        "batch_size": 32,
+        "progress": False,
+        "intervals": 0,
+        "scales": [1],
+        "baselines": False,
+    } | options
     return run("prediction", zoo=store, target=target, model="statnn", model_options={"hidden": 32}, output=folder, **options)
 
 
@@ -251,9 +261,117 @@ def test_the_table_shows_intervals(store: ZooStore, tmp_path: Path) -> None:
     assert result.exit_code == 0, said(result)
     assert "[0." in result.output
     assert "95 %" in result.output
+    assert "ridge on statistics" in result.output
 
 
 def test_options_say_their_types() -> None:
     assert TrainingOptions().model == "monomial_gnn"
     with pytest.raises(ValueError, match="Expected 'batch_size' to be an integer of at least 1"):
         TrainingOptions(batch_size=0)
+
+
+def test_baselines_are_scored_on_the_same_networks(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "numbers", "percent", epochs=1, baselines=True, intervals=20)
+    assert set(result.baselines) == {
+        "mean",
+        "ridge on statistics",
+        "boosting on statistics",
+        "ridge on canonical weights",
+        "boosting on canonical weights",
+    }
+    assert result.baselines["mean"]["tau"] == 0.0
+    assert result.baselines["ridge on statistics"]["tau"] > 0.5  # the last bias is a parameter of its own
+    low, high = result.baselines["ridge on statistics"].intervals["tau"]
+    assert low <= result.baselines["ridge on statistics"]["tau"] <= high
+    again = train(store, tmp_path / "numbers", "percent", epochs=1, baselines=True, intervals=20)  # read from the folder
+    assert again.baselines == result.baselines
+    classes = train(store, tmp_path / "classes", "name", epochs=1, baselines=True).baselines
+    assert classes["boosting on statistics"]["accuracy"] > classes["mean"]["accuracy"] + 0.1
+    assert train(store, tmp_path / "none", "name", epochs=1).baselines == {}
+
+
+def test_baselines_of_several_architectures(tmp_path: Path) -> None:
+    spaces = [WeightSpace.mlp([2, 6, 1]), WeightSpace.mlp([2, 5, 5, 1])]
+    with ZooStore.writing(tmp_path / "zoo") as zoo:
+        for i in range(6):
+            thetas = spaces[i % 2].sample(20, generator=torch.Generator().manual_seed(i)) * (1 + i % 3)
+            zoo.append(spaces[i % 2], thetas, {"size": [1 + i % 3] * 20, "split": (["train"] * 2 + ["val", "test"]) * 5})
+    options: dict[str, Any] = {"model": "neural_graph", "model_options": {"channels": 4, "layers": 1}, "progress": False, "epochs": 1}
+    result = run("prediction", zoo=zoo, target="size", output=tmp_path / "run", intervals=0, **options)
+    assert set(result.baselines) == {"mean", "ridge on statistics", "boosting on statistics"}
+    assert result.baselines["ridge on statistics"]["r2"] > 0.6
+
+
+@pytest.mark.parametrize("group", [None, "run"])
+def test_cross_validation_tests_every_network_once(store: ZooStore, tmp_path: Path, group: str | None) -> None:
+    options: dict[str, Any] = {"model": "statnn", "epochs": 2, "progress": False, "baselines": False, "intervals": 20, "group": group}
+    validated = cross_validate("prediction", folds=4, zoo=store, target="percent", output=tmp_path / "runs", **options)
+    positions = torch.cat([read_predictions(result.folder)[0] for result in validated.results])
+    assert positions.sort().values.tolist() == list(range(NETWORKS))
+    if group is not None:
+        families = [set(store.column("run")[read_predictions(result.folder)[0]]) for result in validated.results]
+        assert sum(map(len, families)) == len(set().union(*families)) == NETWORKS // 4
+    assert validated.scores.targets is not None
+    assert validated.scores.predictions is not None
+    assert validated.scores["mae"] == pytest.approx(float((validated.scores.predictions - validated.scores.targets).abs().mean()))
+    low, high = validated.scores.intervals["mae"]
+    assert low < validated.scores["mae"] < high
+    assert validated.mean["mae"] == pytest.approx(np.mean([result.metrics["mae"] for result in validated.results]))
+    document = json.loads((tmp_path / "runs" / "folds.json").read_text())
+    assert document["pooled"]["metrics"]["mae"] == validated.scores["mae"]
+    written = (tmp_path / "runs" / "fold2" / "best.ckpt").stat().st_mtime_ns
+    assert (
+        cross_validate("prediction", folds=4, zoo=store, target="percent", output=tmp_path / "runs", **options).scores == validated.scores
+    )
+    assert (tmp_path / "runs" / "fold2" / "best.ckpt").stat().st_mtime_ns == written
+    assert "4 folds" in repr(validated)
+
+
+def test_folds_from_the_command_line(store: ZooStore, tmp_path: Path) -> None:
+    words = ["train", "--zoo", str(store.path), "--target", "name", "--folds", "3", "--model", "statnn", "--epochs", "1"]
+    result = CliRunner().invoke(app, [*words, "--intervals", "10", "--output", str(tmp_path / "runs")])
+    assert result.exit_code == 0, said(result)
+    for text in (
+        "3 folds, 160 networks",
+        "statnn, mean over folds",
+        "ridge on statistics",
+        "lower end of 95 %",
+        "accuracy: share of classes",
+    ):
+        assert text in said(result)
+    for options, error, match in (
+        ({"folds": 2}, ValueError, "Expected 'folds' to be an integer of at least 3"),
+        ({"folds": 3, "zoo": None}, TypeError, "Expected the option 'zoo'"),
+    ):
+        given: dict[str, Any] = {"zoo": store, "target": "name", **options}
+        with pytest.raises(error, match=match):
+            cross_validate("prediction", **{name: value for name, value in given.items() if value is not None})
+    with pytest.raises(ValueError, match="'inr_editing' returns networks, whose scores are not pooled"):
+        cross_validate("inr_editing", folds=3, zoo=store)
+    with pytest.raises(ValueError, match=r"Expected 'fold' to be \(i, n\)"):
+        train(store, tmp_path / "run", "name", fold=(3, 3))
+
+
+def test_few_networks_are_said_to_be_few(store: ZooStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(store, tmp_path / "run", "percent", epochs=1, progress=True)
+    assert "80 training networks are few: cross-validate (--folds 5)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    from sklearn import metrics
+
+    generator = np.random.default_rng(0)
+    predictions, targets = generator.random((60, 4)), generator.integers(0, 3, 60)  # one class is predicted alone
+    said = predictions.argmax(1)
+    assert SCORES["macro_f1"](predictions, targets) == pytest.approx(metrics.f1_score(targets, said, average="macro", zero_division=0))
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        balanced = metrics.balanced_accuracy_score(targets, said)
+    assert SCORES["balanced_accuracy"](predictions, targets) == pytest.approx(balanced)
+    shares = predictions / predictions.sum(1, keepdims=True)
+    assert SCORES["cross_entropy"](shares, targets) == pytest.approx(metrics.log_loss(targets, shares, labels=range(4)))
+    numbers, wanted = generator.random(50), generator.random(50)
+    assert SCORES["r2"](numbers, wanted) == pytest.approx(metrics.r2_score(wanted, numbers))
+    assert SCORES["mae"](numbers, wanted) == pytest.approx(metrics.mean_absolute_error(wanted, numbers))
+    assert SCORES["rmse"](numbers, wanted) == pytest.approx(metrics.root_mean_squared_error(wanted, numbers))
+    with pytest.raises(ValueError, match="'parameters' is measured, not computed"):
+        SCORES["parameters"](numbers, wanted)

@@ -25,6 +25,9 @@ def _parameter(name: str, about: Option) -> inspect.Parameter:
     if about.form == "switch":
         annotation: Any = Annotated[bool, typer.Option(about.flag, help=about.help)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+    if about.form == "either":
+        annotation = Annotated[bool | None, typer.Option(about.flag, help=about.help)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     annotation = Annotated[list[one] | None if several else one | None, typer.Option(about.flag, help=about.help, min=about.minimum)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -43,7 +46,7 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
         options = {}
         for name, about in shared.items():
             value = arguments.pop(name)
-            if value is None or value is False or value == []:
+            if value is None or value == [] or (value is False and about.form == "switch"):
                 continue
             with explained():
                 options[name] = about.read(value) if about.form == "pairs" else value

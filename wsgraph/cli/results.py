@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from wsgraph.scores import meaning, places
+from wsgraph.scores import better, label, meaning, places
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from wsgraph.tasks import Result
+    from wsgraph.tasks import CrossValidation, Result
 
-__all__ = ["print_json", "print_results", "print_whole"]
+__all__ = ["print_folds", "print_json", "print_results", "print_whole"]
 
 
 def print_json(document: Any) -> None:
@@ -31,6 +32,46 @@ def print_whole(table: Table) -> None:
     console = Console()
     console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
     console.print(table)
+
+
+def _leaders(result: Result, score: str) -> list[str]:
+    """Baselines that are at least as good as a model."""
+    own, direction = result.metrics[score], better(score)
+    return [name for name, found in result.baselines.items() if direction * found[score] >= direction * own]
+
+
+def print_folds(validated: CrossValidation) -> None:
+    """Print scores of a cross-validation beside those of its baselines."""
+    from rich import box
+    from rich.table import Table
+
+    model, count = str(validated.results[0].config["model"]), len(validated.results)
+    scores = list(validated.scores)
+    targets = validated.scores.targets
+    title = f"{count} folds, {0 if targets is None else len(targets):,} networks"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("model", no_wrap=True)
+    for head in scores:
+        table.add_column(label(head), justify="right", no_wrap=True)
+    first = scores[0]
+    direction, own = better(first), validated.mean[first]
+    leaders = [name for name, found in validated.baselines.items() if direction * found[first] >= direction * own]
+
+    def row(values: Mapping[str, float]) -> list[str]:
+        return [f"{values[name]:.{places(name)}f}" for name in scores]
+
+    table.add_row(f"{model}, mean over folds" + " *" * bool(leaders), *row(validated.mean))
+    for name, found in validated.baselines.items():
+        table.add_row(f"{name}, mean over folds", *row(found), style="dim")
+    table.add_row(f"{model}, all predictions", *row(validated.scores))
+    intervals = validated.scores.intervals
+    if intervals:
+        for end, text in enumerate(("lower end of 95 %", "upper end of 95 %")):
+            table.add_row(f"  {text}", *row({name: intervals[name][end] for name in scores}))
+    print_whole(table)
+    if leaders:
+        typer.echo(f"* {model} does not beat {', '.join(leaders)}: look there first.")
+    typer.echo(f"{label(first)}: {meaning(first)}.")
 
 
 def print_results(results: list[Result], title: str) -> None:
@@ -62,8 +103,14 @@ def print_results(results: list[Result], title: str) -> None:
             f"{m['peak_memory_mb']:.1f}",
             *(f"{m[name]:.{places(name)}f}" for name in [*scores, *(f"{scores[0]}_scale_{scale:g}" for scale in scales), *further]),
         ]
-        table.add_row(str(result.config["model"]), *row)
+        table.add_row(str(result.config["model"]) + " *" * bool(_leaders(result, scores[0])), *row)
+    for name, found in results[0].baselines.items():
+        values = [f"{found[score]:.{places(score)}f}" for score in scores]
+        table.add_row(name, "", "", "", *values, *[""] * (len(scales) + len(further)), style="dim")
     print_whole(table)
+    for result in results:
+        if leaders := _leaders(result, scores[0]):
+            typer.echo(f"* {result.config['model']} does not beat {', '.join(leaders)}: look there first.")
     typer.echo(
         f"{scores[0]}: {meaning(scores[0])} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped."
     )

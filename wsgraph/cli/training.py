@@ -13,7 +13,7 @@ from rich.markup import escape
 from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Prefix, open_network
 from wsgraph.cli.common import AsJson, Images, Split, Trained, app, explained, given, named_folders, split_named, working
 from wsgraph.cli.options import chosen_options, with_run_options
-from wsgraph.cli.results import print_json, print_results, print_whole
+from wsgraph.cli.results import print_folds, print_json, print_results, print_whole
 from wsgraph.scores import finite_or_none
 
 __all__: list[str] = []
@@ -71,6 +71,7 @@ def train(
         typer.Argument(metavar="[TASK]", help="Task to train, and options of its own; `wsgraph tasks` lists them."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file with options by name; options given here win.")] = None,
+    folds: Annotated[int | None, typer.Option(min=3, help="Cross-validate in so many folds, for zoos of few networks.")] = None,
     as_json: AsJson = False,
     *,
     options: dict[str, Any],
@@ -88,6 +89,8 @@ def train(
 
     wsgraph train generalization --zoo mnist-cnns --test-zoo svhn=svhn-cnns
 
+    wsgraph train --zoo my-agents --target algorithm --folds 5
+
     wsgraph train --config run.toml --trainer-option precision=bf16-mixed --patience 5 --log tensorboard
 
     torchrun --nproc-per-node 4 -m wsgraph train generalization --zoo my-zoo
@@ -95,9 +98,17 @@ def train(
     from wsgraph.tasks.runs import is_first_process
 
     with explained():
-        from wsgraph.tasks import run
+        from wsgraph.tasks import cross_validate, run
 
         name, chosen = chosen_options(words or [], config, options)
+        if folds is not None:
+            validated = cross_validate(name, folds=folds, **chosen)
+            if is_first_process() and as_json:
+                print_json({**validated.document(), "folder": str(validated.folder)})
+            elif is_first_process():
+                print_folds(validated)
+                typer.echo(f"Runs and folds.json: {validated.folder}")
+            return
         result = run(name, **chosen)
     if is_first_process() and as_json:
         print_json({**result.document(), "folder": str(result.folder)})

@@ -64,7 +64,7 @@ class Option:
         help: What it does, in a sentence.
         flag: Its name on the command line; empty for one of Python alone.
         form: How the command line reads it: ``"one"`` value, ``"several"`` (repeated), ``"pairs"`` (``NAME=VALUE``,
-            repeated), ``"switch"``.
+            repeated), ``"switch"``, ``"either"`` (on or off).
         kind: What makes a value of a text there: a type, or :func:`read_value`.
         minimum: Least value there.
         acts: Whether results depend on it; others say where a run lies and how it is watched.

@@ -218,6 +218,8 @@ def command_words(options: Mapping[str, Any], known: Mapping[str, Option]) -> li
             return None
         if about.form == "switch":
             words += [about.flag] * bool(value)
+        elif about.form == "either":
+            words.append(about.flag.split("/")[not value])
         elif about.form == "pairs":
             if not all(isinstance(each, (str, int, float, bool, list, tuple)) for each in value.values()):
                 return None

@@ -29,6 +29,8 @@ class ReadingOptions:
         zoo: Zoo of networks or its path.
         select: Conditions on columns of the table that networks of all splits must meet; see
             :meth:`wsgraph.data.ZooDataset.select`.
+        fold: ``(i, n)`` deals networks into ``n`` folds of which the ``i``-th, counted from 0, is tested, the next
+            validates and the others train; see :func:`wsgraph.tasks.cross_validate`.
         group: Column whose values are kept together when networks are dealt into training, validation and test
             anew, such as the run that checkpoints are of (default: the column ``split`` of the zoo).
         train_size: Number of training networks, chosen by the seed (default: all).
@@ -49,6 +51,7 @@ class ReadingOptions:
     select: Mapping[str, Any] | None = option(
         None, "Condition on a column that networks must meet, as COLUMN=VALUE; repeat it.", flag="--select", form="pairs", kind=read_value
     )
+    fold: tuple[int, int] | None = option(None, "Which fold of how many is the test split.")
     group: str | None = option(None, "Deal networks into splits anew, those with one value of this column together.", flag="--group")
     train_size: int | None = option(
         None, "Number of training networks, chosen by the seed (default: all).", flag="--train-size", kind=int, minimum=2
@@ -67,6 +70,12 @@ class ReadingOptions:
     )
     augment: WeightTransform | None = option(None, "Random transform of the training networks.")
     augment_validation: bool = option(False, "Transform validation networks too.")
+
+    def __post_init__(self) -> None:
+        if self.fold is not None:
+            i, n = self.fold
+            if n < 3 or not 0 <= i < n:
+                raise ValueError(f"Expected 'fold' to be (i, n) with at least 3 folds and 0 <= i < n (got {tuple(self.fold)}).")
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,8 @@ class ScoringOptions:
             through parameters that those trained on do not use, whose values mean nothing, scores are NaN and a
             warning names the parameters; validation and test networks of this kind are refused.
         intervals: Resamplings of the test networks for bootstrap intervals of 95 %; 0 for none.
+        baselines: Whether the mean, and scikit-learn's ridge and gradient boosting on statistics of weights and on
+            canonical weights, are fitted and scored too (default: as the task).
 
     Raises:
         ValueError: If a bound is less than 1 or not finite.
@@ -179,6 +190,13 @@ class ScoringOptions:
         flag="--intervals",
         kind=int,
         minimum=0,
+        acts=False,
+    )
+    baselines: bool = option(
+        False,
+        "Whether ridge and boosting on statistics and on canonical weights are scored too (default: as the task).",
+        flag="--baselines/--no-baselines",
+        form="either",
         acts=False,
     )
 

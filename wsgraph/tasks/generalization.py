@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from wsgraph.data.transforms import RandomSymmetry
-from wsgraph.options import ReadingOptions, ScoringOptions
+from wsgraph.options import ReadingOptions
 from wsgraph.scores import SCORES, Score
 from wsgraph.tasks.prediction import ColumnTask
 from wsgraph.tasks.registry import register_task
@@ -66,8 +67,8 @@ class Generalization(ColumnTask):
         moved = RandomSymmetry((1.0, float(self.augment_scale)), distribution="uniform", probability=0.5)
         return dataclasses.replace(reading, augment=moved, augment_validation=True)
 
-    def scored(self, scoring: ScoringOptions) -> ScoringOptions:
-        return dataclasses.replace(scoring, scales=(1, 10, 100, 10000))
+    def scoring(self) -> dict[str, Any]:
+        return {"scales": (1, 10, 100, 10000)}
 
     def measured(self, outputs: Tensor, targets: Tensor, metrics: Sequence[Score] | None = None) -> dict[str, float]:
         # Ranks are taken before the sigmoid, which rounds far outputs to ties.

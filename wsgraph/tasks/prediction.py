@@ -272,6 +272,9 @@ class Prediction(ColumnTask):
         if self.kind not in ("auto", *_KINDS):
             raise ValueError(f"Expected 'kind' to be one of auto, {', '.join(_KINDS)} (got {self.kind!r}).")
 
+    def scoring(self) -> dict[str, Any]:
+        return {"baselines": True}
+
     @property
     def weighs_classes(self) -> bool:
         return self.class_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,37 @@ from torch import nn
 
 from wsgraph.files import write_json
 from wsgraph.measure import machine
-from wsgraph.scores import finite_or_none, mean_and_error
+from wsgraph.scores import finite_or_none, mean_and_error, none_as_nan
+from wsgraph.tasks.scored import Scores
 
 __all__ = ["Result", "Summary", "mean_and_error", "read_results"]
+
+
+def document_of_scores(scores: Scores) -> dict[str, Any]:
+    """Scores with their intervals as plain values.
+
+    Args:
+        scores: The scores.
+
+    Returns:
+        Under ``metrics`` and ``intervals``.
+    """
+    known = {name: [low, high] for name, (low, high) in scores.intervals.items() if math.isfinite(low + high)}
+    return {"metrics": finite_or_none(scores), "intervals": known}
+
+
+def scores_of_document(document: Mapping[str, Any]) -> Scores:
+    """The inverse of :func:`document_of_scores`.
+
+    Args:
+        document: Plain values.
+
+    Returns:
+        The scores.
+    """
+    scores = Scores(none_as_nan(document["metrics"]))
+    scores.intervals = {name: (low, high) for name, (low, high) in document["intervals"].items()}
+    return scores
 
 
 @dataclass
@@ -33,6 +61,7 @@ class Result:
         call: What :func:`wsgraph.tasks.run` was called with, for reports to say how to repeat it; empty if something else was called.
         intervals: Lower and upper end of the 95 % interval of scores on test networks, by score.
         description: What models of the task do.
+        baselines: Scores of simple models on the same networks, by name.
     """
 
     task: str
@@ -44,6 +73,7 @@ class Result:
     call: dict[str, Any] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     description: str = ""
+    baselines: dict[str, Scores] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The result without the model as JSON text; scores that are not finite become null."""
@@ -56,6 +86,8 @@ class Result:
             more["description"] = self.description
         if self.intervals:
             more["intervals"] = {name: [low, high] for name, (low, high) in self.intervals.items() if math.isfinite(low + high)}
+        if self.baselines:
+            more["baselines"] = {name: document_of_scores(scores) for name, scores in self.baselines.items()}
         return {"task": self.task, "config": self.config, "metrics": finite_or_none(self.metrics), "machine": self.machine, **more}
 
     def save(self, path: str | os.PathLike[str]) -> None:

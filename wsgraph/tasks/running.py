@@ -17,15 +17,17 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsgraph.data import DataLoader, ParameterStatistics, ZooDataset
 from wsgraph.data.dataset import group_split
 from wsgraph.data.folder import ZooFolder
 from wsgraph.data.transforms import Canonicalize, WeightTransform
-from wsgraph.files import write_json
+from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, list_models, model_entry
 from wsgraph.options import (
@@ -46,15 +48,18 @@ from wsgraph.options import (
 )
 from wsgraph.plugins import named_plugins, source_of
 from wsgraph.scores import none_as_nan
+from wsgraph.tasks.baselines import baseline_scores
 from wsgraph.tasks.registry import task_class
-from wsgraph.tasks.result import Result, Summary
+from wsgraph.tasks.result import Result, Summary, scores_of_document
 from wsgraph.tasks.runs import RunFolder, claimed, is_first_process
+from wsgraph.tasks.scored import Scores
 from wsgraph.tasks.task import Task, all_match, composed, distinct_spaces, float32, opened, preparation, targets_of
-from wsgraph.tasks.trained import Scores, TrainedModel, check_read, check_scored
+from wsgraph.tasks.trained import TrainedModel, check_read, check_scored
 from wsgraph.tasks.training import Objective, check_training, fit
 
 __all__ = ["run", "run_seeds"]
 
+_FEW = 100
 _SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares where networks are dealt anew
 
 
@@ -88,9 +93,8 @@ def run(task: str | Task, **options: Any) -> Result:
         made, own = task, {name: value for name, value in task.own_options().items() if value is not None}
     else:
         made = _made(kind, own)
+    shared[KINDS.index(ScoringOptions)] = {**made.scoring(), **shared[KINDS.index(ScoringOptions)]}
     reading, training, scoring, folder = (_made(each, given) for each, given in zip(KINDS, shared, strict=True))
-    if "scales" not in options:
-        scoring = made.scored(scoring)
     written, unwritten = written_options({**own, **options}, list(acting_options(kind, *KINDS)))
     call: dict[str, Any] = {"task": made.name, "options": written, "unwritten": unwritten, "plugins": named_plugins()}
     # What another version would choose is not left to it.
@@ -107,6 +111,9 @@ run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     ],
     return_annotation="Result",
 )
+
+
+_PREDICTIONS = "test_predictions.safetensors"
 
 
 def _described(kind: type) -> str:
@@ -193,8 +200,11 @@ class _Run:
                     call=self.call,
                     intervals=scores.intervals,
                     description=self.task.description,
+                    baselines=self.baselines() if self.scoring.baselines and is_first_process() else {},
                 )
                 if is_first_process():
+                    if scores.predictions is not None and scores.targets is not None and not self.task.edits:
+                        self.save_predictions(claim.folder, scores.predictions, scores.targets)
                     trained.save(claim.folder / "model")
                     result.save(claim.folder / "result.json")  # last: where it is, the run is finished
         return result
@@ -227,6 +237,11 @@ class _Run:
         for name, split in known.items():
             if len(split) < 2:
                 raise ValueError(f"Expected at least 2 networks in the split {name!r} of {self.store!r} (got {len(split)}).")
+        if len(known["train"]) < _FEW and not task.edits and reading.fold is None:
+            self.say(
+                f"{len(known['train'])} training networks are few: cross-validate (--folds 5), compare with the baselines "
+                "(--baselines), and prefer a model of few parameters"
+            )
         self.task = task = task.fitted(known)
         self.splits = {name: task.labelled(split) for name, split in known.items()}
         self.further: dict[str, ZooDataset] = {}
@@ -241,10 +256,17 @@ class _Run:
 
     def dealt(self) -> dict[str, ZooDataset]:
         """The networks of every split, without targets."""
-        if self.reading.group is None:
+        reading = self.reading
+        if reading.group is None and reading.fold is None:
             return {name: self.store.dataset(name, target=None) for name in _SPLITS}
         everything = self.store.dataset(None, target=None)
-        names = group_split(everything.column(self.reading.group), _SPLITS, seed=self.training.seed)
+        families = np.arange(len(everything)) if reading.group is None else everything.column(reading.group)
+        if reading.fold is None:
+            names = group_split(families, _SPLITS, seed=self.training.seed)
+        else:
+            i, n = reading.fold
+            folds = group_split(families, {str(fold): 1 / n for fold in range(n)}, seed=self.training.seed)
+            names = np.where(folds == str(i), "test", np.where(folds == str((i + 1) % n), "val", "train"))
         return {name: everything[torch.from_numpy(names == name)] for name in _SPLITS}
 
     def deviations(self) -> dict[str, float] | None:
@@ -289,7 +311,7 @@ class _Run:
             **{name: plain_value(value) for name, value in task.own_options().items() if value not in (None, False)},
             # What came later is recorded where it is used, so that earlier runs are still those of the same options.
             **differing(training, ("schedule", "patience", "trainer_options")),
-            **differing(reading, ("group",)),
+            **differing(reading, ("group", "fold")),
         }
         if self.blanks:
             config["blanks"] = self.blanks
@@ -376,6 +398,34 @@ class _Run:
                 scores.add(trained.evaluate(split, intervals=scoring.intervals), f"_on_{name}")
         return scores
 
+    def baselines(self) -> dict[str, Scores]:
+        """Scores of simple models on the same networks."""
+        if not self.scoring.test or self.task.edits:
+            return {}
+        groups = None if self.reading.group is None else self.splits["test"].column(self.reading.group)
+        seed, intervals = self.training.seed, self.scoring.intervals
+        return baseline_scores(self.task, self.splits, intervals=intervals, groups=groups, seed=seed)
+
+    def save_predictions(self, folder: Path, predictions: Tensor, targets: Tensor) -> None:
+        """Keep what was said of the test networks."""
+        kept = {"positions": self.splits["test"].positions, "predictions": predictions.contiguous(), "targets": targets}
+        write_atomically(folder / _PREDICTIONS, lambda temporary: save_file(kept, temporary))
+
+
+def read_predictions(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions in the zoo, predictions and targets of the test networks of a run.
+
+    Args:
+        folder: Folder of the run.
+
+    Raises:
+        FileNotFoundError: If the run has none.
+    """
+    if not (folder / _PREDICTIONS).exists():
+        raise FileNotFoundError(f"The run in {str(folder)!r} holds no predictions of test networks: train it again (--overwrite).")
+    saved = load_file(folder / _PREDICTIONS)
+    return saved["positions"], saved["predictions"], saved["targets"]
+
 
 def _finished(task: Task, claim: RunFolder) -> Result:
     """The result of a run, as it was saved."""
@@ -384,6 +434,7 @@ def _finished(task: Task, claim: RunFolder) -> Result:
         stored = json.loads(file.read_text(encoding="utf-8"))
         metrics, machine, call = none_as_nan(stored["metrics"]), stored["machine"], stored.get("call") or {}
         intervals = {name: (low, high) for name, (low, high) in (stored.get("intervals") or {}).items()}
+        baselines = {name: scores_of_document(scores) for name, scores in (stored.get("baselines") or {}).items()}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{str(file)!r} is damaged ({type(error).__name__}: {error}). Give overwrite=True (--overwrite) to train again."
@@ -393,7 +444,7 @@ def _finished(task: Task, claim: RunFolder) -> Result:
             f"The run in {str(claim.folder)!r} has finished, but the model is missing. Give overwrite=True (--overwrite) to train again."
         )
     module = TrainedModel.load(claim.folder).module
-    return Result(task.name, metrics, module, claim.config, claim.folder, machine, call, intervals, task.description)
+    return Result(task.name, metrics, module, claim.config, claim.folder, machine, call, intervals, task.description, baselines)
 
 
 def _name(store: ZooFolder) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset, ZooStore
 from wsgraph.data.transforms import Canonicalize, Compose, Normalize, WeightTransform
-from wsgraph.options import ReadingOptions, ScoringOptions, option, options_of
+from wsgraph.options import ReadingOptions, option, options_of
 from wsgraph.scores import Score
 from wsgraph.space import ParameterGraph, WeightSpace
 
@@ -86,13 +86,9 @@ class Task(ABC):
         """
         return reading
 
-    def scored(self, scoring: ScoringOptions) -> ScoringOptions:
-        """What is scored, where nothing was said of it.
-
-        Args:
-            scoring: With the defaults of all tasks.
-        """
-        return scoring
+    def scoring(self) -> dict[str, Any]:
+        """What is scored where nothing was said of it: options of :class:`ScoringOptions` by name."""
+        return {}
 
     def fitted(self, splits: Mapping[str, ZooDataset]) -> Self:
         """The task with what is read off the networks, such as classes; raises ``ValueError`` where targets make no sense.
@@ -201,8 +197,21 @@ class Task(ABC):
         Returns:
             Scores by name.
         """
-        predictions, wanted = self.predictions(outputs).double().numpy(), targets.numpy()
-        return {score.name: score(predictions, wanted) for score in metrics or self.metrics}
+        return self.scores_of(self.predictions(outputs), targets, metrics)
+
+    def scores_of(self, predictions: Tensor, targets: Tensor, metrics: Sequence[Score] | None = None) -> dict[str, float]:
+        """Scores of predictions and targets.
+
+        Args:
+            predictions: What :meth:`predictions` returns.
+            targets: Targets ``[n]``.
+            metrics: Which scores (default: all).
+
+        Returns:
+            Scores by name.
+        """
+        said, wanted = predictions.double().numpy(), targets.numpy()
+        return {score.name: score(said, wanted) for score in metrics or self.metrics}
 
     def followed(self, outputs: Tensor, targets: Tensor) -> float:
         """The first score, which is followed while training.

@@ -24,9 +24,10 @@ from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.space.assumed import tell_assumed
 from wsgraph.tasks.intervals import bootstrap_intervals
 from wsgraph.tasks.registry import task_of
+from wsgraph.tasks.scored import Scores
 from wsgraph.tasks.task import Task, all_match, composed, float32, model_outputs, opened, preparation
 
-__all__ = ["Scores", "TrainedModel", "check_read", "check_scored"]
+__all__ = ["TrainedModel", "check_read", "check_scored"]
 
 _OWN = "task.safetensors"
 # Draws of a model's parameters that show which of their entries act: a unit that is silent in half of them is in all with 1e-7.
@@ -39,38 +40,6 @@ def _single(batch: ParameterGraph) -> ParameterGraph:
 
 def _activations(space: WeightSpace) -> set[str]:
     return {group.activation for group in space.groups if group.role == "hidden"}
-
-
-class Scores(dict[str, float]):
-    """Scores by name, with intervals of 95 % for some.
-
-    Args:
-        *values: As of a dictionary.
-        **more: As of a dictionary.
-
-    Attributes:
-        intervals: Lower and upper end by score.
-
-    Example:
-        >>> scores = Scores(tau=0.5)
-        >>> scores.add(Scores(tau=0.4), "_on_other")
-        >>> scores
-        {'tau': 0.5, 'tau_on_other': 0.4}
-    """
-
-    def __init__(self, *values: Any, **more: float) -> None:
-        super().__init__(*values, **more)
-        self.intervals: dict[str, tuple[float, float]] = {}
-
-    def add(self, others: Scores, suffix: str) -> None:
-        """Add scores of other networks, with a suffix.
-
-        Args:
-            others: Their scores.
-            suffix: What is added to their names.
-        """
-        self.update({f"{name}{suffix}": value for name, value in others.items()})
-        self.intervals |= {f"{name}{suffix}": ends for name, ends in others.intervals.items()}
 
 
 @dataclass
@@ -261,7 +230,10 @@ class TrainedModel:
             outputs, targets = model_outputs(self.module, batches)
             scores = self.task.measured(outputs, targets)
             metrics.update({f"{name}{suffix}": math.nan if unknown else value for name, value in scores.items()})
-            if intervals and move is None and not unknown:
+            if move is not None or unknown:
+                continue
+            metrics.predictions, metrics.targets = self.task.predictions(outputs).double(), targets
+            if intervals:
                 metrics.intervals = bootstrap_intervals(
                     self.task.measured,
                     outputs,
