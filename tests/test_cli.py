@@ -431,7 +431,7 @@ def test_edited_networks_are_written(tmp_path: Path) -> None:
     zoo = ZooStore.create(tmp_path / "zoo", space, thetas, {"split": ["train"] * 4 + ["val"] * 2 + ["test"] * 2})
     train = ["train", "inr_editing", "--zoo", str(zoo.path), "--model", "np", "--epochs", "1", "--output", str(tmp_path / "run")]
     call(*train)
-    assert "name the folder for them with --output" in call("predict", str(tmp_path / "run"), str(zoo.path), code=1)
+    assert "name the folder for them with 'output' (--output)" in call("predict", str(tmp_path / "run"), str(zoo.path), code=1)
     predict = ["predict", str(tmp_path / "run"), str(zoo.path), "--output", str(tmp_path / "edited"), "--json"]
     rows = json.loads(call(*predict))["predictions"]
     assert len({row["edited"] for row in rows}) == 8

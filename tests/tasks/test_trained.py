@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.tasks.test_generalization import make_store
 from wsgraph import CheckpointError, SpaceMismatchError, WeightSpace
+from wsgraph.convert.formats import FileNetwork
 from wsgraph.data import ZooStore
 from wsgraph.nn import build_model, list_models, load_model, recipe_of, save_model
 from wsgraph.space import Signal
@@ -230,3 +231,81 @@ def test_predictions_of_architectures_that_were_not_trained_on_are_called_meanin
         trained.predict(deep, other.thetas[:])
     with pytest.warns(UserWarning, match="means nothing: they pass through parameters"):
         trained.predict_zoo(other.dataset())
+
+
+# == Networks wherever they are ==
+
+
+def test_files_folders_zoos_and_state_dicts_are_predicted_alike(store: ZooStore, tmp_path: Path) -> None:
+    train("generalization", store, tmp_path / "run")
+    trained = TrainedModel.load(tmp_path / "run")
+    expected = trained.predict(store.space, store.thetas[:3]).tolist()
+    states = [{key: value.clone() for key, value in store.space.unflatten(theta).items()} for theta in store.thetas[:3]]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for i, state in enumerate(states):
+        torch.save(state, folder / f"{i}.pt")
+    (folder / "notes.txt").write_text("no network")
+    nets = [FileNetwork(f"net{i}", store.space, theta) for i, theta in enumerate(store.thetas[:3])]
+    few = store.dataset(None, target=None)[torch.arange(3)]
+    for given in (folder, sorted(folder.glob("*.pt")), states, dict(zip("abc", states, strict=True)), nets, few):
+        found = trained.predict(given)
+        assert not found.errors
+        assert [row["predicted_accuracy"] for row in found.rows] == pytest.approx(expected, abs=1e-6)
+        assert not any(row["new_architecture"] for row in found.rows)
+    assert [row["checkpoint"] for row in trained.predict(dict(zip("abc", states, strict=True))).rows] == list("abc")
+    assert len(trained.predict([store, folder]).rows) == len(store) + 3
+    found = trained.predict(folder)
+    found.to_csv(tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text().splitlines()[0] == "checkpoint,predicted_accuracy,distance,nearer,new_architecture"
+    (folder / "3.pt").write_bytes(b"damaged")
+    with_error = trained.predict(folder)
+    assert len(with_error.rows) == 3
+    assert list(with_error.errors) == [str(folder / "3.pt")]
+    assert repr(with_error) == "Predictions(3 networks, 1 error)"
+    for wrong in (3, None):
+        with pytest.raises(TypeError, match="Expected files, folders, zoos, state dicts or networks of load_networks"):
+            trained.predict(wrong)
+    with pytest.raises(TypeError, match="Expected flat checkpoints beside their weight space"):
+        trained.predict(store.space)
+
+
+def test_files_of_whole_networks_are_predicted_as_their_weights(store: ZooStore, tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.ReLU(), torch.nn.Linear(6, 1)).eval()
+    torch.onnx.export(module, (torch.zeros(1, 2),), tmp_path / "net.onnx", dynamo=True, verbose=False)
+    train("generalization", store, tmp_path / "run")
+    trained = TrainedModel.load(tmp_path / "run")
+    (row,) = trained.predict(tmp_path / "net.onnx").rows
+    state = {f"layers.{i}.{kind}": module[2 * i].get_parameter(kind).detach() for i in (0, 1) for kind in ("weight", "bias")}
+    assert row["predicted_accuracy"] == pytest.approx(float(trained.predict(store.space, store.space.flatten(state)[None])), abs=1e-5)
+
+
+def test_distances_say_what_was_not_trained_on(store: ZooStore, tmp_path: Path) -> None:
+    train("generalization", store, tmp_path / "run", model="neural_graph")
+    trained = TrainedModel.load(tmp_path / "run")
+    assert trained.reference is not None
+    rows = trained.predict(store.dataset("train", target=None)).rows
+    distances = torch.tensor([row["distance"] for row in rows])
+    assert float(distances.square().mean().sqrt()) == pytest.approx(1.0, rel=0.05)
+    assert torch.tensor([row["nearer"] for row in rows]).mean() == pytest.approx(0.5, abs=0.05)
+    # Moved networks are the same networks; larger outputs, and other architectures, are not.
+    space, thetas = store.space, store.thetas[:20].double()
+    moved = space.act(space.sample_symmetry(20, generator=torch.Generator().manual_seed(0)), thetas)
+    before, after = (trained.reference.distances(space, each)[0] for each in (thetas, moved))
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+    far, share = trained.reference.distances(space, 30 * thetas)
+    assert bool((far > 3 * before.max()).all())
+    assert bool((share >= 1).all())
+    wide = WeightSpace.mlp([2, 9, 1])
+    (row,) = trained.predict(FileNetwork("wide", wide, wide.sample(1)[0])).rows
+    assert row["new_architecture"]
+    assert row["distance"] > 2 * distances.max()
+
+
+def test_errors_of_predictions_say_what_the_model_reads(store: ZooStore, tmp_path: Path) -> None:
+    train("generalization", store, tmp_path / "run")
+    trained = TrainedModel.load(tmp_path / "run")
+    wide = WeightSpace.mlp([2, 9, 1])
+    found = trained.predict([FileNetwork("wide", wide, wide.sample(1)[0]), FileNetwork("known", store.space, store.thetas[0])])
+    assert [row["checkpoint"] for row in found.rows] == ["known"]
+    assert "was trained on networks of WeightSpace(2-6-1" in found.errors["wide"]

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Prefix, open_network
-from wsgraph.cli.common import AsJson, Images, Split, Trained, app, explained, given, named_folders, split_named, working
+from wsgraph.cli.common import AsJson, Images, Split, Trained, app, explained, given, named_folders, split_named, told_warnings, working
 from wsgraph.cli.options import chosen_options, with_run_options
 from wsgraph.cli.results import print_folds, print_json, print_results, print_whole
 from wsgraph.scores import finite_or_none
@@ -154,7 +154,7 @@ def evaluate(
 @app.command()
 def predict(
     model: Trained,
-    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoint files, or folders of zoos.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoint files, folders of such, or folders of zoos.")],
     activation: Activation = None,
     module: Module = None,
     inputs: Inputs = None,
@@ -174,34 +174,36 @@ def predict(
     """
     from rich.table import Table
 
-    from wsgraph.cli.predictions import predictions_of, write_csv
     from wsgraph.tasks import TrainedModel
+    from wsgraph.tasks.predicting import Reading, predictions_of
 
     with explained():
         trained = TrainedModel.load(model)
-        rows, errors = predictions_of(
-            trained,
-            checkpoints,
-            output,
-            lambda file: open_network(file, activation, module, inputs, False, prefix, entry) if module else None,
+        reading = Reading(
             activation,
             prefix,
             entry,
+            (lambda file: open_network(file, activation, module, inputs, False, prefix, entry)) if module else None,
         )
-        if output is not None and not trained.task.edits and rows:
-            write_csv(output, rows)
+        with told_warnings():
+            found = predictions_of(trained, list(checkpoints), reading, output=output)
+        if output is not None and not trained.task.edits and found.rows:
+            found.to_csv(output)
     if as_json:
-        print_json({"model": str(model), "predictions": [finite_or_none(row) for row in rows], "errors": errors})
-    elif rows:
-        table = Table(*rows[0])
-        for row in rows[:_SHOWN_ROWS]:
+        print_json({"model": str(model), "predictions": [finite_or_none(row) for row in found.rows], "errors": found.errors})
+    elif found.rows:
+        table = Table(*found.rows[0])
+        for row in found.rows[:_SHOWN_ROWS]:
             table.add_row(*(escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in row.values()))
         print_whole(table)
-        if len(rows) > _SHOWN_ROWS:
-            typer.echo(f"... and {len(rows) - _SHOWN_ROWS:,} more; --output writes all, --json prints them")
-    for name, error in errors.items():
+        if len(found.rows) > _SHOWN_ROWS:
+            typer.echo(f"... and {len(found.rows) - _SHOWN_ROWS:,} more; --output writes all, --json prints them")
+    far = sum(row.get("nearer", 0) >= 1 or row.get("new_architecture", False) for row in found.rows)
+    if far and not as_json:
+        typer.echo(f"{far:,} of {len(found.rows):,} lie further off than all networks trained on, or are of a new architecture.")
+    for name, error in found.errors.items():
         typer.secho(f"Error: {name}: {error}", fg=typer.colors.RED, err=True)
-    if errors:
+    if found.errors:
         raise typer.Exit(1)
 
 

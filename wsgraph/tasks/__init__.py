@@ -5,6 +5,7 @@ from wsgraph.tasks.folds import CrossValidation, cross_validate
 from wsgraph.tasks.generalization import Generalization
 from wsgraph.tasks.inr_classification import INRClassification
 from wsgraph.tasks.inr_editing import INREditing
+from wsgraph.tasks.predicting import Predictions
 from wsgraph.tasks.prediction import ColumnTask, Prediction
 from wsgraph.tasks.registry import list_tasks, register_task, task_class, task_of
 from wsgraph.tasks.result import Result, Summary, read_results
@@ -21,6 +22,7 @@ __all__ = [
     "INRClassification",
     "INREditing",
     "Prediction",
+    "Predictions",
     "ReadingOptions",
     "Result",
     "Scores",

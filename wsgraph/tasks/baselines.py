@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wsgraph.data import ZooDataset
 from wsgraph.space import WeightSpace
+from wsgraph.tasks.distance import weight_statistics
 from wsgraph.tasks.intervals import bootstrap_intervals
 from wsgraph.tasks.scored import Scores
 from wsgraph.tasks.task import Task
@@ -27,7 +28,6 @@ __all__ = ["baseline_scores"]
 
 _COMPONENTS = 64  # of canonical weights: boosting takes long with thousands of features
 _BLOCK_BYTES = 2**26
-_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -152,16 +152,9 @@ def _statistics(data: ZooDataset) -> np.ndarray:
     return np.stack(result)
 
 
-def _summary(values: Tensor) -> Tensor:
-    """Mean, standard deviation and quartiles of entries ``[B, n]``, ``[B, 7]``."""
-    ordered = values.sort(1).values
-    places = [round(level * (values.shape[1] - 1)) for level in _QUANTILES]
-    return torch.cat([values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True), ordered[:, places]], dim=1)
-
-
 def _of_parameters(space: WeightSpace, thetas: Tensor) -> np.ndarray:
     parts = thetas.double().split([param.size for param in space.params], dim=1)
-    return torch.cat([_summary(part) for part in parts], dim=1).numpy()
+    return torch.cat([weight_statistics(part) for part in parts], dim=1).numpy()
 
 
 def _of_roles(space: WeightSpace, thetas: Tensor) -> np.ndarray:
@@ -169,7 +162,7 @@ def _of_roles(space: WeightSpace, thetas: Tensor) -> np.ndarray:
     chosen = []
     for is_weight in (True, False):
         own = [part for param, part in parts.items() if (param.role == "weight") == is_weight]
-        chosen.append(_summary(torch.cat(own, dim=1)) if own else thetas.new_zeros(len(thetas), 2 + len(_QUANTILES), dtype=torch.float64))
+        chosen.append(weight_statistics(torch.cat(own, dim=1) if own else thetas.new_zeros(len(thetas), 1, dtype=torch.float64)))
     sizes = torch.tensor([[np.log(space.num_params), len(space.params)]], dtype=torch.float64)
     return torch.cat([*chosen, sizes.expand(len(thetas), 2)], dim=1).numpy()
 

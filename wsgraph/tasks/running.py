@@ -49,6 +49,7 @@ from wsgraph.options import (
 from wsgraph.plugins import named_plugins, source_of
 from wsgraph.scores import none_as_nan
 from wsgraph.tasks.baselines import baseline_scores
+from wsgraph.tasks.distance import Reference
 from wsgraph.tasks.registry import task_class
 from wsgraph.tasks.result import Result, Summary, scores_of_document
 from wsgraph.tasks.runs import RunFolder, claimed, is_first_process
@@ -190,6 +191,7 @@ class _Run:
                 costs = self.trained(objective, claim, config)
                 scores = self.scores(trained)
                 trained.metrics = dict(scores)
+                trained.reference = Reference.of(self.splits["train"])
                 metrics = {**scores, "parameters": float(sum(p.numel() for p in trained.module.parameters())), **costs}
                 result = Result(
                     self.task.name,

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from wsgraph.nn import load_model, read_about, recipe_of, save_model
 from wsgraph.scores import finite_or_none, none_as_nan
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.space.assumed import tell_assumed
+from wsgraph.tasks.distance import Reference
 from wsgraph.tasks.intervals import bootstrap_intervals
+from wsgraph.tasks.predicting import Predictions, Reading, predictions_of
 from wsgraph.tasks.registry import task_of
 from wsgraph.tasks.scored import Scores
 from wsgraph.tasks.task import Task, all_match, composed, float32, model_outputs, opened, preparation
@@ -52,6 +54,7 @@ class TrainedModel:
         config: Options of the run that trained it.
         trained_on: Weight spaces of the networks that it was trained on.
         metrics: Its scores.
+        reference: Where the networks lie that it was trained on; ``None`` where that is not known.
 
     Example:
         >>> import tempfile
@@ -72,6 +75,7 @@ class TrainedModel:
     config: dict[str, Any]
     trained_on: list[WeightSpace]
     metrics: dict[str, float] = field(default_factory=dict)
+    reference: Reference | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -126,23 +130,46 @@ class TrainedModel:
             tell_assumed([space])  # networks like those trained on have their geometry
         return (alike[0] if alike else space), theta
 
-    def predict(self, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:
-        """What the model says of networks.
+    @overload
+    def predict(self, networks: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor: ...
+    @overload
+    def predict(self, networks: Any, thetas: None = None, *, batch_size: int = 256, **options: Any) -> Predictions: ...
+    def predict(self, networks: Any, thetas: Tensor | None = None, *, batch_size: int = 256, **options: Any) -> Tensor | Predictions:
+        """What the model says of networks: of flat checkpoints as a tensor, of files, folders, zoos and state dicts as a table.
 
         Args:
-            space: Weight space of the networks.
+            networks: The weight space of ``thetas``; or a folder of checkpoints or of a zoo, a file, a zoo or dataset, a state dict, a
+                network of :func:`wsgraph.load_networks`, a sequence of such, or a mapping of them by name.
             thetas: Flat checkpoints ``[N, P]``.
             batch_size: Networks per forward pass.
+            **options: ``activation``, ``prefix`` and ``entry`` of networks in files; ``output``, the folder for edited networks.
 
         Returns:
-            On the CPU, numbers in units of the column ``[N]``, probabilities of classes ``[N, classes]``, or edited checkpoints ``[N, P]``.
+            Of flat checkpoints, on the CPU, numbers in units of the column ``[N]``, probabilities of classes ``[N, classes]``, or edited
+            checkpoints ``[N, P]``. Else :class:`Predictions`: a row for every network, with its distance from those trained on and whether
+            its architecture is new, and errors for networks that cannot be read.
 
         Raises:
             SpaceMismatchError: If the model cannot read networks of this space, or ``thetas`` has another shape.
+            TypeError: If ``networks`` is something else, or there is no such option.
+            ValueError: If the model returns networks and no folder for them is given.
+
+        Example:
+            >>> from wsgraph.nn import build_model
+            >>> from wsgraph.tasks import Generalization, TrainedModel
+            >>> space = WeightSpace.mlp([2, 8, 1])
+            >>> trained = TrainedModel(Generalization(learned_kind="share"), build_model("statnn", space, 1), {}, [space])
+            >>> trained.predict({"mine": space.unflatten(space.sample(1)[0])})
+            Predictions(1 network, 0 errors)
         """
-        space.check_thetas(thetas, finite=True)
-        self._check_predicted([space])
-        return self.predicted(space.batch(part) for part in thetas.split(batch_size))
+        if isinstance(networks, WeightSpace):
+            if not isinstance(thetas, Tensor):
+                raise TypeError(f"Expected flat checkpoints beside their weight space (got {type(thetas).__name__}).")
+            networks.check_thetas(thetas, finite=True)
+            self._check_predicted([networks])
+            return self.predicted(networks.batch(part) for part in thetas.split(batch_size))
+        output = options.pop("output", None)
+        return predictions_of(self, networks, Reading(**options), output=output, batch_size=batch_size)
 
     @torch.no_grad()
     def predicted(self, batches: Iterable[ParameterGraph]) -> Tensor:
@@ -310,6 +337,7 @@ class TrainedModel:
             "config": self.config,
             "trained_on": [spaces.index(space) for space in self.trained_on],
             "metrics": finite_or_none(self.metrics),
+            "reference": None if self.reference is None else self.reference.document(),
         }
         own = self._own()
         save_model(self.model, folder, about=about, beside={_OWN: own} if own else None)
@@ -342,7 +370,9 @@ class TrainedModel:
         spaces = [recipe_of(model).spaces[place] for place in places]
         task = task_of(name, config)
         module = task.wrap(model, spaces[0], config)
-        trained = cls(task, module.eval(), config, spaces, none_as_nan(metrics))
+        lies = about.get("reference")
+        reference = None if lies is None else Reference(**{name: tuple(values) for name, values in lies.items()})
+        trained = cls(task, module.eval(), config, spaces, none_as_nan(metrics), reference)
         if own := trained._own():
             state = load_checkpoint(path / _OWN)
             if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
