@@ -144,6 +144,7 @@ class Value:
         whole: Mark of a tensor whose entries are not told apart: a node or, for a parameter, a pin.
         shared: Others read the nodes of its labels too, as they are.
         saved: The constant is a tensor of the state dict, which other checkpoints may have with other entries.
+        unread: Which saved tensor it is, where operators that only move entries were all that read it, and how many of them.
     """
 
     shape: tuple[int, ...]
@@ -155,6 +156,7 @@ class Value:
     whole: int = 0
     shared: bool = False
     saved: bool = False
+    unread: tuple[str, int] | None = field(default=None, compare=False)
 
     @cached_property
     def marks(self) -> Tensor:

@@ -13,7 +13,9 @@ from torch import Tensor
 from wsgraph.convert.tracing.labels import Label, Value, coded
 from wsgraph.convert.tracing.recording import TraceError
 from wsgraph.convert.tracing.rules.elementwise import rule_of
+from wsgraph.convert.tracing.rules.movement import MOVEMENTS
 from wsgraph.convert.tracing.rules.table import READ_NOTHING, Call, unknown
+from wsgraph.convert.tracing.stacks import alike
 from wsgraph.convert.tracing.values import Scope
 from wsgraph.operators import UnsupportedError, operator_text
 
@@ -76,28 +78,39 @@ def _is_linear(node: Any) -> bool:
     return getattr(node.target, "__name__", "") == "getitem" or operator_name(node.target)[0] in _LINEAR
 
 
-def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict[Any, Any] | None = None) -> dict[str, Value]:
+def interpret(program: Any, keys: Mapping[str, str], results: dict[Any, Any] | None = None) -> Scope:
     """Let all operators of an exported program act on labelled values.
 
     Args:
         program: The program.
-        scope: What is known of neurons.
         keys: For every key of the state dict, the first key of the same tensor.
         results: Filled with what every operator returns, by node.
 
     Returns:
-        The values of the parameters and buffers that the program uses, by name.
+        What they found out, with the values of the parameters and buffers that the program uses.
     """
+    scope = Scope()
+    _interpret(program, scope, keys, results)
+    while found := alike(scope):  # what is not told apart from the start may have factors, too
+        scope = Scope(alike=scope.alike | found)
+        _interpret(program, scope, keys, results)
+    return scope
+
+
+def _interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict[Any, Any] | None) -> None:
     signature = program.graph_signature
     names = saved_names(program, keys)
     constants = {**signature.inputs_to_lifted_tensor_constants}
     state = program.state_dict
-    values: dict[str, Value] = {}
+    values = scope.saved
     environment: dict[Any, Any] = {}
     origin: dict[Any, list[Any]] = {}  # by node: all nodes so far that share its memory
     first: dict[str, Any] = {}  # the placeholder of every tensor
+    placeholders: dict[str, list[Any]] = {}
     order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            placeholders.setdefault(names[node.name], []).append(node)
         if node.op == "placeholder" and node.users and names.get(node.name) in first:
             environment[node] = environment[first[names[node.name]]]
             scope.own.discard(first[names[node.name]])
@@ -107,6 +120,7 @@ def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict
             if node.name in names and node.users:
                 values[names[node.name]] = environment[node]
                 first[names[node.name]] = node
+                scope.reads[names[node.name]] = 0
                 scope.own |= {node} if len(node.users) == 1 else set()
         elif node.op == "get_attr":
             environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, [node]
@@ -119,7 +133,9 @@ def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict
             _step(node, environment, origin, order, scope)
             if results is not None:
                 results[node] = environment[node]
-    return values
+            for name in scope.changed:
+                environment.update(dict.fromkeys(placeholders[name], values[name]))
+            scope.changed.clear()
 
 
 def _share(node: Any, other: Any, origin: dict[Any, list[Any]]) -> None:
@@ -153,7 +169,7 @@ def _inline(node: Any, environment: Mapping[Any, Any], scope: Scope) -> list[Any
     """The results of a part of a program that is kept apart."""
     place = next(i for i, argument in enumerate(node.args) if isinstance(argument, torch.fx.Node) and argument.op == "get_attr")
     graph = getattr(node.graph.owning_module, str(node.args[place].target)).graph
-    values = iter(_mapped(list(node.args[place + 1 :]), environment))
+    values = iter(_read(_mapped(list(node.args[place + 1 :]), environment)))
     inner: dict[Any, Any] = {}
     origin: dict[Any, list[Any]] = {}
     order = {inside: i for i, inside in enumerate(graph.nodes)}
@@ -192,7 +208,7 @@ def _placeholder(
         if size > 1:
             unknown_factor = scope.factors.new(name, value=False)
             labels.append(Label((dim,), coded(scope.neurons.new(size), unknown_factor), scope.nodes.pins(name, dim, size)))
-    return Value(shape, tuple(labels), whole=0 if labels else int(scope.nodes.pins(name, None, 1)))
+    return Value(shape, tuple(labels), whole=0 if labels else int(scope.nodes.pins(name, None, 1)), unread=(name, 0))
 
 
 def _mapped(argument: Any, environment: Mapping[Any, Any]) -> Any:
@@ -203,6 +219,13 @@ def _mapped(argument: Any, environment: Mapping[Any, Any]) -> Any:
     if isinstance(argument, dict):
         return {key: _mapped(item, environment) for key, item in argument.items()}
     return argument
+
+
+def _read(argument: Any) -> Any:
+    """What is known of tensors, of which more may have been read."""
+    if isinstance(argument, Value):
+        return replace(argument, unread=None)
+    return [_read(item) for item in argument] if isinstance(argument, list) else argument
 
 
 def _values(argument: Any) -> list[Value]:
@@ -296,6 +319,9 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     read_twice = any(len(source.users) > 1 for source in node.all_input_nodes)
     scope.nodes.begin(call.name, shared=read_twice or any(value.shared for value in values))
     scope.reason = f"{name} in {module or 'the module itself'}"
+    unread = [value.unread for value in _values(named) if value.unread is not None]
+    for tensor, _ in unread:
+        scope.reads[tensor] += 1
     if (known := _folded(node, call, values)) is not None:
         return known
     rule = rule_of(name)
@@ -311,6 +337,9 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     results = [results] if isinstance(results, Value) else list(results)
     if len(results) < len(call.shapes):
         results = unknown(scope, call)
+    is_moved = rule in MOVEMENTS and len(unread) == len(results) == len(node.users) == 1
+    moved = (unread[0][0], unread[0][1] + 1) if is_moved and values[0].unread is not None else None
+    results = [replace(result, unread=moved) for result in results]
     integers = [isinstance(item, Tensor) and not item.is_floating_point() for item in _results(node)]  # which no factor multiplies
     results = [scope.without_factors(result) if integer else result for result, integer in zip(results, integers, strict=True)]
     if any(value.has_nodes for value in values) and name not in READ_NOTHING:

@@ -314,7 +314,7 @@ def _ends(space: WeightSpace) -> dict[str, dict[int, _End]]:
         sources = (wire.source_axis, wire.sources, wire.source_order or wire.source_index or wire.blocks > 1, False)
         targets = (wire.target_axis, wire.targets, wire.target_order or wire.target_index, True)
         for axis, names, arranged, is_target in (sources, targets):
-            if axis is None or arranged or space.param(wire.parameter).axes[axis].ties:
+            if not isinstance(axis, int) or arranged or space.param(wire.parameter).axes[axis].ties:
                 continue
             groups = [space.group(name) for name in names]
             if not any(space.is_permutable(group.permutation) for group in groups):
