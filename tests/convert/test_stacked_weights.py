@@ -16,7 +16,8 @@ from tests.convert.test_tracing import Function, tokens
 from tests.networks import randomized
 from wsgraph import WeightSpace, trace
 from wsgraph.nn import build_model
-from wsgraph.testing import assert_function_preserved, assert_invariant, largest_difference, module_outputs
+from wsgraph.symmetry import align
+from wsgraph.testing import assert_equivariant, assert_function_preserved, assert_invariant, largest_difference, module_outputs
 
 EXPERTS, WIDTH, HIDDEN = 3, 5, 2
 
@@ -271,6 +272,24 @@ def test_models_read_stacked_weights(name: str) -> None:
         torch.manual_seed(0)
         built = build_model(model, space, 1, channels=8, probes=0).eval().double()
         assert_invariant(built, space, module=module, inputs=inputs)
+
+
+@pytest.mark.parametrize("name", ["batched experts", "groups, twice"])
+def test_sharing_layers_read_the_neurons_of_all_weights_of_a_stack_along_one_axis(name: str) -> None:
+    _, _, space = traced(name)
+    for model in ("np", "hnp", "monomial", "statnn"):
+        torch.manual_seed(0)
+        assert_invariant(build_model(model, space, 1).eval().double(), space)
+    for model in ("np", "monomial"):
+        assert_equivariant(build_model(model, space, 1, "equivariant").eval().double(), space)
+
+
+def test_planted_elements_are_recovered() -> None:
+    _, _, space = traced("batched experts")
+    generator = torch.Generator().manual_seed(0)
+    thetas = space.sample(2, generator=generator, dtype=torch.float64)
+    moved = space.act(space.sample_symmetry(2, (0.5, 2.0), generator=generator), thetas)
+    assert (space.act(align(space, moved, thetas), moved) - thetas).abs().max() < 1e-9
 
 
 def test_the_graph_has_a_node_for_every_neuron_of_every_expert() -> None:
