@@ -86,6 +86,12 @@ class Label:
         """Expressions of the factors."""
         return as_tensor(expressions_of(self.codes.numpy()))
 
+    @cached_property
+    def varying(self) -> frozenset[int]:
+        """The dimensions along which the codes differ; a head of queries may share its keys with others."""
+        pairs = zip(self.dims, range(self.codes.ndim), strict=True)
+        return frozenset(dim for dim, i in pairs if not bool((self.codes == self.codes.narrow(i, 0, 1)).all()))
+
     def with_nodes_only(self) -> Label:
         """The label without pins."""
         if self.nodes is None or self.has_pins:

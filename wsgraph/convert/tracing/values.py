@@ -184,10 +184,10 @@ class Scope:
         labels: list[Label] = []
         twins = [next((twin for twin in other.labels if twin.dims == label.dims), None) for label in one.labels]
         for label, twin in zip(one.labels, twins, strict=True):
-            labels += self._match(label, one, other, twin, product=product)
+            labels += self._match(label, one, other, twin, product=product, one=True)
         for label in other.labels:
             if not any(label is twin for twin in twins):
-                labels += self._match(label, other, one, None, product=product)
+                labels += self._match(label, other, one, None, product=product, one=False)
         uniform = frozenset(dim for dim in range(len(shape)) if one.is_uniform(dim) and other.is_uniform(dim))
         zero = one.zero and other.zero
         if first.has_nodes or second.has_nodes:
@@ -220,7 +220,7 @@ class Scope:
             label = Label(label.dims, label.codes, joined.view(label.codes.shape))
         return label
 
-    def _match(self, label: Label, mine: Value, other: Value, twin: Label | None, *, product: bool) -> list[Label]:
+    def _match(self, label: Label, mine: Value, other: Value, twin: Label | None, *, product: bool, one: bool) -> list[Label]:
         """What a label of one tensor becomes in its sum or product with another, which may have a twin along the same dimensions."""
         if twin is not None:
             codes = (self.multiply if product else self.unify)(label.codes.flatten(), twin.codes.flatten())
@@ -232,13 +232,31 @@ class Scope:
         tied = self._tie_rows(label, partners, mine, other)
         if not tied:
             self.fix(label, *partners)
-        if any(set(label.dims) <= set(partner.dims) for partner in partners):  # such as a number per head, one of its partner's rows
+        if any(self._is_coarser(label, partner, one) for partner in partners):  # such as a number per head, one of its partner's rows
             self.require([label])
             return []
-        coarser = [partner for partner in partners if set(partner.dims) < set(label.dims)]
+        coarser = [partner for partner in partners if self._is_coarser(partner, label, not one)]
         if tied and (not product or any(bool(partner.expressions.any()) for partner in coarser)):
             self.require([label])
+        if more := {dim for partner in coarser for dim in partner.dims} - set(label.dims):  # heads that share their neurons
+            label = self._repeated(label, more, mine.shape, other.shape)
         return [self._join(label if product and tied else label.without_zeros(), *partners, product=product)]
+
+    @staticmethod
+    def _is_coarser(label: Label, partner: Label, is_first: bool) -> bool:
+        """Whether neurons of a label are rows of those of another one, or the same; of two alike, the second is the coarser one."""
+        if not label.varying <= set(partner.dims) or not label.varying <= partner.varying:
+            return False
+        return label.varying < partner.varying or not is_first
+
+    @staticmethod
+    def _repeated(label: Label, more: Iterable[int], *shapes: Sequence[int]) -> Label:
+        """A label that names further dimensions, along which its codes are the same."""
+        dims = tuple(sorted({*label.dims, *more}))
+        sizes = [max(shape[dim] for shape in shapes) for dim in dims]
+        window = [size if dim in label.dims else 1 for dim, size in zip(dims, sizes, strict=True)]
+        nodes = None if label.nodes is None else label.nodes.reshape(window).expand(sizes)
+        return Label(dims, label.codes.reshape(window).expand(sizes), nodes)
 
     def _tie_rows(self, label: Label, partners: Sequence[Label], mine: Value, other: Value) -> bool:
         """Let rows of neurons along dimensions that labels of two tensors share move alike; not where both vary along others, too."""
@@ -555,8 +573,21 @@ class Scope:
                 for row in self._rows(label, [text.index(letter) for letter in batch])
             ]
         if batch and other_batch:
-            self.fix(mine, theirs)
-            return []
+            pairs = ((mine, letters, names), (theirs, other_letters, other_names))
+            (coarse, few, coarse_text), (finer, many, text) = sorted(pairs, key=lambda pair: len(pair[1]))
+            if not set(few) < set(many):
+                self.fix(mine, theirs)
+                return []
+            # Several heads that read the same one.
+            kept = [letter for letter in many if letter in few]
+            codes = coarse.codes.permute([few.index(letter) for letter in kept])
+            codes = codes.reshape([finer.codes.shape[i] if letter in few else 1 for i, letter in enumerate(many)])
+            self.unify(finer.codes.flatten(), codes.expand(finer.codes.shape).flatten(), product=True)
+            return [
+                (row, own)
+                for label, own in ((finer, text), (coarse, coarse_text))
+                for row in self._rows(label, [dim for dim in label.dims if own[dim] != over])
+            ]
         finer, text, plain = (mine, names, theirs) if batch else (theirs, other_names, mine)
         self.require([finer, plain])
         place = text.index(over)
