@@ -68,10 +68,28 @@ def gated(net: Any, x: Tensor) -> Tensor:
     return x
 
 
-def routed(net: Any, x: Tensor) -> Tensor:
-    """The two best experts: who is chosen is told by its number, so that experts stay."""
-    values, chosen = net.gate(x).topk(2, -1)
-    weights = torch.zeros(len(x), EXPERTS, dtype=x.dtype).scatter(-1, chosen, values.softmax(-1))
+def scattered(scores: Tensor) -> Tensor:
+    """Weights of the two best, which their numbers name."""
+    values, chosen = scores.topk(2, -1)
+    return torch.zeros_like(scores).scatter(-1, chosen, values.softmax(-1))
+
+
+def switched(scores: Tensor) -> Tensor:
+    chosen = scores.softmax(-1).argmax(-1)
+    return F.one_hot(chosen, EXPERTS) * scores.gather(-1, chosen[:, None]).sigmoid()
+
+
+def masked(scores: Tensor) -> Tensor:
+    return scores.masked_fill(scores < scores.topk(2, -1)[0][..., -1:], -torch.inf).softmax(-1)
+
+
+def numbered(scores: Tensor) -> Tensor:
+    """The number of the best one counts."""
+    return scores.softmax(-1) * (1 + scores.argmax(-1, keepdim=True))
+
+
+def routed(net: Any, x: Tensor, routing: Callable[[Tensor], Tensor] = scattered) -> Tensor:
+    weights = routing(net.gate(x))
     hidden = torch.relu(torch.einsum("bd,edh->beh", x, net.up) + net.up_bias)
     return torch.einsum("beh,ehd,be->bd", hidden, net.down, weights) + weights @ net.down_bias
 
@@ -140,7 +158,25 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], tuple[int,
     # A gate of another scale, and experts of the inverse one.
     "batched experts": (lambda: experts(batched), vectors, (fact(3) * fact(2, 3) * fact(5, 2), 3 + 10, 6 + 10)),
     "gated experts, twice": (lambda: experts(gated, inner=2 * HIDDEN), vectors, (fact(3) * fact(2, 3) * fact(5), 6 + 5, 6 + 5)),
-    "routed experts": (lambda: experts(routed), vectors, (fact(2, 3) * fact(5, 2), 6 + 10, 10)),
+    **{
+        f"routed experts, {routing.__name__}": (
+            lambda routing=routing: experts(lambda net, x: routed(net, x, routing)),  # type: ignore[misc]
+            vectors,
+            (fact(3) * fact(2, 3) * fact(5, 2), 6 + 10, 10),
+        )
+        for routing in (scattered, switched, masked)
+    },
+    # Of experts whose scores are equal, as many are after a ReLU, the first are chosen.
+    "routed experts, of equal scores": (
+        lambda: experts(lambda net, x: routed(net, x, lambda scores: scattered(scores.relu()))),
+        vectors,
+        (fact(2, 3) * fact(5, 2), 6 + 10, 10),
+    ),
+    "routed experts, whose number counts": (
+        lambda: experts(lambda net, x: routed(net, x, numbered)),
+        vectors,
+        (fact(2, 3) * fact(5, 2), 6 + 10, 10),
+    ),
     "ensemble": (
         lambda: Weights(
             lambda net, x: torch.einsum("beh,eho->beo", torch.relu(torch.einsum("bi,eih->beh", x, net.a)), net.b).mean(1),

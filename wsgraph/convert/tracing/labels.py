@@ -150,6 +150,8 @@ class Value:
         whole: Mark of a tensor whose entries are not told apart: a node or, for a parameter, a pin.
         shared: Others read the nodes of its labels too, as they are.
         saved: The constant is a tensor of the state dict, which other checkpoints may have with other entries.
+        distinct: Dimensions along which no two entries are equal, but for weights or inputs that hardly any network has.
+        numbers: Neurons that its entries are the numbers of, as those of the largest ones are.
         unread: Which saved tensor it is, where operators that only move entries were all that read it, and how many of them.
     """
 
@@ -162,6 +164,8 @@ class Value:
     whole: int = 0
     shared: bool = False
     saved: bool = False
+    distinct: frozenset[int] = frozenset()
+    numbers: tuple[Label, ...] = ()
     unread: tuple[str, int] | None = field(default=None, compare=False)
 
     @cached_property

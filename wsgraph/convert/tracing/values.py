@@ -97,7 +97,7 @@ class Scope:
     def fix_all(self, *values: Value) -> None:
         """No entry of these tensors may be exchanged with another, or scaled."""
         for value in values:
-            self.fix(*value.labels)
+            self.fix(*value.labels, *value.numbers)
 
     def require(self, labels: Iterable[Label], *, positive: bool = True, sign: bool = True) -> None:
         """The factors of some entries are 1: their absolute values, their signs, or both.
@@ -580,9 +580,9 @@ class Scope:
                 return []
             # Several heads that read the same one.
             kept = [letter for letter in many if letter in few]
-            codes = coarse.codes.permute([few.index(letter) for letter in kept])
-            codes = codes.reshape([finer.codes.shape[i] if letter in few else 1 for i, letter in enumerate(many)])
-            self.unify(finer.codes.flatten(), codes.expand(finer.codes.shape).flatten(), product=True)
+            repeated = coarse.codes.permute([few.index(letter) for letter in kept])
+            repeated = repeated.reshape([finer.codes.shape[i] if letter in few else 1 for i, letter in enumerate(many)])
+            self.unify(finer.codes.flatten(), repeated.expand(finer.codes.shape).flatten(), product=True)
             return [
                 (row, own)
                 for label, own in ((finer, text), (coarse, coarse_text))
