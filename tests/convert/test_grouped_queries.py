@@ -83,6 +83,29 @@ def test_heads_that_share_keys_move_together_and_their_neurons_within_them(form:
     assert (space.canonicalize(moved) - space.canonicalize(theta)).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("shared", ["keys", "keys and values"])
+def test_heads_that_all_read_the_same_keys_leave_their_neurons_all_factors(shared: str) -> None:
+    values = 1 if shared == "keys and values" else HEADS
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (count, -1)).transpose(1, 2) for layer, count in ((net.q, HEADS), (net.k, 1), (net.v, values)))
+        result: Tensor = net.o(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return result
+
+    sizes = {"q": (8, HEADS * SIZE), "k": (8, SIZE), "v": (8, values * INNER), "o": (HEADS * INNER, 3)}
+    module = randomized(Function(run, **{name: nn.Linear(*size) for name, size in sizes.items()}))
+    space = trace(module, tokens(), strict=True)
+    factors = SIZE + values * INNER
+    if shared == "keys":  # then the heads move, and with them the values of each: more permutations than factors are given up for
+        assert group_size(space) == (fact(HEADS) * fact(SIZE) * fact(INNER, HEADS), values * INNER, values * INNER)
+    else:
+        assert group_size(space) == (fact(SIZE) * fact(INNER), factors, factors)
+    assert_function_preserved(module, space, tokens(), draws=2)
+    for model in ("monomial_gnn", "scalegmn", "neural_graph"):
+        torch.manual_seed(0)
+        assert_invariant(build_model(model, space, 1, channels=8, probes=0).eval().double(), space, module=module, inputs=tokens())
+
+
 @pytest.mark.parametrize("form", ["contracted", "enabled"])
 def test_models_read_grouped_queries(form: str) -> None:
     module, inputs, space = attention(FORMS[form], turned)

@@ -301,7 +301,7 @@ def test_experts_move_as_whole_experts() -> None:
     assert largest_difference(outputs(alone), outputs(theta)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["gated experts, twice", "groups", "vector for every head", "linear attention, relu"])
+@pytest.mark.parametrize("name", ["batched experts", "groups", "vector for every head", "linear attention, relu"])
 def test_models_read_stacked_weights(name: str) -> None:
     module, inputs, space = traced(name)
     for model in ("monomial_gnn", "scalegmn", "neural_graph"):
@@ -321,7 +321,7 @@ def test_sharing_layers_read_the_neurons_of_all_weights_of_a_stack_along_one_axi
 
 
 def test_planted_elements_are_recovered() -> None:
-    _, _, space = traced("batched experts")
+    _, _, space = traced("groups, twice")
     generator = torch.Generator().manual_seed(0)
     thetas = space.sample(2, generator=generator, dtype=torch.float64)
     moved = space.act(space.sample_symmetry(2, (0.5, 2.0), generator=generator), thetas)

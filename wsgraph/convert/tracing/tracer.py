@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsgraph.convert.tracing.freedom import freedom
 from wsgraph.convert.tracing.labels import Label, Value, aligned, coded
 from wsgraph.convert.tracing.recording import TraceError
 from wsgraph.convert.tracing.rules.elementwise import rule_of
@@ -89,10 +90,22 @@ def interpret(program: Any, keys: Mapping[str, str], results: dict[Any, Any] | N
     Returns:
         What they found out, with the values of the parameters and buffers that the program uses.
     """
-    scope = Scope()
+    scope = _settled(program, keys, results, merging=False)
+    if scope.mergeable:
+        found: dict[Any, Any] = {}
+        other = _settled(program, keys, found, merging=True)
+        if freedom(other) > freedom(scope):
+            if results is not None:
+                results.update(found)
+            return other
+    return scope
+
+
+def _settled(program: Any, keys: Mapping[str, str], results: dict[Any, Any] | None, *, merging: bool) -> Scope:
+    scope = Scope(merging=merging)
     _interpret(program, scope, keys, results)
     while found := alike(scope):  # what is not told apart from the start may have factors, too
-        scope = Scope(alike=scope.alike | found)
+        scope = Scope(alike=scope.alike | found, merging=merging)
         _interpret(program, scope, keys, results)
     return scope
 

@@ -53,6 +53,8 @@ class Scope:
         stacks: The parameters whose first dimension is a stack, with its marks; see :mod:`.stacks`.
         changed: Those of which more is known since the operator at work started.
         alike: Dimensions of parameters whose neurons are the same in all entries of a stack.
+        merging: Whether heads that read neurons which all of them share are told apart no more, for the factors of these neurons.
+        mergeable: Whether there were such heads.
     """
 
     neurons: Neurons = field(default_factory=Neurons)
@@ -69,6 +71,8 @@ class Scope:
     stacks: dict[str, Tensor] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     alike: frozenset[tuple[str, int]] = frozenset()
+    merging: bool = False
+    mergeable: bool = False
 
     # == Symmetries taken away ==
 
@@ -416,7 +420,8 @@ class Scope:
             kept += [(label, letters) for label in value.labels if not any(label is taken for taken in labels)]
         before = len(kept)
         if len(mine) == 1 and len(theirs) == 1:
-            for row, letters in self._contract_pair(mine[0], names, theirs[0], other_names, over):
+            values = first.has_nodes and second.has_nodes
+            for row, letters in self._contract_pair(mine[0], names, theirs[0], other_names, over, values=values):
                 finer = [label for label, own in kept if own is letters and set(row.dims) <= set(label.dims)]
                 for label in finer:  # whose rows these are
                     self.unify(coded(self._row_ids(label, row.dims)), coded(row.ids.flatten()))
@@ -555,7 +560,9 @@ class Scope:
         """What a weight's neurons are before they are multiplied with its gains, which hold their factors."""
         return label.without_factors() if self.nodes.has_gain(label.marks) else label
 
-    def _contract_pair(self, mine: Label, names: str, theirs: Label, other_names: str, over: str) -> list[tuple[Label, str]]:
+    def _contract_pair(
+        self, mine: Label, names: str, theirs: Label, other_names: str, over: str, *, values: bool
+    ) -> list[tuple[Label, str]]:
         letters, other_letters = ([text[dim] for dim in label.dims] for text, label in ((names, mine), (other_names, theirs)))
         batch, other_batch = ([letter for letter in group if letter != over] for group in (letters, other_letters))
         if sorted(batch) == sorted(other_batch):
@@ -572,7 +579,8 @@ class Scope:
                 for label, text in ((mine, names), (theirs, other_names))
                 for row in self._rows(label, [text.index(letter) for letter in batch])
             ]
-        if batch and other_batch:
+        self.mergeable |= values and not (batch and other_batch)
+        if (batch and other_batch) or (values and self.merging):
             pairs = ((mine, letters, names), (theirs, other_letters, other_names))
             (coarse, few, coarse_text), (finer, many, text) = sorted(pairs, key=lambda pair: len(pair[1]))
             if not set(few) < set(many):
