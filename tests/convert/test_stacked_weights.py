@@ -342,6 +342,22 @@ def test_the_graph_has_a_node_for_every_neuron_of_every_expert() -> None:
     assert (grouped.blocks, grouped.source_axis, grouped.target_axis) == (3, 1, (0, 2))
 
 
+def quotient(net: Any, x: Tensor) -> Tensor:
+    return x / net.gain
+
+
+def squared(net: Any, x: Tensor) -> Tensor:
+    """Of the products with a square, factors pass as roots, which no weight has."""
+    return x * net.gain**2
+
+
+@pytest.mark.parametrize("forward", [quotient, squared])
+def test_what_is_made_of_a_weight_is_told_apart_by_none(forward: Callable[..., Tensor]) -> None:
+    module = heads(forward, {"gain": (3, 2)})
+    randomized(module)
+    assert_function_preserved(module, trace(module, vectors()), vectors(), draws=2)
+
+
 def test_a_weight_of_which_only_a_part_is_read_is_told_apart_by_none() -> None:
     module = heads(lambda net, x: torch.einsum("bgi,gio->bgo", x, net.w[1:]), {"w": (4, 2, 2)})
     randomized(module)

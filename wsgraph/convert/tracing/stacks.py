@@ -83,6 +83,9 @@ def _labels(scope: Scope, value: Value) -> dict[int, Label]:
         _, dim, entries = scope.nodes.pinned(label.marks.numpy().ravel())
         if not isinstance(dim, int) or dim in labels or len(distinct(entries)) < saved.shape[dim]:
             return {}
+        plain = next((own for own in saved.labels if own.dims == (dim,)), None)
+        if plain is None or not np.array_equal(label.codes.numpy().ravel(), plain.codes.numpy()[entries]):  # such as of its reciprocal
+            return {}
         labels[dim] = label
     stack = next((dim for dim, size in enumerate(saved.shape) if size > 1), -1)
     return labels if stack in labels else {}
