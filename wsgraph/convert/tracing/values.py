@@ -527,7 +527,8 @@ class Scope:
         order = (-theirs.marks.flatten()).argsort()  # weight by weight
         sources, pins = sources[order], theirs.marks.flatten()[order]
         count, batch = len(self.stacks[name]), set(other_letters) - {over}
-        if not bool((sources > 0).all()):
+        stacked = torch.from_numpy(entries // (len(pins) // count)).view(theirs.marks.shape).movedim(other_letters.index(over), 0)
+        if not bool((sources > 0).all()) or not bool((stacked == stacked[:1]).all()):  # what is summed over is the stack itself
             return None
 
         def is_row(label: Label) -> bool:
@@ -542,9 +543,7 @@ class Scope:
             if any(label is target for target in written):
                 own_pins = label.marks.flatten()
                 if is_row(label):
-                    placed = torch.from_numpy(entries).view(theirs.marks.shape)
-                    stacked = placed.select(other_letters.index(over), 0).flatten() // (len(pins) // count)
-                    own_pins = self.stacks[name][stacked]
+                    own_pins = self.stacks[name][stacked[0].flatten()]
                 in_order = (-own_pins).argsort()
                 nodes = self.nodes.make(label.codes)
                 groups = count if batch & {other_names[dim] for dim in label.dims} else 1
