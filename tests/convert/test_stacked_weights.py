@@ -15,9 +15,10 @@ from tests.convert.test_blocks import freed
 from tests.convert.test_tracing import Function, tokens
 from tests.networks import randomized
 from wsgraph import WeightSpace, trace
+from wsgraph._outputs import largest_difference, module_outputs
 from wsgraph.nn import build_model
 from wsgraph.symmetry import align
-from wsgraph.testing import assert_equivariant, assert_function_preserved, assert_invariant, largest_difference, module_outputs
+from wsgraph.testing import assert_equivariant, assert_function_preserved, assert_invariant
 
 EXPERTS, WIDTH, HIDDEN = 3, 5, 2
 
