@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], dict[str, str]]] = {
     ),
     "keys and values of several heads": (
         lambda: projections(attended, kv_heads=1),
-        {"q": "permutation of 2 blocks", "k": "permutation"},
+        {"k": f"permutation {BOTH}", "v": f"permutation {BOTH}"},
     ),
     # A gain that all heads share.
     "normed queries and keys": (

@@ -118,8 +118,11 @@ class CheckedStructure(Structure):
                 raise ValueError(f"Connection {connection.name!r} names an unknown parameter {connection.parameter!r}.")
             param = self.param(connection.parameter)
             sizes[0] //= connection.blocks
-            ends = ((connection.source_axis, connection.source_index), (connection.target_axis, connection.target_index))
-            given = [None if axis is None else len(index) or connection.shape[axis] for axis, index in ends]
+            ends = (
+                (connection.end_axes("source"), connection.source_index),
+                (connection.end_axes("target"), connection.target_index),
+            )
+            given = [len(index) or math.prod(connection.shape[axis] for axis in axes) if axes else None for axes, index in ends]
             if math.prod(connection.shape) != param.size or any(g not in (None, size) for g, size in zip(given, sizes, strict=True)):
                 raise ValueError(
                     f"Connection {connection.name!r} reads parameter {param.name!r} of shape {param.shape} as {connection.shape} with "

@@ -185,8 +185,10 @@ class FlatSpace(DescribedStructure):
             param.name: math.prod(axis.size for axis in param.axes if not any(max(tie.exponents) > 0 for tie in axis.ties))
             for param in self.params
         }
-        wires = [wire for wire in reversed(self.wires) if wire.kind == "weight" and wire.target_axis is not None]
-        return result | {wire.parameter: math.prod(wire.shape) // wire.shape[wire.target_axis or 0] for wire in wires if wire.parameter}
+        for wire in reversed(self.wires):
+            if wire.kind == "weight" and wire.parameter and (axes := wire.end_axes("target")):
+                result[wire.parameter] = math.prod(size for axis, size in enumerate(wire.shape) if axis not in axes)
+        return result
 
     # == Views ==
 

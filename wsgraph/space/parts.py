@@ -343,8 +343,10 @@ class Connection:
         blocks: Number of blocks.
         parameter: Name of the parameter whose entries lie on the edges, or belong to the targets; none for edges of weight 1.
         shape: Shape in which to view the parameter.
-        source_axis: Its axis along which the sources of a block lie; none where all have the same entry.
-        target_axis: Its axis along which the targets lie. Other axes are kernel positions.
+        source_axis: Its axis along which the sources of a block lie, or several that are laid into one; none where all have the
+            same entry.
+        target_axis: Its axis along which the targets lie, or several: of a stack of weights, that of the stack and that of the
+            neurons. Other axes are kernel positions.
         parallel_axes: Axes whose entries are edges of their own between the same two neurons: positions in no order.
         source_index: Entries of the source axis that are used, empty for all.
         target_index: Entries of the target axis that are used, empty for all.
@@ -359,8 +361,8 @@ class Connection:
     blocks: int = 1
     parameter: str | None = None
     shape: tuple[int, ...] = ()
-    source_axis: int | None = None
-    target_axis: int | None = None
+    source_axis: int | tuple[int, ...] | None = None
+    target_axis: int | tuple[int, ...] | None = None
     source_index: tuple[int, ...] = ()
     target_index: tuple[int, ...] = ()
     parallel_axes: tuple[int, ...] = ()
@@ -368,11 +370,26 @@ class Connection:
     def __post_init__(self) -> None:
         for name in ("sources", "targets", "source_order", "target_order", "shape", "source_index", "target_index", "parallel_axes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("source_axis", "target_axis"):
+            if isinstance(getattr(self, name), (tuple, list)):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def end_axes(self, end: Literal["source", "target"]) -> tuple[int, ...]:
+        """The axes of the parameter along which the neurons at one end lie.
+
+        Args:
+            end: Which end.
+
+        Returns:
+            None, one, or several that are laid into one.
+        """
+        axis = self.source_axis if end == "source" else self.target_axis
+        return () if axis is None else axis if isinstance(axis, tuple) else (axis,)
 
     @property
     def num_positions(self) -> int:
         """Kernel positions per edge, 0 where there is no parameter."""
-        axes = (self.source_axis, self.target_axis, *self.parallel_axes)
+        axes = (*self.end_axes("source"), *self.end_axes("target"), *self.parallel_axes)
         return math.prod(size for i, size in enumerate(self.shape) if i not in axes) if self.parameter else 0
 
     @property
@@ -382,14 +399,13 @@ class Connection:
 
     def weight(self, parameter: Tensor) -> Tensor:
         """The parameter ``[B, *shape]`` as it lies on the edges, ``[B, targets, edges per target, positions]``; sizes may be 1."""
-        viewed = parameter.view(len(parameter), *self.shape)
-        ends = []
-        for axis, index in ((self.target_axis, self.target_index), (self.source_axis, self.source_index)):
-            if axis is None:
-                viewed, axis = viewed.unsqueeze(-1), viewed.ndim - 1
-            elif index:
-                viewed = viewed.index_select(1 + axis, torch.tensor(index, device=viewed.device))
-            ends.append(1 + axis)
-        ends += [1 + axis for axis in self.parallel_axes]
-        viewed = viewed.movedim(ends, tuple(range(1, len(ends) + 1))).flatten(2, len(ends))
-        return viewed.flatten(3) if viewed.ndim > 3 else viewed.unsqueeze(-1)
+        ends = [self.end_axes("target"), self.end_axes("source"), self.parallel_axes]
+        taken = [axis for axes in ends for axis in axes]
+        order = [*taken, *(axis for axis in range(len(self.shape)) if axis not in taken)]
+        sizes = [math.prod(self.shape[axis] for axis in axes) for axes in ends]
+        viewed = parameter.view(len(parameter), *self.shape).permute(0, *(1 + axis for axis in order))
+        viewed = viewed.reshape(len(parameter), *sizes, max(self.num_positions, 1))
+        for dim, index in ((1, self.target_index), (2, self.source_index)):
+            if index:
+                viewed = viewed.index_select(dim, torch.tensor(index, device=viewed.device))
+        return viewed.flatten(2, 3)

@@ -134,9 +134,8 @@ def trace(
         return WeightSpace(layers[0], layers[1], _completed(layers[2], keys, transformed))
     except UnsupportedError as error:
         unlayered = str(error)
-    scope = Scope()
-    values = interpret(program, scope, keys)
-    if not any(state[name].is_floating_point() for name in values):
+    scope = interpret(program, keys)
+    if not any(state[name].is_floating_point() for name in scope.saved):
         raise TraceError(
             f"The network reads none of its {len(state)} saved tensors (the first is {next(iter(state))!r}): "
             "its output is the same whatever the weights are. Its layers may hold their weights in objects "
@@ -155,7 +154,7 @@ def trace(
         if strict:
             raise TraceError(message)
         warnings.warn(message, TraceWarning, stacklevel=2)
-    groups, params, connections, _ = lower(scope, values, state, dtype)
+    groups, params, connections, _ = lower(scope, state, dtype)
     computed, unprogrammed = make_program(program, state, keys)
     params = _completed(params, keys, transformed)
     return WeightSpace(groups, (), params, connections, program=computed, unlayered=unlayered, unprogrammed=unprogrammed)

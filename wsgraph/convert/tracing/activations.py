@@ -16,7 +16,6 @@ from wsgraph.convert.tracing.lowering import lower
 from wsgraph.convert.tracing.recording import ModuleInputs, check_module, export
 from wsgraph.convert.tracing.tracer import interpret, saved_names
 from wsgraph.convert.tracing.tying import tied_keys
-from wsgraph.convert.tracing.values import Scope
 from wsgraph.space import SpaceMismatchError, WeightSpace
 from wsgraph.space.dtypes import flat_dtype
 
@@ -41,12 +40,11 @@ class TracedAnswers:
         check_module(module)
         called = ModuleInputs.carried(inputs, space.program.keywords if space.program is not None else ())
         self.program, self.inputs, self.space, self.samples = export(module, called), inputs, space, samples
-        scope = Scope()
         self.values: dict[Any, Value] = {}
         self.keys = tied_keys(module)
         state = {name: tensor for name, tensor in module.state_dict().items() if self.keys[name] == name}
-        values = interpret(self.program, scope, self.keys, self.values)
-        groups, params, _, self.lowering = lower(scope, values, state, flat_dtype(state.values()))
+        scope = interpret(self.program, self.keys, self.values)
+        groups, params, _, self.lowering = lower(scope, state, flat_dtype(state.values()))
         if (groups, tuple((param.name, param.axes) for param in params)) != (space.groups, tuple((p.name, p.axes) for p in space.params)):
             raise SpaceMismatchError(
                 f"The 'module' has another weight space, with {len(groups)} groups, than {space!r}: give the module that was traced (after "

@@ -86,6 +86,12 @@ class Label:
         """Expressions of the factors."""
         return as_tensor(expressions_of(self.codes.numpy()))
 
+    @cached_property
+    def varying(self) -> frozenset[int]:
+        """The dimensions along which the codes differ; a head of queries may share its keys with others."""
+        pairs = zip(self.dims, range(self.codes.ndim), strict=True)
+        return frozenset(dim for dim, i in pairs if not bool((self.codes == self.codes.narrow(i, 0, 1)).all()))
+
     def with_nodes_only(self) -> Label:
         """The label without pins."""
         if self.nodes is None or self.has_pins:
@@ -144,6 +150,9 @@ class Value:
         whole: Mark of a tensor whose entries are not told apart: a node or, for a parameter, a pin.
         shared: Others read the nodes of its labels too, as they are.
         saved: The constant is a tensor of the state dict, which other checkpoints may have with other entries.
+        distinct: Dimensions along which no two entries are equal, but for weights or inputs that hardly any network has.
+        numbers: Neurons that its entries are the numbers of, as those of the largest ones are.
+        unread: Which saved tensor it is, where operators that only move entries were all that read it, and how many of them.
     """
 
     shape: tuple[int, ...]
@@ -155,6 +164,9 @@ class Value:
     whole: int = 0
     shared: bool = False
     saved: bool = False
+    distinct: frozenset[int] = frozenset()
+    numbers: tuple[Label, ...] = ()
+    unread: tuple[str, int] | None = field(default=None, compare=False)
 
     @cached_property
     def marks(self) -> Tensor:

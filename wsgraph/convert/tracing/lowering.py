@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -46,11 +47,11 @@ class _Names:
 class Lowering:
     """Groups and parameters, found parameter by parameter."""
 
-    def __init__(self, scope: Scope, values: Iterable[Value]) -> None:
+    def __init__(self, scope: Scope) -> None:
         self.neurons, self.factors = scope.neurons.partition, scope.factors
-        held = [label.ids.numpy().ravel() for value in values for label in value.labels]
+        held = [label.ids.numpy().ravel() for value in scope.saved.values() for label in value.labels]
         held += [neurons_of(made.codes) for made in scope.nodes.sets]
-        held += [neurons_of(codes.numpy().ravel()) for codes in scope.grouped.values()]
+        held += [neurons_of(codes.numpy().ravel()) for dims in scope.grouped.values() for codes in dims.values()]
         self.classes = Classes(self.neurons, held)
         self.bound, self.limits = solve(scope.neurons, scope.factors)
         self.groups: dict[str, NeuronGroup] = {}
@@ -191,12 +192,22 @@ class Lowering:
         axis = self.axis(ids, expressions)
         return [*([Axis(before)] if before > 1 else []), axis, *([Axis(after)] if after > 1 else [])]
 
-    def grouped(self, codes: Tensor, value: Value) -> list[Axis]:
-        """Logical axes of the weight of a grouped convolution, given the codes ``[groups, n]`` that its second axis follows."""
-        own = value.along(0)
-        first = Axis(value.shape[0]) if own is None else self.axis(own.ids.numpy(), own.expressions.numpy())
-        flat = codes.numpy().ravel()
-        return [first, self.axis(neurons_of(flat), expressions_of(flat), len(codes)), *(Axis(size) for size in value.shape[2:])]
+    def grouped(self, codes: Mapping[int, Tensor], value: Value) -> list[Axis]:
+        """Logical axes of a parameter of which some dimensions follow neurons of each group of the first one, given their codes."""
+        first = next(dim for dim, size in enumerate(value.shape) if size > 1)
+        own = value.along(first)
+        if own is not None:
+            axes = [self.axis(own.ids.numpy(), own.expressions.numpy())]
+        else:  # the neurons of the groups are all that the first dimension follows
+            rows, _ = self.neurons.pair(neurons_of(next(iter(codes.values())).numpy()[:, 0]))
+            axes = [self.axis(rows, np.zeros_like(rows))]
+        for dim in range(first + 1, len(value.shape)):
+            if dim in codes:
+                flat = codes[dim].numpy().ravel()
+                axes.append(self.axis(neurons_of(flat), expressions_of(flat), len(codes[dim])))
+            else:
+                axes += self.axes(value.along(dim), value.shape[dim])
+        return axes
 
     def axis(self, ids: Array, expressions: Array, blocks: int = 1) -> Axis:
         """An axis along which every neuron of a class comes once, or several times; or, in every block, some of them."""
@@ -259,11 +270,11 @@ def _runs(ids: Array, *others: Array) -> tuple[int, int, int]:
 class Graph:
     """The nodes on which the outputs depend as neuron groups, and their readings as connections."""
 
-    def __init__(self, scope: Scope, lowering: Lowering, values: Mapping[str, Value]) -> None:
+    def __init__(self, scope: Scope, lowering: Lowering) -> None:
         self.nodes, self.lowering = scope.nodes, lowering
         self.movable = {
-            name: {label.dims[0] for label in value.labels if not lowering.neurons.is_fixed(label.ids.numpy()).all()}
-            for name, value in values.items()
+            name: {dim for label in value.labels for dim in label.dims if not lowering.neurons.is_fixed(label.ids.numpy()).all()}
+            for name, value in scope.saved.items()
         }
         count = sum(len(made.codes) for made in self.nodes.sets) + 1
         self.group_of, self.number_of = np.full(count, -1), np.zeros(count, np.int64)
@@ -355,14 +366,16 @@ class Graph:
 
     def view(self, reading: Reading, parameter: str, shape: list[int], sources: Array) -> tuple[dict[str, Any], Array]:
         """How a parameter is seen by a reading, and the sources without the positions that flattening repeats them over."""
-        ends: dict[str, tuple[int, Array]] = {}
+        ends: dict[str, tuple[tuple[int, ...], Array]] = {}
         for end, pins in (("source", reading.source_pins), ("target", reading.target_pins)):
             if pins is not None:
                 _, dim, entries = self.nodes.pinned(pins)
-                ends |= {} if dim is None else {end: (dim, entries)}
+                ends |= {} if dim is None else {end: (dim if isinstance(dim, tuple) else (dim,), entries)}
         axis_of = list(range(len(shape)))
-        if "source" in ends and reading.groups == 1:
-            dim, entries = ends["source"]
+        if "source" in ends and reading.groups > 1 and len(ends["source"][0]) > 1:  # every weight of a stack reads neurons of its own
+            ends["source"] = ends["source"][0][1:], np.arange(shape[ends["source"][0][1]])
+        if "source" in ends and reading.groups == 1 and len(ends["source"][0]) == 1:
+            (dim,), entries = ends["source"]
             before, middle, after = _runs(sources)
             if middle < len(sources) and np.array_equal(entries, np.arange(shape[dim])):
                 sizes = [*([before] if before > 1 else []), middle, *([after] if after > 1 else [])]
@@ -370,15 +383,16 @@ class Graph:
                 sources = sources.reshape(before, middle, after)[0, :, 0]
                 axis_of[dim + 1 :] = [axis + len(sizes) - 1 for axis in axis_of[dim + 1 :]]
                 axis_of[dim] += before > 1
-                ends["source"] = dim, np.arange(middle)
+                ends["source"] = (dim,), np.arange(middle)
         options: dict[str, Any] = {"shape": tuple(shape)}
-        for end, (dim, entries) in ends.items():
-            options[f"{end}_axis"] = axis_of[dim]
-            if not np.array_equal(entries, np.arange(shape[axis_of[dim]])):
+        for end, (dims, entries) in ends.items():
+            own = tuple(axis_of[dim] for dim in dims)
+            options[f"{end}_axis"] = own if len(own) > 1 else own[0]
+            if not np.array_equal(entries, np.arange(math.prod(shape[axis] for axis in own))):
                 options[f"{end}_index"] = tuple(entries.tolist())
         # Positions that move are edges of their own.
-        own = {dim for dim, _ in ends.values()}
-        options["parallel_axes"] = tuple(axis_of[dim] for dim in sorted(self.movable.get(parameter, set()) - own))
+        taken = {dim for dims, _ in ends.values() for dim in dims}
+        options["parallel_axes"] = tuple(axis_of[dim] for dim in sorted(self.movable.get(parameter, set()) - taken))
         return options, sources
 
     @cached_property
@@ -388,33 +402,33 @@ class Graph:
 
 
 def lower(
-    scope: Scope, values: Mapping[str, Value], state: Mapping[str, Tensor], theta_dtype: torch.dtype
+    scope: Scope, state: Mapping[str, Tensor], theta_dtype: torch.dtype
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...], tuple[Connection, ...], Lowering]:
     """Groups, parameters of the state dict and connections, and what they were made by.
 
     Tensors that the program does not use have no symmetry.
     """
     while True:
-        lowering = Lowering(scope, values.values())
+        lowering = Lowering(scope)
         try:
-            return *_lowered(scope, values, state, theta_dtype, lowering), lowering
+            return *_lowered(scope, state, theta_dtype, lowering), lowering
         except TornError as torn:  # who moves with neurons that are not there cannot move
             scope.neurons.partition.fix(torn.ids, "neurons that stand where not all of their kind do")
 
 
 def _lowered(
-    scope: Scope, values: Mapping[str, Value], state: Mapping[str, Tensor], theta_dtype: torch.dtype, lowering: Lowering
+    scope: Scope, state: Mapping[str, Tensor], theta_dtype: torch.dtype, lowering: Lowering
 ) -> tuple[tuple[NeuronGroup, ...], tuple[Parameter, ...], tuple[Connection, ...]]:
-    graph = Graph(scope, lowering, values)
+    graph = Graph(scope, lowering)
     params = []
     for name, tensor in state.items():
-        value = values.get(name, Value(tuple(tensor.shape)))
+        value = scope.saved.get(name, Value(tuple(tensor.shape)))
         axes = lowering.grouped(scope.grouped[name], value) if name in scope.grouped else []
         if not axes:
             along = {label.dims[0]: label for label in value.labels}
             axes = [axis for dim, size in enumerate(value.shape) for axis in lowering.axes(along.get(dim), size)]
         role = _ROLES.get(name.rsplit(".", 1)[-1], "weight" if tensor.ndim > 1 else "scale") if tensor.is_floating_point() else "buffer"
-        unused = tensor.is_floating_point() and name not in values
+        unused = tensor.is_floating_point() and name not in scope.saved
         dtype = stored_dtype(tensor, theta_dtype)
         params.append(Parameter(name, tuple(tensor.shape), role, tuple(axes) or (Axis(1),), dtype, unused=unused))
     connections = tuple(graph.connections(state))

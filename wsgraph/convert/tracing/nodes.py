@@ -64,7 +64,7 @@ class Nodes:
         self._set_of = Growing([-1])  # by node
         self._axis_of = Growing([-1])  # by pin, as the next two
         self._gain_of = Growing([0])
-        self._axes: list[tuple[str, int | None]] = []
+        self._axes: list[tuple[str, int | tuple[int, ...] | None]] = []
         self._starts: list[int] = []
         self._ports: dict[tuple[int, int], Tensor] = {}
         self._twins: list[tuple[Array, Array]] = []
@@ -99,8 +99,8 @@ class Nodes:
         self.sets.append(NodeSet(name or self.name, start, codes, is_input))
         return np.arange(start, start + len(codes))
 
-    def pins(self, parameter: str, dim: int | None, size: int) -> Tensor:
-        """Marks of the entries along a dimension of a parameter, or of the whole of it."""
+    def pins(self, parameter: str, dim: int | tuple[int, ...] | None, size: int) -> Tensor:
+        """Marks of the entries along a dimension of a parameter, along several that are laid into one, or of the whole of it."""
         start = len(self._axis_of)
         self._axis_of.extend(len(self._axes), size)
         self._gain_of.extend(0, size)
@@ -112,7 +112,7 @@ class Nodes:
         """To which axis of a parameter each pin points, -1 where it is none."""
         return self._axis_of[np.maximum(-pins, 0)]
 
-    def pinned(self, pins: Array) -> tuple[str, int | None, Array]:
+    def pinned(self, pins: Array) -> tuple[str, int | tuple[int, ...] | None, Array]:
         """Parameter and dimension of pins of one axis, and which of its entries they are."""
         axis = int(self.axes(pins[:1])[0])
         return *self._axes[axis], -pins - self._starts[axis]

@@ -313,6 +313,10 @@ class Partition:
             self._repeat(first, second, counts[1], reason)
         elif counts[1].max() == 1 and not products[1]:
             self._repeat(second, first, counts[0], reason)
+        elif all(products) and counts[0].max() == 1:
+            self._repeat_products(first, second, counts[1], reason)
+        elif all(products) and counts[1].max() == 1:
+            self._repeat_products(second, first, counts[0], reason)
         else:
             self.fix(np.concatenate([first, second]), reason)
 
@@ -359,6 +363,22 @@ class Partition:
             self.fix(np.concatenate([single, repeated]), reason)
         else:
             self._alias(single, repeated)
+
+    def _repeat_products(self, single: Array, repeated: Array, counts: Array, reason: str) -> None:
+        """The same of neurons in rows, or of rows and columns: several, such as heads of queries that share keys, stand for one."""
+        self.split(single, reason)
+        self.split(repeated, reason)
+        (rows, columns), (others, other_columns) = self.pair(single), self.pair(repeated)
+        blocked = not columns.any() and not other_columns.any()
+        crossed = columns.all() and other_columns.all() and self._count_pairs(columns, other_columns) == len(distinct(columns))
+        fixed = self.is_fixed(np.concatenate([single, repeated])).any() or counts.min() < counts.max()
+        if fixed or not (blocked or crossed) or self._count_pairs(rows, others) > len(distinct(rows)):
+            self.fix(np.concatenate([single, repeated]), reason)
+            return
+        self._alias(single, repeated)
+        self.unify(rows, others, reason)
+        if crossed:
+            self.unify(columns, other_columns, reason)
 
     def _blocked_in(self, rows: Array) -> Array:
         """The neurons in blocks that lie in some rows, given as they stand for others."""

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsgraph.convert.tracing.labels import Label, Value, coded
+from wsgraph.convert.tracing.freedom import freedom
+from wsgraph.convert.tracing.labels import Label, Value, aligned, coded
 from wsgraph.convert.tracing.recording import TraceError
 from wsgraph.convert.tracing.rules.elementwise import rule_of
-from wsgraph.convert.tracing.rules.table import READ_NOTHING, Call, unknown
+from wsgraph.convert.tracing.rules.movement import MOVEMENTS
+from wsgraph.convert.tracing.rules.table import GIVE_NUMBERS, READ_NOTHING, READ_NUMBERS, Call, unknown
+from wsgraph.convert.tracing.stacks import alike
 from wsgraph.convert.tracing.values import Scope
 from wsgraph.operators import UnsupportedError, operator_text
 
@@ -76,28 +79,51 @@ def _is_linear(node: Any) -> bool:
     return getattr(node.target, "__name__", "") == "getitem" or operator_name(node.target)[0] in _LINEAR
 
 
-def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict[Any, Any] | None = None) -> dict[str, Value]:
+def interpret(program: Any, keys: Mapping[str, str], results: dict[Any, Any] | None = None) -> Scope:
     """Let all operators of an exported program act on labelled values.
 
     Args:
         program: The program.
-        scope: What is known of neurons.
         keys: For every key of the state dict, the first key of the same tensor.
         results: Filled with what every operator returns, by node.
 
     Returns:
-        The values of the parameters and buffers that the program uses, by name.
+        What they found out, with the values of the parameters and buffers that the program uses.
     """
+    scope = _settled(program, keys, results, merging=False)
+    if scope.mergeable:
+        found: dict[Any, Any] = {}
+        other = _settled(program, keys, found, merging=True)
+        if freedom(other) > freedom(scope):
+            if results is not None:
+                results.update(found)
+            return other
+    return scope
+
+
+def _settled(program: Any, keys: Mapping[str, str], results: dict[Any, Any] | None, *, merging: bool) -> Scope:
+    scope = Scope(merging=merging)
+    _interpret(program, scope, keys, results)
+    while found := alike(scope):  # what is not told apart from the start may have factors, too
+        scope = Scope(alike=scope.alike | found, merging=merging)
+        _interpret(program, scope, keys, results)
+    return scope
+
+
+def _interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict[Any, Any] | None) -> None:
     signature = program.graph_signature
     names = saved_names(program, keys)
     constants = {**signature.inputs_to_lifted_tensor_constants}
     state = program.state_dict
-    values: dict[str, Value] = {}
+    values = scope.saved
     environment: dict[Any, Any] = {}
     origin: dict[Any, list[Any]] = {}  # by node: all nodes so far that share its memory
     first: dict[str, Any] = {}  # the placeholder of every tensor
+    placeholders: dict[str, list[Any]] = {}
     order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            placeholders.setdefault(names[node.name], []).append(node)
         if node.op == "placeholder" and node.users and names.get(node.name) in first:
             environment[node] = environment[first[names[node.name]]]
             scope.own.discard(first[names[node.name]])
@@ -107,6 +133,7 @@ def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict
             if node.name in names and node.users:
                 values[names[node.name]] = environment[node]
                 first[names[node.name]] = node
+                scope.reads[names[node.name]] = 0
                 scope.own |= {node} if len(node.users) == 1 else set()
         elif node.op == "get_attr":
             environment[node], origin[node] = Value(tuple(node.meta["val"].shape)) if "val" in node.meta else None, [node]
@@ -119,7 +146,9 @@ def interpret(program: Any, scope: Scope, keys: Mapping[str, str], results: dict
             _step(node, environment, origin, order, scope)
             if results is not None:
                 results[node] = environment[node]
-    return values
+            for name in scope.changed:
+                environment.update(dict.fromkeys(placeholders[name], values[name]))
+            scope.changed.clear()
 
 
 def _share(node: Any, other: Any, origin: dict[Any, list[Any]]) -> None:
@@ -153,7 +182,7 @@ def _inline(node: Any, environment: Mapping[Any, Any], scope: Scope) -> list[Any
     """The results of a part of a program that is kept apart."""
     place = next(i for i, argument in enumerate(node.args) if isinstance(argument, torch.fx.Node) and argument.op == "get_attr")
     graph = getattr(node.graph.owning_module, str(node.args[place].target)).graph
-    values = iter(_mapped(list(node.args[place + 1 :]), environment))
+    values = iter(_read(_mapped(list(node.args[place + 1 :]), environment)))
     inner: dict[Any, Any] = {}
     origin: dict[Any, list[Any]] = {}
     order = {inside: i for i, inside in enumerate(graph.nodes)}
@@ -192,7 +221,7 @@ def _placeholder(
         if size > 1:
             unknown_factor = scope.factors.new(name, value=False)
             labels.append(Label((dim,), coded(scope.neurons.new(size), unknown_factor), scope.nodes.pins(name, dim, size)))
-    return Value(shape, tuple(labels), whole=0 if labels else int(scope.nodes.pins(name, None, 1)))
+    return Value(shape, tuple(labels), whole=0 if labels else int(scope.nodes.pins(name, None, 1)), unread=(name, 0))
 
 
 def _mapped(argument: Any, environment: Mapping[Any, Any]) -> Any:
@@ -203,6 +232,13 @@ def _mapped(argument: Any, environment: Mapping[Any, Any]) -> Any:
     if isinstance(argument, dict):
         return {key: _mapped(item, environment) for key, item in argument.items()}
     return argument
+
+
+def _read(argument: Any) -> Any:
+    """What is known of tensors, of which more may have been read."""
+    if isinstance(argument, Value):
+        return replace(argument, unread=None)
+    return [_read(item) for item in argument] if isinstance(argument, list) else argument
 
 
 def _values(argument: Any) -> list[Value]:
@@ -296,11 +332,17 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     read_twice = any(len(source.users) > 1 for source in node.all_input_nodes)
     scope.nodes.begin(call.name, shared=read_twice or any(value.shared for value in values))
     scope.reason = f"{name} in {module or 'the module itself'}"
+    unread = [value.unread for value in _values(named) if value.unread is not None]
+    for tensor, _ in unread:
+        scope.reads[tensor] += 1
     if (known := _folded(node, call, values)) is not None:
         return known
     rule = rule_of(name)
     if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
         return None  # a check of what is known already
+    numbers = values[0].numbers if rule in MOVEMENTS else ()
+    if name not in READ_NOTHING | READ_NUMBERS:
+        scope.fix(*(label for value in _values(named) if not (numbers and value is values[0]) for label in value.numbers))
     if rule is None:
         # Values may lie deep among the arguments of what is not known.
         nested = {str(i): value for i, value in enumerate(_values(named))}
@@ -313,11 +355,42 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
         results = unknown(scope, call)
     integers = [isinstance(item, Tensor) and not item.is_floating_point() for item in _results(node)]  # which no factor multiplies
     results = [scope.without_factors(result) if integer else result for result, integer in zip(results, integers, strict=True)]
+    is_moved = rule in MOVEMENTS and len(unread) == len(results) == len(node.users) == 1
+    moved = (unread[0][0], unread[0][1] + 1) if is_moved and values[0].unread is not None else None
+    numbers_of = [numbers or (result.numbers if name in GIVE_NUMBERS else ()) for result in results]
+    distinct = frozenset[int]() if any(integers) else _distinct(name, call)
+    results = [replace(result, unread=moved, numbers=own, distinct=distinct) for result, own in zip(results, numbers_of, strict=True)]
     if any(value.has_nodes for value in values) and name not in READ_NOTHING:
         results = [_with_nodes(result, values, name, arguments, scope) for result in results]
     for result, shape in zip(results, call.shapes, strict=True):
         assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"
     return results if several else results[0]
+
+
+# What takes distinct numbers to distinct ones, but for rounding.
+_INJECTIVE = {
+    *("sigmoid", "tanh", "exp", "atan", "softmax", "_softmax", "log_softmax", "_log_softmax", "log_sigmoid", "softplus", "neg"),
+    *("contiguous", "to", "_to_copy", "clone", "dropout", "layer_norm", "rms_norm"),
+}
+
+
+def _distinct(name: str, call: Call) -> frozenset[int]:
+    """Dimensions along which the entries of a result are distinct: those of a layer with biases, or of one that reads such numbers."""
+    (first, *rest), last = call.tensors or [Value(())], len(call.shapes[0]) - 1
+    if name in ("linear", "addmm", "baddbmm", "matmul", "mm"):
+        bias, read = (call["bias"], first) if name == "linear" else (first, None) if "add" in name else (None, first)
+        biased = isinstance(bias, Value) and bias.unread is not None and bias.along(bias.ndim - 1) is not None
+        reads = read is not None and (read.is_input or read.ndim - 1 in read.distinct) and any(value.has_pins for value in rest)
+        return frozenset({last}) if biased or reads else frozenset()
+    if name == "add" and any(value.unread is not None for value in rest):
+        bias = aligned(rest[0], call.shapes[0])
+        return frozenset(label.dims[0] for label in bias.labels if len(label.dims) == 1)
+    if name in _INJECTIVE and len(first.shape) == last + 1:
+        dims = call["dim"] if "softmax" in name else None
+        return first.distinct if dims is None else first.distinct & {dims % (last + 1)}
+    if name in ("mul", "div", "sub") and not rest and call["other"]:
+        return first.distinct
+    return frozenset()
 
 
 # Makers of tensors of which it matters what they hold.

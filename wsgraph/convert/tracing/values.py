@@ -28,6 +28,7 @@ from wsgraph.convert.tracing.labels import (
 )
 from wsgraph.convert.tracing.neurons import Factors, Neurons
 from wsgraph.convert.tracing.nodes import Nodes
+from wsgraph.convert.tracing.stacks import tell_apart_like, tell_apart_of_product
 
 __all__ = ["Scope"]
 
@@ -45,8 +46,15 @@ class Scope:
         unknown: In which modules unknown operators stood, by the operator's name.
         outputs: Which nodes the network returns.
         own: What stands for saved tensors in the program that one operator alone reads.
-        grouped: The parameters whose second axis follows neurons of each group of their first one,
-            with the codes of these neurons by group.
+        grouped: The parameters with dimensions that follow other neurons in every group of their first one, with the codes of
+            these neurons by dimension, ``[groups, n]``.
+        saved: What is known of every saved tensor, by name.
+        reads: How many operators have read it, or what was moved of it.
+        stacks: The parameters whose first dimension is a stack, with its marks; see :mod:`.stacks`.
+        changed: Those of which more is known since the operator at work started.
+        alike: Dimensions of parameters whose neurons are the same in all entries of a stack.
+        merging: Whether heads that read neurons which all of them share are told apart no more, for the factors of these neurons.
+        mergeable: Whether there were such heads.
     """
 
     neurons: Neurons = field(default_factory=Neurons)
@@ -57,7 +65,14 @@ class Scope:
     unknown: dict[str, list[str]] = field(default_factory=dict)
     outputs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     own: set[Any] = field(default_factory=set)
-    grouped: dict[str, Tensor] = field(default_factory=dict)
+    grouped: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    saved: dict[str, Value] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
+    stacks: dict[str, Tensor] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    alike: frozenset[tuple[str, int]] = frozenset()
+    merging: bool = False
+    mergeable: bool = False
 
     # == Symmetries taken away ==
 
@@ -86,7 +101,7 @@ class Scope:
     def fix_all(self, *values: Value) -> None:
         """No entry of these tensors may be exchanged with another, or scaled."""
         for value in values:
-            self.fix(*value.labels)
+            self.fix(*value.labels, *value.numbers)
 
     def require(self, labels: Iterable[Label], *, positive: bool = True, sign: bool = True) -> None:
         """The factors of some entries are 1: their absolute values, their signs, or both.
@@ -164,19 +179,19 @@ class Scope:
         if product and (first.zero or second.zero):
             return Value(tuple(shape), uniform=frozenset(range(len(shape))), zero=True)
         one, other = (aligned(value, shape) for value in (first, second))
+        one, other = tell_apart_like(self, one, other), tell_apart_like(self, other, one)
         if not product:
             # Where only one summand varies with a neuron, factors of that neuron would change one summand and not the other.
             for mine, theirs in ((one, other), (other, one)):
                 if not theirs.zero:
                     self.require(label for label in mine.labels if not any(set(label.dims) <= set(o.dims) for o in theirs.labels))
         labels: list[Label] = []
-        left = list(other.labels)
-        for label in one.labels:
-            partners = [partner for partner in left if set(partner.dims) & set(label.dims)]
-            left = [partner for partner in left if not any(partner is p for p in partners)]
-            labels += self._match(label, partners, one, other, product=product)
-        for label in left:
-            labels += self._match(label, [], other, one, product=product)
+        twins = [next((twin for twin in other.labels if twin.dims == label.dims), None) for label in one.labels]
+        for label, twin in zip(one.labels, twins, strict=True):
+            labels += self._match(label, one, other, twin, product=product, one=True)
+        for label in other.labels:
+            if not any(label is twin for twin in twins):
+                labels += self._match(label, other, one, None, product=product, one=False)
         uniform = frozenset(dim for dim in range(len(shape)) if one.is_uniform(dim) and other.is_uniform(dim))
         zero = one.zero and other.zero
         if first.has_nodes or second.has_nodes:
@@ -209,27 +224,60 @@ class Scope:
             label = Label(label.dims, label.codes, joined.view(label.codes.shape))
         return label
 
-    def _match(self, label: Label, partners: list[Label], mine: Value, other: Value, *, product: bool) -> list[Label]:
-        if len(partners) == 1 and partners[0].dims == label.dims:
-            codes = (self.multiply if product else self.unify)(label.codes.flatten(), partners[0].codes.flatten())
-            return [self._join(Label(label.dims, codes.view(label.codes.shape), label.nodes), partners[0], product=product)]
+    def _match(self, label: Label, mine: Value, other: Value, twin: Label | None, *, product: bool, one: bool) -> list[Label]:
+        """What a label of one tensor becomes in its sum or product with another, which may have a twin along the same dimensions."""
+        if twin is not None:
+            codes = (self.multiply if product else self.unify)(label.codes.flatten(), twin.codes.flatten())
+            return [self._join(Label(label.dims, codes.view(label.codes.shape), label.nodes), twin, product=product)]
+        partners = [partner for partner in other.labels if set(partner.dims) & set(label.dims)]
         if not partners:
             self.fix_along(label, [dim for dim in label.dims if not other.is_uniform(dim)])
             return [self._join(label if product or other.zero else label.without_zeros(), other.whole, product=product)]
-        finer = max([label, *partners], key=lambda candidate: len(candidate.dims))
-        others = [candidate for candidate in (label, *partners) if candidate is not finer]
-        source = other if finer is label else mine
-        dims = {dim for candidate in others for dim in candidate.dims}
-        if len(others) == 1 and dims < set(finer.dims) and all(source.is_uniform(dim) for dim in set(finer.dims) - dims):
-            # A number per head meets an entry per head and position in it.
-            rows = self.blocks(finer, others[0].dims)
-            self.require([finer, *others] if not product else others)
-            if not product or bool(others[0].expressions.any()):
-                self.require([finer])
-            self.unify(coded(rows), coded(others[0].ids.flatten()))
-            return [self._join(finer if product else finer.without_zeros(), *others, product=product)]
-        self.fix(finer, *others)
-        return [self._join(finer.without_zeros(), *others, product=product)]
+        tied = self._tie_rows(label, partners, mine, other)
+        if not tied:
+            self.fix(label, *partners)
+        if any(self._is_coarser(label, partner, one) for partner in partners):  # such as a number per head, one of its partner's rows
+            self.require([label])
+            return []
+        coarser = [partner for partner in partners if self._is_coarser(partner, label, not one)]
+        if tied and (not product or any(bool(partner.expressions.any()) for partner in coarser)):
+            self.require([label])
+        if more := {dim for partner in coarser for dim in partner.dims} - set(label.dims):  # heads that share their neurons
+            label = self._repeated(label, more, mine.shape, other.shape)
+        return [self._join(label if product and tied else label.without_zeros(), *partners, product=product)]
+
+    @staticmethod
+    def _is_coarser(label: Label, partner: Label, is_first: bool) -> bool:
+        """Whether neurons of a label are rows of those of another one, or the same; of two alike, the second is the coarser one."""
+        if not label.varying <= set(partner.dims) or not label.varying <= partner.varying:
+            return False
+        return label.varying < partner.varying or not is_first
+
+    @staticmethod
+    def _repeated(label: Label, more: Iterable[int], *shapes: Sequence[int]) -> Label:
+        """A label that names further dimensions, along which its codes are the same."""
+        dims = tuple(sorted({*label.dims, *more}))
+        sizes = [max(shape[dim] for shape in shapes) for dim in dims]
+        window = [size if dim in label.dims else 1 for dim, size in zip(dims, sizes, strict=True)]
+        nodes = None if label.nodes is None else label.nodes.reshape(window).expand(sizes)
+        return Label(dims, label.codes.reshape(window).expand(sizes), nodes)
+
+    def _tie_rows(self, label: Label, partners: Sequence[Label], mine: Value, other: Value) -> bool:
+        """Let rows of neurons along dimensions that labels of two tensors share move alike; not where both vary along others, too."""
+        shared = set(label.dims) & set(partners[0].dims)
+        for partner in partners:
+            varying = [dim for dim in label.dims if not other.is_uniform(dim)]
+            varying += [dim for dim in partner.dims if not mine.is_uniform(dim)]
+            if set(label.dims) & set(partner.dims) != shared or not set(varying) <= shared:
+                return False
+        dims = sorted(shared)
+        for partner in partners:
+            self.unify(*(coded(self._row_ids(own, dims)) for own in (label, partner)))
+        return True
+
+    def _row_ids(self, label: Label, dims: Sequence[int]) -> Tensor:
+        """The rows of neurons along some of their dimensions, or themselves along all, as a flat vector."""
+        return label.ids.flatten() if len(dims) == len(label.dims) else self.blocks(label, dims)
 
     def multiply(self, first: Tensor, second: Tensor) -> Tensor:
         """Codes of products, entry by entry: factors are multiplied.
@@ -338,7 +386,15 @@ class Scope:
         return result if keepdim else squeezed(result, taken)
 
     def contract(
-        self, first: Value, names: str, second: Value, other_names: str, out_names: str, out_shape: Sequence[int], over: str = "i"
+        self,
+        first: Value,
+        names: str,
+        second: Value,
+        other_names: str,
+        out_names: str,
+        out_shape: Sequence[int],
+        over: str = "i",
+        left: str | None = None,
     ) -> Value:
         """Sum the product of two tensors over one dimension; letters name dimensions, as in an einsum.
 
@@ -350,17 +406,26 @@ class Scope:
             out_names: Letters of the dimensions of the result.
             out_shape: Shape of the result.
             over: Letter of the dimension summed over.
+            left: Letters that are left in the end, where others are summed over later (default: those of the result).
 
         Returns:
             The sum of the products.
         """
+        left = out_names if left is None else left
+        first = tell_apart_of_product(self, first, names, second, other_names, out_names, left)
+        second = tell_apart_of_product(self, second, other_names, first, names, out_names, left)
         mine, theirs = first.on(names.index(over)), second.on(other_names.index(over))
         kept: list[tuple[Label, str]] = []
         for value, letters, labels in ((first, names, mine), (second, other_names, theirs)):
             kept += [(label, letters) for label in value.labels if not any(label is taken for taken in labels)]
         before = len(kept)
         if len(mine) == 1 and len(theirs) == 1:
-            kept += self._contract_pair(mine[0], names, theirs[0], other_names, over)
+            values = first.has_nodes and second.has_nodes
+            for row, letters in self._contract_pair(mine[0], names, theirs[0], other_names, over, values=values):
+                finer = [label for label, own in kept if own is letters and set(row.dims) <= set(label.dims)]
+                for label in finer:  # whose rows these are
+                    self.unify(coded(self._row_ids(label, row.dims)), coded(row.ids.flatten()))
+                kept += [] if finer else [(row, letters)]
         elif mine or theirs:
             uniform = (second if mine else first).is_uniform((other_names if mine else names).index(over))
             lone = [*mine, *theirs]
@@ -413,6 +478,8 @@ class Scope:
         """Nodes for the results of a weight, which read those of a value: labels with them, or the mark of a result without labels."""
         own = value.on(names.index(over))
         theirs = weight.on(other_names.index(over))
+        if len(own) == len(theirs) == 1 and (read := self._read_stack(own[0], names, theirs[0], other_names, kept, over)):
+            return read, 0
         pins = theirs[0].marks if len(theirs) == 1 and len(theirs[0].dims) == 1 else None
         size = value.shape[names.index(over)]
         codes = coded(theirs[0].ids) if pins is not None else torch.zeros(size, dtype=torch.long)
@@ -443,11 +510,58 @@ class Scope:
         marked = [(replace(label, nodes=made[id(label)]) if id(label) in made else label, letters) for label, letters in kept]
         return marked, whole
 
+    def _read_stack(
+        self, own: Label, names: str, theirs: Label, other_names: str, kept: list[tuple[Label, str]], over: str
+    ) -> list[tuple[Label, str]] | None:
+        """The same of stacked weights, every one of which is summed over neurons of its own; ``None`` for others."""
+        if len(theirs.dims) == 1:
+            return None
+        letters, other_letters = ([text[dim] for dim in label.dims] for text, label in ((names, own), (other_names, theirs)))
+        axes = self.nodes.axes(theirs.marks.numpy().ravel())
+        if sorted(letters) != sorted(other_letters) or (axes != axes[0]).any() or axes[0] < 0:
+            return None
+        name, dim, entries = self.nodes.pinned(theirs.marks.numpy().ravel())
+        if not isinstance(dim, tuple) or not np.array_equal(np.sort(entries), np.arange(self.grouped[name][dim[1]].numel())):
+            return None
+        sources = own.marks.permute([letters.index(letter) for letter in other_letters]).flatten()
+        order = (-theirs.marks.flatten()).argsort()  # weight by weight
+        sources, pins = sources[order], theirs.marks.flatten()[order]
+        count, batch = len(self.stacks[name]), set(other_letters) - {over}
+        stacked = torch.from_numpy(entries // (len(pins) // count)).view(theirs.marks.shape).movedim(other_letters.index(over), 0)
+        if not bool((sources > 0).all()) or not bool((stacked == stacked[:1]).all()):  # what is summed over is the stack itself
+            return None
+
+        def is_row(label: Label) -> bool:
+            return {other_names[dim] for dim in label.dims} <= batch
+
+        written = [label for label, text in kept if text is other_names and label.has_pins and not is_row(label)]
+        if not written:
+            written = [label for label, text in kept if text is other_names and is_row(label)][:1]
+        covered = any(batch & {other_names[dim] for dim in label.dims} for label in written)
+        result = []
+        for label, text in kept:
+            if any(label is target for target in written):
+                own_pins = label.marks.flatten()
+                if is_row(label):
+                    own_pins = self.stacks[name][stacked[0].flatten()]
+                in_order = (-own_pins).argsort()
+                nodes = self.nodes.make(label.codes)
+                groups = count if batch & {other_names[dim] for dim in label.dims} else 1
+                targets = nodes.flatten()[in_order]
+                self.nodes.read("weight", sources, targets, target_pins=own_pins[in_order], source_pins=pins, groups=groups)
+                label = replace(label, nodes=nodes)
+            elif (text is other_names and is_row(label)) or (text is names and covered and {names[dim] for dim in label.dims} <= batch):
+                label = Label(label.dims, label.codes)  # of which others say all
+            result.append((label, text))
+        return result
+
     def _before_gain(self, label: Label) -> Label:
         """What a weight's neurons are before they are multiplied with its gains, which hold their factors."""
         return label.without_factors() if self.nodes.has_gain(label.marks) else label
 
-    def _contract_pair(self, mine: Label, names: str, theirs: Label, other_names: str, over: str) -> list[tuple[Label, str]]:
+    def _contract_pair(
+        self, mine: Label, names: str, theirs: Label, other_names: str, over: str, *, values: bool
+    ) -> list[tuple[Label, str]]:
         letters, other_letters = ([text[dim] for dim in label.dims] for text, label in ((names, mine), (other_names, theirs)))
         batch, other_batch = ([letter for letter in group if letter != over] for group in (letters, other_letters))
         if sorted(batch) == sorted(other_batch):
@@ -464,9 +578,23 @@ class Scope:
                 for label, text in ((mine, names), (theirs, other_names))
                 for row in self._rows(label, [text.index(letter) for letter in batch])
             ]
-        if batch and other_batch:
-            self.fix(mine, theirs)
-            return []
+        self.mergeable |= values and not (batch and other_batch)
+        if (batch and other_batch) or (values and self.merging):
+            pairs = ((mine, letters, names), (theirs, other_letters, other_names))
+            (coarse, few, coarse_text), (finer, many, text) = sorted(pairs, key=lambda pair: len(pair[1]))
+            if not set(few) < set(many):
+                self.fix(mine, theirs)
+                return []
+            # Several heads that read the same one.
+            kept = [letter for letter in many if letter in few]
+            repeated = coarse.codes.permute([few.index(letter) for letter in kept])
+            repeated = repeated.reshape([finer.codes.shape[i] if letter in few else 1 for i, letter in enumerate(many)])
+            self.unify(finer.codes.flatten(), repeated.expand(finer.codes.shape).flatten(), product=True)
+            return [
+                (row, own)
+                for label, own in ((finer, text), (coarse, coarse_text))
+                for row in self._rows(label, [dim for dim in label.dims if own[dim] != over])
+            ]
         finer, text, plain = (mine, names, theirs) if batch else (theirs, other_names, mine)
         self.require([finer, plain])
         place = text.index(over)

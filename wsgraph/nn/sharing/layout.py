@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -200,7 +201,10 @@ class Layout:
             Tensors by name, see :class:`Entries`.
         """
         return {
-            entries.name: entries.read(blocks.tensors[parameter.name]) for parameter in self._parameters for entries in parameter.entries
+            entries.name: entries.read(tensor)
+            for parameter in self._parameters
+            for tensor in [parameter.lay_stack(blocks.tensors[parameter.name])]
+            for entries in parameter.entries
         }
 
     def write(self, entries: Mapping[str, Tensor], channels: int) -> Blocks:
@@ -232,6 +236,17 @@ class _Parameter:
 
     def __init__(self, param: Parameter, space: WeightSpace, boundary: bool, ends: Mapping[int, _End]) -> None:
         self.name = param.name
+        # Of a stack of weights, each with neurons of its own, these neurons of all weights lie along one axis.
+        self.stacked = next((i for i, axis in enumerate(param.axes) if axis.blocks == param.axes[0].size > 1), 0)
+        of_stack: tuple[tuple[str, Powers], ...] = ()
+        if self.stacked:
+            stack, own_axis = param.axes[0], param.axes[self.stacked]
+            self.count = stack.size
+            of_stack = tuple((group.permutation, powers) for group, powers in segments(space, stack) if powers)
+            whole = dataclasses.replace(own_axis, size=own_axis.num_neurons, blocks=1)
+            rest = [i for i in range(1, len(param.axes)) if i != self.stacked]
+            ends = {1 + rest.index(i): end for i, end in ends.items() if i in rest}
+            param = dataclasses.replace(param, axes=(whole, *(param.axes[i] for i in rest)))
         self.parts = [
             [_Part(axis.size, True, ends[i].groups, None)] if i in ends else _parts(space, axis, boundary)
             for i, axis in enumerate(param.axes)
@@ -255,6 +270,11 @@ class _Parameter:
             movable = tuple(i for i, axis in enumerate(tied) if parts[axis].moves)
             moving = [parts[tied[i]] for i in movable]
             between = None
+            if own is not None and (len(movable) > 2 or sum(axis.blocks > 1 for axis in param.axes) > 1):
+                raise ValueError(
+                    f"Parameter sharing has no terms for the parameter {param.name!r}, along several axes of which every block has "
+                    "neurons of its own. Models that pass messages read it: monomial_gnn, scalegmn or neural_graph."
+                )
             if own is not None:
                 within, across = (movable.index(tied.index(axis)) for axis in (own, 0))
                 orders = [inverse_order(order) if (order := param.axes[tied[i]].order) else None for i in movable]
@@ -267,8 +287,14 @@ class _Parameter:
                     positions=math.prod(sizes[axis] for axis in axes[len(tied) :]),
                     movable=movable,
                     labels=tuple(tuple(label for label, _ in part.groups) for part in moving),
-                    kind=(*(part.groups for part in moving), *(() if between is None else (((repr(between), ()),),))),
-                    symmetry=_symmetry(space, [powers for part in moving for _, powers in part.groups]),
+                    kind=(
+                        *(part.groups for part in moving),
+                        *((of_stack,) if of_stack else ()),
+                        *(() if between is None else (((repr(between), ()),),)),
+                    ),
+                    symmetry=_symmetry(
+                        space, [*(powers for part in moving for _, powers in part.groups), *(powers for _, powers in of_stack)]
+                    ),
                     axes=axes,
                     sizes=sizes,
                     index=tuple(part.index for part in parts),
@@ -285,7 +311,11 @@ class _Parameter:
                 joined = [torch.cat(joined[i : i + count], dim=1 + axis) for i in range(0, len(joined), count)]
             if back is not None:
                 joined = [select_entries(tensor, 1 + axis, back) for tensor in joined]
-        return joined[0]
+        return joined[0].unflatten(1, (self.count, -1)).movedim(2, 1 + self.stacked) if self.stacked else joined[0]
+
+    def lay_stack(self, tensor: Tensor) -> Tensor:
+        """The parameter ``[B, *logical_shape, C]`` with the neurons of all weights of a stack along one axis, its first."""
+        return tensor.movedim(1 + self.stacked, 2).flatten(1, 2) if self.stacked else tensor
 
 
 @dataclass(frozen=True)
@@ -314,7 +344,7 @@ def _ends(space: WeightSpace) -> dict[str, dict[int, _End]]:
         sources = (wire.source_axis, wire.sources, wire.source_order or wire.source_index or wire.blocks > 1, False)
         targets = (wire.target_axis, wire.targets, wire.target_order or wire.target_index, True)
         for axis, names, arranged, is_target in (sources, targets):
-            if axis is None or arranged or space.param(wire.parameter).axes[axis].ties:
+            if not isinstance(axis, int) or arranged or space.param(wire.parameter).axes[axis].ties:
                 continue
             groups = [space.group(name) for name in names]
             if not any(space.is_permutable(group.permutation) for group in groups):

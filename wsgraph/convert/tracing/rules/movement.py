@@ -10,7 +10,7 @@ from wsgraph.convert.tracing.labels import ZERO, Label, Value, coded, compressed
 from wsgraph.convert.tracing.rules.table import READ_NOTHING, Call, Rule, register_traced_operator, unknown, unlabelled
 from wsgraph.convert.tracing.values import Scope
 
-__all__ = ["move", "pick", "pick_parts"]
+__all__ = ["MOVEMENTS", "move", "pick", "pick_parts"]
 
 
 def _movement(*, pick: bool) -> Rule:
@@ -162,6 +162,9 @@ def pixel_unshuffle(scope: Scope, call: Call) -> Value:
         own = (Label((channel,), label.codes.repeat_interleave(block), marks),)
     return Value(call.shapes[0], (*kept, *own), zero=value.zero, is_input=value.is_input, whole=value.whole)
 
+
+# What returns entries of its first argument as they are, and nothing else.
+MOVEMENTS: frozenset[Rule] = frozenset({move, pick, expand, index, contiguous, reshape})
 
 for _names, _rule in {
     "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT squeeze unsqueeze adjoint": move,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -114,7 +115,7 @@ def _in_groups(scope: Scope, label: Label, inner: Label | None, groups: int, wei
     if own:
         name, _, _ = scope.nodes.pinned(weight.marks[weight.marks < 0].numpy())
         codes = coded(label.ids, scope.factors.power(label.expressions, power))
-        scope.grouped[name] = torch.where(label.codes == ZERO, 0, codes).view(groups, -1)
+        scope.grouped[name] = {1: torch.where(label.codes == ZERO, 0, codes).view(groups, -1)}
     else:
         scope.require([label, *([inner] if inner else [])])
         _, columns = scope.neurons.factor(label.ids.view(groups, -1), scope.reason)
@@ -208,13 +209,14 @@ def contracted(scope: Scope, values: Sequence[Value], names: Sequence[str], out:
         _prepared(scope, value, text, out + "".join([*names[:i], *names[i + 1 :]]))
         for i, (value, text) in enumerate(zip(values, names, strict=True))
     ]
+    while len(pairs) > 1:
+        chosen = _next_pair([text for _, text in pairs], out)
+        (value, text), (other, other_text) = (pairs[i] for i in chosen)
+        pairs = [pair for i, pair in enumerate(pairs) if i not in chosen]
+        needed = out + "".join(letters for _, letters in pairs)
+        kept = "".join(dict.fromkeys(letter for letter in text + other_text if letter in needed)) if pairs else out
+        pairs.insert(0, (_pair(scope, value, text, other, other_text, kept, out), kept))
     value, text = pairs[0]
-    for i, (other, other_text) in enumerate(pairs[1:], start=1):
-        needed = out + "".join(letters for _, letters in pairs[i + 1 :])
-        kept = "".join(dict.fromkeys(letter for letter in text + other_text if letter in needed))
-        if i + 1 == len(pairs):
-            kept = out
-        value, text = _pair(scope, value, text, other, other_text, kept), kept
     if text != out:
         order = [text.index(letter) for letter in out]
         value = scope.move(value, lambda codes: codes.permute(order))[0]
@@ -233,18 +235,33 @@ def _prepared(scope: Scope, value: Value, text: str, needed: str) -> tuple[Value
     return value, text
 
 
-def _pair(scope: Scope, first: Value, names: str, second: Value, other: str, out: str) -> Value:
-    """The product of two tensors, summed over the letters that the result has not."""
+def _next_pair(names: Sequence[str], out: str) -> tuple[int, int]:
+    """Which two of several tensors are multiplied next: the first two that one letter of theirs alone is summed over, if any are."""
+    for i, j in itertools.combinations(range(len(names)), 2):
+        elsewhere = out + "".join(text for k, text in enumerate(names) if k not in (i, j))
+        if len((set(names[i]) & set(names[j])) - set(elsewhere)) == 1:
+            return i, j
+    return 0, 1
+
+
+def _pair(scope: Scope, first: Value, names: str, second: Value, other: str, out: str, left: str) -> Value:
+    """The product of two tensors, summed over the letters that the result has not; some letters alone are left in the end."""
     sizes = {**dict(zip(other, second.shape, strict=True)), **dict(zip(names, first.shape, strict=True))}
     shape = [sizes[letter] for letter in out]
     summed = sorted((set(names) & set(other)) - set(out))
+    pairs = [(first, names), (second, other)]
     if not summed:
         return scope.combine(_laid_out(scope, first, names, out), _laid_out(scope, second, other, out), product=True)
-    pairs = [(first, names), (second, other)]
     if len(summed) > 1:
+        taken = [[label for label in value.labels if set(summed) & {text[dim] for dim in label.dims}] for value, text in pairs]
+        if any(len(labels) > 1 for labels in taken):  # one after another
+            summed.sort(key=other.index)
+            rest = "".join(summed[:-1])
+            result = scope.contract(first, names, second, other, rest + out, [*(sizes[letter] for letter in rest), *shape], summed[-1], out)
+            return scope.reduce(result, range(len(rest)), keepdim=False, positive=True, sign=True)
         pairs = [_merged(scope, value, text, summed) for value, text in pairs]
     (first, names), (second, other) = pairs
-    return scope.contract(first, names, second, other, out, shape, over=summed[0])
+    return scope.contract(first, names, second, other, out, shape, over=summed[0], left=left)
 
 
 def _laid_out(scope: Scope, value: Value, text: str, out: str) -> Value:

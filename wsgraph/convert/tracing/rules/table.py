@@ -10,7 +10,17 @@ from wsgraph.convert.tracing.labels import Value
 from wsgraph.convert.tracing.values import Scope
 from wsgraph.space.program_operators import allow_operator
 
-__all__ = ["READ_NOTHING", "TRACED_OPERATORS", "Call", "Rule", "register_traced_operator", "unknown", "unlabelled"]
+__all__ = [
+    "GIVE_NUMBERS",
+    "READ_NOTHING",
+    "READ_NUMBERS",
+    "TRACED_OPERATORS",
+    "Call",
+    "Rule",
+    "register_traced_operator",
+    "unknown",
+    "unlabelled",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,10 @@ Rule = Callable[[Scope, Call], "Value | Sequence[Value]"]
 TRACED_OPERATORS: dict[str, Rule] = {}
 # Operators that take no value of their arguments, such as their shapes alone.
 READ_NOTHING: set[str] = set()
+# Operators that may read the numbers of neurons and let these move; all others tell neurons apart by them.
+READ_NUMBERS: set[str] = set()
+# Operators that return numbers of neurons.
+GIVE_NUMBERS: set[str] = set()
 
 
 def register_traced_operator(names: str, rule: Rule) -> None:
