@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
 from wsgraph.convert.tracing.arrays import Array, distinct
 from wsgraph.convert.tracing.labels import Label, Value, coded, neurons_of
-
-if TYPE_CHECKING:
-    from wsgraph.convert.tracing.values import Scope
+from wsgraph.convert.tracing.scope_state import ScopeState
 
 __all__ = ["alike", "tell_apart_like", "tell_apart_of_product"]
 
 Dimension = tuple[str, int]
 
 
-def tell_apart_of_product(scope: Scope, value: Value, names: str, other: Value, other_names: str, out: str, left: str) -> Value:
+def tell_apart_of_product(scope: ScopeState, value: Value, names: str, other: Value, other_names: str, out: str, left: str) -> Value:
     """A weight that is multiplied with a value and summed over a letter, with neurons told apart where they can be.
 
     Args:
@@ -59,7 +55,7 @@ def tell_apart_of_product(scope: Scope, value: Value, names: str, other: Value, 
     return result
 
 
-def tell_apart_like(scope: Scope, value: Value, other: Value) -> Value:
+def tell_apart_like(scope: ScopeState, value: Value, other: Value) -> Value:
     """A summand or factor whose neurons are told apart as those of the tensor that it is combined with, where it can be."""
     labels = _labels(scope, value) if other.has_nodes else {}
     if len(labels) != 2:
@@ -71,7 +67,7 @@ def tell_apart_like(scope: Scope, value: Value, other: Value) -> Value:
     return tell_apart(scope, value, labels, sorted(labels)[1:], keep=False)
 
 
-def _labels(scope: Scope, value: Value) -> dict[int, Label]:
+def _labels(scope: ScopeState, value: Value) -> dict[int, Label]:
     """The labels of a saved tensor that was only moved before, by its own dimensions, the stack first; empty for others."""
     if value.unread is None or scope.reads[value.unread[0]] > value.unread[1] + 1:
         return {}
@@ -91,7 +87,7 @@ def _labels(scope: Scope, value: Value) -> dict[int, Label]:
     return labels if stack in labels else {}
 
 
-def tell_apart(scope: Scope, value: Value, labels: dict[int, Label], dims: list[int], *, keep: bool) -> Value:
+def tell_apart(scope: ScopeState, value: Value, labels: dict[int, Label], dims: list[int], *, keep: bool) -> Value:
     """Give a saved tensor neurons of its own for every entry of its stack along some dimensions."""
     assert value.unread is not None
     name = value.unread[0]
@@ -132,7 +128,7 @@ def _laid(stack: Label, label: Label, first: torch.Tensor, second: torch.Tensor,
     return Label(dims, codes[places[0], places[1]], marks[places[0], places[1]])
 
 
-def alike(scope: Scope) -> set[Dimension]:
+def alike(scope: ScopeState) -> set[Dimension]:
     """Dimensions of stacked weights whose neurons turned out to move in all entries of the stack alike.
 
     They are better not told apart from the start: then they have factors, too.
