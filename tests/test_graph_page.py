@@ -68,7 +68,8 @@ def traced(name: str) -> tuple[WeightSpace, torch.Tensor]:
 def renamed(space: WeightSpace, name: str) -> WeightSpace:
     """The space with a name at the end of all its names."""
     text = space.to_json()
-    for part in sorted({each.name for each in (*space.groups, *space.params, *space.layers)}, key=len, reverse=True):
+    names = {*(g.name for g in space.groups), *(p.name for p in space.params), *(layer.name for layer in space.layers)}
+    for part in sorted(names, key=len, reverse=True):
         text = text.replace(json.dumps(part), json.dumps(f"{part}{name}"))
     return WeightSpace.from_json(text)
 

@@ -33,6 +33,7 @@ class _Row:
     module: Module | None = None
     whole: bool = True  # whether the line stands for all that is in the module, or for its own groups alone
     above: str = ""  # the module that the line lies in
+    way: tuple[str, ...] = ()  # and the names that lead to it
     name: str = ""  # of a line about one parameter or group
 
     @property
@@ -67,12 +68,20 @@ class _Row:
 
     def seen_from(self, other: _Row) -> str:
         """The name of this line in another one: from a dot on where both lie in one module."""
-        name, shown = (self.module.name, self.module.label) if self.module else (self.name, self.name)
+        name = self.module.name if self.module else self.name
         inside = other.module.name if other.module and not other.whole else other.above
         if self.module and f"{inside}.".startswith(f"{name}."):
             return self.label
         common = len(common_path(tuple(name.split(".")[:-1]), tuple(inside.split("."))))
-        return "." * bool(common) + ".".join(shown.split(".", common)[common:])
+        return "." * bool(common) + ".".join(self.path[common:])
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names that lead to it, with the numbers of all that folded modules stand for."""
+        if self.module is None:
+            return (*self.way, *_below(self.name, self.above).split("."))
+        *before, last = _below(self.module.name, self.above).split(".")
+        return (*self.way, *before, self.label[len(".".join([*before, ""])) :] or last)
 
 
 class SummarizedStructure(ModularStructure):
@@ -149,29 +158,30 @@ class SummarizedStructure(ModularStructure):
         if len(rest) > 1 or own:
             rows.append(_Row(_ITSELF, 0, own, rest, name=_ITSELF))
         if not own or depth > self._levels:
-            rows += self._rows_of_own(root, rest if own or len(rest) == 1 or depth > self._levels else (), int(len(rest) > 1), "")
-        return rows + [row for part in root.parts for row in self._rows_of(part, 0, depth, "")]
+            rows += self._rows_of_own(root, rest if own or len(rest) == 1 or depth > self._levels else (), int(len(rest) > 1), "", ())
+        return rows + [row for part in root.parts for row in self._rows_of(part, 0, depth, "", ())]
 
-    def _rows_of(self, module: Module, level: int, depth: int, above: str) -> Iterator[_Row]:
+    def _rows_of(self, module: Module, level: int, depth: int, above: str, way: tuple[str, ...]) -> Iterator[_Row]:
         label = _below(module.label, above)
         every = list(module.walk())
         groups = tuple(group for each in every for group in each.groups)
         alone = not module.parts and max(len(module.params), len(groups)) < 2
         if alone or level + 1 >= depth or (not module.parts and depth <= self._levels):
-            yield _Row(label, level, tuple(param for each in every for param in each.params), groups, module, above=above)
+            yield _Row(label, level, tuple(param for each in every for param in each.params), groups, module, above=above, way=way)
             return
-        yield _Row(label, level, (), module.groups, module, whole=False, above=above)
+        head = _Row(label, level, (), module.groups, module, whole=False, above=above, way=way)
+        yield head
         own = module.groups if depth > self._levels and len(module.groups) > 1 else ()
-        yield from self._rows_of_own(module, own, level + 1, module.name)
+        yield from self._rows_of_own(module, own, level + 1, module.name, head.path)
         for part in module.parts:
-            yield from self._rows_of(part, level + 1, depth, module.name)
+            yield from self._rows_of(part, level + 1, depth, module.name, head.path)
 
-    def _rows_of_own(self, module: Module, groups: Sequence[NeuronGroup], level: int, above: str) -> Iterator[_Row]:
+    def _rows_of_own(self, module: Module, groups: Sequence[NeuronGroup], level: int, above: str, way: tuple[str, ...]) -> Iterator[_Row]:
         """Lines about the parameters of a module, and about some of its groups."""
         for param in module.params:
-            yield _Row(_below(param.name, above), level, (param,), above=above, name=param.name)
+            yield _Row(_below(param.name, above), level, (param,), above=above, way=way, name=param.name)
         for group in groups:
-            yield _Row(_below(group.name, above), level, groups=(group,), above=above, name=group.name)
+            yield _Row(_below(group.name, above), level, groups=(group,), above=above, way=way, name=group.name)
 
     def _symmetry_of_row(self, row: _Row) -> str:
         groups = row.groups or self._followed_groups(row.params)
