@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -212,6 +213,45 @@ def test_names_that_differ_in_numbers_are_folded_in_reports() -> None:
 # == Single parameters ==
 
 
+def predicted(space: WeightSpace, factors: dict[str, float], without: str = "") -> torch.Tensor:
+    """What every weight is multiplied with where all neurons of a scale class have one factor, by what parameters say they follow."""
+    parts = []
+    for param in space.params:
+        entries = torch.ones(param.logical_shape, dtype=torch.float64)
+        for run in space.followed(param.name):
+            told = {
+                math.prod(factors[label] ** (power * each) for label, each in space.group(name).powers)
+                for name, power in zip(run.groups, run.powers, strict=True)
+            }
+            (factor,) = told or {1.0}
+            entries.narrow(run.axis, run.start, run.stop - run.start).mul_(1.0 if param.name == without else factor)
+        parts.append(entries.flatten())
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("name", ["resnet", "pre-norm transformer", "gpt", "lstm", "resnext", "squeeze-excite", "nerf"])
+def test_what_parameters_follow_is_how_they_move(name: str) -> None:
+    module, inputs = make(name)
+    space = wsgraph.trace(module, *inputs)
+    theta = space.flatten(module.state_dict())[None].double()
+    theta = torch.where(theta == 0, 0.5, theta)
+    generator = torch.Generator().manual_seed(0)
+    factors = {}
+    for label in space.scale_classes:
+        positive, sign = space.class_symmetry(label)
+        size = float(torch.rand((), generator=generator)) + 0.5 if positive else 1.0
+        factors[label] = size * (-1.0 if sign and torch.rand((), generator=generator) < 0.5 else 1.0)
+    same = space.sample_symmetry(1, symmetries=())
+    scales = {label: torch.full_like(scale, factors[label]) for label, scale in same.scales.items()}
+    moved = space.act(dataclasses.replace(same, scales=scales), theta)
+    assert not torch.equal(moved, theta)
+    assert torch.allclose((moved / theta)[0], predicted(space, factors), rtol=1e-9)
+    changed = [
+        param.name for param in space.params if not torch.allclose(moved[:, space.slices[param.name]], theta[:, space.slices[param.name]])
+    ]
+    assert not torch.allclose((moved / theta)[0], predicted(space, factors, without=changed[0]), rtol=1e-9)
+
+
 def test_the_gates_of_an_lstm_follow_its_units() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -235,6 +275,7 @@ def test_the_gates_of_an_lstm_follow_its_units() -> None:
     assert {run.groups for run in runs} == {("rnn.l0.hidden.state",)}
     told = space.describe_parameter("rnn.weight_hh_l0").splitlines()
     assert told[0] == "rnn.weight_hh_l0: weight, 32x8, 256 entries"
+    assert told[3].split() == ["0", "8-15", "rnn.l0.forget_gate[1]", "rnn.l0.hidden.state", "0", "permutation"]
     assert told[4].split() == ["0", "16-23", "rnn.l0.cell_gate[1]", "rnn.l0.hidden.state", "1", "permutation", "x", "sign"]
 
 
@@ -309,6 +350,6 @@ def test_an_unknown_parameter_is_refused_with_near_names() -> None:
     with pytest.raises(ValueError, match=r"No parameter of .* is called 'layer\.1\.weight'; there are layers\.1\.weight"):
         space.describe_parameter("layer.1.weight")
     with pytest.raises(ValueError, match=r"No parameter of .* is called 'heads\.\*'"):
-        space.matching("heads.*")
+        space.params_matching("heads.*")
     with pytest.raises(ValueError, match="is called"):
         space.followed("layers.*")

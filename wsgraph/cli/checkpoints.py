@@ -139,7 +139,7 @@ def info(
             raise ValueError("Give one of --brief (no table), --depth (of the table of modules) and --parameter (tables of single ones).")
         geometry = geometry_of(stride, padding, pooling, readout)
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
-        names = list(dict.fromkeys(name for pattern in parameter or () for name in network.space.matching(pattern)))
+        names = list(dict.fromkeys(name for pattern in parameter or () for name in network.space.params_matching(pattern)))
     if as_json:
         more = {"params": [parameter_data(network.space, name) for name in names]} if names else described(network.space, depth)
         print_json(about(network.space) | ({} if brief else more) | network.folding_data())

@@ -280,7 +280,8 @@ function captions(network, item) {
     return [shortened(name, 48), `${counted(module.every.length, "group")}, ${counted(module.parameters, "parameter")}${alike}`];
   }
   const group = network.groups[item.id];
-  const about = [counted(group.size, "neuron"), group.operators].filter(Boolean).join(", ");
+  const size = counted(group.size, "neuron"), first = item.kind === "neurons" && group.size > DOTS ? `the first ${number(DOTS)} of ` : "";
+  const about = [first + size, group.operators].filter(Boolean).join(", ");
   return [shortened(group.name, 48), shortened(about, 48), shortened(symmetryOf(group), 48)];
 }
 

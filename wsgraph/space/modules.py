@@ -283,7 +283,9 @@ class ModularStructure(CheckedStructure):
         return next(filter(None, reasons), "the order of its blocks")
 
     def symmetry_of(self, groups: Sequence[NeuronGroup]) -> str:
-        """What may be done to the neurons of several groups, in one line: brackets hold what only some of them admit.
+        """What may be done to the neurons of several groups, in a few words: brackets hold what only some of them admit.
+
+        Blocks are not counted, as :meth:`describe_symmetry` does.
 
         Example:
             >>> from wsgraph import WeightSpace
@@ -296,14 +298,10 @@ class ModularStructure(CheckedStructure):
         reasons = ", ".join(dict.fromkeys(map(self.why_fixed, still)))
         if not free:
             return f"none ({reasons})" if still else "-"
-        words = list(dict.fromkeys(self._symmetry_words[group.name] for group in free))
-        if len(words) == 1:
-            told = words[0]
-        else:
-            symmetries = [self.class_symmetry(group.scale) for group in free]
-            held: list[tuple[str, Sequence[object]]] = [("in blocks", [group.factors for group in free])]
-            held += [(f"x {name}", [symmetry[i] for symmetry in symmetries]) for i, name in enumerate(("scale", "sign"))]
-            told = " ".join(["permutation", *(text if all(each) else f"[{text}]" for text, each in held if any(each))])
+        symmetries = [self.class_symmetry(group.scale) for group in free]
+        held: list[tuple[str, Sequence[object]]] = [("in blocks", [group.factors for group in free])]
+        held += [(f"x {name}", [symmetry[i] for symmetry in symmetries]) for i, name in enumerate(("scale", "sign"))]
+        told = " ".join(["permutation", *(text if all(each) else f"[{text}]" for text, each in held if any(each))])
         return f"{told}; none ({reasons})" if still else told
 
 

@@ -185,7 +185,7 @@ class SummarizedStructure(ModularStructure):
 
     def _symmetry_of_row(self, row: _Row) -> str:
         groups = row.groups or self._followed_groups(row.params)
-        still = dict.fromkeys(map(self.why_still, row.params))
+        still = dict.fromkeys(map(self.why_unmoved, row.params))
         return self.symmetry_of(groups) if groups or not any(still) else f"none ({', '.join(filter(None, still))})"
 
     def _followed_groups(self, params: Sequence[Parameter]) -> list[NeuronGroup]:
@@ -266,15 +266,15 @@ class SummarizedStructure(ModularStructure):
             >>> WeightSpace.mlp([2, 8, 1]).unmoved_params
             {'output': ['layers.1.bias']}
         """
-        return _by_reason((self.why_still(param), param.name) for param in self.params)
+        return _by_reason((self.why_unmoved(param), param.name) for param in self.params)
 
-    def why_still(self, param: Parameter) -> str:
+    def why_unmoved(self, param: Parameter) -> str:
         """Why no symmetry moves a parameter: whose neurons it belongs to; nothing where one does.
 
         Example:
             >>> from wsgraph import WeightSpace
             >>> space = WeightSpace.mlp([2, 8, 1])
-            >>> [space.why_still(param) for param in space.params]
+            >>> [space.why_unmoved(param) for param in space.params]
             ['', '', '', 'output']
         """
         if self.is_moved(param):
@@ -310,9 +310,9 @@ class SummarizedStructure(ModularStructure):
             >>> first.groups, first.powers, second.groups, second.powers
             (('hidden.2',), (1,), ('hidden.1',), (-1,))
         """
-        return followed(self, self.param(self.matching(name, exactly=True)[0]))
+        return followed(self, self.param(self.params_matching(name, exactly=True)[0]))
 
-    def matching(self, pattern: str, *, exactly: bool = False) -> list[str]:
+    def params_matching(self, pattern: str, *, exactly: bool = False) -> list[str]:
         """Names of the parameters that a pattern stands for.
 
         Args:
@@ -327,7 +327,7 @@ class SummarizedStructure(ModularStructure):
 
         Example:
             >>> from wsgraph import WeightSpace
-            >>> WeightSpace.mlp([2, 8, 1]).matching("*.bias")
+            >>> WeightSpace.mlp([2, 8, 1]).params_matching("*.bias")
             ['layers.0.bias', 'layers.1.bias']
         """
         names = [p.name for p in self.params if pattern in p.keys or (not exactly and any(fnmatchcase(key, pattern) for key in p.keys))]
@@ -342,7 +342,7 @@ class SummarizedStructure(ModularStructure):
 
         A line per run of entries along an axis: the neurons of the parameter graph at which they lie (the gates of an
         LSTM, say), the neurons that they are permuted with, the power of these neurons' factor (or sign) that
-        they are multiplied by, and what may be done to these neurons. Power 0 is permuted alone. Entries that
+        they are multiplied by, and what may be done to them. With a power of 0 they are permuted alone. Entries that
         follow several, such as the weight of a norm its input and its output, have a line for each.
 
         Args:
@@ -367,7 +367,7 @@ class SummarizedStructure(ModularStructure):
         about = [f"{' = '.join(param.keys)}: {param.role}", "x".join(map(str, param.shape)) or "scalar", _counted(param.size, "entry")]
         about += [param.dtype] if param.dtype else []
         about += ["functions are applied to the entries themselves"] if param.transformed else []
-        why = self.why_still(param)
+        why = self.why_unmoved(param)
         about += [f"moved by nothing ({why})"] if why else []
         rows = [["axis", "entries", "lie at", "follow", "power", "symmetry"]]
         for axis in range(len(param.axes)):
@@ -383,7 +383,7 @@ class SummarizedStructure(ModularStructure):
         groups = [self.group(name) for name in run.groups]
         order = "" if run.in_order else " in an order of its own"
         powers = dict.fromkeys(map(self._power, groups, run.powers))
-        symmetry = self.symmetry_of(groups) if groups else "none"
+        symmetry = _few(dict.fromkeys(map(self._admitted, groups, run.powers)), "; ", 3) if groups else "none"
         return [
             str(run.axis),
             entries,
@@ -392,6 +392,13 @@ class SummarizedStructure(ModularStructure):
             _few(powers, ", ", 3),
             symmetry,
         ]
+
+    def _admitted(self, group: NeuronGroup, power: int) -> str:
+        """What may be done to entries that follow neurons with a power: an even one takes no signs, that of 0 no factors."""
+        symmetry = self.describe_symmetry(group)
+        for kind, taken in (("scale", power != 0), ("sign", power % 2 == 1)):
+            symmetry = symmetry if taken or group.follows else symmetry.replace(f" x {kind}", "")
+        return symmetry
 
     def _power(self, group: NeuronGroup, power: int) -> str:
         """A power, and of which factors where these are not the neurons' own."""
