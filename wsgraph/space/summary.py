@@ -195,7 +195,7 @@ class SummarizedStructure(ModularStructure):
     def _reads(self, rows: Sequence[_Row]) -> list[str]:
         """Per line, the other lines whose neurons those of it, or of the first module of several, read."""
         at = {group.name: i for i, row in enumerate(rows) for group in row.groups}
-        holds = {param.name: i for i, row in enumerate(rows) for param in row.params}
+        holds = {param.name: i for i, row in enumerate(rows) if not row.groups for param in row.params}
         known = {**{name: at[same] for name, same in self._first_of_folded.items() if same in at}, **at}
         sources: list[dict[int, None]] = [{} for _ in rows]
         for wire in self.wires:
