@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import wsgraph
+from tests.convert.test_stacked_weights import CASES as STACKED
+from tests.convert.test_stacked_weights import traced as traced_stack
 from tests.networks import make
 from tests.space.handmade import branching, residual
 from wsgraph import WeightSpace
@@ -60,6 +62,9 @@ def numbers(text: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def traced(name: str) -> tuple[WeightSpace, torch.Tensor]:
+    if name in STACKED:
+        module, _, space = traced_stack(name)
+        return space, space.flatten(module.state_dict())
     module, inputs = make(name)
     space = wsgraph.trace(module, *inputs)
     return space, space.flatten(module.state_dict())
@@ -191,7 +196,7 @@ return network.wires.map((wire) => {
 
 
 @node
-@pytest.mark.parametrize("name", ["resnet", "pre-norm transformer", "lstm", "resnext", "squeeze-excite"])
+@pytest.mark.parametrize("name", ["resnet", "pre-norm transformer", "lstm", "resnext", "gated experts, twice"])
 def test_the_script_has_the_edges_and_weights_of_the_graph(name: str) -> None:
     space, theta = traced(name)
     wires = ran(space, theta, EDGES, weights=10**7)

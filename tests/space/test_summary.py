@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import wsgraph
+from tests.convert.test_stacked_weights import CASES as STACKED
+from tests.convert.test_stacked_weights import traced as traced_stack
 from tests.networks import make
 from tests.space.handmade import branching, residual
 from wsgraph import WeightSpace
@@ -229,10 +231,15 @@ def predicted(space: WeightSpace, factors: dict[str, float], without: str = "") 
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("name", ["resnet", "pre-norm transformer", "gpt", "lstm", "resnext", "squeeze-excite", "nerf"])
+@pytest.mark.parametrize(
+    "name", ["resnet", "pre-norm transformer", "gpt", "lstm", "resnext", "squeeze-excite", "nerf", "gated experts, twice"]
+)
 def test_what_parameters_follow_is_how_they_move(name: str) -> None:
-    module, inputs = make(name)
-    space = wsgraph.trace(module, *inputs)
+    if name in STACKED:
+        module, _, space = traced_stack(name)
+    else:
+        module, inputs = make(name)
+        space = wsgraph.trace(module, *inputs)
     theta = space.flatten(module.state_dict())[None].double()
     theta = torch.where(theta == 0, 0.5, theta)
     generator = torch.Generator().manual_seed(0)
@@ -310,6 +317,13 @@ def test_heads_grouped_convolutions_and_weight_norm_show_their_neurons() -> None
     assert gain.groups != direction.groups  # in front of the norm, g and v scale apart
     assert read.powers == (-1,)
     assert "functions are applied to the entries themselves" in space.describe_parameter("4.parametrizations.weight.original1")
+
+
+def test_stacked_weights_have_neurons_in_every_entry_of_the_stack() -> None:
+    space = traced_stack(next(iter(STACKED)))[2]
+    told = [" ".join(line.split()) for line in space.describe_parameter("up").splitlines()]
+    assert told[2] == "0 0-2 einsum factor 0 permutation"
+    assert told[4] == "2 0-1 in each of 3 blocks einsum einsum 1 permutation of 3 blocks, and of 2 in each on its own x scale"
 
 
 def test_entries_that_follow_several_neurons_have_a_line_for_each() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,12 +91,15 @@ def _neurons_at(space: Structure, param: Parameter, number: int) -> tuple[Tensor
     for wire in space.wires_of(param.name):
         if wire.shape not in (param.logical_shape, param.shape) or number >= len(wire.shape) or wire.shape[number] != size:
             continue
-        for axis, index, names, order, blocks in (
-            (wire.target_axis, wire.target_index, wire.targets, wire.target_order, 1),
-            (wire.source_axis, wire.source_index, wire.sources, wire.source_order, wire.blocks),
+        for axes, index, names, order, blocks in (
+            (wire.end_axes("target"), wire.target_index, wire.targets, wire.target_order, 1),
+            (wire.end_axes("source"), wire.source_index, wire.sources, wire.source_order, wire.blocks),
         ):
-            if axis == number:
-                _place(ends, index or range(size), _neurons(space, names, order), blocks)
+            if number in axes:
+                # Of several axes that are laid into one, entries along this one come again.
+                laid = math.prod(wire.shape[axis] for axis in axes)
+                after = math.prod(wire.shape[axis] for axis in axes[axes.index(number) + 1 :])
+                _place(ends, [place // after % size for place in index or range(laid)], _neurons(space, names, order), blocks)
     kinds: dict[tuple[str, ...], int] = {}
     positions = [kinds.setdefault(tuple(dict.fromkeys(names)), len(kinds)) for names in ends]
     return torch.tensor(positions), list(kinds)
