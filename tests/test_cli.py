@@ -248,7 +248,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_info_and_check_of_a_module(network: Path, module: str) -> None:
     options = ("--module", module, "--input", "2x1x4x4")
     text = call("info", str(network), *options)
-    assert "1.running_var" in text
+    assert "1.num_batches_tracked (buffer)" in text
     assert "permutation x scale x sign (1 group)" in text
     text = call("check", str(network), *options)
     assert "% of the weights moved; largest relative difference of an output: " in text
@@ -284,6 +284,48 @@ def test_check_says_that_a_module_is_random(network: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).state_dict(), "random.pth")
     text = call("check", "random.pth", "--module", "their_models:make_random", "--input", "2x3", code=1)
     assert "The network draws random numbers: with the same weights and inputs its outputs differ" in " ".join(text.split())
+
+
+def test_info_shows_as_much_as_is_asked_for(network: Path) -> None:
+    options = (str(network), "--module", "their_models:make", "--input", "2x1x4x4")
+    table, whole, brief = (call("info", *options, *more).splitlines() for more in ((), ("--depth", "9"), ("--brief",)))
+    assert table[1].split() == ["module", "parameters", "shapes", "neurons", "operators", "symmetry", "reads"]
+    assert "  running_var" in "\n".join(whole)
+    assert "running_var" not in "\n".join(table)
+    assert brief == [table[0], *table[-len(brief) + 1 :]]
+    assert "% of the parameters touch a neuron group with a symmetry" in brief[1]
+    told = call("info", *options, "--parameter", "1.weight", "--parameter", "0.*").splitlines()
+    assert told[0] == "1.weight: scale, 4, 4 entries"
+    assert told[2].split() == ["0", "0-3", "1", "0", "-1", "permutation", "x", "scale", "x", "sign"]
+    assert [line for line in told if line.startswith("0.")] == ["0.weight: weight, 4x1x3x3, 36 entries", "0.bias: bias, 4, 4 entries"]
+
+
+def test_info_as_json_shows_as_much_as_is_asked_for(network: Path) -> None:
+    options = (str(network), "--module", "their_models:make", "--input", "2x1x4x4", "--json")
+    whole, brief, single = (json.loads(call("info", *options, *more)) for more in ((), ("--brief",), ("--parameter", "1.weight")))
+    assert whole["unmoved_parameters"] == {"buffer": ["1.num_batches_tracked"], "output": ["4.bias"]}
+    assert [module["name"] for module in whole["modules"]] == ["0", "1", "4"]
+    assert whole["modules"][1]["params"][0] == "1.weight"
+    assert {"groups", "layers", "params", "modules"} == whole.keys() - brief.keys()
+    (weight,) = single["params"]
+    assert [run["follow"][0]["power"] for run in weight["follows"]] == [-1, 1]
+    assert weight["follows"][0] == {
+        "axis": 0,
+        "entries": [0, 4],
+        "blocks": 1,
+        "lie_at": ["1"],
+        "follow": [{"group": "0", "power": -1, "symmetry": "permutation x scale x sign", "factors": {"0": -1}}],
+        "in_order": True,
+    }
+
+
+def test_info_refuses_what_does_not_go_together(network: Path) -> None:
+    options = ("info", str(network), "--module", "their_models:make", "--input", "2x1x4x4")
+    for more in (("--brief", "--depth", "2"), ("--brief", "--parameter", "*"), ("--depth", "2", "--parameter", "*")):
+        assert "Give one of --brief (no table), --depth" in call(*options, *more, code=1)
+    text = call(*options, "--parameter", "1.weigth", code=1)
+    assert "No parameter of WeightSpace(4 groups, 108 parameters) is called '1.weigth'; there are 1.weight" in text
+    assert "--depth" in call(*options, "--depth", "0", code=2)
 
 
 def test_a_space_from_a_file_takes_the_place_of_the_module(network: Path) -> None:
@@ -455,6 +497,8 @@ def test_json_for_programs(network: Path, trained: Path) -> None:
         "role": "hidden",
         "operators": ["tanh"],
         "symmetry": "permutation x sign",
+        "permuted_with": "hidden.1",
+        "scaled_with": "hidden.1",
     }
     assert json.loads(call("check", file, "--activation", "tanh", "--json"))["passes"] is True
     about = json.loads(call("zoo", "info", str(trained / "zoo"), "--json"))

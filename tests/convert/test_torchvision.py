@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wsgraph import fold_batchnorm, trace
+from wsgraph.plot import graph_page
 from wsgraph.testing import assert_function_preserved
 
 pytestmark = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
@@ -51,3 +52,13 @@ def test_folded_resnets_are_networks_of_layers(networks: object) -> None:
     outputs = space.evaluate(space.flatten(folded.state_dict())[None], image)[0]
     assert torch.allclose(outputs, module(image), rtol=1e-9, atol=1e-9)
     assert len(space.layers) == 26
+
+
+def test_deep_networks_are_told_on_a_screen(networks: object) -> None:
+    module = networks.randomize(networks.torchvision_models()["resnet50"]())  # type: ignore[attr-defined]
+    space = trace(module, torch.randn(1, 3, 64, 64))
+    table = space.summary().splitlines()
+    assert len(table) + len(space.report().splitlines()) <= 50
+    assert max(map(len, table)) <= 140
+    assert any(line.split()[:4] == ["1..5", "5", "x", "1,120,259"] for line in table)
+    assert len(graph_page(space, space.flatten(module.state_dict()))) < 3_000_000

@@ -183,32 +183,14 @@ def test_architecture_tells_functions_and_layouts_apart() -> None:
         (SPACES["cnn"], "WeightSpace(1-4-6-5-3, conv 3x3 | conv 1x2 | linear | linear, relu, 147 parameters)"),
         (SPACES["residual"], "WeightSpace(5 groups, 5 layers, 75 parameters)"),
         (WeightSpace.mlp([784, 128, 10]), "WeightSpace(784-128-10, linear | linear, relu, 101,770 parameters)"),
+        (
+            WeightSpace.mlp([2, *[8] * 20, 1]),
+            "WeightSpace(2-8 (20 times)-1, linear (21 times), relu, 1,401 parameters)",
+        ),
     ],
 )
 def test_repr(space: WeightSpace, text: str) -> None:
     assert repr(space) == text
-
-
-def test_summary_of_a_residual_network() -> None:
-    assert residual().summary().splitlines() == [
-        "WeightSpace(5 groups, 5 layers, 75 parameters)",
-        "group  neurons  operators  symmetry",
-        "in           3  -          none",
-        "stem         4  relu       permutation x scale",
-        "inner        5  relu       permutation x scale",
-        "sum          4  relu       permutation x scale",
-        "out          2  -          none",
-        "layer  operator  from   to     weight  bias  parameters",
-        "a      linear    in     stem   4x3     4             16",
-        "b      linear    stem   inner  5x4     5             25",
-        "c      linear    inner  sum    4x5     4             24",
-        "skip   identity  stem   sum    -       -              0",
-        "d      linear    sum    out    2x4     2             10",
-    ]
-
-
-def test_summary_names_concatenated_sources() -> None:
-    assert "head      linear    left+right  out    2x7     2             16" in branching().summary()
 
 
 # == Flat vectors ==

@@ -85,6 +85,17 @@ Readout = Annotated[
     str | None,
     typer.Option(help="Without --module: global_avg_pool or global_max_pool between convolutions and linear layers (assumed: the former)."),
 ]
+Depth = Annotated[
+    int | None, typer.Option(min=1, help="Levels of modules in the table (default: as many as fit on a screen; a large number lists all).")
+]
+Brief = Annotated[bool, typer.Option("--brief", help="Only what is movable and what is fixed and why, without the table of modules.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter",
+        help="Which neurons the entries of a parameter follow, with which powers; * stands for any characters. Repeat it for several.",
+    ),
+]
 Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first, and say which stay.")]
 
 
@@ -102,11 +113,18 @@ def info(
     padding: Padding = None,
     pooling: Pooling = None,
     readout: Readout = None,
+    depth: Depth = None,
+    brief: Brief = False,
+    parameter: Parameters = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the neuron groups, layers, symmetries and parameters of a checkpoint.
+    """Print the modules, neurons, symmetries and parameters of a checkpoint, and what is fixed and why.
 
     Examples: wsgraph info model.safetensors --activation tanh
+
+    wsgraph info resnet.pth --space resnet.json --depth 3
+
+    wsgraph info agent.pth --space agent.json --parameter "lstm.*"
 
     wsgraph info resnet.pth --module torchvision.models:resnet18 --input 1x3x224x224
 
@@ -114,36 +132,24 @@ def info(
 
     wsgraph info resnet.pth --space resnet.json
     """
+    from wsgraph.cli.described import about, described, parameter_data
+
     with explained():
+        if brief + bool(parameter) + (depth is not None) > 1:
+            raise ValueError("Give one of --brief (no table), --depth (of the table of modules) and --parameter (tables of single ones).")
         geometry = geometry_of(stride, padding, pooling, readout)
         network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
+        names = list(dict.fromkeys(name for pattern in parameter or () for name in network.space.params_matching(pattern)))
     if as_json:
-        print_json(_described(network.space) | network.folding_data())
+        more = {"params": [parameter_data(network.space, name) for name in names]} if names else described(network.space, depth)
+        print_json(about(network.space) | ({} if brief else more) | network.folding_data())
         return
     network.print_folding()
-    typer.echo(network.space.summary())
-    told = {*network.space.summary().splitlines()}
-    typer.echo("\n".join(line for line in network.space.report().splitlines() if line not in told))
-
-
-def _described(space: WeightSpace) -> dict[str, Any]:
-    groups = [
-        {
-            "name": group.name,
-            "neurons": group.size,
-            "role": group.role,
-            "operators": group.operators,
-            "symmetry": space.describe_symmetry(group),
-        }
-        for group in space.groups
-    ]
-    layers = [{"name": layer.name, "operator": layer.operator, "from": layer.sources, "to": layer.target} for layer in space.layers]
-    params = [
-        {"name": param.name, "shape": param.shape, "moved": space.is_moved(param), **({"aliases": param.aliases} if param.aliases else {})}
-        for param in space.params
-    ]
-    about = {"space": repr(space), "parameters": space.num_params, "digest": space.digest, "share_with_symmetry": space.coverage}
-    return {**about, "assumed": list(space.assumed), "groups": groups, "layers": layers, "params": params}
+    if names:
+        typer.echo("\n".join(map(network.space.describe_parameter, names)))
+        return
+    table = [] if brief else network.space.summary(depth).splitlines()
+    typer.echo("\n".join([*table, *(line for line in network.space.report().splitlines() if line not in table)]))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wsgraph.cli.checkpoints import Activation, Inputs, Module, open_network
+from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Prefix, Space, open_network
 from wsgraph.cli.common import Seed, Split, Trained, app, explained, split_named
 
 __all__: list[str] = []
@@ -130,19 +130,41 @@ def graph(
     activation: Activation = None,
     module: Module = None,
     inputs: Inputs = None,
-    output: Annotated[Path, _file("graph.pdf")] = Path("graph.pdf"),
-    title: _Title = None,
+    space: Space = None,
+    prefix: Prefix = None,
+    entry: Entry = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page (.html) instead of a figure: to zoom, fold by module and point at; it loads nothing.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, .png, .pdf or .svg (default, without --html: graph.pdf).")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title above the figure, or of the page.")] = None,
 ) -> None:
     """The parameter graph of a checkpoint: neurons and weights of small networks, groups and layers of large ones.
 
-    Example: wsgraph plot graph model.safetensors --activation tanh
+    Examples: wsgraph plot graph model.safetensors --activation tanh
+
+    wsgraph plot graph resnet.pth --space resnet.json --html resnet.html
     """
-    from wsgraph.plot import draw_graph
+    from wsgraph.plot import draw_graph, graph_page
+    from wsgraph.tasks.runs import prepare_folder
 
     with explained():
-        network = open_network(checkpoint, activation, module, inputs, False)
-        draw_graph(network.space, network.theta, _parent(output), title=title)
-    _wrote(output)
+        if html is not None and html.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"Expected --html as a file ending in .html (got {html.name!r}).")
+        figure = Path("graph.pdf") if output is None and html is None else output
+        figure = figure and _parent(figure)
+        network = open_network(checkpoint, activation, module, inputs, False, prefix, entry, space_file=space)
+        if figure is not None:
+            draw_graph(network.space, network.theta, figure, title=title)
+        if html is not None:
+            prepare_folder(html.parent)
+            graph_page(network.space, network.theta, html, title=title)
+    if figure is not None:
+        _wrote(figure)
+    if html is not None:
+        typer.echo(f"Page: {html}")
 
 
 @plot_app.command("editing")

@@ -1,7 +1,8 @@
-"""Figures for papers: readable in greyscale, safe for colour-blind readers, vector output by file name."""
+"""Figures for papers: readable in greyscale, safe for colour-blind readers, vector output by file name; pages of networks."""
 
 from wsgraph.plot.curves import bar_panel, cost_chart, curve_panels, robustness_curve, robustness_data
 from wsgraph.plot.networks import draw_graph
+from wsgraph.plot.page import graph_page
 from wsgraph.plot.styles import in_order_of_styles
 from wsgraph.plot.zoos import picture_grid, prediction_scatter, zoo_map
 
@@ -10,6 +11,7 @@ __all__ = [
     "cost_chart",
     "curve_panels",
     "draw_graph",
+    "graph_page",
     "in_order_of_styles",
     "picture_grid",
     "prediction_scatter",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import textwrap
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from wsgraph.space import Connection, NeuronGroup, WeightSpace
-from wsgraph.plot.styles import STYLES
+    from wsgraph.space import NeuronGroup, WeightSpace
+from wsgraph.plot.drawn import check_drawable, colours, describe_wire, drawn_groups, is_small, kind_of
 
 __all__ = ["draw_graph"]
 
@@ -53,44 +52,21 @@ def draw_graph(
         >>> figure.axes[0].get_title()
         'A small network'
     """
-    if not space.wires:
-        space.check_layers("draw_graph()")
-    if theta is not None:
-        space.check_thetas(theta, "theta", batched=False)
-    groups = _drawn(space)
-    small = max(group.size for group in groups) <= neurons and len(groups) <= 8 and space.topology.num_edges <= 4000
-    figure = (_draw_neurons if small else _draw_groups)(space, theta)
+    check_drawable(space, theta, "draw_graph()")
+    figure = (_draw_neurons if is_small(space, neurons) else _draw_groups)(space, theta)
     figure.axes[0].set_title(title or textwrap.fill(repr(space), int(figure.get_figwidth() * 13)), fontsize=8)
     if path is not None:
         figure.savefig(path)
     return figure
 
 
-def _drawn(space: WeightSpace) -> list[NeuronGroup]:
-    """The groups that have nodes, in topological order."""
-    nodes = space.topology.nodes
-    return [group for group in space.topological_groups if nodes[group.name].start < nodes[group.name].stop]
-
-
 def _lanes(space: WeightSpace) -> dict[str, tuple[int, float]]:
     """Level and horizontal place of every group: groups of one level lie side by side."""
     levels = space.levels
     at_level: dict[int, list[str]] = {}
-    for group in _drawn(space):
+    for group in drawn_groups(space):
         at_level.setdefault(levels[group.name], []).append(group.name)
     return {name: (level, i - (len(names) - 1) / 2) for level, names in at_level.items() for i, name in enumerate(names)}
-
-
-def _colours(space: WeightSpace) -> dict[str, str]:
-    """One colour per class of hidden groups that are permuted alike, grey where nothing is permuted."""
-    hidden = [label for label in space.permutation_classes if space.is_permutable(label)]
-    return {
-        group.name: STYLES[hidden.index(group.permutation) % 7][0] if group.permutation in hidden else "#7F7F7F" for group in space.groups
-    }
-
-
-def _kind(space: WeightSpace, group: NeuronGroup) -> str:
-    return "in fixed order" if group.role != "hidden" else space.describe_symmetry(group)
 
 
 def _count(group: NeuronGroup) -> str:
@@ -102,13 +78,13 @@ def _draw_neurons(space: WeightSpace, theta: Tensor | None) -> Figure:
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
-    lanes, colours, topology = _lanes(space), _colours(space), space.topology
+    lanes, colour_of, topology = _lanes(space), colours(space), space.topology
     columns = {name: i for i, name in enumerate(sorted(lanes, key=lambda name: lanes[name]))}
-    tallest = max(group.size for group in _drawn(space))
+    tallest = max(group.size for group in drawn_groups(space))
     figure = Figure(figsize=(1.2 + 1.7 * len(columns), 1.2 + 0.16 * max(tallest, 8)), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     places = torch.zeros(topology.num_nodes, 2)
-    for group in _drawn(space):
+    for group in drawn_groups(space):
         nodes = topology.nodes[group.name]
         places[nodes, 0] = columns[group.name]
         places[nodes, 1] = torch.arange(group.size).sub((group.size - 1) / 2).neg()
@@ -129,11 +105,11 @@ def _draw_neurons(space: WeightSpace, theta: Tensor | None) -> Figure:
             axes.add_collection(
                 LineCollection(list(segments[chosen.numpy()]), linewidths=list(widths), colors=colour, linestyles=dashes, alpha=0.55)
             )
-    for group in _drawn(space):
+    for group in drawn_groups(space):
         nodes = topology.nodes[group.name]
         x, y = places[nodes].T.numpy()
-        axes.scatter(x, y, s=22, color=colours[group.name], edgecolors="white", linewidths=0.6, zorder=3)
-        lines = [group.name, _count(group), " ".join(group.operators) or " ", _kind(space, group)]
+        axes.scatter(x, y, s=22, color=colour_of[group.name], edgecolors="white", linewidths=0.6, zorder=3)
+        lines = [group.name, _count(group), " ".join(group.operators) or " ", kind_of(space, group)]
         label = "\n".join(lines)
         axes.annotate(label, (columns[group.name], -tallest / 2 - 0.5), ha="center", va="top", fontsize=6.5)
     axes.set_xlim(-0.5, len(columns) - 0.5)
@@ -145,11 +121,11 @@ def _draw_neurons(space: WeightSpace, theta: Tensor | None) -> Figure:
 def _draw_groups(space: WeightSpace, theta: Tensor | None) -> Figure:
     from matplotlib.figure import Figure
 
-    lanes, colours = _lanes(space), _colours(space)
+    lanes, colour_of = _lanes(space), colours(space)
     depth, breadth = max(level for level, _ in lanes.values()), max(abs(lane) for _, lane in lanes.values())
     shown = {
-        group.name: "  |  ".join(filter(None, [f"{group.name}: {_count(group)}", " ".join(group.operators), _kind(space, group)]))
-        for group in _drawn(space)
+        group.name: "  |  ".join(filter(None, [f"{group.name}: {_count(group)}", " ".join(group.operators), kind_of(space, group)]))
+        for group in drawn_groups(space)
     }
     # A lane is as wide as the widest box that has another one beside it.
     beside = [len(text) for name, text in shown.items() if sum(level == lanes[name][0] for level, _ in lanes.values()) > 1]
@@ -157,14 +133,14 @@ def _draw_groups(space: WeightSpace, theta: Tensor | None) -> Figure:
     figure = Figure(figsize=(width * (2 * breadth + 1.5), 0.9 + 0.62 * (depth + 1)), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     halves = {}
-    for group in _drawn(space):
+    for group in drawn_groups(space):
         level, lane = lanes[group.name]
         halves[group.name] = 0.0255 * len(shown[group.name]) / width + 0.02
-        style = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": colours[group.name], "linewidth": 1.4}
+        style = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": colour_of[group.name], "linewidth": 1.4}
         axes.text(lane, -level, shown[group.name], ha="center", va="center", fontsize=6.5, bbox=style, zorder=3)
     weights = {} if theta is None else space.unflatten(theta)
     for wire in space.wires:
-        text = _describe(space, wire, weights) if wire.sources else ""
+        text = describe_wire(space, wire, weights) if wire.sources else ""
         for source, target in itertools.product(wire.sources, wire.targets):
             start, stop = ((lanes[name], halves[name]) for name in (source, target))
             _draw_arrow(start, stop, text, axes, dashed=wire.parameter is None)
@@ -173,16 +149,6 @@ def _draw_groups(space: WeightSpace, theta: Tensor | None) -> Figure:
     axes.set_ylim(-depth - 0.5, 0.5)
     axes.axis("off")
     return figure
-
-
-def _describe(space: WeightSpace, wire: Connection, weights: Mapping[str, Tensor]) -> str:
-    """What is written beside an arrow; nothing where neurons are added up."""
-    if wire.parameter is None:
-        return "" if wire.kind in ("sum", "operator") else wire.kind
-    layer = next((layer for layer in space.layers if layer.name == wire.name), None)
-    kind = [space.describe_layer(layer)] if layer else [wire.kind] if wire.kind == "scale" else []
-    norm = [f"norm {float(weights[wire.parameter].double().norm()):.3g}"] if weights else []
-    return f"{wire.name}: {', '.join([*kind, 'x'.join(map(str, space.param(wire.parameter).shape)), *norm])}"
 
 
 def _draw_arrow(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from wsgraph._labels import as_text, labelled, options_of, plain
+from wsgraph._page import filled_page
 from wsgraph.files import write_atomically
 from wsgraph.plot import in_order_of_styles
 from wsgraph.report.charts import chart, legend, style_sheet
@@ -80,17 +77,14 @@ def _page(runs: list[Run], suites: list[Suite], title: str | None) -> str:
         for anchor, section in zip(anchors, sections, strict=True)
     )
     links = "".join(f'<li><a href="#{anchor}">{escape(each.title)}</a></li>' for anchor, each in zip(anchors, sections, strict=True))
-    template = resources.files("wsgraph.report").joinpath("page.html").read_text(encoding="utf-8")
-    script = resources.files("wsgraph.report").joinpath("page.js").read_text(encoding="utf-8")
-    return Template(template).substitute(
+    return filled_page(
+        "wsgraph.report",
+        "page",
         title=escape(heading),
         summary=escape(_summary(runs, suites, models)),
         styles=style_sheet(),
         links=links,
         sections=body,
-        script=script,
-        # Only this script may run, whatever a file may have smuggled into the page.
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 

@@ -186,6 +186,18 @@ class Structure:
                 features.append(Connection(name, "bias", (), (layer.target,), parameter=layer.bias, shape=shape, target_axis=0))
         return (*wires, *features)
 
+    def wires_of(self, param: str) -> tuple[Connection, ...]:
+        """The wires whose edges or neurons hold a parameter's entries."""
+        return self._wires_by_param.get(param, ())
+
+    @cached_property
+    def _wires_by_param(self) -> dict[str, tuple[Connection, ...]]:
+        wires: dict[str, list[Connection]] = {}
+        for wire in self.wires:
+            if wire.parameter is not None:
+                wires.setdefault(wire.parameter, []).append(wire)
+        return {name: tuple(each) for name, each in wires.items()}
+
     @cached_property
     def absent_from_graph(self) -> list[str]:
         """Names of the parameters that no wire has: those that the network does not use, or makes other parameters of."""
