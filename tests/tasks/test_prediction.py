@@ -16,7 +16,7 @@ from wsgraph.cli import app
 from wsgraph.data import ZooStore
 from wsgraph.options import TrainingOptions
 from wsgraph.scores import SCORES
-from wsgraph.tasks import Prediction, Result, TrainedModel, cross_validate, run
+from wsgraph.tasks import Generalization, Prediction, Result, TrainedModel, cross_validate, run
 from wsgraph.tasks.intervals import bootstrap_intervals
 from wsgraph.tasks.running import read_predictions
 
@@ -375,3 +375,9 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert SCORES["rmse"](numbers, wanted) == pytest.approx(metrics.root_mean_squared_error(wanted, numbers))
     with pytest.raises(ValueError, match="'parameters' is measured, not computed"):
         SCORES["parameters"](numbers, wanted)
+
+
+def test_tasks_that_have_seen_no_column_say_so() -> None:
+    with pytest.raises(ValueError, match="'prediction' has not seen the column 'name' yet: train with it, or call its method fitted"):
+        Prediction("name").loss(torch.zeros(2, 1), torch.zeros(2))
+    assert Generalization().outputs == 1

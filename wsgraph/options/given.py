@@ -171,7 +171,7 @@ def read_options(kind: Any, words: Sequence[str]) -> dict[str, Any]:
     Example:
         >>> from wsgraph.options import ReadingOptions
         >>> read_options(ReadingOptions, ["--canonicalize", "scale", "--canonicalize=sign", "--standardize"])
-        {'canonicalize': ['scale', 'sign'], 'standardize': True}
+        {'standardize': True, 'canonicalize': ['scale', 'sign']}
     """
     flags = {about.flag: (name, about) for name, about in options_of(kind).items() if about.flag}
     found: dict[str, Any] = {}

@@ -201,11 +201,17 @@ class ColumnTask(Task):
 
     @property
     def _kind(self) -> _Kind:
-        return _KINDS[self.learned_kind](**(self.learned_values or {}))
+        # Tasks whose columns are of one kind know it before they have seen one.
+        kind = _KINDS[self.learned_kind or self.kind_of(np.zeros(0))]
+        if self.learned_values is None and dataclasses.fields(kind):
+            raise ValueError(
+                f"The task {self.name!r} has not seen the column {self.target!r} yet: train with it, or call its method fitted."
+            )
+        return kind(**(self.learned_values or {}))
 
     @property
     def metrics(self) -> tuple[Score, ...]:
-        return _KINDS[self.learned_kind or _Number.name].metrics
+        return _KINDS[self.learned_kind or self.kind_of(np.zeros(0))].metrics
 
     @property
     def outputs(self) -> int:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from wsgraph.convert.tracing.freedom import freedom
-from wsgraph.convert.tracing.labels import Label, Value, aligned, coded
+from wsgraph.convert.tracing.labels import Label, Value, coded
 from wsgraph.convert.tracing.recording import TraceError
+from wsgraph.convert.tracing.rules.distinct import distinct_numbers
 from wsgraph.convert.tracing.rules.elementwise import rule_of
 from wsgraph.convert.tracing.rules.movement import MOVEMENTS
 from wsgraph.convert.tracing.rules.table import GIVE_NUMBERS, READ_NOTHING, READ_NUMBERS, Call, unknown
@@ -358,39 +359,13 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     is_moved = rule in MOVEMENTS and len(unread) == len(results) == len(node.users) == 1
     moved = (unread[0][0], unread[0][1] + 1) if is_moved and values[0].unread is not None else None
     numbers_of = [numbers or (result.numbers if name in GIVE_NUMBERS else ()) for result in results]
-    distinct = frozenset[int]() if any(integers) else _distinct(name, call)
+    distinct = frozenset[int]() if any(integers) else distinct_numbers(name, call)
     results = [replace(result, unread=moved, numbers=own, distinct=distinct) for result, own in zip(results, numbers_of, strict=True)]
     if any(value.has_nodes for value in values) and name not in READ_NOTHING:
         results = [_with_nodes(result, values, name, arguments, scope) for result in results]
     for result, shape in zip(results, call.shapes, strict=True):
         assert tuple(result.shape) == shape, f"{name} in {module}: expected shape {shape}, its rule gave {result.shape}"
     return results if several else results[0]
-
-
-# What takes distinct numbers to distinct ones, but for rounding.
-_INJECTIVE = {
-    *("sigmoid", "tanh", "exp", "atan", "softmax", "_softmax", "log_softmax", "_log_softmax", "log_sigmoid", "softplus", "neg"),
-    *("contiguous", "to", "_to_copy", "clone", "dropout", "layer_norm", "rms_norm"),
-}
-
-
-def _distinct(name: str, call: Call) -> frozenset[int]:
-    """Dimensions along which the entries of a result are distinct: those of a layer with biases, or of one that reads such numbers."""
-    (first, *rest), last = call.tensors or [Value(())], len(call.shapes[0]) - 1
-    if name in ("linear", "addmm", "baddbmm", "matmul", "mm"):
-        bias, read = (call["bias"], first) if name == "linear" else (first, None) if "add" in name else (None, first)
-        biased = isinstance(bias, Value) and bias.unread is not None and bias.along(bias.ndim - 1) is not None
-        reads = read is not None and (read.is_input or read.ndim - 1 in read.distinct) and any(value.has_pins for value in rest)
-        return frozenset({last}) if biased or reads else frozenset()
-    if name == "add" and any(value.unread is not None for value in rest):
-        bias = aligned(rest[0], call.shapes[0])
-        return frozenset(label.dims[0] for label in bias.labels if len(label.dims) == 1)
-    if name in _INJECTIVE and len(first.shape) == last + 1:
-        dims = call["dim"] if "softmax" in name else None
-        return first.distinct if dims is None else first.distinct & {dims % (last + 1)}
-    if name in ("mul", "div", "sub") and not rest and call["other"]:
-        return first.distinct
-    return frozenset()
 
 
 # Makers of tensors of which it matters what they hold.
