@@ -502,8 +502,8 @@ def test_json_for_programs(network: Path, trained: Path) -> None:
     }
     assert json.loads(call("check", file, "--activation", "tanh", "--json"))["passes"] is True
     about = json.loads(call("zoo", "info", str(trained / "zoo"), "--json"))
-    assert (about["networks"], about["splits"]["train"], about["spaces"][0]["parameters"]) == (60, 30, 25)
-    assert about["columns"]["test_accuracy"].startswith("float")
+    assert (about["networks"], about["splits"]["train"], about["architectures"][0]["parameters"]) == (60, 30, 25)
+    assert about["columns"]["test_accuracy"]["values"] == "numbers"
     assert json.loads(call("zoo", "verify", str(trained / "zoo"), "--json"))["problems"] == []
     listed = {entry["name"]: entry for entry in json.loads(call("models", "--json"))}
     assert listed["monomial_gnn"]["symmetries"] == ["permutation", "scale", "sign"]

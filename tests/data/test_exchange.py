@@ -346,18 +346,18 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["file_name", "0.pt"], "has no row for '1.pth'. Add rows, or move those files out of"),
+        (["file_name", "0.pt"], "has no row for '1.pth'. Add rows, move those files out of .*, or leave them out with skip_bad=True"),
         (["file_name", "0.pt", "1.pth", "2.pt"], "names files that are not in '.*runs': '2.pt'. Correct or remove those rows"),
         (["file_name", "0.pt", "1.pth", "./0.pt"], "has several rows of '0.pt'. Leave one of each"),
         (["file_name", "0.pt", "1.pth", "../../x.pt"], r"without '..' \(got '../../x.pt'\)"),
         (["file_name", "0.pt", "a/../../runs/1.pth"], r"without '..' \(got 'a/../../runs/1.pth'\)"),
         (["file_name", "0.pt", "/etc/x.pt"], r"to be a path from '.*runs', without '..' \(got '/etc/x.pt'\)"),
         (["name", "0.pt", "1.pth"], r"Expected a column 'file_name' in .* \(its columns: 'name'\)"),
-        (["file_name;a", "0.pt;0,1", "1.pth;0,2"], "Its columns are divided by semicolons: write commas, and points in numbers"),
-        (["file_name\ta", "0.pt\t1", "1.pth\t2"], "Its columns are divided by tabs"),
+        (["name;a", "0.pt;0,1", "1.pth;0,2"], r"\(its columns: 'name', 'a'\)\. Its column 'name' names files: file_column='name'"),
+        (["filename\ta", "x\t1", "y\t2"], r"\(its columns: 'filename', 'a'\)\. Did you mean 'filename'\?"),
         (["file_name,a"], "has names of columns, but no rows"),
         ([",file_name", "a,0.pt", "b,1.pth"], r"has no name \(it begins with 'a', 'b'\). Name or remove it"),
-        (["file_name", '""'], "Expected a column 'file_name' in"),
+        (["file_name", '""'], "Expected the column 'file_name' of .* to hold the path of every"),
         (["file_name,a", "0.pt,1", "1.pth"], r"as many entries as columns in every row of '.*metadata.csv' \(row 2 has others\)"),
         (["file_name", '"0.pt'], "is not a CSV file"),
         (["file_name,a,a", "0.pt,1,2", "1.pth,1,2"], "metadata.csv' has several columns 'a'. Rename or remove all but one"),
@@ -381,7 +381,7 @@ def test_tables_that_do_not_fit(tmp_path: Path, lines: list[str], message: str) 
         ('{"file_name": "0.pt"', "is not JSON in line 1"),
         ("[1]", r"to hold an object in line 1, such as .* \(got list"),
         ('{"file_name": "0.pt", "weight_space": [1]}\n{"file_name": "1.pth"}', r"column 'weight_space' to hold .* \(got list\)"),
-        ('{"file_name": 3}', "Expected a column 'file_name'"),
+        ('{"file_name": 3}', "Expected the column 'file_name' of .* to hold the path of every"),
         ('{"file_name": "0.pt", "a": 1, "a": 2}', "metadata.jsonl' says 'a' twice in line 1. Leave one of each"),
         (
             '{"file_name": "0.pt", "a": 9007199254740993}\n{"file_name": "1.pth"}',
@@ -419,13 +419,13 @@ def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
         import_zoo(tmp_path / "zoo", tmp_path / "missing", activation="relu")
     with pytest.raises(FileNotFoundError, match=r"There is no table 'missing.csv'"):
         import_zoo(tmp_path / "zoo", runs, activation="relu", table="missing.csv")
-    with pytest.raises(ValueError, match=r"a table ending in .jsonl or .csv \(got '0.pt'\)"):
+    with pytest.raises(ValueError, match=r"a table ending in .jsonl, .csv or .tsv \(got '0.pt'\)"):
         import_zoo(tmp_path / "zoo", runs, activation="relu", table=runs / "0.pt")
     (tmp_path / "latin.csv").write_bytes("file_name,größe".encode("latin-1"))
     with pytest.raises(ValueError, match="is not text in UTF-8"):
         import_zoo(tmp_path / "zoo", runs, activation="relu", table=tmp_path / "latin.csv")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no checkpoints of networks \(.safetensors, "):
+    with pytest.raises(ValueError, match=r"holds no checkpoints of networks \(.bin, .ckpt, .h5, .*.onnx, "):
         import_zoo(tmp_path / "zoo", tmp_path / "empty", activation="relu")
     for name in ("metadata.csv", "metadata.jsonl"):
         (runs / name).write_text("")

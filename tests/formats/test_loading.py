@@ -62,7 +62,7 @@ def test_errors_name_the_file_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"other.zip' to be Stable-Baselines3 \(An agent .*\); its content is not"):
         load_networks(tmp_path / "other.zip")
     torch.save(mlp().state_dict(), tmp_path / "model.pt")
-    with pytest.raises(TypeError, match=r"state dict, which has no option 'activations' .*did you mean 'activation'\?"):
+    with pytest.raises(TypeError, match=r"state dict, which has no option 'activations' .*Did you mean 'activation'\?"):
         load_networks(tmp_path / "model.pt", activations="relu")
     torch.save({"weight": torch.full((2, 2), torch.nan)}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=r"model.pt' cannot be read as state dict: 'weight' holds NaN"):

@@ -81,7 +81,7 @@ def test_policy_and_value_compute_what_the_agent_computes(
     assert info["observation_space"] == {"type": "Box", "shape": [3]}
     assert info["hyperparameters"] == {"gae_lambda": 0.95, "gamma": 0.99}
     assert info["left_out"] == ["log_std"]
-    back = {info["keys"][name]: tensor for name, tensor in policy.space.unflatten(policy.theta).items()}
+    back = {policy.keys[name]: tensor for name, tensor in policy.space.unflatten(policy.theta).items()}
     assert all(torch.equal(tensor, state[key]) for key, tensor in back.items())
     assert json.loads(json.dumps(info)) == info
 
@@ -229,7 +229,7 @@ def test_critics_of_images_read_actions_beside_the_features(tmp_path: Path) -> N
     assert torch.allclose(found["q1"].space.evaluate(found["q1"].theta[None], x, actions)[0], expected, atol=1e-6)
     assert found["q1"].info["extractor_shared_with"] == ["policy"]  # and not with its target, which is only equal
     assert found["q1"].info["input_scale"] == 1.0
-    back = {found["q1"].info["keys"][name]: value for name, value in found["q1"].space.unflatten(found["q1"].theta).items()}
+    back = {found["q1"].keys[name]: value for name, value in found["q1"].space.unflatten(found["q1"].theta).items()}
     assert all(torch.equal(value, state[key]) for key, value in back.items())
     with pytest.raises(CheckpointError, match=r"observations have the shape \[3\], which are no images of 1 channels"):
         load_networks(save(path, state, policy))

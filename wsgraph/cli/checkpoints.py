@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -32,14 +32,16 @@ __all__ = [
     "Stride",
     "geometry_of",
     "open_network",
+    "spaces_in",
+    "spaces_of_modules",
     "tell_geometry",
 ]
 
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="A .safetensors, .pt, .pth, .ckpt, .bin, .pkl or .npz file with a network's weights, a folder or index of shards, or an "
-        ".onnx file."
+        help="A file of any format that is known: a state dict (.safetensors, .pt, .npz, ...; a folder or index of shards), .onnx, .keras, "
+        ".h5, .msgpack of Flax, .zip of Stable-Baselines3, .nnet."
     ),
 ]
 Activation = Annotated[
@@ -70,6 +72,7 @@ Prefix = Annotated[
     str | None, typer.Option(help="What the keys of the network begin with, such as q_net., where the file holds several networks.")
 ]
 Entry = Annotated[str | None, typer.Option(help="Which state dict of a file with several, such as ema or model.state_dict.")]
+Network = Annotated[str | None, typer.Option(help="Which network of a file with several, such as policy or q1_target of an agent.")]
 Stride = Annotated[list[int] | None, typer.Option(help="Without --module: stride of the convolutions; repeat it for each (assumed: 1).")]
 Padding = Annotated[
     list[int] | None, typer.Option(help="Without --module: zero padding of the convolutions; repeat it for each (assumed: 0).")
@@ -109,6 +112,7 @@ def info(
     fold_batchnorm: Fold = False,
     prefix: Prefix = None,
     entry: Entry = None,
+    network: Network = None,
     stride: Stride = None,
     padding: Padding = None,
     pooling: Pooling = None,
@@ -138,18 +142,18 @@ def info(
         if brief + bool(parameter) + (depth is not None) > 1:
             raise ValueError("Give one of --brief (no table), --depth (of the table of modules) and --parameter (tables of single ones).")
         geometry = geometry_of(stride, padding, pooling, readout)
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
-        names = list(dict.fromkeys(name for pattern in parameter or () for name in network.space.params_matching(pattern)))
+        opened = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space, network)
+        names = list(dict.fromkeys(name for pattern in parameter or () for name in opened.space.params_matching(pattern)))
     if as_json:
-        more = {"params": [parameter_data(network.space, name) for name in names]} if names else described(network.space, depth)
-        print_json(about(network.space) | ({} if brief else more) | network.folding_data())
+        more = {"params": [parameter_data(opened.space, name) for name in names]} if names else described(opened.space, depth)
+        print_json(about(opened.space) | ({} if brief else more) | opened.folding_data())
         return
-    network.print_folding()
+    opened.print_folding()
     if names:
-        typer.echo("\n".join(map(network.space.describe_parameter, names)))
+        typer.echo("\n".join(map(opened.space.describe_parameter, names)))
         return
-    table = [] if brief else network.space.summary(depth).splitlines()
-    typer.echo("\n".join([*table, *(line for line in network.space.report().splitlines() if line not in table)]))
+    table = [] if brief else opened.space.summary(depth).splitlines()
+    typer.echo("\n".join([*table, *(line for line in opened.space.report().splitlines() if line not in table)]))
 
 
 @app.command()
@@ -168,6 +172,7 @@ def convert(
     fold_batchnorm: Fold = False,
     prefix: Prefix = None,
     entry: Entry = None,
+    network: Network = None,
     stride: Stride = None,
     padding: Padding = None,
     pooling: Pooling = None,
@@ -184,14 +189,14 @@ def convert(
 
     with explained():
         geometry = geometry_of(stride, padding, pooling, readout)
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
+        opened = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space, network)
         if output.suffix.lower() == ".json":
-            made: Any = network.space
-            write_atomically(output, lambda temporary: temporary.write_text(network.space.to_json(), encoding="utf-8"))
+            made: Any = opened.space
+            write_atomically(output, lambda temporary: temporary.write_text(opened.space.to_json(), encoding="utf-8"))
         else:
-            made = network.space.graph(network.theta)
+            made = opened.space.graph(opened.theta)
             save_graph(made, output)
-    network.print_folding()
+    opened.print_folding()
     typer.echo(f"{made!r}: {output}")
 
 
@@ -205,6 +210,7 @@ def check(
     fold_batchnorm: Fold = False,
     prefix: Prefix = None,
     entry: Entry = None,
+    network: Network = None,
     stride: Stride = None,
     padding: Padding = None,
     pooling: Pooling = None,
@@ -222,16 +228,16 @@ def check(
     """
     with explained():
         geometry = geometry_of(stride, padding, pooling, readout)
-        network = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space)
-        difference, moved = network.difference(scale, seed, tolerance)
+        opened = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space, network)
+        difference, moved = opened.difference(scale, seed, tolerance)
     if as_json:
-        result = {"space": repr(network.space), "moved": moved, "difference": difference, "passes": difference <= tolerance}
-        print_json(result | network.folding_data())
+        result = {"space": repr(opened.space), "moved": moved, "difference": difference, "passes": difference <= tolerance}
+        print_json(result | opened.folding_data())
         if not difference <= tolerance:
             raise typer.Exit(1)
         return
-    network.print_folding()
-    typer.echo(f"{network.space!r}")
+    opened.print_folding()
+    typer.echo(f"{opened.space!r}")
     typer.echo(f"{100 * moved:.1f} % of the weights moved; largest relative difference of an output: {difference:.1e}")
     if not difference <= tolerance:
         typer.secho(f"Error: the difference is above {tolerance:.0e}: this network does not have these symmetries.", fg="red", err=True)
@@ -311,11 +317,13 @@ def open_network(
     entry: str | None = None,
     geometry: dict[str, Any] | None = None,
     space_file: Path | None = None,
+    role: str | None = None,
 ) -> _Network:
     """A checkpoint with its weight space, and its module where one is named."""
     import torch
 
     from wsgraph.convert import load_checkpoint, load_onnx
+    from wsgraph.convert.formats import file_format
     from wsgraph.convert.networks import matching_network
     from wsgraph.convert.onnx import OnnxWarning
     from wsgraph.convert.state_dict import read_network
@@ -325,6 +333,7 @@ def open_network(
         raise ValueError(
             "--space says all about the network: leave --module, --input, --activation, --fold-batchnorm and what convolutions do out."
         )
+    chosen = None if checkpoint.is_dir() or not checkpoint.exists() else file_format(checkpoint)
     if checkpoint.suffix.lower() == ".onnx":
         if space_file is not None:
             raise ValueError("--space is for weights alone; an .onnx file holds the whole network.")
@@ -338,6 +347,17 @@ def open_network(
         for warning in caught:
             typer.secho(str(warning.message), err=True)
         return _traced(exported, exported.example_inputs, fold_batchnorm)
+    if chosen is not None and chosen.tensors is None:
+        if module is not None or space_file is not None or entry or fold_batchnorm:
+            raise ValueError(
+                "--module, --space, --entry and --fold-batchnorm are for state dicts; a file of "
+                f"{chosen.name} says "
+                "itself what its network is."
+            )
+        options = {**(geometry or {}), **given(activation=activation, prefix=prefix)}
+        return _of_format(checkpoint, options | ({"shapes": [_shape(text) for text in inputs]} if inputs else {}), role)
+    if role is not None:
+        raise ValueError("--network is for files that name their networks; of a state dict with several, --prefix chooses one.")
     state = load_checkpoint(checkpoint, entry=entry)
     if space_file is not None:
         return _of_space(space_file, state, prefix)
@@ -364,13 +384,56 @@ def open_network(
     except RuntimeError as error:
         raise ValueError(f"The weights of {str(checkpoint)!r} are not those of {module!r}: {error}") from None
     generator = torch.Generator().manual_seed(0)
-    arguments = [_input(text, generator) for text in inputs or ()]
-    if not arguments:
+    arguments, named = _arguments(inputs or (), generator)
+    if not arguments and not named:
         raise ValueError("--module needs the shape of its input, such as --input 1x3x224x224.")
-    named = {name: value for name, value in arguments if name}
-    if len(named) < sum(bool(name) for name, _ in arguments):
-        raise ValueError(f"Expected every --input by name once (got {', '.join(inputs or ())}).")
-    return _traced(network.eval(), tuple(value for name, value in arguments if not name), fold_batchnorm, named)
+    return _traced(network.eval(), arguments, fold_batchnorm, named)
+
+
+def _of_format(checkpoint: Path, options: dict[str, Any], role: str | None) -> _Network:
+    """A network of a file that says what its network is."""
+    from wsgraph.convert import load_networks
+
+    with told_warnings():
+        found = load_networks(checkpoint, network=role, **options)
+    if len(found) > 1:
+        names = [network.name for network in found]
+        raise ValueError(f"{str(checkpoint)!r} holds several networks, {', '.join(names)}: choose one with --network, such as {names[0]}.")
+    return _Network(found[0].space, found[0].theta, None, ())
+
+
+def spaces_in(files: Iterable[Path]) -> list[WeightSpace]:
+    """Weight spaces that files hold."""
+    from wsgraph import WeightSpace
+
+    return [WeightSpace.from_json(file.read_text(encoding="utf-8")) for file in files]
+
+
+def spaces_of_modules(modules: Sequence[str], inputs: Sequence[str]) -> list[WeightSpace]:
+    """Weight spaces of the modules that functions make, which are named on the command line.
+
+    Args:
+        modules: Functions, each of which returns a module or several.
+        inputs: Shapes: of the inputs of a single module; of several, one shape for all or one for
+            each.
+    """
+    import torch
+
+    from wsgraph.convert import trace
+
+    made = [module for text in modules for module in _make_modules(text)]
+    if (made and not inputs) or (inputs and not made):
+        raise ValueError("--module and --input belong together, such as --module models.py:make --input 1x3x32x32.")
+    if len(made) > 1 and len(inputs) not in (1, len(made)):
+        raise ValueError(f"Expected one --input for all {len(made)} networks, or one for each (got {len(inputs)}).")
+    generator = torch.Generator().manual_seed(0)
+    given_to = [inputs] if len(made) == 1 else [[text] for text in inputs]
+    spaces = []
+    with working("Tracing networks"):
+        for i, module in enumerate(made):
+            arguments, named = _arguments(given_to[i if len(given_to) > 1 else 0], generator)
+            spaces.append(trace(module.eval(), *arguments, kwargs=named))
+    return spaces
 
 
 def _of_space(file: Path, state: Mapping[str, Tensor], prefix: str | None) -> _Network:
@@ -398,6 +461,15 @@ def _traced(
     return _Network(space, space.flatten(network.state_dict()), network, arguments, folding, kwargs or {})
 
 
+def _arguments(texts: Sequence[str], generator: torch.Generator) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Inputs of a module by position and by name."""
+    arguments = [_input(text, generator) for text in texts]
+    named = {name: value for name, value in arguments if name}
+    if len(named) < sum(bool(name) for name, _ in arguments):
+        raise ValueError(f"Expected every --input by name once (got {', '.join(texts)}).")
+    return tuple(value for name, value in arguments if not name), named
+
+
 def _input(text: str, generator: torch.Generator) -> tuple[str, Tensor]:
     """An input of a module, and its name, which is empty for one by position."""
     import torch
@@ -422,6 +494,14 @@ def _shape(text: str) -> list[int]:
 
 
 def _make_module(text: str) -> nn.Module:
+    made = _make_modules(text)
+    if len(made) != 1:
+        raise ValueError(f"Expected {text!r} to return one torch.nn.Module (got {len(made)}).")
+    return made[0]
+
+
+def _make_modules(text: str) -> list[nn.Module]:
+    """What a function named on the command line returns: a module, or a list of them."""
     from torch import nn
 
     from wsgraph.plugins import import_place
@@ -433,6 +513,7 @@ def _make_module(text: str) -> nn.Module:
         made = getattr(import_place(place), name)()
     except (ImportError, FileNotFoundError, AttributeError) as error:
         raise ValueError(f"--module {text!r} cannot be used: {error}") from None
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"Expected {text!r} to return a torch.nn.Module (got {type(made).__name__}).")
-    return made
+    modules = [*made.values()] if isinstance(made, dict) else [*made] if isinstance(made, list | tuple) else [made]
+    if not modules or (other := [module for module in modules if not isinstance(module, nn.Module)]):
+        raise ValueError(f"Expected {text!r} to return a torch.nn.Module (got {type(other[0]).__name__ if modules else 'an empty list'}).")
+    return modules

@@ -10,7 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from wsgraph.cli.checkpoints import Padding, Pooling, Prefix, Readout, Stride, geometry_of, tell_geometry
+from wsgraph.cli.check_up import print_check_up
+from wsgraph.cli.checkpoints import (
+    Entry,
+    Padding,
+    Pooling,
+    Prefix,
+    Readout,
+    Stride,
+    geometry_of,
+    spaces_in,
+    spaces_of_modules,
+    tell_geometry,
+)
 from wsgraph.cli.common import AsJson, Images, given, told_warnings, working, zoo_app
 from wsgraph.cli.common import explained as _explained
 from wsgraph.cli.results import print_json
@@ -266,35 +278,77 @@ def zoo_merge(path: _NewFolder, zoos: Annotated[list[Path], typer.Argument(help=
 @zoo_app.command("import")
 def zoo_import(
     path: _NewFolder,
-    source: Annotated[Path, typer.Argument(help="Folder of checkpoints, each a file or a folder with an index of shards.")],
+    source: Annotated[Path, typer.Argument(help="Folder of files of any format that is known, mixed or not, also in folders below.")],
     activation: Annotated[
         str | None,
-        typer.Option(help="Activation of networks of which neither a column 'activation' nor a config.json says it, such as relu."),
+        typer.Option(help="Activation of networks of which neither their file, a column 'activation' nor a config.json says it."),
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(help="CSV or JSONL table with a column file_name (default: metadata.jsonl or metadata.csv in the folder, if any)."),
+        typer.Option(help="CSV, TSV or JSONL table of the files (default: metadata.jsonl or metadata.csv in the folder, if any)."),
+    ] = None,
+    file_column: Annotated[str | None, typer.Option(help="Column of the table that names files (default: file_name).")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out what cannot be imported, list it with the reason and count it.")
+    ] = False,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What makes the network of state dicts, or several networks, as package:function or file.py:function; repeat it. A state "
+            "dict is of the network with its keys and shapes."
+        ),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="With --module: shape of its input, such as 1x3x32x32; repeat it for several inputs, or for several networks.",
+        ),
+    ] = None,
+    space: Annotated[
+        list[Path] | None,
+        typer.Option(help="Weight space of state dicts, a .json file that wsgraph convert wrote; repeat it for several."),
     ] = None,
     prefix: Prefix = None,
+    entry: Entry = None,
+    layout: Annotated[str, typer.Option(help="in_out where state dicts hold weights [in, out], as in Keras and Flax.")] = "out_in",
     stride: Stride = None,
     padding: Padding = None,
     pooling: Pooling = None,
     readout: Readout = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, where the table has no column 'split'.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Make a zoo from a folder of checkpoints and a table of what is known about them, or from a folder of `wsgraph zoo export`.
+    """Make a zoo from a folder of networks and a table of what is known about them, or from a
+    folder of `wsgraph zoo export`.
 
-    Example: wsgraph zoo import my-zoo checkpoints --activation relu --table results.csv
+    Reads state dicts, ONNX, Keras, Flax, Stable-Baselines3 agents, NNet and what plugins add, mixed
+    in one folder; agents become a row for each of their networks. Prints what there is:
+    architectures, splits, groups, duplicates, columns, and what was left out.
+
+    Examples: wsgraph zoo import my-zoo checkpoints --activation relu --table results.csv
+
+    wsgraph zoo import my-zoo runs --table sweep.csv --file-column checkpoint
+
+    wsgraph zoo import resnets checkpoints --module models.py:make --input 1x3x32x32
+
+    wsgraph zoo import agents rl-trained-agents --skip-bad
     """
-    from wsgraph.data import import_zoo
+    from wsgraph.data import check_up, import_zoo
     from wsgraph.space import AssumedGeometryWarning
 
     with explained():
         warnings.simplefilter("ignore", AssumedGeometryWarning)  # said below, with the names of these options
         geometry = geometry_of(stride, padding, pooling, readout)
-        store = import_zoo(path, source, activation=activation, prefix=prefix, table=table, seed=seed, **geometry)
+        spaces = [*spaces_in(space or ()), *spaces_of_modules(module or (), inputs or ())]
+        options = {**geometry, **given(file_column=file_column), "skip_bad": skip_bad, "entry": entry, "layout": layout}
+        store = import_zoo(path, source, activation=activation, space=spaces or None, prefix=prefix, table=table, seed=seed, **options)
+    if as_json:
+        print_json(check_up(store))
+        return
     typer.echo(repr(store))
     tell_geometry(store.spaces)
+    print_check_up(check_up(store))
 
 
 @zoo_app.command("export")
@@ -318,40 +372,19 @@ def zoo_export(
 
 @zoo_app.command("info")
 def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], as_json: AsJson = False) -> None:
-    """Print what a zoo holds: its weight space, splits and columns."""
-    import numpy as np
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from wsgraph.data import ZooStore
+    """Print what a zoo holds: its weight spaces, splits, groups and columns."""
+    from wsgraph.data import ZooStore, check_up
 
     with explained():
         store = ZooStore(path)
-        spaces, columns, title = store.spaces, store.table, repr(store)
+        spaces, found, title = store.spaces, check_up(store), repr(store)
     if as_json:
-        described = [{"space": repr(space), "digest": space.digest, "parameters": space.num_params} for space in spaces]
-        about = {"zoo": str(path), "networks": len(store), "digest": store.digest, "spaces": described, "splits": store.splits}
-        about["linked_files"] = [str(file) for file in store.linked_files]
-        print_json({**about, "columns": {name: str(column.dtype) for name, column in columns.items()}, "info": store.info})
+        about = {**found, "digest": store.digest, "linked_files": [str(file) for file in store.linked_files], "info": store.info}
+        print_json(about)
         return
     typer.echo(title)
-    for note in store.info.get("imported", {}).get("notes", []):
+    for note in found["notes"]:
         typer.secho(note, fg=typer.colors.YELLOW)
     for space in spaces[:_SHOWN_SPACES]:
         typer.echo(space.summary())
-    if len(spaces) > _SHOWN_SPACES:
-        typer.echo(f"... and {len(spaces) - _SHOWN_SPACES} further weight spaces")
-    table = Table("column", "values")
-    for name, column in columns.items():
-        if column.dtype.kind in "fiu":
-            known = column[~np.isnan(column)]
-            missing = f", {len(column) - len(known)} missing (NaN)" if len(known) < len(column) else ""
-            quartiles = np.quantile(known, [0, 0.25, 0.5, 0.75, 1]) if len(known) else []
-            told = "min {:.4g}, quartiles {:.4g} {:.4g} {:.4g}, max {:.4g}".format(*quartiles) if len(known) else "no values"
-            table.add_row(escape(name), told + missing)
-        else:
-            values, counts = np.unique(column, return_counts=True)
-            listed = ", ".join(f"{value} ({count})" for value, count in list(zip(values, counts, strict=True))[:8])
-            table.add_row(escape(name), escape(listed) + (", ..." if len(values) > 8 else ""))
-    Console().print(table)
+    print_check_up(found, whole=True)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from torch import Tensor
 from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.unpickle import Stub, module_tensors, open_inert, resolve_inert
 
-__all__ = ["CHECKPOINT_ENDINGS", "CheckpointError", "checkpoint_ending", "load_checkpoint", "network_files"]
+__all__ = ["CHECKPOINT_ENDINGS", "INDEX_ENDING", "CheckpointError", "checkpoint_ending", "is_hub_model", "load_checkpoint", "network_files"]
 
-_INDEX = ".index.json"
+INDEX_ENDING = ".index.json"
+_HUB = ("model.safetensors", f"model.safetensors{INDEX_ENDING}", "pytorch_model.bin", f"pytorch_model.bin{INDEX_ENDING}")
 # What training leaves beside a network: an optimizer, a schedule, random states, arguments. The whole name must say so, for
 # hyperparameters stand in names of networks too.
 _OTHER_FILE = re.compile(
@@ -76,7 +77,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
         path = _only_network(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint file {str(path)!r}.")
-    if path.name.lower().endswith(_INDEX):
+    if path.name.lower().endswith(INDEX_ENDING):
         if entry is not None:
             raise CheckpointError(f"'entry' is for a file with several state dicts; {str(path)!r} is the index of one (got {entry!r}).")
         return _load_sharded(path)
@@ -84,7 +85,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
     if shard and int(shard["count"]) > 1:
         raise CheckpointError(
             f"{str(path)!r} is one of {int(shard['count'])} files that hold one network together. Give their folder, or their index "
-            f"({shard['name']}{checkpoint_ending(path.name)}{_INDEX})."
+            f"({shard['name']}{checkpoint_ending(path.name)}{INDEX_ENDING})."
         )
     return _find_state_dict(_load_file(path), path, entry)
 
@@ -119,10 +120,10 @@ def network_files(names: Iterable[str]) -> list[str]:
         ['a.pt', 'b.pth.tar']
     """
     names = sorted(names)
-    for hub in ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}"):
+    for hub in _HUB:
         if hub in names:
             return [hub]
-    indexes = [name for name in names if name.endswith(_INDEX) and checkpoint_ending(name.removesuffix(_INDEX))]
+    indexes = [name for name in names if name.endswith(INDEX_ENDING) and checkpoint_ending(name.removesuffix(INDEX_ENDING))]
     whole = []
     for name in names:
         shard = _shard_of(name)
@@ -130,10 +131,15 @@ def network_files(names: Iterable[str]) -> list[str]:
             checkpoint_ending(name)
             and not name.startswith(".")
             and not _OTHER_FILE.fullmatch(name[: -len(checkpoint_ending(name) or "")])
-            and not (shard and f"{shard['name']}{checkpoint_ending(name)}{_INDEX}" in indexes)
+            and not (shard and f"{shard['name']}{checkpoint_ending(name)}{INDEX_ENDING}" in indexes)
         ):
             whole.append(name)
     return sorted(indexes + whole)
+
+
+def is_hub_model(names: Sequence[str]) -> bool:
+    """Whether files of :func:`network_files` are the model of a folder as on the Hub."""
+    return len(names) == 1 and names[0] in _HUB
 
 
 # == Several files ==

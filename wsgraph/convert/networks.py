@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from wsgraph.convert.chain import read_chain
+from wsgraph.convert.errors import NonFiniteWeightsError
 from wsgraph.space.dtypes import computable
 
 __all__ = [
@@ -261,4 +262,6 @@ def check_values(state_dict: Mapping[str, Tensor]) -> None:
                 f"Expected all tensors on one device, {device}, but {key!r} is on {tensor.device}; move them with .to(device)."
             )
         if not tensor.is_meta and not torch.isfinite(tensor.to(computable(tensor.dtype))).all():
-            raise ValueError(f"{key!r} holds NaN or infinite weights; such a network has diverged and cannot be compared with others.")
+            raise NonFiniteWeightsError(
+                f"{key!r} holds NaN or infinite weights; such a network has diverged and cannot be compared with others."
+            )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wsgraph.convert.chain import NotAChainError, read_chain
+from wsgraph.convert.errors import NoConvolutionsError
 from wsgraph.convert.layouts import check_layout, flattened_channels_first, turned
 from wsgraph.convert.networks import check_mapping, check_quantised, check_values, chosen_network, prefix_hint
 from wsgraph.operators import Activations
@@ -128,7 +129,7 @@ def read_network(
     tensors = [chosen[key] for key in order]
     convolutions = sum(tensor.ndim > 2 for tensor in tensors)
     if not convolutions and any(option is not None for option in (stride, padding, pooling, readout)):
-        raise ValueError("The state dict has no convolutions: leave out 'stride', 'padding', 'pooling' and 'readout'.")
+        raise NoConvolutionsError("The state dict has no convolutions: leave out 'stride', 'padding', 'pooling' and 'readout'.")
     pooled = bool(convolutions) and tensors[convolutions].shape[1] == tensors[convolutions - 1].shape[0]
     if convolutions and readout is not None and not pooled:
         raise ValueError(

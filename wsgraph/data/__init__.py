@@ -2,6 +2,7 @@
 
 from wsgraph.data import transforms
 from wsgraph.data.augment import augment_zoo
+from wsgraph.data.summary import check_up
 from wsgraph.data.dataset import ParameterStatistics, ZooDataset, group_split
 from wsgraph.data.exchange import export_zoo, import_zoo
 from wsgraph.data.generators import (
@@ -51,6 +52,7 @@ __all__ = [
     "ZooWarning",
     "architecture_of",
     "augment_zoo",
+    "check_up",
     "digits",
     "export_zoo",
     "generate_zoo",

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph._suggestions import did_you_mean
 from wsgraph.data.columns import ColumnPart, checked_columns
 from wsgraph.data.manifest import COLUMNS, Manifest, ZooWarning, has_manifest, read_document
 from wsgraph.data.mapped import MappedRows
@@ -340,7 +341,11 @@ class ZooFolder:
             self._read.pop("table", None)  # it may have been set by another process
         if name not in self.table:
             also = " It was set before some of the networks were added: set it again." if name in self._later_columns() else ""
-            raise ValueError(f"The zoo {str(self.path)!r} has no column {name!r}. Its columns: {', '.join(self.table) or 'none'}.{also}")
+            raise ValueError(
+                f"The zoo {str(self.path)!r} has no column {name!r}. Its columns: "
+                f"{', '.join(self.table) or 'none'}.{also}"
+                f"{did_you_mean(name, self.table)}"
+            )
         return self.table[name]
 
     def split(self, name: str) -> Tensor:

@@ -360,14 +360,39 @@ class WritableZoo(ZooFolder):
             ...     store.dataset("train", target=None)
             ZooDataset(6 of 10 networks, WeightSpace(2-8-1, linear | linear, relu, 33 parameters), target=None)
         """
-        column = checked_columns({name: values}, len(self))[name]
+        self.set_columns({name: values})
+
+    def set_columns(self, table: Mapping[str, Any]) -> None:
+        """Set columns of the table for all networks, or add them: all or, where one is refused,
+        none.
+
+        Args:
+            table: Columns by name, each with one entry per network: numbers, bools or strings.
+
+        Raises:
+            OSError: If they cannot be written, with what to do about it.
+            ValueError: If a length differs, or one holds something else.
+
+        Example:
+            >>> import tempfile
+            >>> from wsgraph import WeightSpace
+            >>> from wsgraph.data import ZooStore
+            >>> space = WeightSpace.mlp([2, 8, 1])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     store = ZooStore.create(f"{folder}/zoo", space, space.sample(2), {})
+            ...     store.set_columns({"run": [0, 1], "split": ["train", "test"]})
+            ...     list(ZooStore(store.path).table)
+            ['run', 'split']
+        """
+        columns = checked_columns(table, len(self))
         if not self.shards:
             raise ValueError(f"The zoo {str(self.path)!r} is empty: append networks before setting columns.")
         manifest = self._writable()
         with self.lock():
-            kept = [part for part in self._later_parts(lost=True) if part.name != name]
-            values_of = zip(self.shards, np.split(column, self._starts[1:-1]), strict=True)
-            parts = [*kept, *(ColumnPart(name, shard.name, shard.checksum, values) for shard, values in values_of)]
+            parts = [part for part in self._later_parts(lost=True) if part.name not in columns]
+            for name, column in columns.items():
+                values_of = zip(self.shards, np.split(column, self._starts[1:-1]), strict=True)
+                parts += [ColumnPart(name, shard.name, shard.checksum, values) for shard, values in values_of]
             manifest.replace(COLUMNS, lambda temporary: save_columns(temporary, parts), lambda temporary: columns_record(temporary, parts))
         self._read.pop("table", None)
 

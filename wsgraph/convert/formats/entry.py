@@ -27,7 +27,10 @@ class FileNetwork:
         name: Its role in the file, such as ``"policy"`` or ``"q1_target"``; empty where a file holds one network.
         space: Its weight space.
         theta: Its weights :math:`\theta`, of shape ``[P]``.
-        info: What else the file says of it, as plain values for JSON, such as its algorithm; ``"format"`` is always there.
+        info: What else the file says of it, as plain values for JSON, such as its algorithm;
+            ``"format"`` is always there. A zoo has its single values, and those of dicts in it, as
+            columns.
+        keys: Keys of tensors in the file by those of the space, where they differ.
 
     Example:
         >>> import torch
@@ -41,6 +44,7 @@ class FileNetwork:
     space: WeightSpace
     theta: Tensor
     info: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"FileNetwork({self.name!r}, {self.space!r})"
@@ -59,6 +63,9 @@ class FileFormat:
         read: ``read(path, **options)``, which returns the networks of a file.
         sniff: Whether a file with one of the endings is of this format; ``None`` where the ending says so.
         description: One line.
+        tensors: ``tensors(path, entry=None)``, which returns the tensors by key, of formats that
+            hold weights and nothing of what a network computes, so that a module or a weight space
+            can say it; ``None`` for others.
     """
 
     name: str
@@ -66,6 +73,7 @@ class FileFormat:
     read: Reader
     sniff: Callable[[Path], bool] | None
     description: str
+    tensors: Callable[..., dict[str, Tensor]] | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -77,7 +85,12 @@ class FileFormat:
 FORMATS: Registry[FileFormat] = Registry("file format")
 
 
-def register_format(name: str, endings: Sequence[str], sniff: Callable[[Path], bool] | None = None) -> Callable[[Reader], Reader]:
+def register_format(
+    name: str,
+    endings: Sequence[str],
+    sniff: Callable[[Path], bool] | None = None,
+    tensors: Callable[..., dict[str, Tensor]] | None = None,
+) -> Callable[[Reader], Reader]:
     """Decorator that enters the reader of a file format in the registry of :func:`wsgraph.load_networks`.
 
     A reader is a function ``read(path, *, ...options)`` that returns a list of :class:`FileNetwork`; its docstring's first line
@@ -88,6 +101,8 @@ def register_format(name: str, endings: Sequence[str], sniff: Callable[[Path], b
         name: Name of the format.
         endings: Endings of file names, such as ``".zip"``; ``"/"`` for folders.
         sniff: ``sniff(path)`` tells by its content whether a file is of this format, where the ending does not.
+        tensors: ``tensors(path, entry=None)`` returns the tensors of a file by key, where files
+            hold nothing else.
 
     Returns:
         The decorator, which returns the reader unchanged.
@@ -114,7 +129,7 @@ def register_format(name: str, endings: Sequence[str], sniff: Callable[[Path], b
 
     def register(read: Reader) -> Reader:
         description = (read.__doc__ or "").strip().split("\n")[0]
-        FORMATS.add(name, FileFormat(name, tuple(ending.lower() for ending in endings), read, sniff, description))
+        FORMATS.add(name, FileFormat(name, tuple(ending.lower() for ending in endings), read, sniff, description, tensors))
         return read
 
     return register

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsgraph.convert.errors import CheckpointError
+from wsgraph.convert.errors import CheckpointError, UnknownActivationError
 from wsgraph.convert.formats.entry import FileNetwork, register_format
 from wsgraph.convert.state_dict import from_state_dict
 from wsgraph.operators import Activations
@@ -67,7 +67,8 @@ def read_flax(
     if others:
         raise CheckpointError(f"{str(path)!r} holds {', '.join(map(repr, others))} beside its parameters, as batch norms do. {_ADVICE}")
     if activation is None:
-        raise CheckpointError(f"{str(path)!r} does not say the activations of its network: give them with activation=.")
+        reason = UnknownActivationError("The activations of its network are not in the file.")
+        raise CheckpointError(f"{str(path)!r} does not say the activations of its network: give them with activation=.") from reason
     try:
         space, theta = from_state_dict(
             state, activation, prefix=prefix, stride=stride, padding=padding, readout=readout, pooling=pooling, layout="in_out"

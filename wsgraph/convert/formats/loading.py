@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import os
 from pathlib import Path
 from typing import Any
 
+from wsgraph._suggestions import did_you_mean
 from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.formats.entry import FOLDER, FORMATS, FileFormat, FileNetwork
 
-__all__ = ["file_format", "load_networks"]
+__all__ = ["file_ending", "file_format", "load_networks"]
 
 
 def load_networks(path: str | os.PathLike[str], *, network: str | None = None, **options: Any) -> list[FileNetwork]:
@@ -53,9 +53,8 @@ def load_networks(path: str | os.PathLike[str], *, network: str | None = None, *
     chosen = file_format(path)
     if unknown := [name for name in options if name not in chosen.options]:
         takes = f"it takes: {', '.join(chosen.options)}" if chosen.options else "it takes none"
-        close = difflib.get_close_matches(unknown[0], chosen.options, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise TypeError(f"{str(path)!r} is read as {chosen.name}, which has no option {unknown[0]!r} ({takes}){hint}")
+        hint = did_you_mean(unknown[0], chosen.options)
+        raise TypeError(f"{str(path)!r} is read as {chosen.name}, which has no option {unknown[0]!r} ({takes}).{hint}")
     try:
         found = chosen.read(path, **options)
     except CheckpointError:
@@ -74,6 +73,21 @@ def load_networks(path: str | os.PathLike[str], *, network: str | None = None, *
 def _load_plugins() -> None:
     """Load the formats of plugins, once: looking for them takes longer than reading a small file."""
     FORMATS.names()
+
+
+def file_ending(name: str) -> str | None:
+    """The longest ending of a file's name that a format has, or ``None``.
+
+    Args:
+        name: The name.
+
+    Example:
+        >>> file_ending("model.onnx"), file_ending("best.pth.tar"), file_ending("notes.txt")
+        ('.onnx', '.pth.tar', None)
+    """
+    _load_plugins()
+    endings = (ending for entry in FORMATS.values() for ending in entry.endings if ending != FOLDER and name.lower().endswith(ending))
+    return max(endings, key=len, default=None)
 
 
 def file_format(path: str | os.PathLike[str]) -> FileFormat:

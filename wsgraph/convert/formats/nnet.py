@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wsgraph.convert.errors import CheckpointError
+from wsgraph.convert.errors import CheckpointError, NonFiniteWeightsError
 from wsgraph.convert.formats.entry import FileNetwork, register_format
 from wsgraph.space import WeightSpace
 
@@ -60,7 +60,7 @@ def read_nnet(path: Path, *, fold_normalization: bool = False) -> list[FileNetwo
         layers[-1] = weight * ranges[-1], bias * ranges[-1] + means[-1]
     theta = torch.from_numpy(np.concatenate([array.reshape(-1) for layer in layers for array in layer])).float()
     if not torch.isfinite(theta).all():
-        raise CheckpointError(f"{str(path)!r} holds weights that are not finite in single precision.")
+        raise NonFiniteWeightsError("it holds weights that are not finite in single precision.")
     info = {
         "input_minimums": low,
         "input_maximums": high,

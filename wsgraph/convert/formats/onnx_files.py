@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsgraph.convert.formats.entry import FileNetwork, register_format
+from wsgraph.convert.formats.known_spaces import traced_once
 from wsgraph.convert.onnx import load_onnx
-from wsgraph.convert.tracing import trace
 
 __all__ = ["read_onnx_file"]
 
@@ -24,5 +24,5 @@ def read_onnx_file(path: Path, *, shapes: Sequence[Sequence[int]] = ()) -> list[
         The network.
     """
     module = load_onnx(path, shapes)
-    space = trace(module, *module.example_inputs)
+    space = traced_once(module, module.example_inputs, module.architecture)
     return [FileNetwork("", space, space.flatten(module.state_dict()), {"inputs": [list(x.shape) for x in module.example_inputs]})]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsgraph.convert.errors import CheckpointError
+from wsgraph.convert.errors import CheckpointError, UnknownActivationError
 from wsgraph.convert.formats.archive import has_members, read_json, read_member
 from wsgraph.convert.formats.entry import FileNetwork, register_format
 from wsgraph.convert.state_dict import read_network
@@ -167,7 +167,7 @@ def read_agent(path: Path, *, activation: str | type[nn.Module] | nn.Module | No
     for name, extractor, layers in chains:
         network = _chain if extractor is None or _is_chain(agent, layers) else _with_actions
         space, theta, keys = network(agent, layers, extractor, function)
-        own = {**info, "keys": keys, "left_out": left_out}
+        own = {**info, "left_out": left_out}
         if name.startswith("policy"):
             own["output_transform"] = family.output_transform(agent)
         if extractor is not None:
@@ -175,7 +175,7 @@ def read_agent(path: Path, *, activation: str | type[nn.Module] | nn.Module | No
             own["extractor_shared_with"] = [
                 other for other, _, rest in chains if other != name and _share(agent, (name, layers), (other, rest))
             ]
-        networks.append(FileNetwork(name, space, theta, own))
+        networks.append(FileNetwork(name, space, theta, own, keys))
     return networks
 
 
@@ -200,10 +200,11 @@ def _activation(agent: _Agent, family: _Family, given: Any) -> tuple[str, str]:
     if (written := agent.settings.get("activation_fn")) is not None:
         known = {f"<class '{cls.__module__}.{cls.__name__}'>": cls for entry in OPERATORS.values() for cls in entry.modules}
         if written not in known:
-            raise ValueError(f"its activation {written!r} is not known: give it with activation=, such as activation=torch.nn.ReLU.")
+            message = f"its activation {written!r} is not known: give it with activation=, such as activation=torch.nn.ReLU."
+            raise UnknownActivationError(message, str(written))
         return written_operator(known[written]), "policy_kwargs"
     if not _OURS.match(agent.policy_class):
-        raise ValueError(
+        raise UnknownActivationError(
             f"its policy is of the class {agent.policy_class or 'unknown'!r}, whose activation the file does not say: give it with "
             "activation=, such as activation=torch.nn.ReLU."
         )

@@ -13,7 +13,7 @@ from wsgraph.operators import Activations
 __all__ = ["read_state_dict_file"]
 
 
-@register_format("state dict", (*CHECKPOINT_ENDINGS, ".index.json", FOLDER))
+@register_format("state dict", (*CHECKPOINT_ENDINGS, ".index.json", FOLDER), tensors=load_checkpoint)
 def read_state_dict_file(
     path: Path,
     *,

@@ -148,6 +148,16 @@ class OnnxModule(nn.Module):
         self._run_first(graph)
         self.eval()
 
+    @property
+    def architecture(self) -> tuple[Any, ...]:
+        """All that the module computes but for its weights."""
+        steps = [
+            (step.operator.name, step.operator.versions, step.sources, step.targets, sorted(step.attributes.items()))
+            for step in self._steps
+        ]
+        inputs = [(given.name, given.dtype, given.declared) for given in self._inputs]
+        return inputs, self._outputs, sorted(self._keys.items()), sorted(self._constants.items()), steps
+
     def _register(self, value: str, name: str, tensor: Tensor, *, buffer: bool) -> None:
         """Register a weight under its name, or one like it that is free; dots make modules."""
         path = name.split(".")

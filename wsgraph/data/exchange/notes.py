@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 
-from wsgraph.data.copies import Copy, listed
+from wsgraph.data.summary import divided, group_labels
+from wsgraph.data.copies import listed
 from wsgraph.data.exchange.folders import Folder, stem
+from wsgraph.data.exchange.noticed import Noticed
 from wsgraph.data.exchange.tables import NUMBER, SHOWN, TABLES
 from wsgraph.data.store import ZooStore
 
-__all__ = ["Noticed", "notes_on"]
+__all__ = ["notes_on"]
 
 _KINDS = "such as states of optimizers, copies in another format, other zoos or links to folders"
 _SPLITS = ("train", "val", "test")
 _SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test", "eval": "val"}
-# Names of columns that say what networks have in common.
-_GROUPS = ("run", "run_id", "run_name", "trial", "trial_id", "modeldir", "model", "model_id", "model_name", "network", "experiment")
-
-
-class Noticed(NamedTuple):
-    """What was noticed while checkpoints were read, all by the number of their row.
-
-    Attributes:
-        copies: Networks with the weights of another.
-        dropped: Networks with NaN or infinite weights.
-        others: Files that hold no network but the state of an optimizer.
-    """
-
-    copies: list[Copy]
-    dropped: list[int]
-    others: list[str]
 
 
 def notes_on(
@@ -43,8 +27,17 @@ def notes_on(
     if its split was drawn."""
     if skipped := sorted([*folder.skipped, *read.others]):
         yield (f"{len(skipped)} files or folders are no networks of their own and were skipped, {_KINDS}: {listed(skipped)}.")
-    if read.dropped:
-        yield f"{len(read.dropped)} networks with NaN or infinite weights were left out: {listed(folder.files[i] for i in read.dropped)}."
+    if read.bad:
+        reasons = [f"{file} ({reason})" for file, reason in read.bad.items()]
+        yield (
+            f"{len(read.bad)} of {len({*folder.files, *read.bad})} files cannot be imported and "
+            f"were left out: {listed(reasons)}. "
+            "info['imported']['bad'] lists them all."
+        )
+    dropped = [read.label(folder, i) for i, network in enumerate(read.networks) if not network.is_finite] + read.diverged
+    if dropped:
+        yield f"{len(dropped)} networks with NaN or infinite weights were left out: {listed(dropped)}."
+    yield from (*folder.notes, *read.remarks)
     yield from _notes_on_copies(folder, columns, read)
     if folder.export:
         return  # whose columns are those of a zoo
@@ -74,29 +67,29 @@ def notes_on(
     unread = sorted(file.name for file in folder.path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
     if not folder.has_table and unread:
         yield f"{listed(unread)} beside the checkpoints was not read: only {' or '.join(TABLES)} is, or table=..."
-    elif not folder.columns:
+    elif not folder.columns and not read.knows_more:
         yield (
             "Nothing is known of the networks but their files: what should be predicted, such as test_accuracy, needs a table metadata.csv."
         )
 
 
 def _notes_on_copies(folder: Folder, columns: Mapping[str, np.ndarray], read: Noticed) -> Iterator[str]:
-    files, splits = folder.files, columns.get("split")
-    across = [] if splits is None else [copy for copy in read.copies if splits[copy.number] != splits[copy.first]]
-    if across:
-        pairs = [f"{files[i]} ({splits[i]}) = {files[j]} ({splits[j]})" for i, j in across] if splits is not None else []
+    files = folder.files
+    if across := read.across(columns):
+        splits = {number: columns["split"][read.networks[number].row] for copy in across for number in copy}
+        pairs = [" = ".join(f"{read.label(folder, number)} ({splits[number]})" for number in copy) for copy in across]
         yield (
             f"{len(across)} networks have the weights of one in another split, so that what is "
             "learned of one is scored on the other: "
             f"{listed(pairs)}. Put equal networks into one split."
         )
     elif read.copies and not folder.export:
-        pairs = [f"{files[i]} = {files[j]}" for i, j in read.copies]
+        pairs = [f"{read.label(folder, i)} = {read.label(folder, j)}" for i, j in read.copies]
         yield f"{len(pairs)} networks have the weights of another one, and are in its split: {listed(pairs)}."
-    copied = {number for copy in read.copies for number in copy}
+    copied = {files[read.networks[number].row] for copy in read.copies for number in copy}
     groups: dict[str, list[str]] = {}
-    for number, file in enumerate(files):
-        if number not in copied:
+    for file in dict.fromkeys(files):
+        if file not in copied:
             groups.setdefault(stem(file), []).append(file)
     if alike := [" and ".join(names) for names in groups.values() if len(names) > 1]:
         yield f"Files that differ in ending or case alone, and in their weights: {listed(alike)}. If they are of one network, keep one."
@@ -120,19 +113,12 @@ def _notes_on_split(store: ZooStore) -> Iterator[str]:
 
 
 def _notes_on_groups(folder: Folder, columns: Mapping[str, np.ndarray]) -> Iterator[str]:
-    groups = {"one folder": np.array([PurePosixPath(file).parent.as_posix() for file in folder.files])}
-    groups |= {f"equal {name!r}": column for name, column in columns.items() if name.lower() in _GROUPS}
-    for what, group in groups.items():
-        names, number, counts = np.unique(group, return_inverse=True, return_counts=True)
-        if len(names) == 1 or counts.max() == 1:
-            continue
-        divided = [
-            name for i, name in enumerate(names) if str(name) not in (".", "") and len({*columns["split"][number == i].tolist()}) > 1
-        ]
-        if divided:
+    for name, labels in group_labels({"file": np.array(folder.files), **columns}).items():
+        if across := divided(labels, columns["split"]):
             advice = "store.set_column('split', group_split(store.column(...), ...))"
             yield (
-                f"Checkpoints of {what} lie in several splits: {listed(map(str, divided))}. If "
+                f"Checkpoints of {'one folder' if name == 'folder' else f'equal {name!r}'} lie in "
+                f"several splits: {listed(across)}. If "
                 "they are of one training run, they are near "
                 f"copies: put them into one split with {advice}."
             )

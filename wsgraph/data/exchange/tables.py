@@ -9,12 +9,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsgraph._suggestions import did_you_mean
 from wsgraph.data.columns import checked_columns
 from wsgraph.data.copies import listed
 
@@ -22,10 +23,12 @@ __all__ = [
     "FILE",
     "FORMAT",
     "NUMBER",
+    "ROLE",
     "SHOWN",
     "SPACE",
     "TABLES",
     "VERSION",
+    "Table",
     "as_recorded",
     "read_column",
     "read_json",
@@ -36,13 +39,29 @@ __all__ = [
 
 FORMAT = "wsgraph.export"
 VERSION = 1
-FILE, SPACE = "file_name", "weight_space"
+FILE, SPACE, ROLE = "file_name", "weight_space", "role"
 TABLES = ("metadata.jsonl", "metadata.csv")
 SHOWN = 5
+_ENDINGS = (".jsonl", ".csv", ".tsv")
+_DELIMITERS = (",", ";", "\t")
 
 # Digits that 64 bits hold, and no zeros in front: other rows of digits are names, which numbers would change.
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 NUMBER = re.compile(r"[+-]?((0|[1-9]\d{0,17})(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+
+
+class Table(NamedTuple):
+    """What a table says.
+
+    Attributes:
+        files: The file of every row.
+        columns: The other columns, with ``None`` where there is no value.
+        notes: What was decided in reading it, a sentence each.
+    """
+
+    files: list[str]
+    columns: dict[str, list[Any]]
+    notes: list[str]
 
 
 def repeated_names(names: Iterable[str]) -> list[str]:
@@ -75,51 +94,94 @@ def read_text(file: Path) -> str:
         raise ValueError(f"{str(file)!r} is not text in UTF-8 ({error}).") from None
 
 
-def read_table(file: Path) -> dict[str, list[Any]]:
-    """Columns of a table in a file, with ``None`` where there is no value."""
+def read_table(file: Path, file_column: str = FILE, is_file: Callable[[str], bool] = lambda name: False) -> Table:
+    """Columns of a table in a file, with ``None`` where there is no value.
+
+    Args:
+        file: The table.
+        file_column: The column that names files.
+        is_file: Whether a text is the name of a checkpoint, for a hint where there is no such
+            column.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"There is no table {str(file)!r}.")
     kind = file.suffix.lower()
-    if kind not in (".jsonl", ".csv"):
-        raise ValueError(f"Expected a table ending in .jsonl or .csv (got {file.name!r}).")
+    if kind not in _ENDINGS:
+        raise ValueError(f"Expected a table ending in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]} (got {file.name!r}).")
     text = read_text(file)
+    notes, columns = list[str](), dict[str, list[Any]]()
     if kind == ".jsonl":
         rows = [read_json(file, line, f" in line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain.from_iterable(rows))}
+        _check_file_column(file, columns, file_column, is_file)
     else:
-        columns = _read_csv(file, text)
-        names = (FILE, SPACE, "split", "activation")
-        columns = {name: texts if name in names else _from_text(texts) for name, texts in columns.items()}
-    if not all(isinstance(name, str) and name for name in columns.get(FILE, [None])):
-        raise ValueError(f"Expected a column {FILE!r} in {str(file)!r}, with the path of every checkpoint from its folder.")
-    return columns
+        texts, delimiter = _read_rows(file, text, file_column)
+        _check_file_column(file, texts, file_column, is_file)
+        _check_rows(file, texts)
+        names = (file_column, ROLE, SPACE, "split", "activation")
+        columns = {name: [*entries] if name in names else _from_text(entries) for name, entries in texts.items()}
+        if delimiter != ",":
+            decimals = [name for name, entries in texts.items() if _has_commas(entries)]
+            columns |= {name: _from_text([entry.replace(",", ".") for entry in texts[name]]) for name in decimals}
+            if decimals:
+                notes.append(f"Commas in numbers of {listed(decimals)} were read as decimal ones, since they do not divide columns.")
+    files = columns.pop(file_column)
+    if not all(isinstance(name, str) and name for name in files):
+        raise ValueError(f"Expected the column {file_column!r} of {str(file)!r} to hold the path of every checkpoint from its folder.")
+    return Table(files, columns, notes)
 
 
-def _read_csv(file: Path, text: str) -> dict[str, list[Any]]:
-    try:
+def _check_file_column(file: Path, columns: Mapping[str, Sequence[Any]], name: str, is_file: Callable[[str], bool]) -> None:
+    """Raise where a table does not name files, with the column that seems to be meant."""
+    if name in columns:
+        return
+    naming = [each for each, values in columns.items() if values and all(isinstance(value, str) and is_file(value) for value in values)]
+    hint = f" Its column {naming[0]!r} names files: file_column={naming[0]!r} (--file-column {naming[0]}) says so." if naming else ""
+    raise ValueError(
+        f"Expected a column {name!r} in {str(file)!r}, with the path of every checkpoint from its "
+        "folder (its columns: "
+        f"{listed(columns)}).{hint or did_you_mean(name, columns)}"
+    )
+
+
+def _read_rows(file: Path, text: str, file_column: str) -> tuple[dict[str, list[str]], str]:
+    """The columns of a table of texts, and what divides them."""
+
+    def rows_of(lines: str, delimiter: str) -> list[list[str]]:
         # As people write by hand, with a space behind every comma.
-        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True) if row] or [[]]
+        reader = csv.reader(io.StringIO(lines, newline=""), strict=True, skipinitialspace=True, delimiter=delimiter)
+        return [row for row in reader if row]
+
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    try:
+        heads = {delimiter: [name.strip() for row in rows_of(first, delimiter) for name in row] for delimiter in _DELIMITERS}
+        delimiter = max(heads, key=lambda each: (file_column in heads[each], len(heads[each])))
+        header, *rows = rows_of(text, delimiter) or [[]]
     except csv.Error as error:
         raise ValueError(f"{str(file)!r} is not a CSV file ({error}).") from None
     header = [name.strip() for name in header]
-    if FILE not in header:
-        sign = next((name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if any(sign in column for column in header)), None)
-        hint = f" Its columns are divided by {sign}: write commas, and points in numbers." if sign else ""
-        raise ValueError(
-            f"Expected a column {FILE!r} in {str(file)!r}, with the path of every checkpoint from its folder "
-            f"(its columns: {listed(header)}).{hint}"
-        )
     if repeated := repeated_names(header):
         raise ValueError(f"{str(file)!r} has several columns {listed(repeated)}. Rename or remove all but one.")
     if ragged := [i for i, row in enumerate(rows, 1) if len(row) != len(header)]:
         raise ValueError(f"Expected as many entries as columns in every row of {str(file)!r} (row {ragged[0]} has others).")
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-    # Numbers of rows, as pandas writes them in front.
-    if (unnamed := columns.pop("", None)) is not None and unnamed != [str(i) for i in range(len(rows))]:
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}, delimiter
+
+
+def _check_rows(file: Path, columns: dict[str, list[str]]) -> None:
+    """Take numbers of rows out, as pandas writes them in front; raise where there are no rows."""
+    count = len(next(iter(columns.values()), []))
+    if (unnamed := columns.pop("", None)) is not None and unnamed != [str(i) for i in range(count)]:
         raise ValueError(f"A column of {str(file)!r} has no name (it begins with {listed(unnamed, 3)}). Name or remove it.")
-    if not rows:
+    if not count:
         raise ValueError(f"{str(file)!r} has names of columns, but no rows.")
-    return columns
+
+
+def _has_commas(texts: Sequence[str]) -> bool:
+    """Whether the entries of a column are numbers, some with a decimal comma."""
+    entries = [text for text in texts if text]
+    return any("," in text for text in entries) and all(
+        text.count(",") <= 1 and "." not in text and NUMBER.fullmatch(text.replace(",", ".")) for text in entries
+    )
 
 
 def _from_text(texts: Sequence[Any]) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsgraph.convert.errors import CheckpointError
+from wsgraph.convert.errors import CheckpointError, UnknownActivationError
 from wsgraph.convert.formats.entry import FileNetwork, register_format
 from wsgraph.convert.formats.keras.files import KerasFile, is_hdf5, is_keras_archive, open_keras_file
-from wsgraph.convert.formats.keras.model import KerasModule, build_module, without_names
+from wsgraph.convert.formats.keras.model import build_module, without_names
+from wsgraph.convert.formats.known_spaces import traced_once
 from wsgraph.convert.state_dict import from_state_dict
-from wsgraph.convert.tracing import trace
 from wsgraph.operators import Activations
-from wsgraph.space import WeightSpace
 
 __all__ = ["read_keras_file"]
 
@@ -52,25 +50,8 @@ def read_keras_file(path: Path, *, shapes: Sequence[Sequence[int]] = (), activat
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
-    space = _space(file, module)
+    space = traced_once(module, module.example_inputs, (file.version, without_names(file.config)))
     return [FileNetwork("", space, space.flatten(module.state_dict()), _facts(file, module.example_inputs))]
-
-
-# Spaces of the models that were read last: files of a collection of models have few architectures, and tracing takes longest.
-_SPACES: OrderedDict[str, WeightSpace] = OrderedDict()
-_SPACES_KEPT = 64
-
-
-def _space(file: KerasFile, module: KerasModule) -> WeightSpace:
-    assert file.config is not None
-    sizes = [(key, tuple(tensor.shape), str(tensor.dtype)) for key, tensor in module.state_dict().items()]
-    inputs = [(tuple(x.shape), str(x.dtype)) for x in module.example_inputs]
-    architecture = f"{file.version} {sizes} {inputs} {without_names(file.config)}"
-    space = _SPACES.pop(architecture, None) or trace(module, *module.example_inputs)
-    _SPACES[architecture] = space
-    while len(_SPACES) > _SPACES_KEPT:
-        _SPACES.popitem(last=False)
-    return space
 
 
 def _facts(file: KerasFile, inputs: Sequence[Tensor]) -> dict[str, Any]:
@@ -87,7 +68,8 @@ def _weights_alone(file: KerasFile, path: Path, activation: Activations | None) 
     """The network of a file without a configuration, if it is a chain of layers."""
     advice = "Save the whole model, with model.save('model.keras'), which says what its layers are."
     if activation is None:
-        raise CheckpointError(f"{str(path)!r} holds weights without a model: give its activations with activation=. {advice}")
+        reason = UnknownActivationError("The activations of its network are not in the file.")
+        raise CheckpointError(f"{str(path)!r} holds weights without a model: give its activations with activation=. {advice}") from reason
     state: dict[str, Tensor] = {}
     for name, arrays in _in_model_order(file):
         kernel, *bias = arrays
