@@ -2,7 +2,6 @@
 
 from wsgraph.data import transforms
 from wsgraph.data.augment import augment_zoo
-from wsgraph.data.summary import check_up
 from wsgraph.data.dataset import ParameterStatistics, ZooDataset, group_split
 from wsgraph.data.exchange import export_zoo, import_zoo
 from wsgraph.data.generators import (
@@ -27,6 +26,7 @@ from wsgraph.data.mapped import ArrayRows
 from wsgraph.data.public import CNNWildPark, ModelZoo, NavonINRs, PublicZoo, SmallCNNZoo, WildParkCNN, ZhouSIRENs
 from wsgraph.data.random import CounterRandom
 from wsgraph.data.store import ZooStore
+from wsgraph.data.summary import check_up
 from wsgraph.data.verify import verify_zoo
 
 __all__ = [

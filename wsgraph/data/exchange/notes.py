@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from wsgraph.data.summary import divided, group_labels
 from wsgraph.data.copies import listed
 from wsgraph.data.exchange.folders import Folder, stem
 from wsgraph.data.exchange.noticed import Noticed
 from wsgraph.data.exchange.tables import NUMBER, SHOWN, TABLES
 from wsgraph.data.store import ZooStore
+from wsgraph.data.summary import divided, group_labels
 
 __all__ = ["notes_on"]
 
