@@ -111,7 +111,7 @@ def test_an_mlp_is_the_same_space_as_any_other(tmp_path: Path) -> None:
     assert [(group.size, group.operators) for group in found.space.groups[:-1]] == [(g.size, g.operators) for g in other.groups[:-1]]
     assert len(found.space.layers) == 3
     assert [param.name for param in found.space.params][::2] == ["zebra.weight", "dense.weight", "dense_1.weight"]
-    assert found.info == {"format": "Keras", "keras_version": "3.15.1", "inputs": [[None, 4]], "model": "model"}
+    assert found.info == {"format": "Keras", "keras_version": "3.15.1", "inputs": [[None, 4]], "keras_model": "model"}
 
 
 def test_models_that_differ_in_names_alone_share_a_space(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from wsgraph import load_networks
+from wsgraph.data import import_zoo
+from wsgraph.nn import build_model
 
 pytestmark = [
     pytest.mark.skipif(find_spec("keras") is None, reason="keras is not installed"),
@@ -138,3 +140,44 @@ def test_layers_that_are_not_known_are_refused(tmp_path: Path) -> None:
     for name in ("lambda", "masking"):
         with pytest.raises(ValueError, match=f"(?i)of the class {name}, which is not among the layers that are known"):
             load_networks(tmp_path / f"{name}.keras")
+
+
+def test_a_zoo_of_keras_is_predicted_as_the_same_zoo_of_torch(tmp_path: Path) -> None:
+    import keras
+    from keras import layers as L
+
+    for folder in ("keras", "torch"):
+        (tmp_path / folder).mkdir()
+    for number in range(200):
+        keras.utils.set_random_seed(number)
+        sizes = (5, 8, 8, 2) if number % 2 else (5, 6, 2)
+        act = "tanh" if number % 3 else "relu"
+        dense = [L.Dense(size, act) for size in sizes[1:-1]]
+        model = randomize(keras.Sequential([L.Input((sizes[0],)), *dense, L.Dense(sizes[-1])]))
+        model.save(tmp_path / "keras" / f"{number:03d}.keras")
+        arrays = [torch.from_numpy(np.array(array)) for array in model.get_weights()]
+        state = {f"{i // 2}.{('weight', 'bias')[i % 2]}": array.T.contiguous() if i % 2 == 0 else array for i, array in enumerate(arrays)}
+        torch.save(state, tmp_path / "torch" / f"{number:03d}.pt")
+    acts = "\n".join(f"{number:03d}.pt,{'tanh' if number % 3 else 'relu'}" for number in range(200))
+    (tmp_path / "torch" / "metadata.csv").write_text(f"file_name,activation\n{acts}\n")
+    zoos = [import_zoo(tmp_path / f"zoo-{name}", tmp_path / name) for name in ("torch", "keras")]
+    assert [len(zoo.spaces) for zoo in zoos] == [4, 4]
+    order = [np.argsort(zoo.column("file")) for zoo in zoos]
+    zoos[0].set_column("target", torch.randn(200, generator=torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    model = build_model("monomial_gnn", zoos[0].spaces, 1, task="invariant")
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    dataset = zoos[0].dataset(target="target")
+    for step in range(20):
+        optimizer.zero_grad()
+        batch = dataset.batch(torch.arange(step % 4, 200, 4))
+        (model(batch)[:, 0] - batch.y).square().mean().backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        results = [
+            torch.cat([model(zoo.dataset(target=None).batch(torch.tensor([int(i)]))) for i in places])
+            for zoo, places in zip(zoos, order, strict=True)
+        ]
+    assert results[0].std() > 0.1
+    assert torch.allclose(results[0], results[1], rtol=1e-5, atol=1e-5)

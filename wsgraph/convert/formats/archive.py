@@ -11,7 +11,7 @@ from typing import Any
 
 from wsgraph.convert.errors import CheckpointError
 
-__all__ = ["has_members", "read_json", "read_member"]
+__all__ = ["has_members", "parsed_json", "read_members"]
 
 # Weights hardly compress. What unpacks to more than this, and to many times the archive, is none.
 _SMALL = 64 * 2**20
@@ -32,42 +32,44 @@ def has_members(path: Path, names: Collection[str]) -> bool:
         return False
 
 
-def read_member(path: Path, name: str) -> bytes:
-    """The bytes of one member of a zip archive.
+def read_members(path: Path, *names: str) -> list[bytes]:
+    """The bytes of members of a zip archive.
 
     Args:
         path: The archive.
-        name: Name of the member.
+        *names: Names of the members.
 
     Raises:
-        CheckpointError: If the archive is damaged or encrypted, has no such member or several, or the member is far larger than
-            the archive.
+        CheckpointError: If the archive is damaged or encrypted, has no such member or several, or a
+            member is far larger than the archive.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            found = [entry for entry in archive.infolist() if entry.filename == name]
-            if len(found) != 1:
-                raise CheckpointError(f"Expected {str(path)!r} to hold one {name!r} (it has {len(found)}).")
-            (entry,) = found
-            if entry.file_size > max(_SMALL, _RATIO * path.stat().st_size):
-                raise CheckpointError(
-                    f"Refused to read {name!r} of {str(path)!r}: it says to unpack to {entry.file_size:,} bytes, from an archive of "
-                    f"{path.stat().st_size:,}. If you trust the file, pack it anew without compression."
-                )
-            if entry.flag_bits & 1:
-                raise CheckpointError(f"{name!r} of {str(path)!r} is encrypted; unpack it and pack it anew without a password.")
-            return archive.read(entry)
+            return [_read(archive, path, name) for name in names]
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OverflowError, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise CheckpointError(f"{str(path)!r} is damaged or not a zip archive ({error}).") from None
 
 
-def read_json(path: Path, name: str) -> Any:
-    """The content of one JSON file in a zip archive; arguments and errors as for :func:`read_member`."""
+def _read(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
+    found = [entry for entry in archive.infolist() if entry.filename == name]
+    if len(found) != 1:
+        raise CheckpointError(f"Expected {str(path)!r} to hold one {name!r} (it has {len(found)}).")
+    (entry,) = found
+    if entry.file_size > max(_SMALL, _RATIO * path.stat().st_size):
+        raise CheckpointError(
+            f"Refused to read {name!r} of {str(path)!r}: it says to unpack to {entry.file_size:,} bytes, "
+            f"from an archive of {path.stat().st_size:,}. If you trust the file, pack it anew without compression."
+        )
+    if entry.flag_bits & 1:
+        raise CheckpointError(f"{name!r} of {str(path)!r} is encrypted; unpack it and pack it anew without a password.")
+    return archive.read(entry)
+
+
+def parsed_json(content: bytes, path: Path, name: str) -> Any:
+    """The content of a member that was read, as JSON; raises a :class:`CheckpointError` otherwise."""
     try:
-        return json.loads(read_member(path, name))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{name!r} of {str(path)!r} is damaged or no JSON ({type(error).__name__}: {error}).") from None

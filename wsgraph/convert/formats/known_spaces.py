@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from wsgraph.convert.tracing import TRACED_OPERATORS, TraceWarning, trace
@@ -27,8 +26,8 @@ def traced_once(module: nn.Module, inputs: Iterable[Tensor], architecture: Any) 
     Args:
         module: The module.
         inputs: What it is called with.
-        architecture: All that it computes but for its weights, as numbers, texts, arrays and
-            containers of them.
+        architecture: All that it computes but for its weights, as numbers, texts, bytes and lists,
+            tuples and dicts of them.
 
     Example:
         >>> import torch
@@ -39,12 +38,13 @@ def traced_once(module: nn.Module, inputs: Iterable[Tensor], architecture: Any) 
         False
     """
     inputs = tuple(inputs)
-    shapes = [(key, tuple(tensor.shape), tensor.dtype) for key, tensor in module.state_dict().items()]
-    digest = hashlib.sha256()
+    shapes = [(key, tuple(tensor.shape), str(tensor.dtype)) for key, tensor in module.state_dict().items()]
+    called = [(tuple(x.shape), str(x.dtype)) for x in inputs]
     # What is registered later may know an operator that was unknown before.
-    rules = [id(rule) for rule in TRACED_OPERATORS.values()]
-    _add(digest, [type(module).__qualname__, shapes, [(tuple(x.shape), x.dtype) for x in inputs], rules, architecture])
-    key = digest.digest()
+    rules = hash(tuple(map(id, TRACED_OPERATORS.values())))
+    # Equal values are equal bytes in the first version of marshal, which later ones do not promise.
+    text = marshal.dumps([type(module).__qualname__, shapes, called, rules, architecture], 0)
+    key = hashlib.sha256(text).digest()
     if key not in _KNOWN:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -57,26 +57,3 @@ def traced_once(module: nn.Module, inputs: Iterable[Tensor], architecture: Any) 
     for message in messages:
         warnings.warn(message, stacklevel=2)
     return space
-
-
-def _add(digest: Any, value: Any) -> None:
-    """Add a value to a digest, so that no two that differ add the same bytes."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray | np.generic):
-        digest.update(f"a{value.dtype.str}{value.shape};".encode())
-        digest.update(value.tobytes())
-    elif isinstance(value, Mapping):
-        digest.update(f"m{len(value)};".encode())
-        for key, entry in value.items():
-            _add(digest, key)
-            _add(digest, entry)
-    elif isinstance(value, list | tuple):
-        digest.update(f"l{len(value)};".encode())
-        for entry in value:
-            _add(digest, entry)
-    elif value is not None and not isinstance(value, str | bytes | int | float | torch.dtype):
-        raise TypeError(f"Expected an architecture as numbers, texts and arrays (got {type(value).__name__}).")
-    else:
-        text = repr(value)
-        digest.update(f"v{len(text)};{text}".encode())

@@ -12,7 +12,7 @@ from wsgraph._suggestions import did_you_mean
 from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.formats.entry import FOLDER, FORMATS, FileFormat, FileNetwork
 
-__all__ = ["file_ending", "file_format", "load_networks"]
+__all__ = ["file_ending", "file_format", "load_networks", "read_networks"]
 
 
 def load_networks(path: str | os.PathLike[str], *, network: str | None = None, **options: Any) -> list[FileNetwork]:
@@ -50,7 +50,19 @@ def load_networks(path: str | os.PathLike[str], *, network: str | None = None, *
         [FileNetwork('', WeightSpace(2-3-1, linear | linear, tanh, 13 parameters))]
     """
     path = Path(path)
-    chosen = file_format(path)
+    found = read_networks(path, file_format(path), **options)
+    if network is not None:
+        names = [entry.name for entry in found]
+        if network not in names:
+            raise CheckpointError(
+                f"{str(path)!r} has no network {network!r} (it has: {', '.join(map(repr, names))}).{did_you_mean(network, names)}"
+            )
+        found = [entry for entry in found if entry.name == network]
+    return found
+
+
+def read_networks(path: Path, chosen: FileFormat, **options: Any) -> list[FileNetwork]:
+    """What :func:`load_networks` does, for callers that know the format."""
     if unknown := [name for name in options if name not in chosen.options]:
         takes = f"it takes: {', '.join(chosen.options)}" if chosen.options else "it takes none"
         hint = did_you_mean(unknown[0], chosen.options)
@@ -61,11 +73,6 @@ def load_networks(path: str | os.PathLike[str], *, network: str | None = None, *
         raise
     except ValueError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read as {chosen.name}: {error}") from error
-    if network is not None:
-        names = [entry.name for entry in found]
-        if network not in names:
-            raise CheckpointError(f"{str(path)!r} has no network {network!r} (it has: {', '.join(map(repr, names))}).")
-        found = [entry for entry in found if entry.name == network]
     return [dataclasses.replace(entry, info={"format": chosen.name, **entry.info}) for entry in found]
 
 

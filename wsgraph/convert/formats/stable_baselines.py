@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.convert.errors import CheckpointError, UnknownActivationError
-from wsgraph.convert.formats.archive import has_members, read_json, read_member
+from wsgraph.convert.formats.archive import has_members, parsed_json, read_members
 from wsgraph.convert.formats.entry import FileNetwork, register_format
 from wsgraph.convert.state_dict import read_network
 from wsgraph.convert.tracing import trace
@@ -180,8 +180,8 @@ def read_agent(path: Path, *, activation: str | type[nn.Module] | nn.Module | No
 
 
 def _open_agent(path: Path) -> _Agent:
-    data = read_json(path, _DATA)
-    state = read_inert(read_member(path, _WEIGHTS), f"{path}/{_WEIGHTS}")
+    text, weights = read_members(path, _DATA, _WEIGHTS)
+    data, state = parsed_json(text, path, _DATA), read_inert(weights, f"{path}/{_WEIGHTS}")
     plain = isinstance(state, Mapping) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
     if not isinstance(data, Mapping) or not plain or not state:
         wrong = f"{_WEIGHTS!r} to be a state dict" if isinstance(data, Mapping) else f"{_DATA!r} to be a JSON object"

@@ -149,14 +149,15 @@ class OnnxModule(nn.Module):
         self.eval()
 
     @property
-    def architecture(self) -> tuple[Any, ...]:
-        """All that the module computes but for its weights."""
-        steps = [
-            (step.operator.name, step.operator.versions, step.sources, step.targets, sorted(step.attributes.items()))
-            for step in self._steps
-        ]
-        inputs = [(given.name, given.dtype, given.declared) for given in self._inputs]
-        return inputs, self._outputs, sorted(self._keys.items()), sorted(self._constants.items()), steps
+    def architecture(self) -> list[Any]:
+        """All that the module computes but for its weights, as numbers, texts, bytes and lists."""
+        inputs = [(given.name, str(given.dtype), given.declared) for given in self._inputs]
+        constants = [(name, *_plain(value)) for name, value in sorted(self._constants.items())]
+        steps = []
+        for step in self._steps:
+            attributes = [(name, _plain(value)) for name, value in sorted(step.attributes.items())]
+            steps.append((step.operator.name, step.operator.versions, step.sources, step.targets, attributes))
+        return [inputs, self._outputs, sorted(self._keys.items()), constants, steps]
 
     def _register(self, value: str, name: str, tensor: Tensor, *, buffer: bool) -> None:
         """Register a weight under its name, or one like it that is free; dots make modules."""
@@ -373,6 +374,15 @@ class OnnxModule(nn.Module):
     def extra_repr(self) -> str:
         count = sum(not set(step.targets) & self._fixed for step in self._steps)
         return f"{self._path}, {count} operators"
+
+
+def _plain(value: Any) -> Any:
+    """A constant or attribute as numbers, texts, bytes and lists."""
+    if isinstance(value, Tensor):
+        value = to_array(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return [value.dtype.str, list(value.shape), value.tobytes()]
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _is_weight(array: np.ndarray | None) -> bool:

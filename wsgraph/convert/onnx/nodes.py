@@ -9,6 +9,7 @@ schemas.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -345,6 +346,7 @@ def _attribute(value: Any) -> Any:
 # == Types ==
 
 
+@functools.cache
 def dtypes() -> dict[int, torch.dtype]:
     """PyTorch's types by those of ONNX; others (text, complex, less than 8 bits) are not read."""
     from onnx import TensorProto

@@ -207,7 +207,6 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
         read.stored.extend(numbers)
 
     files, in_order, held = folder.files, reader.keeps_order, 0
-    read.bad.update(folder.bad)
     for row in tracked(range(len(files)), "importing") if progress else range(len(files)):
         try:
             networks = reader.read(row)
@@ -217,7 +216,7 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
             elif not folder.has_table and holds_optimizer(folder.path / files[row]):
                 read.others.append(files[row])
             else:
-                read.bad[files[row]] = str(error)
+                read.bad[files[row]] = reader.reason(row, error)
                 if not skip_bad and len(read.bad) == SHOWN:
                     break
             continue
@@ -246,6 +245,7 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
             if len(waiting[kind]) == _POPULATION:
                 held -= _POPULATION * network.theta.nbytes
                 append(kind)
+    read.bad |= folder.bad
     if read.bad and not (skip_bad and read.networks):
         many = f"{SHOWN} or more" if len(read.bad) == SHOWN and not skip_bad else f"{len(read.bad)}"
         told = "\n".join(f"{file!r}: {reason}" for file, reason in [*read.bad.items()][:SHOWN])
@@ -255,5 +255,8 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
         append(kind)
     if reader.options.activation is not None and not reader.used_activation:
         read.remarks.append("'activation' was not needed: the files, the table or configurations say those of all networks.")
-    read.remarks.extend(f"{file!r} {text}" for text, file in reader.remarks.items())
+    for text, named in [*reader.remarks.items()][:SHOWN]:
+        read.remarks.append(f"{named[0]!r}{f' and {len(named) - 1} more files' if len(named) > 1 else ''}: {text}")
+    if (rest := len(reader.remarks) - SHOWN) > 0:
+        read.remarks.append(f"Readers of files warned of {rest} more things; load_networks says them of one file.")
     return read

@@ -28,12 +28,10 @@ def notes_on(
     if skipped := sorted([*folder.skipped, *read.others]):
         yield (f"{len(skipped)} files or folders are no networks of their own and were skipped, {_KINDS}: {listed(skipped)}.")
     if read.bad:
-        reasons = [f"{file} ({reason})" for file, reason in read.bad.items()]
-        yield (
-            f"{len(read.bad)} of {len({*folder.files, *read.bad})} files cannot be imported and "
-            f"were left out: {listed(reasons)}. "
-            "info['imported']['bad'] lists them all."
-        )
+        told = "; ".join(f"{file!r}: {reason.rstrip('.')}" for file, reason in [*read.bad.items()][:SHOWN])
+        rest = f"; and {len(read.bad) - SHOWN} more in info['imported']['bad']" if len(read.bad) > SHOWN else ""
+        count = len({*folder.files, *read.bad})
+        yield f"{len(read.bad)} of {count} files cannot be imported and were left out. {told}{rest}."
     dropped = [read.label(folder, i) for i, network in enumerate(read.networks) if not network.is_finite] + read.diverged
     if dropped:
         yield f"{len(dropped)} networks with NaN or infinite weights were left out: {listed(dropped)}."

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from wsgraph._suggestions import did_you_mean
-from wsgraph.convert import CheckpointError, FileNetwork, load_networks
+from wsgraph.convert import CheckpointError, FileNetwork
 from wsgraph.convert.chain import check_tied
 from wsgraph.convert.errors import NoConvolutionsError, UnknownActivationError, cause_of
-from wsgraph.convert.formats import FileFormat, file_format
+from wsgraph.convert.formats import FileFormat, file_format, read_networks
 from wsgraph.convert.layouts import check_layout, flattened_channels_first, turned
 from wsgraph.convert.networks import check_quantised, chosen_network, matching_network
 from wsgraph.convert.state_dict import read_network
@@ -64,7 +64,7 @@ class Reader:
         lenient: Whether what cannot be read will be left out.
 
     Attributes:
-        remarks: What readers warned of, with the first file of which they did.
+        remarks: What readers warned of, with the files of which they did.
         used_activation: Whether a network took the activation that was given.
 
     Raises:
@@ -78,7 +78,7 @@ class Reader:
         check_layout(options.layout)
         self.folder, self.keys, self.options = folder, keys, options
         self.said = [own if isinstance(own, str) and own else None for own in named]
-        self.remarks: dict[str, str] = {}
+        self.remarks: dict[str, list[str]] = {}
         self.used_activation = False
         self._spaces: dict[Any, WeightSpace] = {key: self._load(key) for key in dict.fromkeys(keys) if key}
         self._told: dict[WeightSpace, None] = {}
@@ -150,10 +150,7 @@ class Reader:
                 self._last = file, self._networks(number)
             for warning in caught:
                 if not isinstance(warning.message, AssumedGeometryWarning):
-                    text = (
-                        str(warning.message).replace(f"{str(self.folder.path / file)!r} ", "").replace(str(self.folder.path / file), file)
-                    )
-                    self.remarks.setdefault(text, file)
+                    self.remarks.setdefault(self.reason(number, warning.message), []).append(file)
             self._told.update(dict.fromkeys(network.space for network in self._last[1]))
         found = self._last[1]
         if role is None:
@@ -168,6 +165,12 @@ class Reader:
                 f"{did_you_mean(role, names)}"
             )
         return [network for network in found if network.name == role]
+
+    def reason(self, number: int, error: Any) -> str:
+        """What is said of a row's file, for messages that begin with its name."""
+        file = self.folder.files[number]
+        path = str(self.folder.path / file)
+        return str(error).removeprefix(f"{path!r} ").replace(path, file)
 
     def tell_assumed(self) -> None:
         """Warn, once for all spaces that networks were read in, of a geometry that nobody gave."""
@@ -190,7 +193,7 @@ class Reader:
         given = {name: value for name, value in given.items() if name in chosen.options}
         while True:
             try:
-                return load_networks(path, **given)
+                return read_networks(path, chosen, **given)
             except CheckpointError as error:
                 activation = cause_of(error, UnknownActivationError)
                 if activation is not None and "activation" not in given:

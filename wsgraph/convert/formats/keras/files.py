@@ -8,14 +8,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from wsgraph.convert.errors import CheckpointError
-from wsgraph.convert.formats.archive import has_members, read_json, read_member
+from wsgraph.convert.formats.archive import has_members, parsed_json, read_members
 
 __all__ = ["KerasFile", "Store", "is_hdf5", "is_keras_archive", "open_keras_file", "snake_case"]
 
@@ -72,9 +72,9 @@ def open_keras_file(path: Path) -> KerasFile:
     """
     if is_hdf5(path):
         return _open_hdf5(path)
-    config, metadata = read_json(path, _CONFIG), read_json(path, _METADATA)
+    *texts, data = read_members(path, _CONFIG, _METADATA, _WEIGHTS)
+    config, metadata = (parsed_json(text, path, name) for text, name in zip(texts, (_CONFIG, _METADATA), strict=True))
     version = str(metadata.get("keras_version", "")) if isinstance(metadata, Mapping) else ""
-    data = read_member(path, _WEIGHTS)
     if not data.startswith(_SIGNATURE):
         raise CheckpointError(f"{_WEIGHTS!r} of {str(path)!r} is no HDF5 file, or it is damaged.")
     return KerasFile(config, _Groups(_open(io.BytesIO(data), f"{path}/{_WEIGHTS}", len(data))), version)
@@ -110,18 +110,30 @@ class _Group:
     group: Any
     label: str
     size: int
+    found: dict[str, _Group | None] = field(default_factory=dict, compare=False)
 
     def get(self, path: str) -> _Group | None:
         """A group below, by names with slashes; links to other files are no way to it."""
+        if path not in self.found:
+            self.found[path] = self._get(path)
+        return self.found[path]
+
+    def _get(self, path: str) -> _Group | None:
         import h5py
 
-        group = self.group
+        # h5py's own classes look every name up several times.
+        opened = self.group.id
         with _reading(self.label):
             for name in filter(None, path.split("/")):
-                if not isinstance(group, h5py.Group) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                key = name.encode()
+                if not isinstance(opened, h5py.h5g.GroupID) or not opened.links.exists(key):
                     return None
-                group = group[name]
-        return _Group(group, self.label, self.size)
+                if opened.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+                    return None
+                opened = h5py.h5o.open(opened, key)
+            if isinstance(opened, h5py.h5g.GroupID):
+                return _Group(h5py.Group(opened), self.label, self.size)
+            return _Group(h5py.Dataset(opened), self.label, self.size) if isinstance(opened, h5py.h5d.DatasetID) else None
 
     def names(self) -> list[str]:
         """Names of what lies in it."""
@@ -197,7 +209,7 @@ class _Groups:
 
     def child(self, name: str, key: str) -> Store:
         for parent in ("layers", "_layer_checkpoint_dependencies"):
-            if found := self.group.get(f"{parent}/{key}"):
+            if (layers := self.group.get(parent)) and (found := layers.get(key)):
                 own = found.get("vars")
                 said = own.attribute("name") if own else None
                 if said is not None and (said.decode() if isinstance(said, bytes) else said) != name:

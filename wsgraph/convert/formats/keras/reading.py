@@ -58,7 +58,7 @@ def _facts(file: KerasFile, inputs: Sequence[Tensor]) -> dict[str, Any]:
     facts: dict[str, Any] = {"keras_version": file.version, "inputs": [[None, *x.shape[1:]] for x in inputs]}
     config = file.config.get("config") if file.config else None
     if isinstance(config, Mapping) and isinstance(config.get("name"), str):
-        facts["model"] = config["name"]
+        facts["keras_model"] = config["name"]
     if any(x.ndim > 3 for x in inputs):
         facts["image_layout"] = "channels first"
     return facts
