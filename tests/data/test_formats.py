@@ -166,10 +166,11 @@ def test_agents_become_a_row_for_each_network(tmp_path: Path) -> None:
         assert len(drawn.splits) == 3
     # A table may say something of a whole agent, or of one of its networks.
     files = [f"ppo-{number}.zip,policy,{number},train" for number in range(4)]
-    write_csv(runs / "metadata.csv", "file_name,role,reward,split", *files, "ppo-3,value,30,train", "ppo-4.zip,,4,test")
+    write_csv(runs / "metadata.csv", "file_name,role,reward,split", *files, "ppo-3,value,30,test", "ppo-4.zip,,4,test")
     with pytest.raises(ValueError, match=r"has no row for 'dqn.zip', 'ppo-5.zip'"):
         import_zoo(tmp_path / "table", runs)
-    zoo = import_zoo(tmp_path / "table", runs, skip_bad=True)
+    with pytest.warns(ZooWarning, match=r"Networks of one file lie in several splits: 'ppo-3.zip'\. .*give them one split"):
+        zoo = import_zoo(tmp_path / "table", runs, skip_bad=True)
     rows = {*zip(zoo.column("file").tolist(), zoo.column("role").tolist(), zoo.column("reward").tolist(), strict=True)}
     assert {("ppo-3.zip", "policy", 3), ("ppo-3.zip", "value", 30), ("ppo-4.zip", "policy", 4), ("ppo-4.zip", "value", 4)} < rows
     assert len(rows) == 7
@@ -571,11 +572,23 @@ def test_formats_of_plugins_are_imported(tmp_path: Path) -> None:
         @register_format("sizes", [".sizes"])
         def read(path: Path) -> list[FileNetwork]:
             """An MLP of ones."""
+            if "broken" in path.read_text():
+                raise ZeroDivisionError(1)
+            if "lacking" in path.read_text():
+                raise ImportError("needs a package")
             space = WeightSpace.mlp([int(size) for size in path.read_text().split()])
             info = {"depth": 2, "big": 2**60, "mixed": 1 if "3" in path.read_text() else "x", "nested": {"deep": {"no": 1}, "rate": 0.5}}
             return [FileNetwork("", space, torch.ones(space.num_params), info)]
 
         zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs")
+        (tmp_path / "runs" / "c.sizes").write_text("2 3 1 broken")
+        with pytest.raises(ValueError, match=r"'c.sizes': .*ZeroDivisionError: 1"):
+            import_zoo(tmp_path / "broken", tmp_path / "runs")
+        skipped = import_zoo(tmp_path / "broken", tmp_path / "runs", skip_bad=True)
+        assert skipped.info["imported"]["bad"] == {"c.sizes": "ZeroDivisionError: 1"}
+        (tmp_path / "runs" / "c.sizes").write_text("2 3 1 lacking")
+        with pytest.raises(ImportError, match="needs a package"):  # of which no file is to blame
+            import_zoo(tmp_path / "none", tmp_path / "runs", skip_bad=True)
     finally:
         FORMATS.pop("sizes", None)
     assert zoo.column("depth").tolist() == [2, 2]

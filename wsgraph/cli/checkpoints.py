@@ -339,8 +339,10 @@ def open_network(
             raise ValueError("--space is for weights alone; an .onnx file holds the whole network.")
         if module is not None or activation is not None:
             raise ValueError("--module and --activation are for weights alone; an .onnx file holds the whole network.")
-        if prefix or entry or geometry:
-            raise ValueError("--prefix, --entry and what convolutions do are for weights alone; an .onnx file holds the whole network.")
+        if prefix or entry or geometry or role:
+            raise ValueError(
+                "--prefix, --entry, --network and what convolutions do are for other files; an .onnx file holds one whole network."
+            )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", OnnxWarning)
             exported = load_onnx(checkpoint, [_shape(text) for text in inputs or ()])

@@ -210,7 +210,9 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
     for row in tracked(range(len(files)), "importing") if progress else range(len(files)):
         try:
             networks = reader.read(row)
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ImportError, MemoryError):
+            raise  # which no file is to blame for
+        except Exception as error:  # readers, those of plugins among them, raise what they do
             if cause_of(error, NonFiniteWeightsError):
                 read.diverged.append(files[row])
             elif not folder.has_table and holds_optimizer(folder.path / files[row]):

@@ -41,6 +41,11 @@ def notes_on(
         return  # whose columns are those of a zoo
     if shares is None:
         yield from _notes_on_split(store)
+        if across := divided(np.array(folder.files), columns["split"]):
+            yield (
+                f"Networks of one file lie in several splits: {listed(across)}. They know of each other, as a "
+                "target does of what it follows: give them one split."
+            )
     else:
         if lacking := [name for name, share in shares.items() if share > 0 and name not in store.splits]:
             yield (
@@ -62,7 +67,7 @@ def notes_on(
                 f"The column {name!r} is text, for not all of its entries are numbers: {listed(dict.fromkeys(others))}. "
                 "Leave entries empty that have no value."
             )
-    unread = sorted(file.name for file in folder.path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
+    unread = sorted(file.name for file in folder.path.iterdir() if file.suffix.lower() in (".csv", ".tsv", ".jsonl"))
     if not folder.has_table and unread:
         yield f"{listed(unread)} beside the checkpoints was not read: only {' or '.join(TABLES)} is, or table=..."
     elif not folder.columns and not read.knows_more:

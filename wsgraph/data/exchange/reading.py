@@ -17,7 +17,8 @@ from wsgraph._suggestions import did_you_mean
 from wsgraph.convert import CheckpointError, FileNetwork
 from wsgraph.convert.chain import check_tied
 from wsgraph.convert.errors import NoConvolutionsError, UnknownActivationError, cause_of
-from wsgraph.convert.formats import FileFormat, file_format, read_networks
+from wsgraph.convert.formats import FileFormat, file_format
+from wsgraph.convert.formats.loading import read_networks
 from wsgraph.convert.layouts import check_layout, flattened_channels_first, turned
 from wsgraph.convert.networks import check_quantised, chosen_network, matching_network
 from wsgraph.convert.state_dict import read_network
@@ -170,7 +171,9 @@ class Reader:
         """What is said of a row's file, for messages that begin with its name."""
         file = self.folder.files[number]
         path = str(self.folder.path / file)
-        return str(error).removeprefix(f"{path!r} ").replace(path, file)
+        said = isinstance(error, ValueError | TypeError | OSError | Warning)
+        text = str(error) if said else f"{type(error).__name__}: {error}"
+        return text.removeprefix(f"{path!r} ").replace(path, file)
 
     def tell_assumed(self) -> None:
         """Warn, once for all spaces that networks were read in, of a geometry that nobody gave."""
