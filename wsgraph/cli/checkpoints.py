@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from wsgraph.cli.common import AsJson, Seed, app, explained, given, told_warnings, working
+from wsgraph.cli.modules import inputs_of, module_of, shape_of
 from wsgraph.cli.results import print_json
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from wsgraph.convert import BatchNormFolding
@@ -32,8 +32,6 @@ __all__ = [
     "Stride",
     "geometry_of",
     "open_network",
-    "spaces_in",
-    "spaces_of_modules",
     "tell_geometry",
 ]
 
@@ -345,7 +343,7 @@ def open_network(
             )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", OnnxWarning)
-            exported = load_onnx(checkpoint, [_shape(text) for text in inputs or ()])
+            exported = load_onnx(checkpoint, [shape_of(text) for text in inputs or ()])
         for warning in caught:
             typer.secho(str(warning.message), err=True)
         return _traced(exported, exported.example_inputs, fold_batchnorm)
@@ -357,7 +355,7 @@ def open_network(
                 "itself what its network is."
             )
         options = {**(geometry or {}), **given(activation=activation, prefix=prefix)}
-        return _of_format(checkpoint, options | ({"shapes": [_shape(text) for text in inputs]} if inputs else {}), role)
+        return _of_format(checkpoint, options | ({"shapes": [shape_of(text) for text in inputs]} if inputs else {}), role)
     if role is not None:
         raise ValueError("--network is for files that name their networks; of a state dict with several, --prefix chooses one.")
     state = load_checkpoint(checkpoint, entry=entry)
@@ -380,13 +378,13 @@ def open_network(
         raise ValueError("--activation is for weights without --module; a module has its own.")
     if geometry:
         raise ValueError("--stride, --padding, --pooling and --readout are for weights without --module; a module has its own.")
-    network = _make_module(module)
+    network = module_of(module)
     try:
         network.load_state_dict(tie_state(network, matching_network(state, network.state_dict().keys(), prefix)))
     except RuntimeError as error:
         raise ValueError(f"The weights of {str(checkpoint)!r} are not those of {module!r}: {error}") from None
     generator = torch.Generator().manual_seed(0)
-    arguments, named = _arguments(inputs or (), generator)
+    arguments, named = inputs_of(inputs or (), generator)
     if not arguments and not named:
         raise ValueError("--module needs the shape of its input, such as --input 1x3x224x224.")
     return _traced(network.eval(), arguments, fold_batchnorm, named)
@@ -402,40 +400,6 @@ def _of_format(checkpoint: Path, options: dict[str, Any], role: str | None) -> _
         names = [network.name for network in found]
         raise ValueError(f"{str(checkpoint)!r} holds several networks, {', '.join(names)}: choose one with --network, such as {names[0]}.")
     return _Network(found[0].space, found[0].theta, None, ())
-
-
-def spaces_in(files: Iterable[Path]) -> list[WeightSpace]:
-    """Weight spaces that files hold."""
-    from wsgraph import WeightSpace
-
-    return [WeightSpace.from_json(file.read_text(encoding="utf-8")) for file in files]
-
-
-def spaces_of_modules(modules: Sequence[str], inputs: Sequence[str]) -> list[WeightSpace]:
-    """Weight spaces of the modules that functions make, which are named on the command line.
-
-    Args:
-        modules: Functions, each of which returns a module or several.
-        inputs: Shapes: of the inputs of a single module; of several, one shape for all or one for
-            each.
-    """
-    import torch
-
-    from wsgraph.convert import trace
-
-    made = [module for text in modules for module in _make_modules(text)]
-    if (made and not inputs) or (inputs and not made):
-        raise ValueError("--module and --input belong together, such as --module models.py:make --input 1x3x32x32.")
-    if len(made) > 1 and len(inputs) not in (1, len(made)):
-        raise ValueError(f"Expected one --input for all {len(made)} networks, or one for each (got {len(inputs)}).")
-    generator = torch.Generator().manual_seed(0)
-    given_to = [inputs] if len(made) == 1 else [[text] for text in inputs]
-    spaces = []
-    with working("Tracing networks"):
-        for i, module in enumerate(made):
-            arguments, named = _arguments(given_to[i if len(given_to) > 1 else 0], generator)
-            spaces.append(trace(module.eval(), *arguments, kwargs=named))
-    return spaces
 
 
 def _of_space(file: Path, state: Mapping[str, Tensor], prefix: str | None) -> _Network:
@@ -461,61 +425,3 @@ def _traced(
             folding = network.batchnorm_folding
         space = trace(network, *arguments, kwargs=kwargs)
     return _Network(space, space.flatten(network.state_dict()), network, arguments, folding, kwargs or {})
-
-
-def _arguments(texts: Sequence[str], generator: torch.Generator) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Inputs of a module by position and by name."""
-    arguments = [_input(text, generator) for text in texts]
-    named = {name: value for name, value in arguments if name}
-    if len(named) < sum(bool(name) for name, _ in arguments):
-        raise ValueError(f"Expected every --input by name once (got {', '.join(texts)}).")
-    return tuple(value for name, value in arguments if not name), named
-
-
-def _input(text: str, generator: torch.Generator) -> tuple[str, Tensor]:
-    """An input of a module, and its name, which is empty for one by position."""
-    import torch
-
-    name, _, rest = text.rpartition("=")
-    sizes, colon, written = rest.partition(":")
-    dtype = getattr(torch, written or "float32", None)
-    if not isinstance(dtype, torch.dtype) or dtype.is_complex or bool(colon) != bool(written):
-        raise ValueError(f"Expected the dtype of --input as float32, int64, bool and the like (got {text!r}).")
-    shape = _shape(sizes)
-    if dtype.is_floating_point:
-        return name, torch.randn(shape, generator=generator).to(dtype)
-    # The first one is false: what is masked everywhere has no answer.
-    return name, (torch.ones(shape).cumsum(-1) % 2 == 0) if dtype is torch.bool else torch.zeros(shape, dtype=dtype)
-
-
-def _shape(text: str) -> list[int]:
-    try:
-        return [int(size) for size in text.split("x")]
-    except ValueError:
-        raise ValueError(f"Expected --input as sizes joined by x, such as 1x3x224x224 (got {text!r}).") from None
-
-
-def _make_module(text: str) -> nn.Module:
-    made = _make_modules(text)
-    if len(made) != 1:
-        raise ValueError(f"Expected {text!r} to return one torch.nn.Module (got {len(made)}).")
-    return made[0]
-
-
-def _make_modules(text: str) -> list[nn.Module]:
-    """What a function named on the command line returns: a module, or a list of them."""
-    from torch import nn
-
-    from wsgraph.plugins import import_place
-
-    place, colon, name = text.rpartition(":")
-    if not colon or not place or not name:
-        raise ValueError(f"Expected --module as package:function or file.py:function (got {text!r}).")
-    try:
-        made = getattr(import_place(place), name)()
-    except (ImportError, FileNotFoundError, AttributeError) as error:
-        raise ValueError(f"--module {text!r} cannot be used: {error}") from None
-    modules = [*made.values()] if isinstance(made, dict) else [*made] if isinstance(made, list | tuple) else [made]
-    if not modules or (other := [module for module in modules if not isinstance(module, nn.Module)]):
-        raise ValueError(f"Expected {text!r} to return a torch.nn.Module (got {type(other[0]).__name__ if modules else 'an empty list'}).")
-    return modules

@@ -19,12 +19,11 @@ from wsgraph.cli.checkpoints import (
     Readout,
     Stride,
     geometry_of,
-    spaces_in,
-    spaces_of_modules,
     tell_geometry,
 )
 from wsgraph.cli.common import AsJson, Images, given, told_warnings, working, zoo_app
 from wsgraph.cli.common import explained as _explained
+from wsgraph.cli.modules import spaces_in, spaces_of_modules
 from wsgraph.cli.results import print_json
 
 __all__: list[str] = []

@@ -59,8 +59,10 @@ def _read(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
     (entry,) = found
     if entry.file_size > max(_SMALL, _RATIO * path.stat().st_size):
         raise CheckpointError(
-            f"Refused to read {name!r} of {str(path)!r}: it says to unpack to {entry.file_size:,} bytes, "
-            f"from an archive of {path.stat().st_size:,}. If you trust the file, pack it anew without compression."
+            f"Refused to read {name!r} of {str(path)!r}: it says to unpack to {entry.file_size:,} "
+            "bytes, "
+            f"from an archive of {path.stat().st_size:,}. If you trust the file, pack it anew "
+            "without compression."
         )
     if entry.flag_bits & 1:
         raise CheckpointError(f"{name!r} of {str(path)!r} is encrypted; unpack it and pack it anew without a password.")

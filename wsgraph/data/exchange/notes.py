@@ -43,7 +43,8 @@ def notes_on(
         yield from _notes_on_split(store)
         if across := divided(np.array(folder.files), columns["split"]):
             yield (
-                f"Networks of one file lie in several splits: {listed(across)}. They know of each other, as a "
+                f"Networks of one file lie in several splits: {listed(across)}. They know of each "
+                "other, as a "
                 "target does of what it follows: give them one split."
             )
     else:
