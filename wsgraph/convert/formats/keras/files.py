@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -152,14 +153,18 @@ class _Group:
     def _array(self) -> np.ndarray:
         import h5py
 
-        data, name = self.group, str(self.group.name)
-        if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "fiu" or data.shape is None:
-            raise CheckpointError(f"{name!r} of {self.label!r} is no array of numbers (its type is {getattr(data, 'dtype', 'a group')}).")
-        if data.external or data.is_virtual:
-            raise CheckpointError(f"Refused to read {name!r} of {self.label!r}: its numbers lie in other files.")
-        if data.nbytes > max(_SMALL, _RATIO * self.size):
+        data = self.group
+        is_array = isinstance(data, h5py.Dataset)
+        dtype, shape = (data.dtype, data.shape) if is_array else (None, None)
+        if dtype is None or shape is None or dtype.kind not in "fiu":
+            kind = dtype if is_array else "a group"
+            raise CheckpointError(f"{data.name!r} of {self.label!r} is no array of numbers (its type is {kind}).")
+        stored = data.id.get_create_plist()
+        if stored.get_external_count() or stored.get_layout() == h5py.h5d.VIRTUAL:
+            raise CheckpointError(f"Refused to read {data.name!r} of {self.label!r}: its numbers lie in other files.")
+        if (size := math.prod(shape) * dtype.itemsize) > max(_SMALL, _RATIO * self.size):
             raise CheckpointError(
-                f"Refused to read {name!r} of {self.label!r}: it says to hold {data.nbytes:,} bytes, the file {self.size:,}."
+                f"Refused to read {data.name!r} of {self.label!r}: it says to hold {size:,} bytes, the file {self.size:,}."
             )
         return np.asarray(data[()])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "LayerEntry",
     "Step",
     "Value",
+    "blank",
     "channels_of",
     "filled",
     "in_order",
@@ -198,6 +200,21 @@ class ChannelsLast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.inner(x.movedim(self.outer, self.axis)).movedim(self.axis, self.outer)
         return result
+
+
+_BLANKS: dict[tuple[Any, ...], nn.Module] = {}
+_BLANKS_KEPT = 1024
+
+
+def blank(kind: type[nn.Module], *settings: Any) -> nn.Module:
+    """A module without weights, to be filled; drawing them takes longer than reading a small file."""
+    if (kind, *settings) not in _BLANKS:
+        if len(_BLANKS) == _BLANKS_KEPT:
+            _BLANKS.clear()
+        _BLANKS[kind, *settings] = kind(*settings, device="meta")
+    module = copy.copy(_BLANKS[kind, *settings])
+    module._parameters, module._buffers = dict(module._parameters), dict(module._buffers)
+    return module
 
 
 def filled(module: nn.Module, **tensors: Tensor | None) -> nn.Module:

@@ -13,6 +13,7 @@ from wsgraph.convert.formats.keras.layer import (
     KerasLayer,
     Step,
     Value,
+    blank,
     channels_of,
     filled,
     keras_layer,
@@ -37,8 +38,7 @@ def _dense(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
     if value.unordered:
         channels, *positions = value.unordered
         kernel = kernel.reshape(*positions, channels, units).movedim(-2, 0).reshape(-1, units)
-    linear = nn.Linear(kernel.shape[0], units, bias=bool(bias), device="meta")
-    module = filled(linear, weight=kernel.T.contiguous(), bias=bias[0] if bias else None)
+    module = filled(blank(nn.Linear, kernel.shape[0], units, bool(bias)), weight=kernel.T.contiguous(), bias=bias[0] if bias else None)
     if axis != x.ndim - 1:
         module = ChannelsLast(module, outer=axis, inner_axis=-1)
     return [Step(module), *layer.activation(x.ndim)]
@@ -56,9 +56,8 @@ def _convolution(
     dilation = changed.get("dilation", sizes_of(layer.config.get("dilation_rate", 1), dims))
     pads = padding_of(layer, x, kernel.shape[2:], strides, dilation)
     steps, left = pad_steps(layer, x, pads, 0.0)
-    module = _CONVOLUTIONS[dims](
-        kernel.shape[1] * groups, kernel.shape[0], tuple(kernel.shape[2:]), strides, left, dilation, groups, bias is not None, device="meta"
-    )
+    channels = (kernel.shape[1] * groups, kernel.shape[0])
+    module = blank(_CONVOLUTIONS[dims], *channels, tuple(kernel.shape[2:]), strides, left, dilation, groups, bias is not None)
     return [*steps, Step(with_channels(filled(module, weight=kernel, bias=bias), x, layer), name)]
 
 
