@@ -209,6 +209,19 @@ def test_real_networks_says_what_failed(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(real_networks.draw(rows, "title").axes) == 1
 
 
+def test_import_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["import_speed.py", "--quick", "--output", str(tmp_path)])
+    runpy.run_path(str(BENCHMARKS / "import_speed.py"), run_name="__main__")
+    document = json.loads((tmp_path / "import_speed.json").read_text())
+    assert document["files"] == 40
+    kinds = ["mixed", "pt", "safetensors", "keras", "onnx"]
+    for seconds in (document["seconds"], document["busy_seconds"]):
+        assert [*seconds] == kinds
+        assert all(value > 0 for values in seconds.values() for value in values)
+    printed = capsys.readouterr().out
+    assert all(kind in printed for kind in kinds)
+
+
 def test_real_models_have_the_parameters_of_the_published_ones() -> None:
     from real_models import REAL_MODELS
 

@@ -114,6 +114,31 @@ def test_an_mlp_is_the_same_space_as_any_other(tmp_path: Path) -> None:
     assert found.info == {"format": "Keras", "keras_version": "3.15.1", "inputs": [[None, 4]], "keras_model": "model"}
 
 
+def test_norms_of_groups_of_channels_and_of_root_mean_squares(tmp_path: Path) -> None:
+    layers = [
+        layer("GroupNormalization", "groups", groups=2, axis=-1, epsilon=0.1, scale=True, center=True),
+        layer("RMSNormalization", "rms", axis=-1, epsilon=0.2),
+        layer("GroupNormalization", "instance", groups=-1, axis=3, epsilon=0.1, scale=False, center=False),
+    ]
+    stored = {"group_normalization": arrays((4,), (4,)), "rms_normalization": arrays((4,))}
+    path = save(tmp_path / "a.keras", sequential([3, 2, 4], *layers), stored)
+    x = torch.randn(5, 3, 2, 4)  # channels last, as in Keras
+    (gamma, beta), (scale,) = (torched(*stored[name]) for name in stored)
+    grouped = x.reshape(5, 6, 2, 2)
+    grouped = (grouped - grouped.mean((1, 3), keepdim=True)) / (grouped.var((1, 3), correction=0, keepdim=True) + 0.1).sqrt()
+    y = grouped.reshape(x.shape) * gamma + beta
+    y = y / (y.square().mean(-1, keepdim=True) + 0.2).sqrt() * scale
+    expected = (y - y.mean((1, 2), keepdim=True)) / (y.var((1, 2), correction=0, keepdim=True) + 0.1).sqrt()
+    assert torch.allclose(outputs(path, x.movedim(-1, 1)).movedim(1, -1), expected, atol=1e-5)
+    for kind, message in (
+        ("GroupNormalization", "has groups along the axis 1, not of channels"),
+        ("RMSNormalization", "normalises the axes 1"),
+    ):
+        path = save(tmp_path / "b.keras", sequential([3, 2, 4], layer(kind, "other", axis=1)), {})
+        with pytest.raises(CheckpointError, match=message):
+            load_networks(path)
+
+
 def test_models_that_differ_in_names_alone_share_a_space(tmp_path: Path) -> None:
     def model(number: int, act: str) -> Path:
         # A layer that is called as an activation: names must not be taken for settings.

@@ -31,11 +31,17 @@ def models() -> dict[str, Any]:
     kinds["cnn"] += [L.Conv2D(5, 3, strides=2, padding="same"), L.ReLU(), L.Dropout(0.3), L.Flatten(), L.Dense(6, "gelu"), L.Dense(3)]
     kinds["norms"] = [L.Input((8, 8, 3)), L.Conv2D(4, 3, use_bias=False), L.BatchNormalization(epsilon=0.01, scale=False)]
     kinds["norms"] += [L.Activation("relu"), L.SeparableConv2D(5, 3, padding="same"), L.LayerNormalization(), L.LeakyReLU(), L.Flatten()]
-    kinds["norms"] += [L.LayerNormalization(center=False), L.Dense(6, activation=L.ELU(0.5)), L.Dense(3)]
+    kinds["norms"][3:3] = [L.GroupNormalization(2, epsilon=0.01), L.GroupNormalization(-1, center=False), L.RMSNormalization()]
+    kinds["norms"] += [L.LayerNormalization(center=False), L.RMSNormalization(), L.Dense(6, activation=L.ELU(0.5)), L.Dense(3)]
     kinds["rnn"] = [L.Input((5,)), L.Embedding(10, 6), L.LSTM(7, return_sequences=True), L.GRU(4, return_sequences=True)]
     kinds["rnn"] += [L.SimpleRNN(3), L.Dense(2)]
     kinds["sequences"] = [L.Input((12, 3)), L.Conv1D(4, 3, padding="causal", activation="relu"), L.BatchNormalization()]
-    kinds["sequences"] += [L.MaxPooling1D(2, padding="same"), L.Conv1D(5, 3, dilation_rate=2), L.Dense(4, "swish")]
+    kinds["sequences"] += [
+        L.GroupNormalization(2, scale=False),
+        L.MaxPooling1D(2, padding="same"),
+        L.Conv1D(5, 3, dilation_rate=2),
+        L.Dense(4, "swish"),
+    ]
     kinds["sequences"] += [L.GlobalMaxPooling1D(), L.RepeatVector(3), L.Flatten(), L.Dense(2, "hard_sigmoid")]
     kinds["decoder"] = [L.Input((4,)), L.Dense(32, "selu"), L.Reshape((4, 4, 2)), L.Conv2D(3, 3, activation="elu")]
     kinds["decoder"] += [

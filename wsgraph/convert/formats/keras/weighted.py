@@ -200,6 +200,32 @@ def _layer_norm(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
     return [Step(module if axis == x.ndim - 1 else ChannelsLast(module, outer=axis, inner_axis=-1))]
 
 
+@keras_layer("RMSNormalization")
+def _rms_norm(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
+    x = inputs[0].tensor
+    axes = layer.config.get("axis", -1)
+    if [axis % x.ndim for axis in (axes if isinstance(axes, list) else [axes])] != [x.ndim - 1]:
+        raise ValueError(f"{layer.label} normalises the axes {axes}, not the last alone. Export the model as ONNX.")
+    axis = layer.axis(-1, x.ndim)
+    (scale,) = layer.weights((x.shape[axis],))
+    module = filled(nn.RMSNorm(x.shape[axis], eps=layer.config.get("epsilon", 1e-6), device="meta"), weight=scale)
+    return [Step(module if axis == x.ndim - 1 else ChannelsLast(module, outer=axis, inner_axis=-1))]
+
+
+@keras_layer("GroupNormalization")
+def _group_norm(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
+    x = inputs[0].tensor
+    channels, axis = channels_of(layer, x), layer.config.get("axis", -1)
+    if layer.axis(axis, x.ndim) != layer.axis(1 if layer.channels_first else -1, x.ndim):
+        raise ValueError(f"{layer.label} has groups along the axis {axis}, not of channels. Export the model as ONNX.")
+    groups = layer.config.get("groups", 32)
+    scale, center = ((channels,) if layer.config.get(name, True) else None for name in ("scale", "center"))
+    stored = iter(layer.weights(scale, center))
+    module = nn.GroupNorm(channels if groups == -1 else groups, channels, layer.config.get("epsilon", 1e-3), device="meta")
+    filled(module, weight=next(stored) if scale else None, bias=next(stored) if center else None)
+    return [Step(with_channels(module, x, layer))]
+
+
 @keras_layer("PReLU", activation=True)
 def _prelu(layer: KerasLayer, inputs: list[Value]) -> list[Step]:
     x = inputs[0].tensor
