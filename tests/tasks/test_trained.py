@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.data import test_formats as formats
 from tests.tasks.test_generalization import make_store
 from wsgraph import CheckpointError, SpaceMismatchError, WeightSpace
 from wsgraph.convert.formats import FileNetwork
+from wsgraph.convert.onnx.module import OnnxWarning
 from wsgraph.data import ZooStore
 from wsgraph.nn import build_model, list_models, load_model, recipe_of, save_model
 from wsgraph.space import Signal
@@ -278,6 +281,27 @@ def test_files_of_whole_networks_are_predicted_as_their_weights(store: ZooStore,
     (row,) = trained.predict(tmp_path / "net.onnx").rows
     state = {f"layers.{i}.{kind}": module[2 * i].get_parameter(kind).detach() for i in (0, 1) for kind in ("weight", "bias")}
     assert row["predicted_accuracy"] == pytest.approx(float(trained.predict(store.space, store.space.flatten(state)[None])), abs=1e-5)
+
+
+def test_folders_of_several_formats_are_predicted(store: ZooStore, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    layers = formats.make_layers(0, (2, 6, 1))
+    torch.save(formats.state_of(layers), folder / "a.pt")
+    formats.write_keras(folder / "b.keras", layers)
+    formats.write_onnx(folder / "c.onnx", layers)
+    formats.write_flax(folder / "d.msgpack", layers)
+    formats.write_agent(folder / "e.zip")
+    train("generalization", store, tmp_path / "run")
+    trained = TrainedModel.load(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OnnxWarning)
+        found = trained.predict(folder, activation="relu")
+    predicted = {Path(row["checkpoint"]).name: row["predicted_accuracy"] for row in found.rows}
+    assert [*predicted] == ["a.pt", "b.keras", "c.onnx", "d.msgpack"]
+    assert [*predicted.values()] == pytest.approx([predicted["a.pt"]] * 4, abs=1e-5)
+    assert [Path(name).name for name in found.errors] == ["e.zip:policy", "e.zip:value"]
+    assert "give them with activation=" in next(iter(trained.predict(folder / "d.msgpack").errors.values()))
 
 
 def test_distances_say_what_was_not_trained_on(store: ZooStore, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wsgraph.convert import load_checkpoint
 from wsgraph.convert.checkpoint import network_files
+from wsgraph.convert.errors import CheckpointError, UnknownActivationError, cause_of
 from wsgraph.convert.formats import FileNetwork, file_format, load_networks
 from wsgraph.convert.networks import chosen_network
 from wsgraph.data import ZooDataset, ZooStore
@@ -249,7 +250,7 @@ def _files(folder: Path) -> Iterator[Path]:
             yield file
         elif file.is_file():
             try:
-                if "entry" not in file_format(file).options:
+                if file_format(file).tensors is None:
                     yield file
             except ValueError:  # a table, a note, a picture
                 continue
@@ -260,12 +261,23 @@ def _read_file(trained: Predictor, file: Path, reading: Reading) -> Iterator[tup
     network = None if reading.opened is None else reading.opened(file)
     if network is not None:
         yield str(file), network.space, network.theta
-    elif not file.exists() or file.is_dir() or "activation" in file_format(file).options:  # weights alone: as those trained on
+    elif not file.exists() or file.is_dir() or file_format(file).tensors is not None:  # weights alone: as those trained on
         state = load_checkpoint(file, entry=reading.entry)
         yield str(file), *trained.read(chosen_network(state, reading.prefix) if reading.prefix else state, reading.activation)
     else:
-        for each in load_networks(file):
+        for each in _of_format(file, reading.activation):
             yield f"{file}:{each.name}" if each.name else str(file), each.space, each.theta
+
+
+def _of_format(file: Path, activation: str | None) -> list[FileNetwork]:
+    """Networks of a file that says what they are, but for their activation where it does not."""
+    try:
+        return load_networks(file)
+    except CheckpointError as error:
+        unknown = cause_of(error, UnknownActivationError)
+        if activation is None or unknown is None or unknown.written:
+            raise
+        return load_networks(file, activation=activation)
 
 
 # == Rows ==
