@@ -179,6 +179,22 @@ def test_agents_become_a_row_for_each_network(tmp_path: Path) -> None:
         import_zoo(tmp_path / "typo", runs, skip_bad=True)
 
 
+def test_formats_alone_are_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for number in range(10):
+        write_keras(tmp_path / "runs" / f"{number}.keras", make_layers(number))
+        write_onnx(tmp_path / "runs" / f"{number}.onnx", make_layers(10 + number))
+    with pytest.warns(ZooWarning, match=r"(?s)'0.onnx' and 9 more files: leaves sizes .* open"):
+        zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs")
+    assert {*zoo.table} == {"file", "split", "format", "keras_version", "keras_model"}
+    for file in (tmp_path / "runs").glob("*.keras"):
+        torch.save(state_of(make_layers(int(file.stem))), file.with_suffix(".pt"))
+        file.unlink()
+    with pytest.warns(ZooWarning, match="Nothing is known of the networks but their files"):
+        zoo = import_zoo(tmp_path / "again", tmp_path / "runs", activation="relu")
+    assert {*zoo.table} == {"file", "split", "format"}
+
+
 def test_copies_of_a_file_are_in_its_split(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()

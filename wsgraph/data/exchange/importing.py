@@ -15,11 +15,11 @@ from wsgraph.convert.errors import NonFiniteWeightsError, cause_of
 from wsgraph.data.copies import Copies, Copy
 from wsgraph.data.dataset import group_split
 from wsgraph.data.exchange.folders import Folder, holds_optimizer, open_folder
-from wsgraph.data.exchange.network_columns import network_columns
+from wsgraph.data.exchange.network_columns import FORMAT_COLUMN, network_columns
 from wsgraph.data.exchange.notes import notes_on
 from wsgraph.data.exchange.noticed import Noticed, ReadNetwork
 from wsgraph.data.exchange.reading import Reader, ReadingOptions
-from wsgraph.data.exchange.tables import FILE, SHOWN, SPACE, as_recorded, read_column
+from wsgraph.data.exchange.tables import FILE, ROLE, SHOWN, SPACE, as_recorded, read_column
 from wsgraph.data.folder import PathLike
 from wsgraph.data.manifest import ZooWarning
 from wsgraph.data.public.base import tracked
@@ -163,7 +163,7 @@ def import_zoo(
         read = _append(store, reader, columns, drawn=drawn, skip_bad=skip_bad, progress=progress)
         if known := network_columns(read, columns, folder.columns):
             store.set_columns(known)
-            read.knows_more = True
+            read.knows_more = not {*known} <= {ROLE, FORMAT_COLUMN}
         imported |= read.described(folder, columns)
         if notes := list(notes_on(store, folder, columns, read, shares if drawn else None)):
             imported["notes"] = notes
@@ -214,11 +214,12 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
             raise  # which no file is to blame for
         except Exception as error:  # readers, those of plugins among them, raise what they do
             if cause_of(error, NonFiniteWeightsError):
-                read.diverged.append(files[row])
+                read.diverged |= {files[row]: None}
             elif not folder.has_table and holds_optimizer(folder.path / files[row]):
                 read.others.append(files[row])
             else:
-                read.bad[files[row]] = reader.reason(row, error)
+                role = folder.roles[row]
+                read.bad[files[row] + (f" ({role})" if role else "")] = reader.reason(row, error)
                 if not skip_bad and len(read.bad) == SHOWN:
                     break
             continue

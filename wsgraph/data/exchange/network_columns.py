@@ -12,9 +12,9 @@ from wsgraph.convert.formats import FORMATS
 from wsgraph.data.exchange.noticed import Noticed
 from wsgraph.data.exchange.tables import FILE, ROLE, SPACE, read_column
 
-__all__ = ["network_columns"]
+__all__ = ["FORMAT_COLUMN", "network_columns"]
 
-_FORMAT = "format"
+FORMAT_COLUMN = "format"
 
 
 def network_columns(read: Noticed, columns: Collection[str], table: Collection[str]) -> dict[str, np.ndarray]:
@@ -31,7 +31,7 @@ def network_columns(read: Noticed, columns: Collection[str], table: Collection[s
     """
     kept = read.kept
     infos = [dict(_single_values(network.info)) for network in kept]
-    formats = [info.pop(_FORMAT, "") for info in infos]
+    formats = [info.pop(FORMAT_COLUMN, "") for info in infos]
     # Of weights alone nothing is known but what was given, which is no column of its own.
     says = [name in FORMATS and FORMATS[name].tensors is None for name in formats]
     names = dict.fromkeys(name for info, tells in zip(infos, says, strict=True) if tells for name in info)
@@ -39,7 +39,7 @@ def network_columns(read: Noticed, columns: Collection[str], table: Collection[s
     if any(network.role for network in kept):
         found[ROLE] = [network.role for network in kept]
     if len({*formats}) > 1:
-        found[_FORMAT] = formats
+        found[FORMAT_COLUMN] = formats
     found |= {name: _of_one_kind([info.get(name) for info in infos]) for name in names}
     reserved = {*columns, *table, FILE, SPACE}
     return {name: read_column(name, values) for name, values in found.items() if name not in reserved}

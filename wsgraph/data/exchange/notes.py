@@ -32,7 +32,7 @@ def notes_on(
         rest = f"; and {len(read.bad) - SHOWN} more in info['imported']['bad']" if len(read.bad) > SHOWN else ""
         count = len({*folder.files, *read.bad})
         yield f"{len(read.bad)} of {count} files cannot be imported and were left out. {told}{rest}."
-    dropped = [read.label(folder, i) for i, network in enumerate(read.networks) if not network.is_finite] + read.diverged
+    dropped = [read.label(folder, i) for i, network in enumerate(read.networks) if not network.is_finite] + [*read.diverged]
     if dropped:
         yield f"{len(dropped)} networks with NaN or infinite weights were left out: {listed(dropped)}."
     yield from (*folder.notes, *read.remarks)

@@ -48,7 +48,7 @@ class Noticed:
     networks: list[ReadNetwork] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
-    diverged: list[str] = field(default_factory=list)
+    diverged: dict[str, None] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)

@@ -84,7 +84,7 @@ class Reader:
         self._spaces: dict[Any, WeightSpace] = {key: self._load(key) for key in dict.fromkeys(keys) if key}
         self._told: dict[WeightSpace, None] = {}
         self._formats: dict[str, FileFormat] = {}
-        self._last: tuple[str, list[FileNetwork]] = ("", [])
+        self._last: tuple[Any, list[FileNetwork]] = (None, [])
         free = [i for i, key in enumerate(keys) if not key]
         states = [i for i in free if self._holds_weights_alone(i)]
         given = bool(options.spaces)
@@ -145,12 +145,12 @@ class Reader:
     def read(self, number: int) -> list[FileNetwork]:
         """The networks of a row: those of its file, or the one that the row names."""
         file, role = self.folder.files[number], self.folder.roles[number]
-        if self._last[0] != file:
+        if self._last[0] != (read_as := (file, self.said[number], self.keys[number])):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
-                self._last = file, self._networks(number)
+                self._last = read_as, self._networks(number)
             for warning in caught:
-                if not isinstance(warning.message, AssumedGeometryWarning):
+                if issubclass(warning.category, UserWarning) and not issubclass(warning.category, AssumedGeometryWarning):
                     self.remarks.setdefault(self.reason(number, warning.message), []).append(file)
             self._told.update(dict.fromkeys(network.space for network in self._last[1]))
         found = self._last[1]
