@@ -626,6 +626,8 @@ def test_commands_read_every_format(tmp_path: Path) -> None:
     assert "WeightSpace(3-5-2" in call("info", str(tmp_path / "a.msgpack"), "--activation", "tanh")
     assert "WeightSpace(3-8-8-2" in call("info", str(tmp_path / "a.zip"), "--network", "policy")
     assert json.loads(call("check", str(tmp_path / "a.zip"), "--network", "value", "--json"))["passes"] is True
+    np.savez(tmp_path / "a.npz", **{f"{i}.kernel": weight.T.numpy() for i, (weight, _) in enumerate(layers)})  # type: ignore[arg-type]
+    assert "WeightSpace(3-5-2" in call("info", str(tmp_path / "a.npz"), "--activation", "relu", "--layout", "in_out")
     call("convert", str(tmp_path / "a.keras"), str(tmp_path / "graph.pt"))
     graph = torch.load(tmp_path / "graph.pt", weights_only=True)
     assert graph["x"].shape[0] == 10
@@ -634,6 +636,7 @@ def test_commands_read_every_format(tmp_path: Path) -> None:
         (["a.zip", "--network", "polcy"], "Did you mean 'policy'?"),
         (["a.msgpack"], "give them with activation="),
         (["a.keras", "--stride", "2"], "which has no option 'stride'"),
+        (["b.pt", "--layout", "in"], "Expected 'layout' to be 'out_in' or 'in_out' (got 'in')"),
         (["a.keras", "--fold-batchnorm"], "a file of Keras says itself what its network is"),
         (["b.pt", "--network", "policy"], "--prefix chooses one"),
     ):

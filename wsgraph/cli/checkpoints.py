@@ -24,6 +24,7 @@ __all__ = [
     "Activation",
     "Entry",
     "Inputs",
+    "Layout",
     "Module",
     "Padding",
     "Pooling",
@@ -97,6 +98,10 @@ Parameters = Annotated[
         help="Which neurons the entries of a parameter follow, with which powers; * stands for any characters. Repeat it for several.",
     ),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="in_out where state dicts hold weights [in, out], as arrays of Keras, Flax and scikit-learn (default: out_in)."),
+]
 Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Fold batch norms into the layers before them first, and say which stay.")]
 
 
@@ -115,6 +120,7 @@ def info(
     padding: Padding = None,
     pooling: Pooling = None,
     readout: Readout = None,
+    layout: Layout = None,
     depth: Depth = None,
     brief: Brief = False,
     parameter: Parameters = None,
@@ -139,7 +145,7 @@ def info(
     with explained():
         if brief + bool(parameter) + (depth is not None) > 1:
             raise ValueError("Give one of --brief (no table), --depth (of the table of modules) and --parameter (tables of single ones).")
-        geometry = geometry_of(stride, padding, pooling, readout)
+        geometry = geometry_of(stride, padding, pooling, readout, layout)
         opened = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space, network)
         names = list(dict.fromkeys(name for pattern in parameter or () for name in opened.space.params_matching(pattern)))
     if as_json:
@@ -175,6 +181,7 @@ def convert(
     padding: Padding = None,
     pooling: Pooling = None,
     readout: Readout = None,
+    layout: Layout = None,
 ) -> None:
     """Write the parameter graph of a checkpoint (x, edge_index, edge_attr and what belongs to every neuron and edge), or its weight space.
 
@@ -186,7 +193,7 @@ def convert(
     from wsgraph.files import write_atomically
 
     with explained():
-        geometry = geometry_of(stride, padding, pooling, readout)
+        geometry = geometry_of(stride, padding, pooling, readout, layout)
         opened = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space, network)
         if output.suffix.lower() == ".json":
             made: Any = opened.space
@@ -213,6 +220,7 @@ def check(
     padding: Padding = None,
     pooling: Pooling = None,
     readout: Readout = None,
+    layout: Layout = None,
     scale: Annotated[float, typer.Option(min=1, help="Largest factor of a neuron; the smallest is its inverse.")] = 1000.0,
     tolerance: Annotated[float, typer.Option(help="Largest relative difference that passes.")] = 1e-8,
     seed: Seed = 0,
@@ -225,7 +233,7 @@ def check(
     wsgraph check model.pth --space model.json
     """
     with explained():
-        geometry = geometry_of(stride, padding, pooling, readout)
+        geometry = geometry_of(stride, padding, pooling, readout, layout)
         opened = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space, network)
         difference, moved = opened.difference(scale, seed, tolerance)
     if as_json:
@@ -288,10 +296,12 @@ class _Network(NamedTuple):
         return difference, float((moved != theta).double().mean())
 
 
-def geometry_of(stride: list[int] | None, padding: list[int] | None, pooling: list[str] | None, readout: str | None) -> dict[str, Any]:
+def geometry_of(
+    stride: list[int] | None, padding: list[int] | None, pooling: list[str] | None, readout: str | None, layout: str | None
+) -> dict[str, Any]:
     """The options of :func:`wsgraph.from_state_dict` that were given."""
     one_or_all = {name: values[0] if len(values) == 1 else values for name, values in given(pooling=pooling or None).items()}
-    return {**given(stride=stride or None, padding=padding or None, readout=readout), **one_or_all}
+    return {**given(stride=stride or None, padding=padding or None, readout=readout, layout=layout), **one_or_all}
 
 
 def tell_geometry(spaces: Iterable[WeightSpace]) -> None:
@@ -320,12 +330,12 @@ def open_network(
     """A checkpoint with its weight space, and its module where one is named."""
     import torch
 
-    from wsgraph.convert import load_checkpoint, load_onnx
+    from wsgraph.convert import from_state_dict, load_checkpoint, load_onnx
     from wsgraph.convert.formats import file_format
     from wsgraph.convert.networks import matching_network
     from wsgraph.convert.onnx import OnnxWarning
-    from wsgraph.convert.state_dict import read_network
     from wsgraph.convert.tracing.tying import tie_state
+    from wsgraph.space import AssumedGeometryWarning
 
     if space_file is not None and (module is not None or activation is not None or inputs or fold_batchnorm or geometry):
         raise ValueError(
@@ -371,13 +381,14 @@ def open_network(
                 err=True,
             )
         with told_warnings():
-            space, theta = read_network(state, activation or "relu", prefix, **(geometry or {}))
+            warnings.simplefilter("ignore", AssumedGeometryWarning)  # said below, with the names of these options
+            space, theta = from_state_dict(state, activation or "relu", prefix=prefix, **(geometry or {}))
         tell_geometry([space])
         return _Network(space, theta, None, ())
     if activation is not None:
         raise ValueError("--activation is for weights without --module; a module has its own.")
     if geometry:
-        raise ValueError("--stride, --padding, --pooling and --readout are for weights without --module; a module has its own.")
+        raise ValueError("--stride, --padding, --pooling, --readout and --layout are for weights without --module; a module has its own.")
     network = module_of(module)
     try:
         network.load_state_dict(tie_state(network, matching_network(state, network.state_dict().keys(), prefix)))

@@ -13,6 +13,7 @@ import typer
 from wsgraph.cli.check_up import print_check_up
 from wsgraph.cli.checkpoints import (
     Entry,
+    Layout,
     Padding,
     Pooling,
     Prefix,
@@ -310,11 +311,11 @@ def zoo_import(
     ] = None,
     prefix: Prefix = None,
     entry: Entry = None,
-    layout: Annotated[str, typer.Option(help="in_out where state dicts hold weights [in, out], as in Keras and Flax.")] = "out_in",
     stride: Stride = None,
     padding: Padding = None,
     pooling: Pooling = None,
     readout: Readout = None,
+    layout: Layout = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, where the table has no column 'split'.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -338,9 +339,9 @@ def zoo_import(
 
     with explained():
         warnings.simplefilter("ignore", AssumedGeometryWarning)  # said below, with the names of these options
-        geometry = geometry_of(stride, padding, pooling, readout)
+        geometry = geometry_of(stride, padding, pooling, readout, layout)
         spaces = [*spaces_in(space or ()), *spaces_of_modules(module or (), inputs or ())]
-        options = {**geometry, **given(file_column=file_column), "skip_bad": skip_bad, "entry": entry, "layout": layout}
+        options = {**geometry, **given(file_column=file_column), "skip_bad": skip_bad, "entry": entry}
         store = import_zoo(path, source, activation=activation, space=spaces or None, prefix=prefix, table=table, seed=seed, **options)
     if as_json:
         print_json(check_up(store))
