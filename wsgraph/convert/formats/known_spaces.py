@@ -31,11 +31,10 @@ def traced_once(module: nn.Module, inputs: Iterable[Tensor], architecture: Any) 
 
     Example:
         >>> import torch
-        >>> first, second = (torch.nn.Linear(2, 3) for _ in range(2))
-        >>> traced_once(first, [torch.ones(2, 2)], "linear") is traced_once(second, [torch.ones(2, 2)], "linear")
-        True
-        >>> traced_once(torch.nn.Linear(2, 4), [torch.ones(2, 2)], "linear") is traced_once(first, [torch.ones(2, 2)], "linear")
-        False
+        >>> first, second, wide = (torch.nn.Linear(2, size).eval() for size in (3, 3, 4))
+        >>> space = traced_once(first, [torch.ones(2, 2)], "linear")
+        >>> traced_once(second, [torch.ones(2, 2)], "linear") is space, traced_once(wide, [torch.ones(2, 2)], "linear") is space
+        (True, False)
     """
     inputs = tuple(inputs)
     shapes = [(key, tuple(tensor.shape), str(tensor.dtype)) for key, tensor in module.state_dict().items()]
