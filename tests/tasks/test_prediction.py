@@ -381,3 +381,19 @@ def test_tasks_that_have_seen_no_column_say_so() -> None:
     with pytest.raises(ValueError, match="'prediction' has not seen the column 'name' yet: train with it, or call its method fitted"):
         Prediction("name").loss(torch.zeros(2, 1), torch.zeros(2))
     assert Generalization().outputs == 1
+
+
+def test_architectures_that_a_fold_does_not_train_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spaces = [WeightSpace.mlp([2, 6, 1]), WeightSpace.mlp([2, 5, 5, 1])]
+    with ZooStore.writing(tmp_path / "zoo") as zoo:
+        for i, count in enumerate((60, 2)):
+            thetas = spaces[i].sample(count, generator=torch.Generator().manual_seed(i))
+            zoo.append(spaces[i], thetas, {"size": torch.arange(count) % 3, "family": ["rare" if i else f"{j}" for j in range(count)]})
+    options: dict[str, Any] = {"model": "scalegmn", "model_options": {"channels": 4, "layers": 1}, "epochs": 1, "intervals": 0}
+    options |= {"target": "size", "baselines": False, "group": "family", "zoo": zoo}
+    validated = cross_validate("prediction", folds=3, output=tmp_path / "runs", **options)
+    assert validated.scores.targets is not None
+    assert len(validated.scores.targets) == 60  # all but those of which no model learns anything
+    told = [result.config.get("untrained") for result in validated.results]
+    assert sorted(map(str, told)) == ["None", "{'test': 2}", "{'val': 2}"]
+    assert "networks of architectures that no training network has are left out: 2 of test" in " ".join(capsys.readouterr().err.split())

@@ -117,19 +117,24 @@ def baseline_scores(
 
 
 def _fitted(estimator: Any, read: np.ndarray, known: np.ndarray, asked: np.ndarray, outputs: int) -> np.ndarray:
-    """Probabilities ``[n, outputs]`` of an estimator of classes; 0 of classes that no training network has."""
+    """Probabilities ``[n, outputs]`` of an estimator of classes."""
     labels, counts = np.unique(known, return_counts=True)
     probabilities = np.zeros((len(asked), outputs))
     if len(labels) == 1:
         probabilities[:, labels] = 1
-        return probabilities
+        return _smoothed(probabilities, len(known))
     if counts.min() < 3:  # too few for a search by cross-validation
         estimator = _MEAN.label(0) if len(known) < 6 else estimator
     try:
         probabilities[:, labels] = estimator.fit(read, known).predict_proba(asked)
     except ValueError:  # some fold holds one class alone
         probabilities[:, labels] = _MEAN.label(0).fit(read, known).predict_proba(asked)
-    return probabilities
+    return _smoothed(probabilities, len(known))
+
+
+def _smoothed(probabilities: np.ndarray, networks: int) -> np.ndarray:
+    """Probabilities as if every class had been seen once more, so that none is impossible."""
+    return (networks * probabilities + 1) / (networks + probabilities.shape[1])
 
 
 def _blocks(data: ZooDataset, space: WeightSpace) -> Sequence[Tensor]:

@@ -177,6 +177,8 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(self.training.seed)
             trained = self.built(config)
+            if self.reading.group is not None or self.reading.fold is not None:
+                self.leave_out_untrained(trained, config)
             check_read(trained, self.all_networks, [f"'test_zoos' {name!r}" for name in self.further])
             objective = Objective(trained.module, self.task, self.training, transforms)
             with self.claimed(config) as claim:
@@ -368,6 +370,31 @@ class _Run:
                 if not all_match(split.spaces, trained_on[:1]):
                     raise ValueError(f"Expected networks of {trained_on[0]!r} for {task.name} (got {split!r} as {where}).")
         return TrainedModel(task, task.wrap(module, trained_on[0], config), config, trained_on)
+
+    def leave_out_untrained(self, trained: TrainedModel, config: dict[str, Any]) -> None:
+        """Leave networks of which nothing can be learned out of validation and test, in splits that nobody chose."""
+        left_out = {}
+        for name in ("val", "test"):
+            split = self.splits[name]
+            strange = [space for space in split.spaces if trained.untrained([space])]
+            if not strange:
+                continue
+            kept = torch.ones(len(split), dtype=torch.bool)
+            places = {position: i for i, position in enumerate(split.positions.tolist())}
+            for space in strange:
+                kept[[places[position] for position in split.of_space(space).positions.tolist()]] = False
+            left_out[name] = len(split) - int(kept.sum())
+            self.splits[name] = split[kept]
+            if len(self.splits[name]) < 2:
+                raise ValueError(
+                    f"Of the {len(split)} networks of the split {name!r}, {left_out[name]} have architectures that no "
+                    "training network has, and too few are left: give another number of folds, or more networks."
+                )
+            self.all_networks[f"the split {name!r}"] = self.splits[name]
+        if left_out:
+            listed = ", ".join(f"{count:,} of {name}" for name, count in left_out.items())
+            self.say(f"networks of architectures that no training network has are left out: {listed}")
+            config |= {"untrained": left_out, "networks": {name: len(split) for name, split in self.splits.items()}}
 
     def trained(self, objective: Objective, claim: RunFolder, config: Mapping[str, Any]) -> dict[str, float]:
         """Train the model, and report the cost."""
