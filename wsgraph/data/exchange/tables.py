@@ -135,9 +135,8 @@ def read_table(file: Path, file_column: str = FILE, is_file: Callable[[str], boo
     rows = [repr(row) for row in zip(files, *columns.values(), strict=True)]
     if twice := repeated_names(rows):
         kept = sorted({row: i for i, row in reversed([*enumerate(rows)])}.values())
-        notes.append(
-            f"{len(rows) - len(kept)} rows repeat another one word for word and were left out: {listed(files[rows.index(row)] for row in twice)}."
-        )
+        named = listed(files[rows.index(row)] for row in twice)
+        notes.append(f"{len(rows) - len(kept)} rows repeat another one word for word and were left out: {named}.")
         files, columns = [files[i] for i in kept], {name: [values[i] for i in kept] for name, values in columns.items()}
     return Table(files, columns, notes)
 
