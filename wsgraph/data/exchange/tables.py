@@ -132,11 +132,11 @@ def read_table(file: Path, file_column: str = FILE, is_file: Callable[[str], boo
     files = columns.pop(file_column)
     if not all(isinstance(name, str) and name for name in files):
         raise ValueError(f"Expected the column {file_column!r} of {str(file)!r} to hold the path of every checkpoint from its folder.")
-    rows = [repr(row) for row in zip(files, *columns.values(), strict=True)]
-    if twice := repeated_names(rows):
-        kept = sorted({row: i for i, row in reversed([*enumerate(rows)])}.values())
-        named = listed(files[rows.index(row)] for row in twice)
-        notes.append(f"{len(rows) - len(kept)} rows repeat another one word for word and were left out: {named}.")
+    lines = [repr(row) for row in zip(files, *columns.values(), strict=True)]
+    if twice := repeated_names(lines):
+        kept = sorted({row: i for i, row in reversed([*enumerate(lines)])}.values())
+        named = listed(files[lines.index(row)] for row in twice)
+        notes.append(f"{len(lines) - len(kept)} rows repeat another one word for word and were left out: {named}.")
         files, columns = [files[i] for i in kept], {name: [values[i] for i in kept] for name, values in columns.items()}
     return Table(files, columns, notes)
 
