@@ -402,3 +402,44 @@ def test_memory_that_nothing_was_written_to_is_no_constant() -> None:
 
     module, inputs = dense(forward)
     assert_function_preserved(randomized(module), trace(module, inputs), inputs)
+
+
+# == Functions of every entry that have no rule of their own ==
+
+ENTRYWISE: dict[str, tuple[Callable[[Any, Any], Tensor], str]] = {
+    "lerp": (lambda a, b: torch.lerp(a, b, 0.3), BOTH),
+    "lerp by a tensor": (lambda a, b: torch.lerp(a, b, torch.sigmoid(a)), PERMUTATION),
+    "addcmul": (lambda a, b: torch.addcmul(a, a, b), BOTH),
+    "addcdiv": (lambda a, b: torch.addcdiv(a, a, b.abs() + 1), BOTH),
+    "hypot": (torch.hypot, PERMUTATION),
+    "atan2": (torch.atan2, PERMUTATION),
+    "logaddexp": (torch.logaddexp, PERMUTATION),
+    "remainder": (lambda a, b: torch.remainder(a, b.abs() + 1), PERMUTATION),
+    "heaviside": (torch.heaviside, PERMUTATION),
+    "copysign": (torch.copysign, PERMUTATION),
+    "xlogy": (lambda a, b: torch.xlogy(a, b.abs() + 1), PERMUTATION),
+    "one argument": (lambda a, b: torch.special.i0e(a) + b, PERMUTATION),
+    "zeros laid beside": (lambda a, b: torch.hypot(torch.cat([a[..., :4], torch.zeros_like(a[..., 4:])], -1), b), PERMUTATION),
+    "cosine similarity": (lambda a, b: a * F.cosine_similarity(a, b, dim=-1)[..., None], PERMUTATION),
+}
+
+
+@pytest.mark.parametrize("name", ENTRYWISE)
+def test_functions_of_every_entry_let_neurons_move(name: str) -> None:
+    function, claimed = ENTRYWISE[name]
+    net = randomized(Function(lambda m, x: m.c(function(m.a(x), m.b(x))), a=nn.Linear(8, 6), b=nn.Linear(8, 6), c=nn.Linear(6, 2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TraceWarning)
+        space = trace(net, tokens())
+    assert kinds(space)["a"] == claimed
+    assert_function_preserved(net, space, tokens())
+    theta = space.flatten(net.state_dict())[None]
+    torch.testing.assert_close(space.evaluate(theta, tokens())[0], net(tokens()), rtol=1e-12, atol=1e-12)
+    assert_invariant(build_model("neural_graph", space, 2, hidden=8, layers=2), space)
+
+
+def test_a_function_of_entries_ties_neurons_that_broadcast() -> None:
+    net = randomized(Function(lambda m, x: m.c(torch.hypot(m.a(x), m.g(x))), a=nn.Linear(8, 6), g=nn.Linear(8, 1), c=nn.Linear(6, 2)))
+    space = trace(net, tokens())
+    assert kinds(space)["a"] == PERMUTATION
+    assert_function_preserved(net, space, tokens())

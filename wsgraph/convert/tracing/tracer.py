@@ -14,7 +14,7 @@ from wsgraph.convert.tracing.freedom import freedom
 from wsgraph.convert.tracing.labels import Label, Value, coded
 from wsgraph.convert.tracing.recording import TraceError
 from wsgraph.convert.tracing.rules.distinct import distinct_numbers
-from wsgraph.convert.tracing.rules.elementwise import rule_of
+from wsgraph.convert.tracing.rules.elementwise import entrywise, rule_of
 from wsgraph.convert.tracing.rules.movement import MOVEMENTS
 from wsgraph.convert.tracing.rules.table import GIVE_NUMBERS, READ_NOTHING, READ_NUMBERS, Call, unknown
 from wsgraph.convert.tracing.stacks import alike
@@ -339,6 +339,8 @@ def _call(node: Any, environment: Mapping[Any, Any], scope: Scope) -> Any:
     if (known := _folded(node, call, values)) is not None:
         return known
     rule = rule_of(name)
+    if rule is None and call.tensors and isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+        rule = entrywise
     if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
         return None  # a check of what is known already
     numbers = values[0].numbers if rule in MOVEMENTS else ()

@@ -15,7 +15,7 @@ from wsgraph.convert.tracing.rules.table import TRACED_OPERATORS, Call, Rule, re
 from wsgraph.convert.tracing.values import Scope
 from wsgraph.operators import Flow, UnsupportedError, operator_flow, operator_text, operators_called
 
-__all__ = ["applied", "called_flow", "passed", "pointwise", "rule_of"]
+__all__ = ["applied", "called_flow", "entrywise", "met", "passed", "pointwise", "rule_of"]
 
 # What these operators are made of.
 _SIGMOID, _RECIPROCAL = "sigmoid", "reciprocal"
@@ -241,7 +241,7 @@ def compared(scope: Scope, call: Call) -> Value:
 
 
 def chosen(scope: Scope, mask: Value, first: Value, second: Value) -> Value:
-    """Entries of the first tensor where a mask says so, of the second elsewhere: sums of products with the mask, which holds 0 and 1."""
+    """Entries of the first tensor where a mask says so, of the second elsewhere: sums of products with the mask, which has no factors."""
     mask = scope.without_factors(mask)
     mask = replace(mask, labels=tuple(label.without_zeros() for label in mask.labels), zero=False)
     one, other = (value if value.zero else scope.combine(value, mask, product=True) for value in (first, second))
@@ -258,6 +258,39 @@ def where(scope: Scope, call: Call) -> Value | Sequence[Value]:
 def masked_fill(scope: Scope, call: Call) -> Value:
     """A number where a mask says so."""
     return replace(chosen(scope, call["mask"], as_value(call["value"]), call["self"]), shape=call.shapes[0])
+
+
+def met(scope: Scope, values: Sequence[Value]) -> Value:
+    """Some function of the entries of tensors that lie at the same position: neurons move, without factors."""
+    first, *others = (passed(scope, value, _NOTHING) for value in values)
+    with scope.nodes.joined_by("operator"):
+        for other in others:
+            first = scope.combine(first, other, product=False)
+    return first
+
+
+def entrywise(scope: Scope, call: Call) -> Value:
+    """An operator of which no more is known than that it is a function of every entry."""
+    return replace(met(scope, call.tensors), shape=call.shapes[0])
+
+
+def sum_with_product(*, invert: bool = False) -> Rule:
+    """A tensor plus the product, or quotient, of two others."""
+
+    def rule(scope: Scope, call: Call) -> Value:
+        second = call["tensor2"]
+        if invert:
+            second = passed(scope, second, operator_flow(_RECIPROCAL))
+        product = scope.combine(call["tensor1"], second, product=True)
+        return scope.combine(call["self"], product, product=False)
+
+    return rule
+
+
+def interpolated(scope: Scope, call: Call) -> Value:
+    """A point between two tensors: a sum, in which a tensor of weights multiplies both."""
+    first, second, weight = call["self"], call["end"], call["weight"]
+    return chosen(scope, weight, second, first) if isinstance(weight, Value) else scope.combine(first, second, product=False)
 
 
 def alpha_dropout(scope: Scope, call: Call) -> Value:
@@ -278,6 +311,9 @@ for _names, _rule in {
     "mul multiply": binary(product=True),
     "div divide true_divide": binary(product=True, invert=True),
     "maximum minimum fmax fmin": extreme,
+    "addcmul": sum_with_product(),
+    "addcdiv": sum_with_product(invert=True),
+    "lerp": interpolated,
     "where": where,
     "masked_fill": masked_fill,
     # Positions.

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from wsgraph.convert.tracing.labels import Label, Value, squeezed
-from wsgraph.convert.tracing.rules.elementwise import extreme
+from wsgraph.convert.tracing.rules.elementwise import extreme, met
 from wsgraph.convert.tracing.rules.table import GIVE_NUMBERS, READ_NUMBERS, Call, Rule, register_traced_operator
 from wsgraph.convert.tracing.values import Scope
 
@@ -149,6 +149,13 @@ def by_number(scope: Scope, call: Call) -> Value:
     return Value(shape, () if picks else (Label((dim,), named.codes),), whole=whole)
 
 
+def similarity(scope: Scope, call: Call) -> Value:
+    """The cosine of the angle between two tensors along a dimension, or their distance: a sum of functions of both."""
+    joined = met(scope, call.tensors)
+    keepdim = len(call.shapes[0]) == joined.ndim
+    return scope.reduce(joined, [call["dim"] if call["dim"] is not None else -1], keepdim=keepdim, positive=False, sign=False)
+
+
 READ_NUMBERS.update(("gather", "scatter", "scatter_add", "one_hot"))
 GIVE_NUMBERS.update(("max", "min", "sort", "topk", "kthvalue", "argmax", "argmin", "argsort"))
 
@@ -160,6 +167,7 @@ for _names, _rule in {
     "cumsum": along(positive=True, sign=True),
     "cumprod logcumsumexp": along(positive=False, sign=False),
     "cummax cummin": along(positive=True, sign=False),
+    "cosine_similarity pairwise_distance": similarity,
     "sort topk msort kthvalue": sorted_along,
     "median": median,
     "argmax argmin argsort": indices,
