@@ -3,204 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wsgraph.nn.sharing.layout import SharingModule, autocast_together
+from wsgraph.nn.sharing.products import (
+    Chain,
+    Sweep,
+    bias_products,
+    chain_of,
+    columns_of,
+    matrices_of,
+    neuron_features,
+    prefix_products,
+    suffix_products,
+)
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 
 __all__ = ["MAGEPInvariant", "MAGEPLinear"]
-
-
-class _Chain(NamedTuple):
-    """Sizes of a chain of dense layers, 1-based as in the formulas: layer ``i`` maps ``n[i - 1]`` to ``n[i]`` neurons."""
-
-    n: tuple[int, ...]
-    has_bias: tuple[bool, ...]  # has_bias[0] is unused
-
-    @property
-    def depth(self) -> int:
-        return len(self.n) - 1
-
-
-def check_chain(space: WeightSpace, user: str) -> None:
-    """Raise unless a network is a chain of at least two layers.
-
-    Raises:
-        ValueError: Saying what is in the way.
-    """
-    if space.layers and space.is_chain and len(space.layers) > 1:
-        return
-    why = f" It is not written as layers, because {space.unlayered}." if space.unlayered else ""
-    why += "" if space.layers else " The model monomial reads it with the same symmetries."
-    raise ValueError(f"{user} needs a chain of at least two layers, whose weights it multiplies along the network (got {space!r}).{why}")
-
-
-def _chain(space: WeightSpace, user: str, reference: bool) -> _Chain:
-    check_chain(space, user)
-    if any(edges.num_positions != 1 for edges in space.topology.edges):
-        raise ValueError(
-            f"{user} needs one kernel position per weight (got {space!r}). Fold the kernels first with "
-            f"MonomialLinear(space, channels, channels, out_space=space.without_kernels()) and build {user} for space.without_kernels()."
-        )
-    if reference and any(layer.bias is None for layer in space.layers):
-        raise ValueError(f"The published {user} needs a bias in every layer (got {space!r}).")
-    return _Chain(tuple(group.size for group in space.groups), (False, *(layer.bias is not None for layer in space.layers)))
-
-
-class _Matrices(NamedTuple):
-    """Weights ``[B, d, n_i, n_{i-1}]`` and biases ``[B, d, n_i]`` (None where absent) of every layer, 1-based."""
-
-    weights: tuple[Tensor | None, ...]
-    biases: tuple[Tensor | None, ...]
-
-    def weight(self, i: int) -> Tensor:
-        return cast(Tensor, self.weights[i])
-
-
-def _matrices(blocks: Blocks, user: str) -> _Matrices:
-    first = next(weight for weight in blocks.weights if weight is not None)
-    cast_to = torch.get_autocast_dtype(first.device.type) if torch.is_autocast_enabled(first.device.type) else first.dtype
-    if torch.float16 in (first.dtype, cast_to) and first.dtype != torch.float64:
-        raise ValueError(f"{user} multiplies the weights of all layers, which overflows float16 beyond 65,504; use bfloat16 or float32.")
-    weights = [None if weight is None else weight.squeeze(3).permute(0, 3, 1, 2) for weight in blocks.weights]
-    biases = [None if bias is None else bias.transpose(1, 2) for bias in blocks.biases]
-    return _Matrices((None, *weights), (None, *biases))
-
-
-def _columns(values: Tensor) -> Tensor:
-    """``[B, d, n, c]`` to one vector of features per neuron, ``[B, n, d * c]``."""
-    return values.transpose(1, 2).flatten(2)
-
-
-def _extended(reached: Tensor, bias: Tensor | None, inputs: int, separate: bool) -> Tensor:
-    r"""What the next weight is applied to: :math:`[P_s \mid V_s + b^{(s)}]`, or the bias as a column of its own."""
-    if bias is None:
-        return reached
-    if separate or reached.shape[-1] == inputs:
-        return torch.cat([reached, bias.unsqueeze(-1)], dim=-1)
-    return torch.cat([reached[..., :-1], reached[..., -1:] + bias.unsqueeze(-1)], dim=-1)
-
-
-def _prefixes(chain: _Chain, matrices: _Matrices, separate: bool) -> list[Tensor]:
-    r"""Products :math:`T_s = [P_s \mid V_s]` for s = 1, ..., L: :math:`P_s = [W]^{(s, 0)}` and the bias terms :math:`[Wb]^{(s, t)}`, t < s.
-
-    ``V_s`` holds the sum of the bias terms, or one column for each if they are kept separate; none where no earlier layer has a bias.
-    """
-    reached = [matrices.weight(1)]
-    for s in range(2, chain.depth + 1):
-        reached.append(matrices.weight(s) @ _extended(reached[-1], matrices.biases[s - 1], chain.n[0], separate))
-    return reached
-
-
-def _neuron_features(products: Tensor, columns: Tensor, bias: Tensor | None, form: Tensor) -> Tensor:
-    """P_i, [WW]^(i,0)(L,0), [bW]^(i)(L,0), b^(i) and the [Wb]^(i,t), per neuron of layer i.
-
-    Args:
-        products: P_i, ``[B, d, n_i, n_0]``.
-        columns: The [Wb]^(i,t), ``[B, d, n_i, c]``.
-        bias: b^(i), ``[B, d, n_i]``, if the layer has one.
-        form: Psi G and, with a bias, psi G below it, ``[B, d, n_0 + 1, n_0]``.
-    """
-    inputs = products.shape[-1]
-    parts = [products, products @ form[:, :, :inputs]]
-    if bias is not None:
-        parts += [bias.unsqueeze(-1) * form[:, :, inputs:], bias.unsqueeze(-1)]
-    return _columns(torch.cat([*parts, columns], dim=-1))
-
-
-def _suffixes(chain: _Chain, matrices: _Matrices) -> list[Tensor | None]:
-    r"""Products :math:`S_t = [W]^{(L, t)}` for t = L - 1 down to 1, at position t of the list."""
-    result: list[Tensor | None] = [None] * chain.depth
-    product = result[chain.depth - 1] = matrices.weight(chain.depth)
-    for t in range(chain.depth - 2, 0, -1):
-        product = result[t] = product @ matrices.weight(t + 1)
-    return result
-
-
-def _bias_products(matrices: _Matrices, suffixes: Sequence[Tensor | None]) -> dict[int, Tensor]:
-    """[Wb]^(L,s) = S_s b^(s), ``[B, d, n_L]``, for every hidden layer with a bias."""
-    pairs = ((s, suffixes[s], matrices.biases[s]) for s in range(1, len(suffixes)))
-    return {s: (suffix @ bias.unsqueeze(-1)).squeeze(-1) for s, suffix, bias in pairs if suffix is not None and bias is not None}
-
-
-class _Sweep(torch.autograd.Function):
-    r"""All prefix products :math:`T_2, \ldots, T_L`, all suffix products :math:`S_{L-2}, \ldots, S_1`, and the middle weights once more.
-
-    The gradient of a middle weight is that of its other uses plus outer products of thin factors from both sweeps. Passing the weights
-    through lets the latter be added in place to the former: one matrix per layer is filled in place of three.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, chain: _Chain, separate: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        matrices = _Matrices((None, *tensors[: chain.depth]), (None, *tensors[chain.depth :]))
-        reached = _prefixes(chain, matrices, separate)[1:]
-        suffixes = cast(list[Tensor], _suffixes(chain, matrices)[1 : chain.depth - 1])
-        ctx.chain, ctx.separate = chain, separate
-        ctx.save_for_backward(*tensors, *reached, *suffixes)
-        ctx.set_materialize_grads(False)
-        middle = [matrices.weight(s).view_as(matrices.weight(s)) for s in range(2, chain.depth)]
-        return (*reached, *suffixes, *middle)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        chain, depth = ctx.chain, ctx.chain.depth
-        saved = ctx.saved_tensors
-        weights, biases = (None, *saved[:depth]), (None, *saved[depth : 2 * depth - 1])
-        reached = (None, weights[1], *saved[2 * depth - 1 : 3 * depth - 2])
-        suffixes = (None, *saved[3 * depth - 2 :], weights[depth])
-        grad_reached = [None, None, *gradients[: depth - 1]]
-        grad_suffixes = [None, *gradients[depth - 1 : 2 * depth - 3], None]
-        grad_weights = [None, None, *gradients[2 * depth - 3 :], None]
-        grad_biases: list[Tensor | None] = [None] * depth
-        left: list[list[Tensor]] = [[] for _ in range(depth + 1)]
-        right: list[list[Tensor]] = [[] for _ in range(depth + 1)]
-        for s in range(depth, 1, -1):
-            gradient = grad_reached[s]
-            if gradient is None:
-                continue
-            extended = _extended(reached[s - 1], biases[s - 1], chain.n[0], ctx.separate)
-            left[s].append(gradient)
-            right[s].append(extended.mT)
-            passed = weights[s].mT @ gradient
-            if biases[s - 1] is not None:
-                grad_biases[s - 1] = passed[..., -1]
-            passed = passed[..., : reached[s - 1].shape[-1]]
-            grad_reached[s - 1] = passed if grad_reached[s - 1] is None else grad_reached[s - 1] + passed
-        for t in range(1, depth - 1):
-            gradient = grad_suffixes[t]
-            if gradient is None:
-                continue
-            left[t + 1].append(suffixes[t + 1].mT)
-            right[t + 1].append(gradient)
-            passed = gradient @ weights[t + 1].mT
-            grad_suffixes[t + 1] = passed if grad_suffixes[t + 1] is None else grad_suffixes[t + 1] + passed
-        grad_weights[1], grad_weights[depth] = grad_reached[1], grad_suffixes[depth - 1]
-        for s in range(2, depth + 1):
-            if left[s]:
-                grad_weights[s] = _add_product(grad_weights[s], torch.cat(left[s], dim=-1), torch.cat(right[s], dim=-2))
-        return (None, None, *grad_weights[1:], *grad_biases[1:])
-
-
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """``total + left @ right``, in place unless gradients are taken of it: nothing else holds the gradient of a weight passed through."""
-    if total is None:
-        return left @ right
-    if torch.is_grad_enabled():
-        return total + left @ right
-    total = total.contiguous()
-    total.view(-1, *total.shape[2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
-    return total
 
 
 class _Forms(nn.Module):
     r"""The matrices :math:`\Psi^{(s, t)}` and, as one more row, the vectors :math:`\psi^{(s, t)}` between the two ends of the network."""
 
     def __init__(
-        self, chain: _Chain, channels: int, pairs: Sequence[tuple[int, int]], *, traces: bool, redundant: bool, trainable: bool = True
+        self, chain: Chain, channels: int, pairs: Sequence[tuple[int, int]], *, traces: bool, redundant: bool, trainable: bool = True
     ) -> None:
         super().__init__()
         inputs, outputs = chain.n[0], chain.n[-1]
@@ -389,7 +219,7 @@ class MAGEPLinear(SharingModule):
         if reference and separate_bias_terms:
             raise ValueError("The published layer sums the bias terms: use 'separate_bias_terms' or 'reference', not both.")
         self.out_channels, self.separate = out_channels, separate_bias_terms
-        self.chain = chain = _chain(space, "MAGEPLinear", reference)
+        self.chain = chain = chain_of(space, "MAGEPLinear", reference)
         depth, n, has_bias = chain.depth, chain.n, chain.has_bias
         inputs, outputs = n[0], n[-1]
         used = [(i, i - 1) for i in range(1, depth + 1)] + [(i, 0) for i in range(2, depth + 1) if has_bias[i]]
@@ -417,8 +247,8 @@ class MAGEPLinear(SharingModule):
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Blocks:
         chain = self.chain
         depth, inputs, outputs = chain.depth, chain.n[0], chain.n[-1]
-        matrices = _matrices(self.as_blocks(features), "MAGEPLinear")
-        swept = _Sweep.apply(chain, self.separate, *autocast_together(*matrices.weights[1:], *matrices.biases[1:-1]))
+        matrices = matrices_of(self.as_blocks(features), "MAGEPLinear")
+        swept = Sweep.apply(chain, self.separate, *autocast_together(*matrices.weights[1:], *matrices.biases[1:-1]))
         reached = (None, matrices.weight(1), *swept[: depth - 1])
         whole = reached[depth][..., :inputs]
         suffixes = (whole, *swept[depth - 1 : 2 * depth - 3], matrices.weight(depth))
@@ -434,12 +264,12 @@ class MAGEPLinear(SharingModule):
             product = (products, through @ suffix) if inputs <= outputs else (products @ through, suffix)
             return product, None if bias is None else (bias.unsqueeze(-1), forms[:, inputs:] @ suffix)
 
-        def neuron_features(i: int) -> Tensor:
-            return _neuron_features(reached[i][..., :inputs], reached[i][..., inputs:], matrices.biases[i], form(i, 0))
+        def features_of(i: int) -> Tensor:
+            return neuron_features(reached[i][..., :inputs], reached[i][..., inputs:], matrices.biases[i], form(i, 0))
 
         weights: list[Tensor | None] = []
         biases: list[Tensor | None] = []
-        first = self.first(neuron_features(1)).split([self.out_channels * inputs, self.out_channels * chain.has_bias[1]], dim=-1)
+        first = self.first(features_of(1)).split([self.out_channels * inputs, self.out_channels * chain.has_bias[1]], dim=-1)
         weights.append(first[0].unflatten(-1, (self.out_channels, inputs)).permute(0, 1, 3, 2).unsqueeze(3))
         biases.append(first[1] if chain.has_bias[1] else None)
         for i, pair, linear in zip(range(2, depth), self.pairs, self.middle_biases, strict=True):
@@ -447,7 +277,7 @@ class MAGEPLinear(SharingModule):
             weights.append(values.permute(0, 2, 3, 1).unsqueeze(3))
             # The features are several times what they are made of, so they are made again in the backward pass.
             bias = (
-                checkpoint(lambda i=i, linear=linear: linear(neuron_features(i)), use_reentrant=False, preserve_rng_state=False)
+                checkpoint(lambda i=i, linear=linear: linear(features_of(i)), use_reentrant=False, preserve_rng_state=False)
                 if chain.has_bias[i]
                 else None
             )
@@ -457,12 +287,12 @@ class MAGEPLinear(SharingModule):
         parts = [matrices.weight(depth), whole @ right[:, :, :inputs]]
         if bias is not None:
             parts.append(bias.unsqueeze(-1) * right[:, :, inputs:])
-        last = self.last(_columns(torch.cat([part.mT for part in parts], dim=-1)))
+        last = self.last(columns_of(torch.cat([part.mT for part in parts], dim=-1)))
         weights.append(last.unflatten(-1, (self.out_channels, outputs)).permute(0, 3, 1, 2).unsqueeze(3))
         biases.append(None)
         if chain.has_bias[depth]:
-            traces = self.forms.traces(_bias_products(matrices, suffixes), whole)
-            last_bias = self.last_bias(torch.cat([neuron_features(depth).flatten(1), *traces], dim=-1))
+            traces = self.forms.traces(bias_products(matrices, suffixes), whole)
+            last_bias = self.last_bias(torch.cat([features_of(depth).flatten(1), *traces], dim=-1))
             biases[-1] = last_bias.unflatten(-1, (self.out_channels, outputs)).transpose(1, 2)
         return Blocks.from_layers(self.space, weights, biases)
 
@@ -503,7 +333,7 @@ class MAGEPInvariant(SharingModule):
     def __init__(self, space: WeightSpace, in_channels: int, out_channels: int, *, reference: bool = False) -> None:
         super().__init__(space, in_channels)
         self.out_channels = out_channels
-        self.chain = chain = _chain(space, "MAGEPInvariant", reference)
+        self.chain = chain = chain_of(space, "MAGEPInvariant", reference)
         depth, inputs, outputs = chain.depth, chain.n[0], chain.n[-1]
         hidden = sum(chain.has_bias[1:depth])
         self.forms = _Forms(chain, in_channels, [(depth, 0)], traces=True, redundant=reference)
@@ -514,17 +344,17 @@ class MAGEPInvariant(SharingModule):
     def forward(self, features: Blocks | ParameterGraph | Tensor) -> Tensor:
         chain = self.chain
         depth, inputs = chain.depth, chain.n[0]
-        matrices = _matrices(self.as_blocks(features), "MAGEPInvariant")
+        matrices = matrices_of(self.as_blocks(features), "MAGEPInvariant")
         if self.from_outputs:
-            suffixes = _suffixes(chain, matrices)
+            suffixes = suffix_products(chain, matrices)
             whole = cast(Tensor, suffixes[1]) @ matrices.weight(1)
-            reached = _bias_products(matrices, suffixes)
+            reached = bias_products(matrices, suffixes)
         else:
-            whole, *separate = _prefixes(chain, matrices, separate=True)[-1].split([inputs, *[1] * len(self.forms.diagonal)], dim=-1)
+            whole, *separate = prefix_products(chain, matrices, separate=True)[-1].split([inputs, *[1] * len(self.forms.diagonal)], dim=-1)
             hidden = [s for s in range(1, depth) if chain.has_bias[s]]
             reached = {s: column.squeeze(-1) for s, column in zip(hidden, separate, strict=True)}
         sums = [torch.stack(list(reached.values()), dim=-1).sum(-1, keepdim=True)] if reached else []
         columns = torch.cat([whole[..., :0], *sums], dim=-1)
-        products = _neuron_features(whole, columns, matrices.biases[depth], self.forms(depth, 0) @ whole)
+        products = neuron_features(whole, columns, matrices.biases[depth], self.forms(depth, 0) @ whole)
         result: Tensor = self.linear(torch.cat([products.flatten(1), *self.forms.traces(reached, whole)], dim=-1))
         return result

@@ -14,8 +14,9 @@ from wsgraph.nn.registry import check_task, register_model
 from wsgraph.nn.sharing.activation import Activation
 from wsgraph.nn.sharing.layout import check_map_size, weights_of
 from wsgraph.nn.sharing.linear import HNPLinear, MonomialLinear, NPLinear
-from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear, check_chain
+from wsgraph.nn.sharing.magep import MAGEPInvariant, MAGEPLinear
 from wsgraph.nn.sharing.pool import HNPPool, MonomialPool, NPPool
+from wsgraph.nn.sharing.products import check_chain
 from wsgraph.nn.sharing.statistics import StatFeaturizer
 from wsgraph.space import Blocks, ParameterGraph, WeightSpace
 from wsgraph.space.graph import check_graph
