@@ -18,7 +18,7 @@ from wsgraph.bench import Cell, Size, cells, run_cells, run_suite
 from wsgraph.data import ArrayRows, ZooStore
 from wsgraph.tasks import TrainedModel, remote, search
 from wsgraph.tasks import searching as searching_module
-from wsgraph.tasks.remote import SentZoo, keep_run
+from wsgraph.tasks.remote import RemoteRuns, SentZoo, keep_run
 
 FEW: dict[str, Any] = {"model": "statnn", "epochs": 1, "scales": [1]}
 
@@ -48,7 +48,7 @@ def elsewhere(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_cell_needs_no_common_file_system(store: ZooStore, elsewhere: SentZoo, tmp_path: Path) -> None:
     name = Cell("generalization", Path(store.path), FEW).name
     cell = Cell("generalization", elsewhere.path, FEW, {"far": elsewhere.path})
-    record, files = cells._train_there(cell, {"": elsewhere, "far": elsewhere}, 1, [])
+    record, files = remote.train_there(cells._train_apart, {"": elsewhere, "far": elsewhere}, (cell, 1), [], 1)
     assert record["metrics"]["tau"] == record["metrics"]["tau_on_far"]
     assert (record["zoo"], record["options"]) == ("my zoo", FEW)
     assert not elsewhere.path.exists()
@@ -69,7 +69,7 @@ def test_a_cell_needs_no_common_file_system(store: ZooStore, elsewhere: SentZoo,
 
 def test_what_fails_there_is_told_and_not_kept(elsewhere: SentZoo, tmp_path: Path) -> None:
     cell = Cell("generalization", elsewhere.path, {**FEW, "target": "loss"})
-    record, files = cells._train_there(cell, {"": elsewhere}, 1, [])
+    record, files = remote.train_there(cells._train_apart, {"": elsewhere}, (cell, 1), [], 1)
     assert "has no column 'loss'" in record["error"]
     assert cells._kept(tmp_path / "cell", record, files) == record
     assert not (tmp_path / "cell").exists()
@@ -77,11 +77,13 @@ def test_what_fails_there_is_told_and_not_kept(elsewhere: SentZoo, tmp_path: Pat
 
 def test_trials_need_no_common_file_system(elsewhere: SentZoo) -> None:
     options = {**FEW, "test": False, "progress": False}
-    found, files = searching_module._attempt_there("generalization", options, {"": elsewhere}, [])
+    found, files = remote.train_there(searching_module._made_apart, {"": elsewhere}, ("generalization", options), [], 1)
     assert isinstance(found, dict)
     assert files is not None
     assert found["validation_loss"] == json.loads(files["result.json"].tobytes())["metrics"]["validation_loss"]
-    found, files = searching_module._attempt_there("generalization", {**options, "target": "loss"}, {"": elsewhere}, [])
+    found, files = remote.train_there(
+        searching_module._made_apart, {"": elsewhere}, ("generalization", {**options, "target": "loss"}), [], 1
+    )
     assert "has no column 'loss'" in str(found)
     assert files is None
 
@@ -98,13 +100,15 @@ def test_zoos_that_link_to_files_are_read_where_these_are_seen(tmp_path: Path) -
     space = WeightSpace.mlp([2, 3, 1])
     np.save(tmp_path / "matrix.npy", space.sample(4).numpy())
     with ZooStore.writing(tmp_path / "zoo") as store:
-        store.append(space, ArrayRows(tmp_path / "matrix.npy"), {})
+        store.append(space, ArrayRows(tmp_path / "matrix.npy", torch.arange(4), torch.arange(space.num_params)), {})
 
     class Machines:
+        local = False
+
         def share(self, value: Any) -> Any:
             raise AssertionError
 
-    sent = remote.Sender(Machines()).send(tmp_path / "zoo")  # type: ignore[arg-type]
+    sent = RemoteRuns(Machines())._send(tmp_path / "zoo")  # type: ignore[arg-type]
     assert sent.received(tmp_path / "other") == tmp_path / "zoo"
     with pytest.raises(ValueError, match=r"links to files that a machine of the cluster does not see: .*wsgraph zoo merge"):
         SentZoo(tmp_path / "not here", sent.digest, None).received(tmp_path / "other")
@@ -155,7 +159,7 @@ def test_calls_are_spread_and_made_again_where_a_worker_dies(machines: None, tmp
         assert found.gpus_for_each() == 0
         assert dict(found.results(_killed_once, [(tmp_path / "flag", i) for i in range(3)], at_a_time=2)) == {0: 0, 1: 1, 2: 4}
         assert (tmp_path / "flag").exists()
-        with pytest.raises(ValueError, match="^three is too much$"):
+        with pytest.raises(ValueError, match=r"^three is too much$"):
             list(found.results(_killed_once, [(tmp_path / "flag", 3)]))
 
 
@@ -178,7 +182,7 @@ def test_cells_come_back_from_a_cluster(machines: None, store: ZooStore, tmp_pat
 
 @pytest.mark.slow
 def test_searches_on_a_cluster_come_to_the_same(machines: None, store: ZooStore, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**FEW, "zoo": store, "progress": False, "space": {"learning_rate": [1e-4, 1e-2, "log"]}}
+    options: dict[str, Any] = {**FEW, "zoo": store, "progress": False, "search_space": {"learning_rate": [1e-4, 1e-2, "log"]}}
     there = search("generalization", trials=3, output=tmp_path / "there", ray="auto", workers=2, **options)
     here = search("generalization", trials=3, output=tmp_path / "here", **options)
     assert [row["learning_rate"] for row in there.trials] == [row["learning_rate"] for row in here.trials]

@@ -1,4 +1,4 @@
-"""Calls spread over a Ray cluster, and files that go there and come back with them."""
+"""Calls spread over a Ray cluster, and files that go there and come back."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Cluster:
 
     Args:
         ray: The module.
+        local: Whether it is of this machine alone, so that calls see its files.
     """
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, local: bool) -> None:
+        self._ray, self.local = ray, local
 
     def share(self, value: Any) -> Any:
         """A value that many calls read, sent once to every machine that does.
@@ -47,19 +48,26 @@ class Cluster:
         Returns:
             At most 1; 0 where the cluster has none.
         """
-        found = self._ray.cluster_resources()
-        share = found.get("GPU", 0.0) / max(1.0, at_a_time or found.get("CPU", 1.0))
+        resources = self._ray.cluster_resources()
+        share = resources.get("GPU", 0.0) / max(1.0, at_a_time or resources.get("CPU", 1.0))
         return min(1.0, int(share * 1e4) / 1e4)
 
     def results(
-        self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, at_a_time: int | None = None, gpus: float = 0
+        self,
+        function: Callable[..., Any],
+        calls: Iterable[tuple[Any, ...]],
+        *,
+        at_a_time: int | None = None,
+        cpus: int = 1,
+        gpus: float = 0,
     ) -> Iterator[tuple[int, Any]]:
-        """Call a function on the cluster, with one processor for each call. A call whose worker dies is made again.
+        """Call a function on the cluster. A call whose worker dies is made again; what still runs when the iterator is closed is ended.
 
         Args:
             function: The function.
             calls: Arguments of every call.
             at_a_time: Calls at a time (default: as many as the cluster has room for).
+            cpus: Processors of each.
             gpus: GPUs of each.
 
         Yields:
@@ -69,16 +77,20 @@ class Cluster:
             Exception: What the function raises.
             RuntimeError: If a worker dies again and again.
         """
-        task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(function)
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(function)
         waiting = iter(enumerate(calls))
         running: dict[Any, int] = {}
-        for number, arguments in itertools.islice(waiting, at_a_time or _IN_FLIGHT):
-            running[task.remote(*arguments)] = number
-        while running:
-            (done, *_), _ = self._ray.wait(list(running), num_returns=1)
-            yield running.pop(done), self._result(done)
-            for number, arguments in itertools.islice(waiting, 1):
-                running[task.remote(*arguments)] = number
+        try:
+            for number, arguments in itertools.islice(waiting, at_a_time or _IN_FLIGHT):
+                running[remote.remote(*arguments)] = number
+            while running:
+                (done, *_), _ = self._ray.wait(list(running), num_returns=1)
+                yield running.pop(done), self._result(done)
+                for number, arguments in itertools.islice(waiting, 1):
+                    running[remote.remote(*arguments)] = number
+        finally:
+            for call in running if self._ray.is_initialized() else ():
+                self._ray.cancel(call, force=True)
 
     def _result(self, done: Any) -> Any:
         try:
@@ -115,7 +127,7 @@ def cluster(address: str, purpose: str = "Training with Ray") -> Iterator[Cluste
     if started:
         options = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
         try:
-            ray.init(address=None if address == "local" else address, **options)
+            ray.init(address=address, **options)
         except (OSError, RuntimeError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConnectionError(
@@ -123,7 +135,7 @@ def cluster(address: str, purpose: str = "Training with Ray") -> Iterator[Cluste
                 "machine alone."
             ) from None
     try:
-        yield Cluster(ray)
+        yield Cluster(ray, started and address == "local")
     finally:
         if started:
             ray.shutdown()
@@ -155,8 +167,9 @@ def files_of(folder: Path) -> dict[str, np.ndarray]:
     Returns:
         Bytes by path within the folder.
     """
-    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.as_posix(): np.fromfile(folder / path, np.uint8) for path in found if not any(part.startswith(".") for part in path.parts)}
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    visible = [path for path in paths if not any(name.startswith(".") for name in path.parts)]
+    return {path.as_posix(): np.fromfile(folder / path, np.uint8) for path in visible}
 
 
 def write_files(folder: Path, files: Mapping[str, np.ndarray]) -> None:

@@ -16,7 +16,9 @@ from wsgraph.cli import app
 from wsgraph.data import ZooStore
 from wsgraph.nn import list_models, scaled_widths
 from wsgraph.tasks import INREditing, Prediction, SearchResult, run, search, searching
-from wsgraph.tasks.search_space import default_space, read_space, usual_values
+from wsgraph.tasks.search_space import default_space, default_values, read_space
+
+pytest.importorskip("optuna")
 
 SPACE: dict[str, Any] = {"learning_rate": [1e-4, 1e-2, "log"], "model_options.hidden": [4, 8, 16]}
 
@@ -27,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ZooStore:
 
 
 def tried(store: ZooStore, folder: Path, trials: int = 3, **options: Any) -> SearchResult:
-    options = {"model": "statnn", "epochs": 1, "scales": [1], "intervals": 0, "progress": False, "space": SPACE, **options}
+    options = {"model": "statnn", "epochs": 1, "scales": [1], "intervals": 0, "progress": False, "search_space": SPACE, **options}
     return search("generalization", trials=trials, zoo=store, output=folder, **options)
 
 
@@ -43,7 +45,7 @@ def test_the_lowest_validation_loss_is_scored_once(store: ZooStore, tmp_path: Pa
     assert [row["trial"] for row in found.trials] == [1, 2, 3, 4]
     assert len({row["learning_rate"] for row in found.trials}) == 4
     assert all(1e-4 <= row["learning_rate"] <= 1e-2 and row["model_options.hidden"] in (4, 8, 16) for row in found.trials)
-    assert found.trials[0]["learning_rate"] == 3e-3  # the first trial is the usual one
+    assert found.trials[0]["learning_rate"] == 3e-3  # the first trial has the default values
     first = min(found.trials, key=lambda row: row["validation_loss"])
     assert found.best == {name: first[name] for name in SPACE}
     for row in found.trials:
@@ -99,7 +101,7 @@ def test_a_search_goes_on_as_if_it_had_not_been_interrupted(store: ZooStore, tmp
 
 def test_trials_that_fail(store: ZooStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = {"learning_rate": [1e-3, 1e30], "model_options.dropout": [0.0, 7.0]}
-    found = tried(store, tmp_path / "search", 6, space=space, learning_rate=1e-3, progress=True)
+    found = tried(store, tmp_path / "search", 6, search_space=space, learning_rate=1e-3, progress=True)
     failed = [row for row in found.trials if row["error"]]
     assert 0 < len(failed) < 6
     for row in failed:
@@ -112,21 +114,21 @@ def test_trials_that_fail(store: ZooStore, tmp_path: Path, capsys: pytest.Captur
         tried(store, tmp_path / "mended", target="los")
     assert len(tried(store, tmp_path / "mended", 1).trials) == 1
     with pytest.raises(ValueError, match="No trial of the search succeeded: Training diverged"):
-        tried(store, tmp_path / "diverged", 2, space={"learning_rate": [1e30, 1e31]})
+        tried(store, tmp_path / "diverged", 2, search_space={"learning_rate": [1e30, 1e31]})
 
 
 def test_a_folder_holds_one_search(store: ZooStore, tmp_path: Path) -> None:
     tried(store, tmp_path / "search", 1)
     with pytest.raises(ValueError, match=r"another search in .*epochs: 1 there, 2 now\)\. Choose another 'output'"):
         tried(store, tmp_path / "search", 1, epochs=2)
-    with pytest.raises(ValueError, match=r"another search in .*space: "):
-        tried(store, tmp_path / "search", 1, space={"learning_rate": [1e-3, 1e-2]})
+    with pytest.raises(ValueError, match=r"another search in .*search_space: "):
+        tried(store, tmp_path / "search", 1, search_space={"learning_rate": [1e-3, 1e-2]})
     assert len(tried(store, tmp_path / "search", 1, epochs=2, overwrite=True).trials) == 1
     with pytest.raises(ValueError, match="holds a zoo or a run: choose another 'output'"):
         tried(store, Path(store.path), 1)
     with filelock.FileLock(tmp_path / "search" / ".lock"), pytest.raises(ValueError, match="Another process searches in"):
         tried(store, tmp_path / "search", 1, epochs=2)
-    (tmp_path / "search" / "settings.json").write_text("{")
+    (tmp_path / "search" / "search.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         tried(store, tmp_path / "search", 1)
 
@@ -136,7 +138,7 @@ def test_a_folder_holds_one_search(store: ZooStore, tmp_path: Path) -> None:
 
 def test_spaces_are_plain_data() -> None:
     options: dict[str, Any] = {"model": "neural_graph", "zoo": "zoo"}
-    space = {
+    space: dict[str, list[Any]] = {
         "learning_rate": [1, 2, "uniform"],
         "batch_size": [8, 64, "log"],
         "model_options.dropout": [0, 1, "uniform"],
@@ -146,10 +148,10 @@ def test_spaces_are_plain_data() -> None:
         "canonicalize": [[], ["sign"]],
     }
     found = {each.name: each for each in read_space(Prediction, space, options)}
-    assert [name for name, each in found.items() if each.whole] == ["batch_size", "model_options.layers"]
-    assert [name for name, each in found.items() if each.ranges] == list(space)[:4]
-    usual = usual_values(Prediction, options, list(found.values()))
-    assert usual == {
+    assert [name for name, each in found.items() if each.is_integer] == ["batch_size", "model_options.layers"]
+    assert [name for name, each in found.items() if each.is_range] == list(space)[:4]
+    defaults = default_values(Prediction, options, list(found.values()))
+    assert defaults == {
         "batch_size": 64,
         "model_options.dropout": 0.1,
         "model_options.layers": 3,
@@ -165,7 +167,7 @@ def test_what_is_given_is_not_varied() -> None:
         assert widths
         assert set(space) == {"learning_rate", "weight_decay", *widths}
         for each in read_space(Prediction, space, {"model": name}):
-            assert each.name in usual_values(Prediction, {"model": name}, [each])
+            assert each.name in default_values(Prediction, {"model": name}, [each])
     assert default_space(Prediction, {"model": "statnn", "learning_rate": 1e-3, "weight_decay": 0.0}) == {
         "model_options.hidden": [128, 256, 512]
     }
@@ -175,16 +177,17 @@ def test_what_is_given_is_not_varied() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"space": {"zoo": ["a", "b"]}}, TypeError, "A search cannot vary 'zoo': its runs are compared by their validation loss"),
-        ({"space": {"learning_rat": [1, 2]}}, TypeError, "A search cannot vary 'learning_rat'"),
-        ({"space": {"model_options": [1, 2]}}, TypeError, r"model_options\.NAME"),
-        ({"space": {"model_options.hiden": [1, 2]}}, TypeError, r"'statnn' has no option 'hiden'\. Did you mean 'hidden'\?"),
-        ({"space": {"learning_rate": []}}, ValueError, r"\[low, high, 'log'\], \[low, high, 'uniform'\] or choices"),
-        ({"space": {"learning_rate": 0.1}}, ValueError, r"got learning_rate: 0\.1"),
-        ({"space": {"learning_rate": [0, 1, "log"]}}, ValueError, "logarithmic range of 'learning_rate' to be above 0"),
-        ({"space": {"learning_rate": [2, 1, "uniform"]}}, ValueError, "of which the first is smaller"),
-        ({"space": {"canonicalize": [{1, 2}]}}, ValueError, "to be plain values"),
-        ({"space": {}}, ValueError, "nothing to vary"),
+        ({"search_space": {"zoo": ["a", "b"]}}, TypeError, "A search cannot vary 'zoo': its runs are compared by their validation loss"),
+        ({"search_space": {"learning_rat": [1, 2]}}, TypeError, "A search cannot vary 'learning_rat': .* Did you mean 'learning_rate'"),
+        ({"search_space": {"model_options": [1, 2]}}, TypeError, r"model_options\.NAME"),
+        ({"search_space": {"model_options.hiden": [1, 2]}}, TypeError, r"'statnn' has no option 'hiden'\. Did you mean 'hidden'\?"),
+        ({"search_space": {"learning_rate": []}}, ValueError, r"\[low, high, 'log'\], \[low, high, 'uniform'\] or choices"),
+        ({"search_space": {"learning_rate": 0.1}}, ValueError, r"got learning_rate: 0\.1"),
+        ({"search_space": {"learning_rate": [0, 1, "log"]}}, ValueError, "logarithmic range of 'learning_rate' to be above 0"),
+        ({"search_space": {"learning_rate": [2, 1, "uniform"]}}, ValueError, "of which the first is smaller"),
+        ({"search_space": {"canonicalize": [{1, 2}]}}, ValueError, "to be plain values"),
+        ({"search_space": {"learning_rate": [1e-4, 1e-2, "lin"]}}, ValueError, r"or choices of one kind \(got \[0.0001, 0.01, 'lin'\]\)"),
+        ({"search_space": {}}, ValueError, "nothing to vary"),
         ({"trials": 0}, ValueError, "Expected 'trials' to be an integer of at least 1"),
         ({"ray": "local", "workers": 0}, ValueError, "Expected 'workers' to be an integer of at least 1"),
         ({"devices": 2}, ValueError, "leave 'devices' out"),
@@ -211,7 +214,7 @@ def test_optuna_that_is_not_installed(store: ZooStore, tmp_path: Path, monkeypat
 
 def test_searches_from_the_command_line(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.toml").write_text('model = "statnn"\nepochs = 1\n[search_space]\n"model_options.hidden" = [4, 8]\n')
+    (tmp_path / "run.toml").write_text('model = "statnn"\nepochs = 1\nintervals = 0\n[search_space]\n"model_options.hidden" = [4, 8]\n')
     words = ["train", "generalization", "--zoo", str(store.path), "--config", "run.toml", "--scale", "1"]
     result = CliRunner().invoke(app, [*words, "--search", "2", "--search-space", "learning_rate=1e-4,1e-2,log"])
     text = " ".join(result.output.split())

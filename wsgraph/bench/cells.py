@@ -27,9 +27,9 @@ from wsgraph._cluster import cluster
 from wsgraph.data import ZooStore
 from wsgraph.files import write_json
 from wsgraph.nn import model_entry
-from wsgraph.plugins import named_plugins, source_of
+from wsgraph.plugins import source_of
 from wsgraph.tasks.registry import task_class
-from wsgraph.tasks.remote import Sender, SentZoo, keep_run, received, returned
+from wsgraph.tasks.remote import RemoteRuns, keep_run
 
 if TYPE_CHECKING:
     from wsgraph.tasks import Result
@@ -212,24 +212,18 @@ def _on_cluster(
 ) -> Generator[tuple[str, dict[str, Any]]]:
     """Train cells on a cluster; a cell is kept as soon as it comes back, and trained anew where it does not."""
     with cluster(address, "Training on a cluster") as machines:
-        sender = Sender(machines)
-        names, plugins = list(missing), named_plugins()
-        calls = (
-            (cell, {"": sender.send(cell.zoo), **{name: sender.send(path) for name, path in cell.test_zoos.items()}}, threads, plugins)
-            for cell in missing.values()
-        )
-        gpus = machines.gpus_for_each(workers)
-        for number, (record, files) in machines.results(_train_there, calls, at_a_time=workers, gpus=gpus):
+        names = list(missing)
+        runs = (({"": cell.zoo, **cell.test_zoos}, (cell, threads)) for cell in missing.values())
+        for number, record, files in RemoteRuns(machines, workers, threads).results(_train_apart, runs):
             yield names[number], _kept(folder / names[number], record, files)
 
 
-def _train_there(cell: Cell, zoos: Mapping[str, SentZoo], threads: int, plugins: list[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Train one cell on a machine of a cluster: its record, and the files of its run if it is finished."""
-    with received(zoos, plugins) as (folder, paths):
-        there = replace(cell, zoo=paths[""], test_zoos={name: path for name, path in paths.items() if name})
-        record = _train(there, folder, threads) | {"zoo": cell.zoo.name}
-        finished = (folder / there.name / "cell.json").exists()
-        return record, returned(folder / there.name / "run", zoos, paths) if finished else None
+def _train_apart(folder: Path, zoo: Path, test_zoos: dict[str, Path], cell: Cell, threads: int) -> tuple[dict[str, Any], Path | None]:
+    """Train one cell on a machine of a cluster: its record, and the folder of its run if it is finished."""
+    there = replace(cell, zoo=zoo, test_zoos=test_zoos)
+    record = _train(there, folder, threads) | {"zoo": cell.zoo.name}
+    finished = (folder / there.name / "cell.json").exists()
+    return record, folder / there.name / "run" if finished else None
 
 
 def _kept(folder: Path, record: dict[str, Any], files: dict[str, Any] | None) -> dict[str, Any]:

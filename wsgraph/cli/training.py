@@ -126,14 +126,14 @@ def train(
         from wsgraph import tasks
 
         name, chosen = chosen_options(words or [], config, options)
-        space = chosen.pop("search_space", None)  # of the file
+        space = chosen.pop("search_space", None)  # of the configuration file
         if search is None and (search_space or ray or workers):
             raise ValueError("--search-space, --ray and --workers are for searches: give the number of trials, --search 20.")
         if search is not None and folds is not None:
             raise ValueError("Expected --search or --folds (got both): search first, and cross-validate with the options that are found.")
         if search is not None:
             space = read_search_space(search_space) if search_space else space
-            found = tasks.search(name, trials=search, space=space, ray=ray, workers=workers, **chosen)
+            found = tasks.search(name, trials=search, search_space=space, ray=ray, workers=workers, **chosen)
             if as_json:
                 print_json({**found.document(), "folder": str(found.folder)})
                 return

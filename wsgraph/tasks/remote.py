@@ -1,4 +1,4 @@
-"""Training on other machines: zoos go there, runs come back, and no common file system is needed."""
+"""Runs trained on a cluster: zoos go there, folders of runs come back, and no common file system is needed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from wsgraph._cluster import Cluster, fetched, files_of, write_files
 from wsgraph.data import ZooStore
 from wsgraph.files import new_folder, write_json
-from wsgraph.plugins import add_plugin
+from wsgraph.plugins import add_plugin, named_plugins
 from wsgraph.tasks.task import opened
 
-__all__ = ["Sender", "SentZoo", "keep_run", "received", "returned"]
+__all__ = ["RemoteRuns", "SentZoo", "keep_run", "train_there"]
+
+Train = Callable[..., tuple[Any, Path | None]]
+"""Called with a folder to work in, the path of the zoo, those of further ones by name, and more: a result, and perhaps the run's folder."""
 
 _NAMING = ("options.json", "result.json")  # files of a run that name its zoos
 
@@ -30,7 +34,7 @@ class SentZoo:
     Attributes:
         path: Where it lies on the machine that sends it.
         digest: What distinguishes its contents.
-        files: Its files, fetched where the machine does not see the path; ``None`` if some of them are of others.
+        files: Its files, fetched where a machine does not see the path; ``None`` where it must see it, as its weights lie elsewhere.
     """
 
     path: Path
@@ -60,67 +64,78 @@ class SentZoo:
         return folder / self.path.name
 
 
-class Sender:
-    """Sends zoos to a cluster, each once.
+class RemoteRuns:
+    """Trains runs on a cluster; every zoo is sent once.
 
     Args:
         machines: The cluster.
+        at_a_time: Runs at a time (default: as many as the cluster has room for).
+        threads: Threads of each.
     """
 
-    def __init__(self, machines: Cluster) -> None:
-        self._machines = machines
+    def __init__(self, machines: Cluster, at_a_time: int | None = None, threads: int = 1) -> None:
+        self._machines, self.at_a_time, self._threads = machines, at_a_time, threads
         self._sent: dict[Path, SentZoo] = {}
 
-    def send(self, zoo: Any) -> SentZoo:
-        """A zoo as calls are given it.
+    def results(
+        self, train: Train, runs: Iterable[tuple[Mapping[str, Any], tuple[Any, ...]]]
+    ) -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
+        """Train runs.
 
         Args:
-            zoo: The zoo or its path.
+            train: What trains one, a function of a module.
+            runs: For each its zoos by name, the first without one, and further arguments of ``train``.
+
+        Yields:
+            Number of every run, what ``train`` returned, and the files of its folder for :func:`keep_run`, in the order in which they end.
         """
+        plugins = [str(Path(place).resolve()) if place.endswith(".py") else place for place in named_plugins()]
+        calls = (
+            (train, {name: self._send(zoo) for name, zoo in zoos.items()}, arguments, plugins, self._threads) for zoos, arguments in runs
+        )
+        gpus = self._machines.gpus_for_each(self.at_a_time)
+        results = self._machines.results(train_there, calls, at_a_time=self.at_a_time, cpus=self._threads, gpus=gpus)
+        for number, (result, files) in results:
+            yield number, result, files
+
+    def _send(self, zoo: Any) -> SentZoo:
         store = opened(zoo)
         path = Path(store.path).resolve()
         if path not in self._sent:
-            files = None if store.linked_files else self._machines.share(files_of(path))
-            self._sent[path] = SentZoo(path, store.digest, files)
+            seen = self._machines.local or store.linked_files
+            self._sent[path] = SentZoo(path, store.digest, None if seen else self._machines.share(files_of(path)))
         return self._sent[path]
 
 
-@contextmanager
-def received(zoos: Mapping[str, SentZoo], plugins: list[str]) -> Iterator[tuple[Path, dict[str, Path]]]:
-    """In a call on another machine: a folder to work in, and zoos by the names under which they were sent.
+def train_there(
+    train: Train, zoos: Mapping[str, SentZoo], arguments: tuple[Any, ...], plugins: list[str], threads: int
+) -> tuple[Any, dict[str, Any] | None]:
+    """Train a run on another machine.
 
     Args:
-        zoos: The zoos.
+        train: What trains it.
+        zoos: Its zoos by name, the first without one.
+        arguments: Further arguments of ``train``.
         plugins: Modules and files of plugins to know.
+        threads: Threads to use.
 
-    Yields:
-        The folder, which is removed afterwards, and paths by name. Runs in the folder name the zoos by where they came from.
+    Returns:
+        What ``train`` returned, and the files of the run, in which zoos are named by where they came from.
     """
+    torch.set_num_threads(threads)
     for place in plugins:
         add_plugin(place)
     with tempfile.TemporaryDirectory(prefix="wsgraph-") as temporary:
-        folder = Path(temporary) / "work"
-        folder.mkdir()
+        work = Path(temporary) / "work"
+        work.mkdir()
         paths = {name: zoo.received(Path(temporary) / "zoos" / str(number)) for number, (name, zoo) in enumerate(zoos.items())}
-        yield folder, paths
-
-
-def returned(run: Path, zoos: Mapping[str, SentZoo], paths: Mapping[str, Path]) -> dict[str, Any]:
-    """The files of a run on another machine, in which zoos are named by where they came from.
-
-    Args:
-        run: Folder of the run.
-        zoos: The zoos that were sent.
-        paths: Where they were received.
-
-    Returns:
-        What :func:`keep_run` writes.
-    """
-    moved = {str(paths[name]): str(zoo.path) for name, zoo in zoos.items() if paths[name] != zoo.path}
-    for name in _NAMING if moved else ():
-        for file in run.rglob(name):
+        result, run = train(work, paths[""], {name: path for name, path in paths.items() if name}, *arguments)
+        if run is None:
+            return result, None
+        moved = {str(paths[name]): str(zoo.path) for name, zoo in zoos.items() if paths[name] != zoo.path}
+        for file in [file for name in _NAMING for file in run.rglob(name)] if moved else ():
             write_json(file, _renamed(json.loads(file.read_text(encoding="utf-8")), moved))
-    return files_of(run)
+        return result, files_of(run)
 
 
 def _renamed(value: Any, moved: Mapping[str, str], name: str = "") -> Any:
@@ -143,7 +158,7 @@ def keep_run(folder: Path, files: Mapping[str, Any]) -> None:
 
     Args:
         folder: Folder of the run.
-        files: What :func:`returned` returned there.
+        files: What :func:`train_there` returned.
     """
     if folder.exists():
         shutil.rmtree(folder)

@@ -13,7 +13,7 @@ from wsgraph.nn import model_options, scaled_widths
 from wsgraph.options import Option, TrainingOptions, known_options
 from wsgraph.tasks.task import Task
 
-__all__ = ["Dimension", "default_space", "read_space", "usual_values", "with_values"]
+__all__ = ["Dimension", "default_space", "default_values", "read_space", "with_values"]
 
 _WAYS = ("log", "uniform")
 _FACTORS = (0.5, 1, 2)  # of widths
@@ -26,51 +26,36 @@ class Dimension:
     Attributes:
         name: Name of the option, or ``OPTION.NAME`` for an entry of one that holds several.
         given: ``(low, high, "log" or "uniform")``, or the choices.
-        ranges: Whether it is the former.
-        whole: Whether numbers of a range are integers.
+        is_range: Whether it is the former.
+        is_integer: Whether numbers of a range are integers.
     """
 
     name: str
     given: tuple[Any, ...]
-    ranges: bool = False
-    whole: bool = False
+    is_range: bool = False
+    is_integer: bool = False
 
-    def suggest(self, trial: Any) -> None:
-        """Let a trial of Optuna choose a value, unless it has.
+    @property
+    def distribution(self) -> Any:
+        """The distribution of Optuna that values are drawn from."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        Args:
-            trial: The trial.
-        """
-        if not self.ranges:
-            trial.suggest_categorical(self.name, list(dict.fromkeys(map(_choice, self.given))))
-            return
+        if not self.is_range:
+            return CategoricalDistribution(list(dict.fromkeys(map(_choice, self.given))))
         low, high, way = self.given
-        choose = trial.suggest_int if self.whole else trial.suggest_float
-        choose(self.name, low, high, log=way == "log")
+        return (IntDistribution if self.is_integer else FloatDistribution)(low, high, log=way == "log")
 
-    def value(self, parameters: Mapping[str, Any]) -> Any:
-        """The value that a trial of Optuna has.
-
-        Args:
-            parameters: What Optuna holds, by name.
-        """
-        return parameters[self.name] if self.ranges else json.loads(parameters[self.name])
+    def value(self, parameter: Any) -> Any:
+        """A value, from what Optuna holds."""
+        return parameter if self.is_range else json.loads(parameter)
 
     def parameter(self, value: Any) -> Any:
-        """A value as Optuna holds it.
-
-        Args:
-            value: The value.
-        """
-        return value if self.ranges else _choice(value)
+        """A value as Optuna holds it."""
+        return value if self.is_range else _choice(value)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies in the range, or is one of the choices.
-
-        Args:
-            value: The value.
-        """
-        if not self.ranges:
+        """Whether a value lies in the range, or is one of the choices."""
+        if not self.is_range:
             return _choice(value) in map(_choice, self.given)
         return isinstance(value, (int, float)) and not isinstance(value, bool) and self.given[0] <= value <= self.given[1]
 
@@ -121,7 +106,7 @@ def read_space(task: type[Task], space: Mapping[str, Sequence[Any]], options: Ma
         ValueError: If a range or the choices make no sense, or there is nothing to vary.
     """
     if not space:
-        raise ValueError("The search has nothing to vary: leave an option out that is given, or say what to vary with 'space'.")
+        raise ValueError("The search has nothing to vary: leave an option out that is given, or say what to vary with 'search_space'.")
     known = {name: about for name, about in known_options(task).items() if about.searched}
     models = space.get("model", [options.get("model", TrainingOptions.model)])
     return [_dimension(name, entry, known, models) for name, entry in space.items()]
@@ -130,8 +115,9 @@ def read_space(task: type[Task], space: Mapping[str, Sequence[Any]], options: Ma
 def _dimension(name: str, entry: Any, known: Mapping[str, Option], models: Sequence[str]) -> Dimension:
     option, _, key = name.partition(".")
     if option not in known or bool(key) != (known[option].form == "pairs"):
-        listed = ", ".join(f"{each}.NAME" if about.form == "pairs" else each for each, about in known.items())
-        raise TypeError(f"A search cannot vary {name!r}: its runs are compared by their validation loss. It varies {listed}.")
+        names = [f"{each}.NAME" if about.form == "pairs" else each for each, about in known.items()]
+        meant = did_you_mean(name, names) or f" It varies {', '.join(names)}."
+        raise TypeError(f"A search cannot vary {name!r}: its runs are compared by their validation loss.{meant}")
     if option == "model_options":
         for model in models:
             if key not in model_options(model):
@@ -144,16 +130,18 @@ def _dimension(name: str, entry: Any, known: Mapping[str, Option], models: Seque
             json.dumps(list(entry), allow_nan=False)
         except (TypeError, ValueError):
             raise ValueError(f"Expected the choices of {name!r} to be plain values (got {entry!r}).") from None
+        if len({isinstance(each, str) for each in entry if isinstance(each, (str, int, float))}) > 1:
+            raise ValueError(f"Expected {name!r} as [low, high, 'log'], [low, high, 'uniform'] or choices of one kind (got {list(entry)}).")
         return Dimension(name, tuple(entry))
     low, high, way = entry
     if not all(isinstance(end, (int, float)) and not isinstance(end, bool) and math.isfinite(end) for end in (low, high)) or not low < high:
         raise ValueError(f"Expected two numbers of which the first is smaller as range of {name!r} (got {low!r} and {high!r}).")
     if way == "log" and low <= 0:
         raise ValueError(f"Expected a logarithmic range of {name!r} to be above 0 (got {low!r}).")
-    whole = known[option].kind is not float and isinstance(low, int) and isinstance(high, int)
-    if whole and key:  # whether the model counts or measures with it
-        whole = not any(isinstance(model_options(model).get(key), float) for model in models)
-    return Dimension(name, (low, high, way), True, whole)
+    is_integer = known[option].kind is not float and isinstance(low, int) and isinstance(high, int)
+    if is_integer and key:  # whether the model counts or measures with it
+        is_integer = not any(isinstance(model_options(model).get(key), float) for model in models)
+    return Dimension(name, (low, high, way), True, is_integer)
 
 
 def with_values(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +165,7 @@ def with_values(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     return changed
 
 
-def usual_values(task: type[Task], options: Mapping[str, Any], dimensions: Sequence[Dimension]) -> dict[str, Any]:
+def default_values(task: type[Task], options: Mapping[str, Any], dimensions: Sequence[Dimension]) -> dict[str, Any]:
     """What the options would be without a search, as far as the search varies them and its ranges hold them.
 
     Args:
@@ -188,13 +176,13 @@ def usual_values(task: type[Task], options: Mapping[str, Any], dimensions: Seque
     Returns:
         Values by the names of dimensions.
     """
-    found = {}
+    values = {}
     model = options.get("model", TrainingOptions.model)
     widths = {name: list(width) if isinstance(width, tuple) else width for name, width in scaled_widths(model, 1, _kind(task)).items()}
     for each in dimensions:
         option, _, key = each.name.partition(".")
-        usual = {**model_options(model), **widths} if option == "model_options" else {}
-        value = {**usual, **(options.get(option) or {})}.get(key) if key else options.get(option, getattr(TrainingOptions, option, None))
+        defaults = {**model_options(model), **widths} if option == "model_options" else {}
+        value = {**defaults, **(options.get(option) or {})}.get(key) if key else options.get(option, getattr(TrainingOptions, option, None))
         if each.holds(value):
-            found[each.name] = value
-    return found
+            values[each.name] = value
+    return values

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import math
 import os
+import re
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
-import torch
 from rich.console import Console
 
 from wsgraph._cluster import cluster
 from wsgraph.files import write_atomically, write_json
 from wsgraph.options import KINDS, acting_options, given_options, plain_value, written_options
-from wsgraph.plugins import named_plugins
 from wsgraph.scores import finite_or_none
 from wsgraph.tasks.registry import task_class
-from wsgraph.tasks.remote import Sender, SentZoo, keep_run, received, returned
+from wsgraph.tasks.remote import RemoteRuns, keep_run
 from wsgraph.tasks.result import Result
-from wsgraph.tasks.running import run
+from wsgraph.tasks.running import default_folder, run
 from wsgraph.tasks.runs import OtherRunError, RunningError, prepare_folder
-from wsgraph.tasks.search_space import Dimension, default_space, read_space, usual_values, with_values
+from wsgraph.tasks.search_space import Dimension, default_space, default_values, read_space, with_values
 from wsgraph.tasks.task import Task, opened
 from wsgraph.tasks.training import DivergedError
 
 __all__ = ["SearchResult", "search"]
 
-_JOURNAL, _SETTINGS, _FOUND, _TABLE = "optuna.log", "settings.json", "search.json", "trials.csv"
+_RECORD, _TABLE = "search.json", "trials.csv"
+_TRIAL = re.compile(r"(best-)?trial\d+")  # folders of runs
 _AT_A_TIME = 8  # trials on a cluster
-_SHOWN = ("validation_loss", "best_epoch", "parameters", "seconds_per_epoch")
+_REPORTED = ("validation_loss", "best_epoch", "parameters", "seconds_per_epoch")
+_OWN = ("resume", "overwrite")  # options of runs that mean the search as a whole
+_ZOOS = ("zoo", "test_zoos")
+
+Outcome = dict[str, float] | Exception
+"""Metrics of a run, or what went wrong with it."""
 
 
 @dataclass
@@ -69,28 +74,29 @@ def search(
     task: str | Task,
     *,
     trials: int = 20,
-    space: Mapping[str, Sequence[Any]] | None = None,
+    search_space: Mapping[str, Sequence[Any]] | None = None,
     output: str | os.PathLike[str] | None = None,
     ray: str | None = None,
     workers: int | None = None,
     **options: Any,
 ) -> SearchResult:
-    """Search options with the lowest validation loss, and score a run with them; the test split stays untouched until then.
+    """Search the options of the lowest validation loss, and score a run with them; the test split stays untouched until then.
 
-    Optuna's tree-structured Parzen estimator chooses the values, by the seed of the runs. The first trial has the usual ones, where the
-    space holds them. The same call continues a search that was interrupted, as if it had not been, and with more trials goes on.
+    Optuna's tree-structured Parzen estimator chooses the values, by the seed of the runs. The first trial has the default values, where the
+    search space holds them. The same call continues a search that was interrupted, as if it had not been, and with more trials goes on.
 
     Args:
         task: One of :func:`list_tasks`, or a :class:`Task`.
         trials: Number of trials.
-        space: What is varied, by name: ``[low, high, "log"]``, ``[low, high, "uniform"]`` or choices, such as ``{"learning_rate": [1e-4,
-            1e-2, "log"], "model_options.channels": [16, 32, 64]}`` (default: ``learning_rate`` in ``[3e-4, 3e-2, "log"]``,
-            ``weight_decay`` in ``[1e-4, 1e-1, "log"]``, and half, once and twice the widths of the model, without those that are given).
+        search_space: What is varied, by name: ``[low, high, "log"]``, ``[low, high, "uniform"]`` or choices, such as
+            ``{"learning_rate": [1e-4, 1e-2, "log"], "model_options.channels": [16, 32, 64]}`` (default: ``learning_rate`` in
+            ``[3e-4, 3e-2, "log"]``, ``weight_decay`` in ``[1e-4, 1e-1, "log"]``, and half, once and twice the widths of the model,
+            without those that are given).
         output: Folder of the trials, ``OUTPUT/trialI`` for each (default: ``runs/TASK/ZOO-MODEL-seedSEED-search``).
-        ray: Address of a Ray cluster to train trials on, ``"auto"`` for the one that this machine belongs to, ``"local"`` for a new one
-            of this machine alone (default: here, one after the other).
+        ray: Address of a Ray cluster to train on, ``"auto"`` for the one that this machine belongs to, ``"local"`` for a new one
+            of this machine alone (default: here, one trial after the other).
         workers: Trials at a time on a cluster, which are chosen by those before them (default: 8).
-        **options: Those of :func:`run`.
+        **options: Those of :func:`run`; ``overwrite`` removes another search from the folder.
 
     Returns:
         A :class:`SearchResult`, also written as ``search.json`` and ``trials.csv``.
@@ -111,12 +117,9 @@ def search(
             raise ValueError(f"Expected {name!r} to be an integer of at least 1 (got {value!r}).")
     if options.get("devices", 1) != 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("A search trains every trial in one process: leave 'devices' out, and give 'ray' to train several at a time.")
-    if output is None:
-        zoo = Path(opened(options["zoo"]).path).resolve().name
-        output = Path("runs", kind.name, f"{zoo}-{options.get('model', 'monomial_gnn')}-seed{options.get('seed', 0)}-search")
-    dimensions = read_space(kind, default_space(kind, options) if space is None else space, options)
-    at_a_time = 1 if ray is None else workers or _AT_A_TIME
-    return _Search(task, dimensions, Path(output), options, trials, at_a_time).result(ray)
+    folder = default_folder(kind, options, "search") if output is None else Path(output)
+    dimensions = read_space(kind, default_space(kind, options) if search_space is None else search_space, options)
+    return _Search(task, dimensions, folder, options, trials, ray, 1 if ray is None else workers or _AT_A_TIME).result()
 
 
 def _optuna() -> Any:
@@ -140,30 +143,36 @@ class _Search:
     folder: Path
     options: dict[str, Any]
     trials: int
+    ray: str | None
     at_a_time: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    connection: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def kind(self) -> type[Task]:
+        """Class of the task."""
         return task_class(self.task) if isinstance(self.task, str) else type(self.task)
 
-    def result(self, ray: str | None) -> SearchResult:
+    def result(self) -> SearchResult:
         """Make the trials that are missing, and the run with the best values."""
         prepare_folder(self.folder)
-        with self.alone(), _quiet_optuna():
+        with self.alone(), self.connection:
             self.begin()
-            study = self.study()
-            with cluster(ray, "A search on a cluster") if ray is not None else contextlib.nullcontext() as machines:
-                sender = None if machines is None else Sender(machines)
-                while numbers := self.next_round(study):
-                    values = {number: self.values(study, number) for number in numbers}
-                    errors = []
-                    for number, found in self.made(values, machines, sender):
-                        self.tell(study, number, values[number], found)
-                        errors += [found] if isinstance(found, Exception) else []
-                    if not study.get_trials(deepcopy=False, states=[_optuna().trial.TrialState.COMPLETE]):
-                        self.forget()  # more likely the call is wrong than the values
-                        raise errors[0]
-            return self.scored(study)
+            while waiting := self.unfinished() or self.chosen():
+                jobs = {f"trial{row['trial']}": self.trial_options(row) for row in waiting}
+                failures = [outcome for name, outcome in self.tried(jobs) if isinstance(outcome, Exception)]
+                wrong = [each for each in failures if not isinstance(each, DivergedError)]
+                if wrong and all(row["error"] for row in self.rows[: self.trials]):  # more likely the call is wrong than the values
+                    self.forget()
+                    raise wrong[0]
+            return self.scored()
+
+    @functools.cached_property
+    def remote(self) -> RemoteRuns | None:
+        """The cluster, connected to when it is needed."""
+        if self.ray is None:
+            return None
+        return RemoteRuns(self.connection.enter_context(cluster(self.ray, "A search on a cluster")), self.at_a_time)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -180,22 +189,23 @@ class _Search:
         finally:
             lock.release()
 
-    # == What is searched ==
+    # == The record ==
 
     def begin(self) -> None:
-        """Record what is searched, or see that it is what the folder holds."""
-        settings = json.loads(json.dumps(self.settings()))
-        path = self.folder / _SETTINGS
+        """Read the trials that the folder holds, if they are of this search."""
+        path = self.folder / _RECORD
+        if not path.exists():
+            if any((self.folder / name).exists() for name in ("zoo.json", "result.json")):
+                raise OtherRunError(f"{str(self.folder)!r} holds a zoo or a run: choose another 'output' (--output) for the search.")
+            return
         if self.options.get("overwrite"):
             self.forget()
-        if not path.exists():
-            if (self.folder / "zoo.json").exists() or (self.folder / "result.json").exists():
-                raise OtherRunError(f"{str(self.folder)!r} holds a zoo or a run: choose another 'output' (--output) for the search.")
-            write_json(path, settings)
             return
+        settings = self.settings
         try:
-            recorded = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            recorded, self.rows = dict(document["settings"]), document["trials"]
+        except (ValueError, KeyError, TypeError) as error:  # of JSON too
             raise ValueError(
                 f"{str(path)!r} is damaged ({error}). Give overwrite=True (--overwrite) to search again, or another 'output'."
             ) from None
@@ -207,114 +217,102 @@ class _Search:
                 "or give overwrite=True (--overwrite) to remove it."
             )
 
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the trials depend on."""
+        """All that the trials depend on, as JSON holds it."""
         own = {} if isinstance(self.task, str) else {name: plain_value(value) for name, value in self.task.own_options().items()}
         written, unwritten = written_options({**own, **self.options}, list(acting_options(self.kind, *KINDS)))
-        return {
-            "task": self.kind.name,
-            **written,
-            **unwritten,
-            "zoo": opened(self.options["zoo"]).digest,
-            "space": {each.name: list(each.given) for each in self.dimensions},
-        }
+        settings: dict[str, Any] = {"task": self.kind.name, **written, **unwritten, "zoo": opened(self.options["zoo"]).digest}
+        settings["search_space"] = {each.name: each.given for each in self.dimensions}
+        return dict(json.loads(json.dumps(settings)))
+
+    def save(self, **found: Any) -> None:
+        """Record the trials, and what was found."""
+        rows = [finite_or_none(row) for row in self.rows]
+        write_json(self.folder / _RECORD, {"settings": self.settings, "trials": rows, **found})
 
     def forget(self) -> None:
-        """Remove a search."""
-        for name in (_FOUND, _TABLE, _JOURNAL, f"{_JOURNAL}.lock"):
-            (self.folder / name).unlink(missing_ok=True)
-        for path in [*self.folder.glob("trial*"), *self.folder.glob("best-trial*")]:
-            if path.is_dir():
+        """Remove a search. Whenever this is interrupted, what is left is a search that is not finished."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and _TRIAL.fullmatch(path.name):
                 shutil.rmtree(path)
-        (self.folder / _SETTINGS).unlink(missing_ok=True)
+        for name in (_TABLE, _RECORD):
+            (self.folder / name).unlink(missing_ok=True)
 
     # == Trials ==
 
-    def study(self) -> Any:
-        """Optuna's record of the trials, a file of JSON lines."""
+    def unfinished(self) -> list[dict[str, Any]]:
+        """Trials that were interrupted."""
+        return [row for row in self.rows[: self.trials] if "error" not in row]
+
+    def chosen(self) -> list[dict[str, Any]]:
+        """The trials after those that are finished, as many as are made at a time; recorded, so that they keep their values."""
+        numbers = range(len(self.rows) + 1, min(self.trials, len(self.rows) + self.at_a_time) + 1)
+        if not numbers:
+            return []
         optuna = _optuna()
-        from optuna.storages.journal import JournalFileBackend
-
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(self.folder / _JOURNAL)))
-        study = optuna.create_study(study_name="search", storage=storage, load_if_exists=True, direction="minimize")
-        if not study.trials:
-            usual = usual_values(self.kind, self.options, self.dimensions)
-            study.enqueue_trial({each.name: each.parameter(usual[each.name]) for each in self.dimensions if each.name in usual})
-        return study
-
-    def next_round(self, study: Any) -> list[int]:
-        """Numbers of the trials to be made next: those that were interrupted, and new ones to fill the round."""
-        states = _optuna().trial.TrialState
-        found = study.get_trials(deepcopy=False)
-        numbers = [trial.number for trial in found if trial.state == states.RUNNING and trial.number < self.trials]
-        begun = sum(trial.state != states.WAITING for trial in found)
-        while begun < self.trials and (not numbers or begun % self.at_a_time):
-            self.reseed(study, begun)
-            numbers.append(study.ask().number)
-            begun += 1
-        return numbers
-
-    def reseed(self, study: Any, number: int) -> None:
-        """What a trial gets depends on the seed, its number and the trials before: a search that is continued goes on alike."""
-        study.sampler = _optuna().samplers.TPESampler(seed=(self.options.get("seed", 0) * 1_000_003 + number) % 2**32)
-
-    def values(self, study: Any, number: int) -> dict[str, Any]:
-        """The values of a trial, chosen where they are not yet."""
-        self.reseed(study, number)
-        trial = self.trial(study, number)
-        for each in self.dimensions:
-            each.suggest(trial)
-        return {each.name: each.value(trial.params) for each in self.dimensions}
-
-    def where(self, number: int) -> Path:
-        """Folder of the run of a trial."""
-        return self.folder / f"trial{number + 1}"
-
-    def trial(self, study: Any, number: int) -> Any:
-        """A trial that is under way, perhaps since before this process."""
-        return _optuna().trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-
-    def trial_options(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of the run of a trial."""
-        options = {name: value for name, value in self.options.items() if name not in ("resume", "overwrite")}
-        return {**with_values(options, values), "test": False, "intervals": 0, "baselines": False, "progress": False}
-
-    def made(
-        self, values: Mapping[int, Mapping[str, Any]], machines: Any, sender: Sender | None
-    ) -> Iterator[tuple[int, dict[str, float] | Exception]]:
-        """Numbers of trials, and what came of them."""
-        if machines is None or sender is None:
-            for number, each in values.items():
-                yield number, _attempt(self.task, {**self.trial_options(each), "output": self.where(number)})
-            return
-        further = self.options.get("test_zoos") or {}
-        zoos = {name: sender.send(zoo) for name, zoo in {"": self.options["zoo"], **further}.items()}
-        numbers, plugins = list(values), named_plugins()
-        given = [
-            {name: value for name, value in self.trial_options(values[n]).items() if name not in ("zoo", "test_zoos")} for n in numbers
+        distributions = {each.name: each.distribution for each in self.dimensions}
+        told = [
+            optuna.trial.create_trial(
+                params={each.name: each.parameter(row[each.name]) for each in self.dimensions},
+                distributions=distributions,
+                value=math.inf if row["error"] else row["validation_loss"],  # what fails is as bad as can be
+            )
+            for row in self.rows
         ]
-        calls = ((self.task, options, zoos, plugins) for options in given)
-        for i, (found, files) in machines.results(_attempt_there, calls, gpus=machines.gpus_for_each(self.at_a_time)):
-            if files is not None:
-                keep_run(self.where(numbers[i]), files)
-            yield numbers[i], found
+        with _quiet(optuna):
+            for number in numbers:
+                # Values depend on the seed, the number and the finished trials: a search that is continued goes on alike.
+                sampler = optuna.samplers.TPESampler(seed=(self.options.get("seed", 0) * 1_000_003 + number) % 2**32)
+                study = optuna.create_study(sampler=sampler)
+                if number == 1:
+                    defaults = default_values(self.kind, self.options, self.dimensions)
+                    study.enqueue_trial(
+                        {each.name: each.parameter(defaults[each.name]) for each in self.dimensions if each.name in defaults}
+                    )
+                study.add_trials(told)
+                parameters = study.ask(distributions).params
+                self.rows.append({"trial": number, **{each.name: each.value(parameters[each.name]) for each in self.dimensions}})
+        self.save()
+        return self.unfinished()
 
-    def tell(self, study: Any, number: int, values: Mapping[str, Any], found: dict[str, float] | Exception) -> None:
-        """Record what came of a trial."""
-        states = _optuna().trial.TrialState
-        trial = self.trial(study, number)
-        text = ", ".join(f"{name}={_text(value)}" for name, value in values.items())
-        if isinstance(found, Exception):
-            trial.set_user_attr("error", str(found))
-            self.say(f"trial {number + 1} of {self.trials}: {text}: {found}")
-            if isinstance(found, DivergedError):  # as bad as can be
-                study.tell(number, math.inf)
+    def run_options(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a run with the values of a trial."""
+        options = {name: value for name, value in self.options.items() if name not in _OWN}
+        return with_values(options, {each.name: row[each.name] for each in self.dimensions})
+
+    def trial_options(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for the trial itself, which is not scored."""
+        return {**self.run_options(row), "test": False, "intervals": 0, "baselines": False, "progress": False}
+
+    def tried(self, jobs: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, Outcome]]:
+        """Make the runs of trials, and record what comes of them."""
+        rows = {f"trial{row['trial']}": row for row in self.rows}
+        for name, outcome in self.made(jobs):
+            row = rows[name]
+            if isinstance(outcome, Exception):
+                row |= {**dict.fromkeys(_REPORTED), "error": str(outcome) or type(outcome).__name__}
             else:
-                study.tell(number, state=states.FAIL)
+                row |= {**{each: outcome.get(each) for each in _REPORTED}, "error": None}
+            self.save()
+            values = ", ".join(f"{each.name}={_text(row[each.name])}" for each in self.dimensions)
+            what = row["error"] or f"validation loss {row['validation_loss']:.4g}"
+            self.say(f"trial {row['trial']} of {self.trials}: {values}: {what}")
+            yield name, outcome
+
+    def made(self, jobs: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, Outcome]]:
+        """Names of runs, and what comes of them, here or on the cluster."""
+        if self.remote is None:
+            for name, options in jobs.items():
+                yield name, _outcome(self.task, {**options, "output": self.folder / name})
             return
-        trial.set_user_attr("metrics", {name: found[name] for name in _SHOWN if name in found})
-        study.tell(number, found["validation_loss"])
-        self.say(f"trial {number + 1} of {self.trials}: {text}: validation loss {found['validation_loss']:.4g}")
+        names = list(jobs)
+        zoos = {"": self.options["zoo"], **(self.options.get("test_zoos") or {})}
+        runs = ((zoos, (self.task, {name: value for name, value in options.items() if name not in _ZOOS})) for options in jobs.values())
+        for number, outcome, files in self.remote.results(_made_apart, runs):
+            if files is not None:
+                keep_run(self.folder / names[number], files)
+            yield names[number], outcome
 
     def say(self, text: str) -> None:
         """Tell how the search goes."""
@@ -323,30 +321,28 @@ class _Search:
 
     # == What was found ==
 
-    def scored(self, study: Any) -> SearchResult:
+    def scored(self) -> SearchResult:
         """A run with the best values, scored on test networks."""
-        rows = [self.row(trial) for trial in study.get_trials(deepcopy=False)[: self.trials]]
+        rows = self.rows[: self.trials]
         succeeded = [row for row in rows if row["error"] is None]
         if not succeeded:
             raise ValueError(f"No trial of the search succeeded: {rows[0]['error']} Vary the options within other ranges.")
         first = min(succeeded, key=lambda row: (row["validation_loss"], row["trial"]))
+        name, options = f"best-trial{first['trial']}", self.run_options(first)
+        if self.ray is not None and not (self.folder / name / "result.json").exists():
+            for _, outcome in self.made({name: {**options, "progress": False}}):
+                if isinstance(outcome, Exception):
+                    raise outcome
+        result = run(self.task, **options, output=self.folder / name)
         best = {each.name: first[each.name] for each in self.dimensions}
-        options = {name: value for name, value in self.options.items() if name not in ("resume", "overwrite")}
-        result = run(self.task, **with_values(options, best), output=self.folder / f"best-trial{first['trial']}")
         found = SearchResult(best, rows, result, self.folder)
-        write_json(self.folder / _FOUND, found.document())
+        self.save(best=best, result=result.document())
         write_atomically(self.folder / _TABLE, lambda temporary: _write_table(temporary, rows))
         return found
 
-    def row(self, trial: Any) -> dict[str, Any]:
-        """A row of the table of trials."""
-        metrics, error = trial.user_attrs.get("metrics", {}), trial.user_attrs.get("error")
-        values = {each.name: each.value(trial.params) for each in self.dimensions}
-        return {"trial": trial.number + 1, **values, **{name: metrics.get(name) for name in _SHOWN}, "error": error}
 
-
-def _attempt(task: str | Task, options: Mapping[str, Any]) -> dict[str, float] | Exception:
-    """Metrics of the run of a trial, or what went wrong with it."""
+def _outcome(task: str | Task, options: Mapping[str, Any]) -> Outcome:
+    """What comes of a run."""
     try:
         return run(task, **options).metrics
     except (OtherRunError, RunningError):
@@ -355,15 +351,13 @@ def _attempt(task: str | Task, options: Mapping[str, Any]) -> dict[str, float] |
         return error
 
 
-def _attempt_there(
-    task: str | Task, options: Mapping[str, Any], zoos: Mapping[str, SentZoo], plugins: list[str]
-) -> tuple[dict[str, float] | Exception, dict[str, Any] | None]:
-    """The same on a machine of a cluster, with the files of the run."""
-    torch.set_num_threads(1)
-    with received(zoos, plugins) as (folder, paths):
-        further = {name: path for name, path in paths.items() if name}
-        found = _attempt(task, {**options, "test_zoos": further or None, "zoo": paths[""], "output": folder / "run"})
-        return found, None if isinstance(found, Exception) else returned(folder / "run", zoos, paths)
+def _made_apart(
+    folder: Path, zoo: Path, test_zoos: dict[str, Path], task: str | Task, options: Mapping[str, Any]
+) -> tuple[Outcome, Path | None]:
+    """The same on a machine of a cluster, with the folder of the run if it is finished."""
+    further = {"test_zoos": test_zoos} if test_zoos else {}
+    outcome = _outcome(task, {**options, "zoo": zoo, **further, "output": folder / "run"})
+    return outcome, None if isinstance(outcome, Exception) else folder / "run"
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -374,13 +368,10 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    optuna = _optuna()
+def _quiet(optuna: Any) -> Iterator[None]:
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
+        yield
     finally:
         optuna.logging.set_verbosity(level)
