@@ -115,21 +115,26 @@ def test_zoos_that_link_to_files_are_read_where_these_are_seen(tmp_path: Path) -
 
 
 def test_ray_that_is_not_there(store: ZooStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+
     def searched(address: str) -> None:
         search("generalization", trials=1, zoo=store, output=tmp_path / "search", ray=address, **FEW)
 
     def trained(address: str) -> None:
         run_cells([Cell("generalization", Path(store.path), FEW)], tmp_path, ray=address)
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    def refuse(**options: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
     for call in (searched, trained):
         with monkeypatch.context() as context:
             context.setitem(sys.modules, "ray", None)
             with pytest.raises(ImportError, match=r"cluster needs Ray.*pip install 'wsgraph\[zoo\]'"):
                 call("local")
-        pytest.importorskip("ray")
-        with pytest.raises(ConnectionError, match=r"no Ray cluster at 'auto' \(.*Start one with `ray start --head`"):
+        monkeypatch.setattr(pytest.importorskip("ray"), "init", refuse)
+        with pytest.raises(ConnectionError, match=r"no Ray cluster at 'auto' \(Could not .*Start one with `ray start --head`"):
             call("auto")
+    assert not (tmp_path / "search" / "search.json").exists()
 
 
 # == A cluster ==
@@ -182,6 +187,7 @@ def test_cells_come_back_from_a_cluster(machines: None, store: ZooStore, tmp_pat
 
 @pytest.mark.slow
 def test_searches_on_a_cluster_come_to_the_same(machines: None, store: ZooStore, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
     options: dict[str, Any] = {**FEW, "zoo": store, "progress": False, "search_space": {"learning_rate": [1e-4, 1e-2, "log"]}}
     there = search("generalization", trials=3, output=tmp_path / "there", ray="auto", workers=2, **options)
     here = search("generalization", trials=3, output=tmp_path / "here", **options)

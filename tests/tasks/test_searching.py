@@ -229,6 +229,7 @@ def test_searches_from_the_command_line(store: ZooStore, tmp_path: Path, monkeyp
         (["--search", "2", "--folds", "3"], "Expected --search or --folds (got both)"),
         (["--search-space", "learning_rate=1,2"], "are for searches: give the number of trials"),
         (["--search", "2", "--search-space", "learning_rate"], "Expected --search-space as NAME=VALUE"),
+        (["--search", "2", "--search-spce", "learning_rate=1,2"], "There is no option --search-spce. Did you mean --search-space?"),
     ):
         result = CliRunner().invoke(app, [*words, *more])
         assert result.exit_code == 1

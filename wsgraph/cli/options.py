@@ -59,11 +59,11 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def chosen_options(words: list[str], config: Path | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def chosen_options(context: typer.Context, config: Path | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The task and its options: those of a file, over which those given win.
 
     Args:
-        words: Words of the command line that are no options that tasks share: the task, and options of its own.
+        context: Of the command, whose ``words`` are no options that it knows: the task, and options of its own.
         config: TOML or JSON file with options by name, and perhaps the ``task``.
         given: Options that tasks share.
 
@@ -74,9 +74,11 @@ def chosen_options(words: list[str], config: Path | None, given: dict[str, Any])
 
     known = {} if config is None else read_configuration(config)
     named = known.pop("task", None)
+    words: list[str] = context.params["words"] or []
     task = words[0] if words and not words[0].startswith("-") else None
     name = task or named or _DEFAULT
-    return name, {**known, **given, **read_options(task_class(name), words[task is not None :])}
+    flags = [flag for each in context.command.params for flag in each.opts]
+    return name, {**known, **given, **read_options(task_class(name), words[task is not None :], flags)}
 
 
 def read_search_space(texts: list[str]) -> dict[str, list[Any]]:

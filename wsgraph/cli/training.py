@@ -79,6 +79,7 @@ def tasks(as_json: AsJson = False) -> None:
 @app.command(context_settings={"ignore_unknown_options": True})
 @with_run_options
 def train(
+    context: typer.Context,
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[TASK]", help="Task to train, and options of its own; `wsgraph tasks` lists them."),
@@ -125,7 +126,7 @@ def train(
     with explained():
         from wsgraph import tasks
 
-        name, chosen = chosen_options(words or [], config, options)
+        name, chosen = chosen_options(context, config, options)
         space = chosen.pop("search_space", None)  # of the configuration file
         if search is None and (search_space or ray or workers):
             raise ValueError("--search-space, --ray and --workers are for searches: give the number of trials, --search 20.")

@@ -119,7 +119,7 @@ def search(
         raise ValueError("A search trains every trial in one process: leave 'devices' out, and give 'ray' to train several at a time.")
     folder = default_folder(kind, options, "search") if output is None else Path(output)
     dimensions = read_space(kind, default_space(kind, options) if search_space is None else search_space, options)
-    return _Search(task, dimensions, folder, options, trials, ray, 1 if ray is None else workers or _AT_A_TIME).result()
+    return _Search(task, dimensions, folder, options, trials, ray, workers or _AT_A_TIME).result()
 
 
 def _optuna() -> Any:
@@ -216,6 +216,7 @@ class _Search:
                 f"There exists another search in {str(self.folder)!r}, which is kept ({differences}). Choose another 'output' (--output), "
                 "or give overwrite=True (--overwrite) to remove it."
             )
+        self.say(f"continues the search in {self.folder}: {sum('error' in row for row in self.rows)} trials are finished")
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -247,10 +248,10 @@ class _Search:
 
     def chosen(self) -> list[dict[str, Any]]:
         """The trials after those that are finished, as many as are made at a time; recorded, so that they keep their values."""
-        numbers = range(len(self.rows) + 1, min(self.trials, len(self.rows) + self.at_a_time) + 1)
-        if not numbers:
+        begun = len(self.rows)
+        if begun >= self.trials:
             return []
-        optuna = _optuna()
+        optuna, at_a_time = _optuna(), 1 if self.remote is None else self.at_a_time
         distributions = {each.name: each.distribution for each in self.dimensions}
         told = [
             optuna.trial.create_trial(
@@ -261,7 +262,7 @@ class _Search:
             for row in self.rows
         ]
         with _quiet(optuna):
-            for number in numbers:
+            for number in range(begun + 1, min(begun + at_a_time, self.trials) + 1):
                 # Values depend on the seed, the number and the finished trials: a search that is continued goes on alike.
                 sampler = optuna.samplers.TPESampler(seed=(self.options.get("seed", 0) * 1_000_003 + number) % 2**32)
                 study = optuna.create_study(sampler=sampler)
@@ -330,7 +331,8 @@ class _Search:
         first = min(succeeded, key=lambda row: (row["validation_loss"], row["trial"]))
         name, options = f"best-trial{first['trial']}", self.run_options(first)
         if self.ray is not None and not (self.folder / name / "result.json").exists():
-            for _, outcome in self.made({name: {**options, "progress": False}}):
+            options["progress"] = False
+            for _, outcome in self.made({name: options}):
                 if isinstance(outcome, Exception):
                     raise outcome
         result = run(self.task, **options, output=self.folder / name)
