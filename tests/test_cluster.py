@@ -1,9 +1,11 @@
 """Trainings on a cluster: zoos go there, runs come back, and only this process writes."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,10 @@ def test_ray_that_is_not_there(store: ZooStore, tmp_path: Path, monkeypatch: pyt
     def trained(address: str) -> None:
         run_cells([Cell("generalization", Path(store.path), FEW)], tmp_path, ray=address)
 
-    def refuse(**options: Any) -> None:
+    addresses: list[str] = []
+
+    def refuse(*, address: str, **options: Any) -> None:
+        addresses.append(address)
         raise ConnectionError("Could not find any running Ray instance.")
 
     for call in (searched, trained):
@@ -134,6 +139,9 @@ def test_ray_that_is_not_there(store: ZooStore, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(pytest.importorskip("ray"), "init", refuse)
         with pytest.raises(ConnectionError, match=r"no Ray cluster at 'auto' \(Could not .*Start one with `ray start --head`"):
             call("auto")
+        with pytest.raises(ConnectionError):
+            call("local")
+    assert addresses == ["auto", "local"] * 2  # without an address, Ray may connect to what an environment variable names
     assert not (tmp_path / "search" / "search.json").exists()
 
 
@@ -160,12 +168,27 @@ def _killed_once(flag: Path, number: int) -> int:
 
 @pytest.mark.slow
 def test_calls_are_spread_and_made_again_where_a_worker_dies(machines: None, tmp_path: Path) -> None:
-    with _cluster.cluster("auto") as found:
-        assert found.gpus_for_each() == 0
-        assert dict(found.results(_killed_once, [(tmp_path / "flag", i) for i in range(3)], at_a_time=2)) == {0: 0, 1: 1, 2: 4}
+    with _cluster.cluster("auto") as connected:
+        assert connected.gpus_for_each() == 0
+        assert dict(connected.results(_killed_once, [(tmp_path / "flag", i) for i in range(3)], at_a_time=2)) == {0: 0, 1: 1, 2: 4}
         assert (tmp_path / "flag").exists()
         with pytest.raises(ValueError, match=r"^three is too much$"):
-            list(found.results(_killed_once, [(tmp_path / "flag", 3)]))
+            list(connected.results(_killed_once, [(tmp_path / "flag", 3)]))
+
+
+def _slept(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+@pytest.mark.slow
+def test_calls_end_with_those_who_wait_for_them(machines: None) -> None:
+    with _cluster.cluster("auto") as connected:
+        with contextlib.closing(connected.results(_slept, [(0,), (300,)])) as results:
+            assert next(results) == (0, 0)
+        begun = time.monotonic()
+        assert list(connected.results(_slept, [(0,)], cpus=2)) == [(0, 0)]  # both processors are free again
+        assert time.monotonic() - begun < 200
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Cluster:
         at_a_time: int | None = None,
         cpus: int = 1,
         gpus: float = 0,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any]]:
         """Call a function on the cluster. A call whose worker dies is made again; what still runs when the iterator is closed is ended.
 
         Args:
