@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from wsgraph._suggestions import did_you_mean
+
 __all__ = ["ENTRY_POINTS", "VARIABLE", "Registry", "add_plugin", "import_place", "load_plugins", "named_plugins", "source_of"]
 
 ENTRY_POINTS = "wsgraph.plugins"
@@ -146,7 +148,7 @@ class Registry(dict[str, Value]):
         >>> suites.add("memory", print)
         >>> suites.find("memry")
         Traceback (most recent call last):
-        ValueError: Unknown suite 'memry'. Available suites: memory.
+        ValueError: Unknown suite 'memry'. Available suites: memory. Did you mean 'memory'?
     """
 
     def __init__(self, kind: str) -> None:
@@ -180,7 +182,8 @@ class Registry(dict[str, Value]):
         if name not in self:
             load_plugins()
         if name not in self:
-            raise ValueError(f"Unknown {self.kind} {name!r}. Available {self.kind}s: {', '.join(self.names())}.")
+            names = self.names()
+            raise ValueError(f"Unknown {self.kind} {name!r}. Available {self.kind}s: {', '.join(names)}.{did_you_mean(name, names)}")
         return self[name]
 
     def names(self) -> list[str]:

@@ -13,6 +13,7 @@ from tests.convert.test_stacked_weights import fact, group_size
 from tests.convert.test_tracing import Function, tokens
 from tests.networks import randomized
 from wsgraph import WeightSpace, trace
+from wsgraph._outputs import largest_difference, module_outputs
 from wsgraph.nn import build_model
 from wsgraph.testing import assert_function_preserved, assert_invariant
 
@@ -104,6 +105,47 @@ def test_heads_that_all_read_the_same_keys_leave_their_neurons_all_factors(share
     for model in ("monomial_gnn", "scalegmn", "neural_graph"):
         torch.manual_seed(0)
         assert_invariant(build_model(model, space, 1, channels=8, probes=0).eval().double(), space, module=module, inputs=tokens())
+
+
+@pytest.mark.parametrize("form", ["repeated", "enabled"])
+@pytest.mark.parametrize("gain", [nn.RMSNorm, nn.LayerNorm])
+def test_heads_move_whose_queries_and_keys_are_normalised_by_one_gain_and_then_turned(form: str, gain: type[nn.Module]) -> None:
+    first, second = gain(SIZE), gain(SIZE)
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q = net.first(net.q(x).unflatten(-1, (HEADS * SHARED, SIZE))).transpose(1, 2)
+        k = net.second(net.k(x).unflatten(-1, (HEADS, SIZE))).transpose(1, 2)
+        v = net.v(x).unflatten(-1, (HEADS, INNER)).transpose(1, 2)
+        result: Tensor = net.o(FORMS[form](turned(q), turned(k), v).transpose(1, 2).flatten(2))
+        return result
+
+    sizes = {"q": (8, HEADS * SHARED * SIZE), "k": (8, HEADS * SIZE), "v": (8, HEADS * INNER), "o": (HEADS * SHARED * INNER, 3)}
+    layers = {name: nn.Linear(*size) for name, size in sizes.items()}
+    module = randomized(Function(run, **layers, first=first, second=second))
+    space = trace(module, tokens(), strict=True)
+    assert group_size(space) == (fact(HEADS) * fact(INNER, HEADS), HEADS * INNER, HEADS * INNER)
+    assert_function_preserved(module, space, tokens(), draws=2)
+
+
+def rolled(dims: tuple[int, ...], gain: bool) -> nn.Module:
+    """Neurons of rows and columns that are added to their neighbours along some dimensions."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        hidden = net.a(x).unflatten(-1, (3, 4)) * (net.gain.weight[0] if gain else 1)
+        result: Tensor = net.o((hidden + hidden.roll((1,) * len(dims), dims)).flatten(-2))
+        return result
+
+    return randomized(Function(run, a=nn.Linear(8, 12), gain=nn.Linear(4, 1), o=nn.Linear(12, 2)))
+
+
+@pytest.mark.parametrize("dims", [(-1,), (-2,), (-2, -1)])
+@pytest.mark.parametrize("gain", [False, True])
+def test_neurons_that_become_neighbours_of_theirs_stay(dims: tuple[int, ...], gain: bool) -> None:
+    module = rolled(dims, gain)
+    space = trace(module, tokens(), strict=True)
+    theta, outputs = module_outputs(module, space, (tokens(),))
+    moved = space.act(space.sample_symmetry(1, generator=torch.Generator().manual_seed(0)), theta)
+    assert largest_difference(outputs(moved), outputs(theta)) < 1e-10
 
 
 @pytest.mark.parametrize("form", ["contracted", "enabled"])

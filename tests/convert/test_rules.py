@@ -53,6 +53,28 @@ class Unrolled(Recurrent):
         return result
 
 
+class Joined(nn.Module):
+    """A recurrent network by hand: one layer reads inputs and states, laid end to end, from states of zeros on."""
+
+    def __init__(self, gates: int, step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], *, convolution: bool = False) -> None:
+        super().__init__()
+        self.layer: nn.Module = nn.Conv2d(3 + 6, 6 * gates, 3, padding=1) if convolution else nn.Linear(8 + 6, 6 * gates)
+        self.head, self.step = nn.Linear(6, 3), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = memory = x.new_zeros(x.shape[0], 6, *x.shape[3:])
+        for inputs in x.unbind(1):
+            state, memory = self.step(self.layer(torch.cat([inputs, state], 1)), state, memory)
+        result: Tensor = self.head(state.reshape(*state.shape[:2], -1).mean(2))
+        return result
+
+
+def long_short_term(gates: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    inputs, forget, cell, output = gates.chunk(4, 1)
+    memory = forget.sigmoid() * memory + inputs.sigmoid() * cell.tanh()
+    return output.sigmoid() * memory.tanh(), memory
+
+
 class Started(Recurrent):
     """A recurrent layer whose first state is a parameter."""
 
@@ -147,6 +169,13 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor]], dict[str, str]]] 
     "gru cell": (lambda: recurrent(nn.GRUCell, Unrolled), {"layer.reset_gate": PERMUTATION, "layer.new_gate": SIGN}),
     "rnn cell": (lambda: recurrent(nn.RNNCell, Unrolled), {"layer.hidden": SIGN}),
     "rnn cell of relu": (lambda: recurrent(nn.RNNCell, Unrolled, nonlinearity="relu"), {"layer.hidden": SCALE}),
+    "rnn of inputs beside states": (lambda: (Joined(1, lambda gates, *_: (gates.tanh(), gates)), tokens()), {"layer": SIGN}),
+    "rnn of relu beside states": (lambda: (Joined(1, lambda gates, *_: (gates.relu(), gates)), tokens()), {"layer": SCALE}),
+    "lstm of inputs beside states": (lambda: (Joined(4, long_short_term), tokens()), {"tanh": SIGN, "sigmoid": PERMUTATION}),
+    "convolutional lstm": (
+        lambda: (Joined(4, long_short_term, convolution=True), torch.randn(2, 3, 3, 4, 4)),
+        {"tanh": SIGN, "sigmoid": PERMUTATION},
+    ),
     "where": (lambda: dense(lambda m, x: (lambda h: m.b(torch.where(h > 0, h, 0.0)))(m.a(x))), {"a": SCALE, "where": SCALE}),
     "where of zeros": (lambda: dense(lambda m, x: (lambda h: m.b(torch.where(h >= 0, h, torch.zeros_like(h))))(m.a(x))), {"a": SCALE}),
     "mask": (lambda: dense(lambda m, x: (lambda h: m.b(h * (h > 0)))(m.a(x))), {"a": SCALE}),

@@ -294,10 +294,32 @@ def test_numbers_with_commas_between_commas_stay_text(tmp_path: Path) -> None:
     assert import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu").column("version").tolist() == ["0,5"]
 
 
+@pytest.mark.parametrize(("line", "expected"), [("0.pt,50 %", 50), ("0.pt,5.5%", 5.5), ("0.pt;5,5 %", 5.5)])
+def test_percent_are_numbers(tmp_path: Path, line: str, expected: float) -> None:
+    (tmp_path / "runs").mkdir()
+    torch.save(state_of(make_layers(0)), tmp_path / "runs" / "0.pt")
+    write_csv(tmp_path / "runs" / "metadata.csv", "file_name,share".replace(",", line[4]), line)
+    zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
+    assert zoo.column("share").tolist() == [expected]
+    assert "percent" in str(zoo.info["imported"]["notes"]) or "decimal" in str(zoo.info["imported"]["notes"])
+
+
+def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    torch.save(state_of(make_layers(0)), tmp_path / "runs" / "0.pt")
+    write_csv(tmp_path / "runs" / "metadata.csv", "file_name,size", "0.pt,3", "0.pt,3")
+    zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
+    assert zoo.column("size").tolist() == [3]
+    assert any("1 rows repeat another one word for word and were left out: '0.pt'." in note for note in zoo.info["imported"]["notes"])
+    write_csv(tmp_path / "runs" / "metadata.csv", "file_name,size", "0.pt,3", "0.pt,4")
+    with pytest.raises(ValueError, match=r"has several rows of '0.pt'"):
+        import_zoo(tmp_path / "other", tmp_path / "runs", activation="relu")
+
+
 def test_names_that_are_nearly_right(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     mixed(runs)
-    write_csv(runs / "metadata.csv", "weights_file,test_accuracy", "0.pt,0.5", "1.safetensors,0.6")
+    write_csv(runs / "metadata.csv", "weights_file,test_accuracy", "0.pt,0.5", "1.safetensors,0.6", "lost.pt,0.7")
     with pytest.raises(ValueError, match=r"Its column 'weights_file' names files: .*\(--file-column weights_file\)"):
         import_zoo(tmp_path / "zoo", runs, activation="relu")
     with pytest.raises(ValueError, match=r"Expected a column 'weight_file' .*file_column='weights_file'"):

@@ -148,9 +148,9 @@ def test_split(store: ZooStore) -> None:
 
 def test_split_needs_its_column(tmp_path: Path) -> None:
     store = ZooStore.create(tmp_path / "zoo", SPACE, _thetas(), {"epochs": range(6)})
-    with pytest.raises(ValueError, match=r"no column 'split'. Its columns: epochs"):
+    with pytest.raises(ValueError, match=r"no column 'split'. Its columns: 'epochs'"):
         store.split("train")
-    with pytest.raises(ValueError, match=r"no column 'test_accuracy'. Its columns: epochs"):
+    with pytest.raises(ValueError, match=r"no column 'test_accuracy'. Its columns: 'epochs'"):
         store.dataset()
 
 
@@ -239,7 +239,7 @@ def test_dataset_without_target(store: ZooStore) -> None:
 
 
 def test_bad_targets(store: ZooStore) -> None:
-    with pytest.raises(ValueError, match=r"no column 'accuracy'. Its columns: test_accuracy, epochs, split, good"):
+    with pytest.raises(ValueError, match=r"no column 'accuracy'. Its columns: 'test_accuracy', 'epochs', 'split', 'good'"):
         store.dataset(target="accuracy")
     with pytest.raises(ValueError, match="'split' holds strings"):
         store.dataset(target="split")
@@ -615,7 +615,7 @@ def test_columns_set_later(many: ZooStore) -> None:
     assert many.verify() == [many.verify()[0]]
     many.append(SPACE, _thetas(1), {"number": [7], "run": ["a"]})
     with pytest.raises(
-        ValueError, match=r"no column 'split'\. Its columns: number, run. It was set before some of the networks were added"
+        ValueError, match=r"no column 'split'\. Its columns: 'number', 'run'. It was set before some of the networks were added"
     ):
         many.split("train")
     assert many.column("number")[3:7].tolist() == [1.5, 2.0, 7.0, 2.5]

@@ -308,6 +308,15 @@ def test_every_option_that_is_listed_can_be_given(name: str) -> None:
     }
 
 
+def test_an_option_that_there_is_not_is_refused_with_those_there_are() -> None:
+    with pytest.raises(
+        TypeError, match=r"The model 'statnn' has no option 'hiden'\. Its options: hidden, dropout\. Did you mean 'hidden'\?"
+    ):
+        build_model("statnn", WeightSpace.mlp([2, 4, 1]), 1, hiden=3)
+    with pytest.raises(ValueError, match=r"Unknown model 'statn'.*Did you mean 'statnn'\?"):
+        build_model("statn", WeightSpace.mlp([2, 4, 1]), 1)
+
+
 def test_an_option_that_the_class_settles_is_refused() -> None:
     assert "layer" not in model_options("neural_graph_transformer")
     with pytest.raises(TypeError, match="has no option 'layer'"):

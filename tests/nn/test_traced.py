@@ -221,6 +221,32 @@ def test_weights_with_more_axes_than_neurons_keep_models_invariant(name: str, mo
     assert_invariant(built(model, space), space)
 
 
+class _Latents(nn.Module):
+    """Learned queries that read tokens by attention of several heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention, self.head = nn.Linear(4, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+        self.latents = nn.Parameter(torch.randn(1, 3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(self.attention(self.latents.expand(len(x), -1, -1), x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_queries_that_are_parameters_read_neurons_of_all_heads_alike(model: str) -> None:
+    torch.manual_seed(0)
+    space = wsgraph.trace(_Latents().eval(), torch.randn(2, 5, 4))
+    (latents,) = (wire for wire in space.wires if wire.parameter == "latents")
+    assert latents.num_parallel == 8
+    assert_invariant(built(model, space), space)
+    batch = space.batch(space.sample(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    network = built(model, space)
+    wires, edges = (network.read(Wiring.of(batch, dense=dense)) for dense in (True, False))  # type: ignore[operator]
+    torch.testing.assert_close(wires, edges, rtol=1e-9, atol=1e-12)
+
+
 def test_networks_of_which_only_outputs_are_drawn() -> None:
     module = _Stacked(lambda x: torch.einsum("bi,bj->bij", x[:, :3], x[:, 3:]).tril().flatten(1), 9)
     space = wsgraph.trace(module.eval(), torch.randn(3, 4))

@@ -253,6 +253,8 @@ def test_the_command_and_its_file_repeat_a_run(store: ZooStore, tmp_path: Path, 
     wrong = CliRunner().invoke(app, ["train", "--zoo", str(store.path), "--traget", "percent"])
     assert wrong.exit_code == 1
     assert "There is no option --traget. Did you mean --target?" in said(wrong)
+    wrong = CliRunner().invoke(app, ["train", "--zoo", str(store.path), "--target", "name", "--epoch", "1"])
+    assert "There is no option --epoch. Did you mean --epochs?" in said(wrong)
 
 
 def test_the_table_shows_intervals(store: ZooStore, tmp_path: Path) -> None:
@@ -327,6 +329,67 @@ def test_cross_validation_tests_every_network_once(store: ZooStore, tmp_path: Pa
     assert "4 folds" in repr(validated)
 
 
+def test_folds_keep_networks_of_one_file_and_equal_ones_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = WeightSpace.mlp([2, 4, 1])
+    thetas = space.sample(48, generator=torch.Generator().manual_seed(0))
+    thetas[1::2] = thetas[0::2]  # each but two equals the one before
+    thetas[[3, 5]] += 1
+    files = [f"agent{i // 2}.zip" if 2 <= i < 12 else f"{i}.pt" for i in range(48)]
+    zoo = ZooStore.create(tmp_path / "zoo", space, thetas, {"file": files, "size": np.arange(48) % 5})
+    options: dict[str, Any] = {"model": "statnn", "epochs": 1, "intervals": 0, "zoo": zoo, "target": "size", "baselines": False}
+    validated = cross_validate("prediction", folds=4, output=tmp_path / "runs", **options)
+    for result in validated.results:
+        tested = set(read_predictions(result.folder)[0].tolist())
+        assert tested == {position ^ 1 for position in tested}
+        assert result.config["networks"]["test"] == 12
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("networks of one file, and equal ones, lie in one fold: 24 families of 48 networks") == 1
+    run("prediction", group="file", output=tmp_path / "by-file", **options)
+    assert "networks have the weights of one in another split" in capsys.readouterr().err
+
+
+def test_networks_are_dealt_among_those_that_are_read(store: ZooStore, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": "statnn", "epochs": 1, "progress": False, "intervals": 0, "baselines": False, "zoo": store}
+    chosen = {"run": list(range(6))}  # 24 networks, of which every fifth has no value
+    result = run("prediction", target="blanks", select=chosen, fold=(0, 3), output=tmp_path / "run", **options)
+    assert result.config["networks"] == {"train": 6, "val": 7, "test": 6}
+    assert result.config["blanks"] == {"the zoo": 5}
+    with pytest.raises(
+        ValueError, match=r"in the split 'val' .* \(got 0\)\. Note that those with one value of 'constant' lie in one split\."
+    ):
+        run("prediction", target="percent", group="constant", output=tmp_path / "one", **options)
+    with pytest.raises(ValueError, match=r"\(got 0\)\. Note that 'select' keeps only networks with {'name': 'none'}\."):
+        run("prediction", target="percent", select={"name": "none"}, output=tmp_path / "none", **options)
+
+
+def test_what_one_should_know_of_a_column_is_said(store: ZooStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(values: Any) -> str:
+        zoo = ZooStore(store.path)
+        zoo.set_column("told", values)
+        train(zoo, tmp_path / "run", "told", epochs=1, progress=True, overwrite=True)
+        return " ".join(capsys.readouterr().err.split())
+
+    split = store.column("split")
+    assert "the column 'told': 1 of 3 classes have no training network and cannot be predicted: 'c'" in told(
+        np.where(split == "test", "c", np.where(np.arange(NETWORKS) % 8 < 4, "a", "b"))
+    )
+    assert "holds 160 classes of 160 networks, too many to learn" in told(np.array([f"{i} of 160" for i in range(NETWORKS)]))
+    assert "the column 'told': holds 2 alone for all training networks: there is nothing to learn" in told(np.full(NETWORKS, 2.0))
+    assert "holds 0 and 1 alone and is predicted as a number: --kind class" in told((np.arange(NETWORKS) % 3 == 0).astype(float))
+
+
+def test_boosting_learns_from_few_networks(store: ZooStore, tmp_path: Path) -> None:
+    result = train(store, tmp_path / "run", "percent", epochs=1, train_size=24, baselines=True)
+    assert result.baselines["boosting on statistics"]["mae"] != pytest.approx(result.baselines["mean"]["mae"])
+
+
+def test_baselines_may_be_asked_for_later(store: ZooStore, tmp_path: Path) -> None:
+    assert not train(store, tmp_path / "run", "percent", epochs=1, train_size=24).baselines
+    later = train(store, tmp_path / "run", "percent", epochs=1, train_size=24, baselines=True)
+    assert "mean" in later.baselines
+    assert train(store, tmp_path / "run", "percent", epochs=1, train_size=24).baselines == later.baselines
+
+
 def test_folds_from_the_command_line(store: ZooStore, tmp_path: Path) -> None:
     words = ["train", "--zoo", str(store.path), "--target", "name", "--folds", "3", "--model", "statnn", "--epochs", "1"]
     result = CliRunner().invoke(app, [*words, "--intervals", "10", "--output", str(tmp_path / "runs")])
@@ -354,7 +417,9 @@ def test_folds_from_the_command_line(store: ZooStore, tmp_path: Path) -> None:
 
 def test_few_networks_are_said_to_be_few(store: ZooStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(store, tmp_path / "run", "percent", epochs=1, progress=True)
-    assert "80 training networks are few: cross-validate (--folds 5)" in " ".join(capsys.readouterr().err.split())
+    assert "80 training networks are few: cross-validate (--folds 5), compare with" in " ".join(capsys.readouterr().err.split())
+    train(store, tmp_path / "again", "percent", epochs=1, progress=True, baselines=True)
+    assert "are few: cross-validate (--folds 5), and prefer a small model" in " ".join(capsys.readouterr().err.split())
 
 
 def test_scores_are_those_of_scikit_learn() -> None:

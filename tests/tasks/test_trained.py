@@ -332,4 +332,5 @@ def test_errors_of_predictions_say_what_the_model_reads(store: ZooStore, tmp_pat
     wide = WeightSpace.mlp([2, 9, 1])
     found = trained.predict([FileNetwork("wide", wide, wide.sample(1)[0]), FileNetwork("known", store.space, store.thetas[0])])
     assert [row["checkpoint"] for row in found.rows] == ["known"]
+    assert found.errors["wide"].startswith("It is a network of WeightSpace(")
     assert "was trained on networks of WeightSpace(2-6-1" in found.errors["wide"]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wsgraph._suggestions import did_you_mean
 from wsgraph.data.columns import ColumnPart, checked_columns
+from wsgraph.data.copies import listed
 from wsgraph.data.manifest import COLUMNS, Manifest, ZooWarning, has_manifest, read_document
 from wsgraph.data.mapped import MappedRows
 from wsgraph.data.shards import Shard, open_shard
@@ -31,6 +32,7 @@ __all__ = ["PathLike", "ZooFolder"]
 
 _HELD_BYTES = 2**28
 _OPEN_FILES = 128
+_COLUMNS_SHOWN = 12  # in messages
 # What is read of a mapped file counts as memory of the process until it is handed back: the rows, and around each of them what a page fault
 # maps too, up to a huge page.
 _RESIDENT = 2**29
@@ -343,8 +345,7 @@ class ZooFolder:
             also = " It was set before some of the networks were added: set it again." if name in self._later_columns() else ""
             raise ValueError(
                 f"The zoo {str(self.path)!r} has no column {name!r}. Its columns: "
-                f"{', '.join(self.table) or 'none'}.{also}"
-                f"{did_you_mean(name, self.table)}"
+                f"{listed(self.table, _COLUMNS_SHOWN) or 'none'}.{also}{did_you_mean(name, self.table)}"
             )
         return self.table[name]
 

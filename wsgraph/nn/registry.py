@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from wsgraph._suggestions import did_you_mean
 from wsgraph.plugins import Registry
 from wsgraph.space import WeightSpace
 
@@ -190,7 +192,15 @@ def build_model(name: str, space: Spaces, out_channels: int, task: str = "invari
         raise ValueError(
             f"The model {name!r} reads networks of one architecture (got {len(space)} weight spaces); these read several: {able}."
         )
-    model = entry.build(space, out_channels, **options, **({"task": task} if len(entry.tasks) > 1 else {}))
+    try:
+        model = entry.build(space, out_channels, **options, **({"task": task} if len(entry.tasks) > 1 else {}))
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in options:
+            raise
+        known = model_options(name)
+        listed = f"Its options: {', '.join(known) or 'none'}.{did_you_mean(unknown[1], known)}"
+        raise TypeError(f"The model {name!r} has no option {unknown[1]!r}. {listed}") from None
     spaces = (space,) if isinstance(space, WeightSpace) else tuple(space)
     model.recipe = Recipe(name, spaces, out_channels, task, dict(options))  # type: ignore[assignment]
     return model

@@ -32,34 +32,39 @@ _BLOCK_BYTES = 2**26
 
 @dataclass(frozen=True)
 class _Baseline:
-    """One of them: estimators of scikit-learn for numbers and for classes, and the features that they read."""
+    """One of them: estimators of scikit-learn for numbers and for classes, by seed and number of networks, and the features they read."""
 
     features: str
-    number: Callable[[int], Any]
-    label: Callable[[int], Any]
+    number: Callable[[int, int], Any]
+    label: Callable[[int, int], Any]
 
 
 def _linear(estimator: Any) -> Any:
     return make_pipeline(StandardScaler(), estimator)
 
 
-_MEAN = _Baseline("", lambda seed: DummyRegressor(), lambda seed: DummyClassifier(strategy="prior"))
+_MEAN = _Baseline("", lambda seed, networks: DummyRegressor(), lambda seed, networks: DummyClassifier(strategy="prior"))
 
 
 def _ridge(features: str) -> _Baseline:
     strengths = np.logspace(-2, 5, 15)
     return _Baseline(
         features,
-        lambda seed: _linear(RidgeCV(strengths)),
-        lambda seed: _linear(LogisticRegressionCV(Cs=np.logspace(-4, 2, 7), cv=3, max_iter=500, random_state=seed)),
+        lambda seed, networks: _linear(RidgeCV(strengths)),
+        lambda seed, networks: _linear(LogisticRegressionCV(Cs=np.logspace(-4, 2, 7), cv=3, max_iter=500, random_state=seed)),
     )
+
+
+def _in_leaf(networks: int) -> int:
+    """The least number of networks in a leaf: with scikit-learn's own of 20, less than 40 networks are never divided."""
+    return min(20, max(2, networks // 10))
 
 
 def _boosting(features: str) -> _Baseline:
     return _Baseline(
         features,
-        lambda seed: HistGradientBoostingRegressor(random_state=seed),
-        lambda seed: HistGradientBoostingClassifier(random_state=seed),
+        lambda seed, networks: HistGradientBoostingRegressor(random_state=seed, min_samples_leaf=_in_leaf(networks)),
+        lambda seed, networks: HistGradientBoostingClassifier(random_state=seed, min_samples_leaf=_in_leaf(networks)),
     )
 
 
@@ -104,7 +109,7 @@ def baseline_scores(
         if baseline.features not in features:
             continue
         read, asked = features[baseline.features]
-        estimator = (baseline.label if classes else baseline.number)(seed)
+        estimator = (baseline.label if classes else baseline.number)(seed, len(train))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of convergence, which is no matter of the networks
             predictions = _fitted(estimator, read, known, asked, task.outputs) if classes else estimator.fit(read, known).predict(asked)
@@ -124,11 +129,11 @@ def _fitted(estimator: Any, read: np.ndarray, known: np.ndarray, asked: np.ndarr
         probabilities[:, labels] = 1
         return _smoothed(probabilities, len(known))
     if counts.min() < 3:  # too few for a search by cross-validation
-        estimator = _MEAN.label(0) if len(known) < 6 else estimator
+        estimator = _MEAN.label(0, len(known)) if len(known) < 6 else estimator
     try:
         probabilities[:, labels] = estimator.fit(read, known).predict_proba(asked)
     except ValueError:  # some fold holds one class alone
-        probabilities[:, labels] = _MEAN.label(0).fit(read, known).predict_proba(asked)
+        probabilities[:, labels] = _MEAN.label(0, len(known)).fit(read, known).predict_proba(asked)
     return _smoothed(probabilities, len(known))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wsgraph.data import ParameterStatistics, ZooDataset
 from wsgraph.data.dataset import group_split
+from wsgraph.data.families import copies_among, families_of
 from wsgraph.data.folder import ZooFolder
 from wsgraph.data.transforms import Canonicalize, WeightTransform
 from wsgraph.nn import model_entry
@@ -37,6 +38,7 @@ from wsgraph.tasks.trained import check_scored
 __all__ = ["RunNetworks", "name_of"]
 
 _FEW = 100
+_WHOLE = "the zoo"
 _SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares where networks are dealt anew
 
 
@@ -63,7 +65,9 @@ class RunNetworks:
         """The networks of all splits with their targets, and what is learned of these."""
         reading, task = self.reading, self.task
         self.store = opened(reading.zoo)
-        splits = self.dealt()
+        is_dealt = reading.group is not None or reading.fold is not None
+        names = [_WHOLE] if is_dealt else list(_SPLITS)
+        splits = {name: self.store.dataset(None if name == _WHOLE else name, target=None) for name in names}
         if reading.select:
             splits = {name: split.select(reading.select) for name, split in splits.items()}
         known = {name: split[task.known(split)] for name, split in splits.items()}
@@ -71,6 +75,8 @@ class RunNetworks:
         if self.blanks:
             listed = ", ".join(f"{count:,} of {name}" for name, count in self.blanks.items())
             self.say(f"networks without a value of {task.column!r} are left out: {listed}")
+        if is_dealt:
+            known = self.dealt(known[_WHOLE])
         if (size := reading.train_size) is not None:
             if not isinstance(size, int) or not 2 <= size <= len(known["train"]):
                 raise ValueError(f"Expected 'train_size' to be an integer from 2 to {len(known['train'])} (got {size!r}).")
@@ -78,13 +84,13 @@ class RunNetworks:
             known["train"] = known["train"][chosen.sort().values]
         for name, split in known.items():
             if len(split) < 2:
-                raise ValueError(f"Expected at least 2 networks in the split {name!r} of {self.store!r} (got {len(split)}).")
+                raise ValueError(f"Expected at least 2 networks in the split {name!r} of {self.store!r} (got {len(split)}).{self.why()}")
         if len(known["train"]) < _FEW and not task.edits and reading.fold is None:
-            self.say(
-                f"{len(known['train'])} training networks are few: cross-validate (--folds 5), compare with the baselines "
-                "(--baselines), and prefer a model of few parameters"
-            )
+            compare = "" if self.scoring.baselines else " compare with the baselines (--baselines),"
+            self.say(f"{len(known['train'])} training networks are few: cross-validate (--folds 5),{compare} and prefer a small model")
         self.task = task = task.fitted(known)
+        for remark in task.remarks(known):
+            self.say(remark)
         self.splits = {name: task.labelled(split) for name, split in known.items()}
         self.further: dict[str, ZooDataset] = {}
         for name, other in (self.scoring.test_zoos or {}).items():
@@ -96,20 +102,33 @@ class RunNetworks:
         self.all_networks = {f"the split {name!r}": split for name, split in self.splits.items()}
         self.all_networks |= {f"'test_zoos' {name!r}": split for name, split in self.further.items()}
 
-    def dealt(self) -> dict[str, ZooDataset]:
-        """The networks of every split, without targets."""
+    def why(self) -> str:
+        """What may have emptied a split."""
+        reading, task = self.reading, self.task
+        causes = [
+            *([f"'select' keeps only networks with {reading.select}"] if reading.select else []),
+            *([f"those without a value of {task.column!r} are left out"] if self.blanks else []),
+            *([f"those with one value of {reading.group!r} lie in one split"] if reading.group is not None else []),
+        ]
+        return f" Note that {', and '.join(causes)}." if causes else ""
+
+    def dealt(self, data: ZooDataset) -> dict[str, ZooDataset]:
+        """Networks dealt into splits anew, families together."""
         reading = self.reading
-        if reading.group is None and reading.fold is None:
-            return {name: self.store.dataset(name, target=None) for name in _SPLITS}
-        everything = self.store.dataset(None, target=None)
-        families = np.arange(len(everything)) if reading.group is None else everything.column(reading.group)
+        families = families_of(data) if reading.group is None else data.column(reading.group)
         if reading.fold is None:
             names = group_split(families, _SPLITS, seed=self.training.seed)
         else:
             i, n = reading.fold
             folds = group_split(families, {str(fold): 1 / n for fold in range(n)}, seed=self.training.seed)
             names = np.where(folds == str(i), "test", np.where(folds == str((i + 1) % n), "val", "train"))
-        return {name: everything[torch.from_numpy(names == name)] for name in _SPLITS}
+        if reading.group is None:
+            count = len(np.unique(families))
+            if count < len(data) and reading.fold is not None and not reading.fold[0]:
+                self.say(f"networks of one file, and equal ones, lie in one fold: {count:,} families of {len(data):,} networks")
+        elif across := sum(names[copy.number] != names[copy.first] for copy in copies_among(data)):
+            self.say(f"{across:,} networks have the weights of one in another split, so that what is learned of one is scored on the other")
+        return {name: data[torch.from_numpy(names == name)] for name in _SPLITS}
 
     def deviations(self) -> dict[str, float] | None:
         """What parameters are divided by."""

@@ -21,7 +21,8 @@ from wsgraph.convert.formats import FileNetwork, file_format, load_networks
 from wsgraph.convert.networks import chosen_network
 from wsgraph.data import ZooDataset, ZooStore
 from wsgraph.files import write_atomically
-from wsgraph.space import WeightSpace
+from wsgraph.nn import model_entry
+from wsgraph.space import SpaceMismatchError, WeightSpace
 from wsgraph.tasks.distance import Reference
 from wsgraph.tasks.task import Task, all_match
 
@@ -172,7 +173,8 @@ def predictions_of(
         try:
             rows |= _rows(trained, list(thetas), trained.predict(space, stacked, batch_size=batch_size), space, output, taken)
         except (ValueError, TypeError) as error:
-            found.errors |= dict.fromkeys(thetas, f"{error} {known}")
+            of_one = isinstance(error, SpaceMismatchError) and not model_entry(trained.name).mixed
+            found.errors |= dict.fromkeys(thetas, f"It is a network of {space!r}. {known}" if of_one else f"{error} {known}")
             continue
         if trained.reference is not None and not trained.task.edits:
             _locate(trained, space, list(thetas), stacked, rows)

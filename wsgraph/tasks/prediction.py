@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsgraph.data import ZooDataset
+from wsgraph.data.copies import listed
 from wsgraph.scores import SCORES, Score
 from wsgraph.tasks.registry import register_task
 from wsgraph.tasks.task import Task, learned, option
@@ -39,6 +40,10 @@ class _Kind(ABC):
     def fitted(cls, train: np.ndarray, everything: np.ndarray, class_weights: bool) -> Self:
         """The kind for the entries of training networks and of all."""
         return cls()
+
+    def remarks(self, train: np.ndarray, everything: np.ndarray) -> Iterator[str]:
+        """What one might otherwise not notice of the entries of training networks and of all."""
+        return iter(())
 
     @abstractmethod
     def encoded(self, column: np.ndarray, where: str) -> Tensor:
@@ -76,9 +81,18 @@ class _Number(_Kind):
         # What rounding makes of a constant is no spread.
         return cls(float(values.mean()), spread if spread > 1e-12 * float(abs(values).max()) else 1.0)
 
+    def remarks(self, train: np.ndarray, everything: np.ndarray) -> Iterator[str]:
+        values = np.unique(train)
+        if len(values) == 1:
+            yield f"holds {values[0]:g} alone for all training networks: there is nothing to learn"
+        elif np.isin(everything, (0, 1)).all():
+            yield "holds 0 and 1 alone and is predicted as a number: --kind class tells them apart as classes"
+
     def encoded(self, column: np.ndarray, where: str) -> Tensor:
         if column.dtype.kind == "U":
-            raise ValueError(f"Expected numbers in {where} (got {column[0]!r}). Give kind='class' to tell its values apart as classes.")
+            raise ValueError(
+                f"Expected numbers in {where} (got {str(column[0])!r}). Give kind='class' to tell its values apart as classes."
+            )
         if not np.isfinite(column).all():
             raise ValueError(f"Expected finite numbers in {where} (got {column[~np.isfinite(column)][0]}).")
         return torch.from_numpy(column.astype(np.float64))
@@ -133,6 +147,13 @@ class _Class(_Kind):
         counts = np.array([(own == label).sum() for label in classes])
         weights = (len(own) / (len(classes) * np.maximum(counts, 1))).tolist() if class_weights else None
         return cls(classes.tolist(), weights)
+
+    def remarks(self, train: np.ndarray, everything: np.ndarray) -> Iterator[str]:
+        own, classes = set(self._labels(train).tolist()), len(self.classes)
+        if 2 * classes > len(everything):
+            yield f"holds {classes:,} classes of {len(everything):,} networks, too many to learn: write numbers as such, and names of kinds"
+        elif unseen := [str(label) for label in self.classes if label not in own]:
+            yield f"{len(unseen):,} of {classes:,} classes have no training network and cannot be predicted: {listed(unseen)}"
 
     @staticmethod
     def _labels(column: np.ndarray) -> np.ndarray:
@@ -232,6 +253,11 @@ class ColumnTask(Task):
         except ValueError as error:
             raise ValueError(f"The column {self.target!r} cannot be predicted: {error}") from None
         return dataclasses.replace(self, learned_kind=kind.name, learned_values=dataclasses.asdict(fitted))
+
+    def remarks(self, splits: Mapping[str, ZooDataset]) -> Iterator[str]:
+        entries = {name: data.column(self.target) for name, data in splits.items()}
+        for remark in self._kind.remarks(entries["train"], np.concatenate(list(entries.values()))):
+            yield f"the column {self.target!r}: {remark}"
 
     def targets(self, data: ZooDataset) -> Tensor:
         return self._kind.encoded(data.column(self.target), f"the column {self.target!r} of {data.store!r}")

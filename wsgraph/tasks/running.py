@@ -177,7 +177,7 @@ class _Run(RunNetworks):
                 trained.config = claim.config
                 if claim.finished:
                     self.say(f"finished already in {claim.folder}; overwrite=True (--overwrite) trains it again")
-                    return _finished(self.task, claim)
+                    return self.with_baselines(_finished(self.task, claim))
                 if claim.continues:
                     self.say(f"continues the run in {claim.folder}")
                 if is_first_process():  # what `wsgraph train --config` repeats
@@ -310,6 +310,14 @@ class _Run(RunNetworks):
         groups = None if self.reading.group is None else self.splits["test"].column(self.reading.group)
         seed, intervals = self.training.seed, self.scoring.intervals
         return baseline_scores(self.task, self.splits, intervals=intervals, groups=groups, seed=seed)
+
+    def with_baselines(self, result: Result) -> Result:
+        """A finished run with the baselines that it was not asked for before."""
+        if self.scoring.baselines and not result.baselines and is_first_process():
+            result.baselines = self.baselines()
+            if result.baselines:
+                result.save(result.folder / "result.json")
+        return result
 
     def save_predictions(self, folder: Path, predictions: Tensor, targets: Tensor) -> None:
         """Keep what was said of the test networks."""

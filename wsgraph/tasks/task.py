@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -97,6 +97,14 @@ class Task(ABC):
             splits: Networks of all splits that have a target, those trained on as ``"train"``.
         """
         return self
+
+    def remarks(self, splits: Mapping[str, ZooDataset]) -> Iterator[str]:
+        """What one might otherwise not notice of the targets, a line each.
+
+        Args:
+            splits: Networks of all splits that have a target, those trained on as ``"train"``.
+        """
+        return iter(())
 
     def known(self, data: ZooDataset) -> Tensor:
         """Which networks have a target, ``[n]``.

@@ -124,9 +124,22 @@ def _settled(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.double().eval()
 
 
+class Gated(nn.Module):
+    """Two layers whose gates come from one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.first, self.second, self.head = (nn.Linear(*size) for size in ((3, 8), (3, 4), (3, 4), (8, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.gates(x).sigmoid().chunk(2, -1)
+        return self.head(torch.cat([one * self.first(x).relu(), other * self.second(x).relu()], -1))
+
+
 TRACED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, (2, 1, 6, 6)),
     "residual tanh": (lambda: Residual(nn.Tanh), (2, 1, 6, 6)),
+    "gates": (Gated, (2, 3)),
     "transformer": (lambda: nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), (2, 5, 16)),
     "pre-norm transformer": (
         lambda: nn.Sequential(nn.Linear(3, 12), nn.TransformerEncoderLayer(12, 3, 16, batch_first=True, norm_first=True), nn.Linear(12, 2)),

@@ -98,6 +98,11 @@ class Agreements(ScopeState):
         self._tell_copies_apart(others, expressions_of(other), ids)
         self.neurons.partition.unify(ids, others, self.reason)
         self.factors.require((expressions_of(one), ids, 1), (expressions_of(other), others, 1 if product else -1))
+        # Neurons that move alike and are not one, such as those of a head that turn together, have no class of factors in common.
+        partition = self.neurons.partition
+        if (apart := (partition.resolve(ids) != partition.resolve(others)) & ~partition.is_fixed(ids)).any():
+            for codes, neurons in ((one, ids), (other, others)):
+                self.factors.require((expressions_of(codes)[apart], neurons[apart], 1))
         return as_tensor(result)
 
     def _tell_copies_apart(self, repeated: Array, expressions: Array, single: Array) -> None:

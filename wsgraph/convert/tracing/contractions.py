@@ -161,8 +161,11 @@ class Contractions(Agreements):
         if own:
             marks = own[0].marks.movedim(own[0].dims.index(names.index(over)), 0).reshape(size, -1)
             # Entries that the weight does not tell apart are read as one.
-            columns = self.nodes.rows(marks, codes) if marks.shape[1] > 1 else marks[:, 0]
-            sources = torch.zeros_like(codes) if columns is None else columns
+            if pins is None and marks.shape[1] > 1:  # which may move by row, so that none lie at the same place in all rows
+                sources = torch.tensor([self.nodes.gather(marks.flatten())])
+            else:
+                columns = self.nodes.rows(marks, codes) if marks.shape[1] > 1 else marks[:, 0]
+                sources = torch.zeros_like(codes) if columns is None else columns
         else:
             whole = value.whole if value.whole > 0 else self.nodes.gather(value.marks)
             alike = value.is_uniform(names.index(over))  # entries that are all equal may be exchanged, in every weight on its own

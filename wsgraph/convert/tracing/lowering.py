@@ -359,6 +359,9 @@ class Graph:
             parameter,
             **options,
         )
+        sources_per_block = len(sources) // reading.groups
+        if made.num_parallel > 1 and made.source_axis is None and sources_per_block > 1:  # the same edges from every source
+            made = replace(made, source_index=(0,) * sources_per_block)
         # An edge from a neuron that is always one holds as many entries as there are.
         if not source_groups and made.num_positions * made.num_parallel > 1:
             made = replace(made, kind="weight", sources=(self.constant,))

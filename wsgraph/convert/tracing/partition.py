@@ -19,6 +19,8 @@ class Partition(Families):
         while True:
             one, other = self._representative[first], self._representative[second]
             different = one != other
+            if self._has_rows and different.any():
+                different &= ~self._move_alike(one, other)
             if not different.any():
                 return
             if not (is_increasing(one) and different.all()):  # numbers sort much faster than pairs
@@ -95,7 +97,7 @@ class Partition(Families):
         counts = [numbered(ids)[2] for ids in (first, second)]
         if all(count.max() == 1 for count in counts):
             if self._family[first[0]] == self._family[second[0]]:
-                self.fix(first, reason)
+                self._fix_turned(first, second, reason) if all(products) else self.fix(first, reason)
             elif all(products):
                 self._unify_rows(first, second, reason)
             else:
@@ -117,6 +119,24 @@ class Partition(Families):
             self._repeat_products(second, first, counts[0], reason)
         else:
             self.fix(np.concatenate([first, second]), reason)
+
+    def _move_alike(self, first: Array, second: Array) -> Array:
+        """Whether neurons of one row, or of one column, move alike, since their columns, or rows, stay where they are."""
+        (rows, columns), (others, other_columns) = self.pair(first), self.pair(second)
+        still, also_still = (self.is_fixed(one) & self.is_fixed(other) for one, other in ((columns, other_columns), (rows, others)))
+        return (columns > 0) & (other_columns > 0) & (((rows == others) & still) | ((columns == other_columns) & also_still))
+
+    def _fix_turned(self, first: Array, second: Array, reason: str) -> None:
+        """Neurons of one family that become others of it: of products of the same rows, columns alone are told apart."""
+        (rows, columns), (others, other_columns) = self.pair(first), self.pair(second)
+        if not (columns.all() and other_columns.all()):  # in blocks
+            self.fix(first, reason)
+        elif (rows == others).all():
+            self.fix(np.concatenate([columns, other_columns]), reason)
+        elif (columns == other_columns).all():
+            self.fix(np.concatenate([rows, others]), reason)
+        else:
+            self.fix(first, reason)
 
     def _unify_rows(self, first: Array, second: Array, reason: str) -> None:
         """Unify pairs of neurons of two families that lie in rows."""

@@ -127,7 +127,10 @@ class Scope(Contractions):
                         self.fix(*present)
             labels.append(Label(dims, codes.view(present[0].codes.shape), merged.nodes))
         varying = [[label for label in value.labels if dim in label.dims] for value in values]
-        for group in itertools.zip_longest(*varying):
+        groups: list[tuple[Label | None, ...]] = list(itertools.zip_longest(*varying))
+        if not groups and len({value.zero for value in values}) == 2:  # zeros, such as a first state, beside others, such as inputs
+            groups = [(None,) * len(values)]
+        for group in groups:
             fills = [ZERO if value.zero else 0 for value in values]
             parts = [
                 torch.full((1,) * value.ndim, fill).expand(value.shape) if label is None else label.full(value.shape)

@@ -48,6 +48,7 @@ _DELIMITERS = (",", ";", "\t")
 # Digits that 64 bits hold, and no zeros in front: other rows of digits are names, which numbers would change.
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 NUMBER = re.compile(r"[+-]?((0|[1-9]\d{0,17})(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_PERCENT = re.compile(rf"({NUMBER.pattern}) ?%", re.IGNORECASE)
 
 
 class Table(NamedTuple):
@@ -120,6 +121,9 @@ def read_table(file: Path, file_column: str = FILE, is_file: Callable[[str], boo
         _check_rows(file, texts)
         names = (file_column, ROLE, SPACE, "split", "activation")
         columns = {name: [*entries] if name in names else _from_text(entries) for name, entries in texts.items()}
+        if shares := [name for name, entries in texts.items() if name not in names and any(map(_PERCENT.fullmatch, entries))]:
+            shares = [name for name in shares if not any(isinstance(value, str) for value in columns[name])]
+            notes += [f"Numbers of {listed(shares)} were read in percent, as they are written: 50 for '50 %'."] if shares else []
         if delimiter != ",":
             decimals = [name for name, entries in texts.items() if _has_commas(entries)]
             columns |= {name: _from_text([entry.replace(",", ".") for entry in texts[name]]) for name in decimals}
@@ -128,6 +132,12 @@ def read_table(file: Path, file_column: str = FILE, is_file: Callable[[str], boo
     files = columns.pop(file_column)
     if not all(isinstance(name, str) and name for name in files):
         raise ValueError(f"Expected the column {file_column!r} of {str(file)!r} to hold the path of every checkpoint from its folder.")
+    lines = [repr(row) for row in zip(files, *columns.values(), strict=True)]
+    if twice := repeated_names(lines):
+        kept = sorted({row: i for i, row in reversed([*enumerate(lines)])}.values())
+        named = listed(files[lines.index(row)] for row in twice)
+        notes.append(f"{len(lines) - len(kept)} rows repeat another one word for word and were left out: {named}.")
+        files, columns = [files[i] for i in kept], {name: [values[i] for i in kept] for name, values in columns.items()}
     return Table(files, columns, notes)
 
 
@@ -135,7 +145,9 @@ def _check_file_column(file: Path, columns: Mapping[str, Sequence[Any]], name: s
     """Raise where a table does not name files, with the column that seems to be meant."""
     if name in columns:
         return
-    naming = [each for each, values in columns.items() if values and all(isinstance(value, str) and is_file(value) for value in values)]
+    # Not all rows may have a file, which is said once it is known which column names them.
+    named = {each: sum(isinstance(value, str) and is_file(value) for value in values) for each, values in columns.items()}
+    naming = sorted((each for each, count in named.items() if 2 * count > len(columns[each])), key=lambda each: -named[each])
     hint = f" Its column {naming[0]!r} names files: file_column={naming[0]!r} (--file-column {naming[0]}) says so." if naming else ""
     raise ValueError(
         f"Expected a column {name!r} in {str(file)!r}, with the path of every checkpoint from its "
@@ -180,7 +192,7 @@ def _has_commas(texts: Sequence[str]) -> bool:
     """Whether the entries of a column are numbers, some with a decimal comma."""
     entries = [text for text in texts if text]
     return any("," in text for text in entries) and all(
-        text.count(",") <= 1 and "." not in text and NUMBER.fullmatch(text.replace(",", ".")) for text in entries
+        text.count(",") <= 1 and "." not in text and _PERCENT.fullmatch(text.replace(",", ".").rstrip("% ") + "%") for text in entries
     )
 
 
@@ -194,6 +206,8 @@ def _from_text(texts: Sequence[Any]) -> list[Any]:
         convert = float
     elif all(text.lower() in ("true", "false") for text in entries):
         convert = "true".__eq__
+    elif all(_PERCENT.fullmatch(text) for text in entries):
+        return _from_text([text.rstrip("% ") for text in texts])
     else:
         return list(texts)
     return [convert(text.lower()) if text else None for text in texts]

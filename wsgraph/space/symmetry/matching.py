@@ -285,6 +285,7 @@ class Sums:
     def match(self, chosen: Iterable[Occurrence], symmetry: Callable[[str], tuple[bool, bool]]) -> Match:
         """What the distances of neurons ``[B, n]`` are made of."""
         kinds = self.squares, self.products, self.wanted
+        chosen = [o for o in chosen if (o.param.name, o.axis) in self.places.scaled_axes]  # all others were summed over
         return _match(((o, *(o.entries(kind).sum(2) for kind in kinds)) for o in chosen), symmetry)  # type: ignore[misc]
 
     def scale(self, label: str, factors: Tensor) -> None:
