@@ -1,4 +1,4 @@
-"""Rules for the source files of the package: their length, and where names are spelled."""
+"""Rules for the source files of the package: their length, numbers of parameters, and where names are spelled."""
 
 from __future__ import annotations
 
@@ -29,6 +29,44 @@ def test_no_file_is_too_long() -> None:
     assert not too_long, f"Longer than {LIMIT} lines, divide them by topic: {too_long}"
 
 
+# == Parameters ==
+
+PARAMETERS = 8
+
+
+def parameters(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Functions of a module, and how many parameters a caller sees: without ``self`` or ``cls``, ``**options`` counted once."""
+    methods = {id(node) for each in ast.walk(tree) if isinstance(each, ast.ClassDef) for node in each.body}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            taken = node.args
+            count = len([*taken.posonlyargs, *taken.args, *taken.kwonlyargs]) + (taken.vararg is not None) + (taken.kwarg is not None)
+            static = any(isinstance(each, ast.Name) and each.id == "staticmethod" for each in node.decorator_list)
+            yield node.name, count - (id(node) in methods and not static)
+
+
+def test_functions_of_tasks_take_few_parameters() -> None:
+    files = (ROOT / "tasks").rglob("*.py")
+    counts = {f"{path.name}: {name}": count for path in files for name, count in parameters(ast.parse(path.read_text(encoding="utf-8")))}
+    assert counts
+    too_many = {name: count for name, count in counts.items() if count > PARAMETERS}
+    assert not too_many, f"More than {PARAMETERS} parameters, gather them in an object: {too_many}"
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("def f(a, /, b, *c, d, **e): ...", 5),
+        ("class C:\n def f(self, a): ...", 1),
+        ("class C:\n @classmethod\n def f(cls, a): ...", 1),
+        ("class C:\n @staticmethod\n def f(a): ...", 1),
+        ("async def f(a): ...", 1),
+    ],
+)
+def test_parameters_are_counted(source: str, count: int) -> None:
+    assert list(parameters(ast.parse(source))) == [("f", count)]
+
+
 # == Names ==
 
 # Names that mean something else there, and names that are the subject of the file, by kind; what is not listed has to ask the registry.
@@ -45,6 +83,7 @@ ELSEWHERE = {
     ("space/structure.py", "operator"): "A layer's kind 'identity'.",
     ("space/symmetry/canonical_state.py", "operator"): "The form 'sign', no operator.",
     ("space/symmetry/group.py", "operator"): "The symmetry 'sign', no operator.",
+    ("tasks/search_space.py", "operator"): "A logarithmic range.",
     ("testing.py", "operator"): "The symmetry 'sign', no operator.",
 }
 

@@ -42,20 +42,22 @@ class Bench:
         output: Where tables and figures go.
         size: How large the benchmark is.
         models: Models, by name or as ``NAME:OPTION=VALUE,...``; see :func:`read_model`.
-        workers: Cells trained at a time.
+        workers: Cells trained at a time; ``None`` for as many as there are processors.
         zoos: Folders of zoos by name, instead of those made here.
         images: Pictures for implicit neural representations (default: digits).
         parameters: Number of parameters that models are brought to by their widths (default: published widths).
+        ray: Address of a Ray cluster that makes zoos and trains cells (default: this machine).
     """
 
     folder: Path
     output: Path
     size: Size
     models: tuple[str, ...]
-    workers: int = 1
+    workers: int | None = 1
     zoos: Mapping[str, Path] = field(default_factory=dict)
     images: Path | None = None
     parameters: int | None = None
+    ray: str | None = None
 
     @property
     def cells(self) -> Path:
@@ -72,7 +74,7 @@ class Bench:
         Returns:
             For every cell its ``metrics`` and the ``machine`` it was trained on, or no metrics and an ``error``.
         """
-        return run_cells(cells, self.cells, workers=self.workers, title=title)
+        return run_cells(cells, self.cells, workers=self.workers, ray=self.ray, title=title)
 
     def searched(
         self,
@@ -199,7 +201,9 @@ class Bench:
         networks = round(share * self.size.networks)
         widths = "" if tuple(channels) == (16, 16, 16) else "-" + "-".join(map(str, channels))
         path = self.folder / f"cnn{widths}-{'-'.join(activations)}-{networks}"
-        return data.make_cnn_zoo(path, networks, activations[0] if len(activations) == 1 else activations, channels=channels).path
+        return data.make_cnn_zoo(
+            path, networks, activations[0] if len(activations) == 1 else activations, channels=channels, ray=self.ray
+        ).path
 
     def classifiers(self) -> dict[str, Path]:
         """Zoos of small CNNs, ReLU and Tanh."""
@@ -210,7 +214,7 @@ class Bench:
         if self.zoos:
             return dict(self.zoos)
         networks, names = self.size.networks // 2, ("resnet", "vit", "mixer")
-        stores = [data.make_cnn_zoo(self.folder / f"{name}-{networks}", networks, architecture=name) for name in names]
+        stores = [data.make_cnn_zoo(self.folder / f"{name}-{networks}", networks, architecture=name, ray=self.ray) for name in names]
         mixed = self.folder / f"{'-'.join(names)}-{networks}"
         if not mixed.exists():
             ZooStore.merge(mixed, stores)
@@ -230,7 +234,7 @@ class Bench:
         if self.images is not None:
             networks = self.size.networks // 2
             path = self.folder / f"cnn-{self.images.stem}-relu-{networks}"
-            others[self.images.stem] = data.make_cnn_zoo(path, networks, data=load_images(self.images), stride=2).path
+            others[self.images.stem] = data.make_cnn_zoo(path, networks, data=load_images(self.images), stride=2, ray=self.ray).path
         return self.classifier_zoo("relu"), others
 
     def pictures(self) -> dict[str, Path]:
@@ -239,7 +243,7 @@ class Bench:
             return dict(self.zoos)
         name = "digits" if self.images is None else self.images.stem
         path = self.folder / f"inr-{name}-{self.size.pictures}"
-        data.make_inr_zoo(path, self.size.pictures, data=None if self.images is None else load_images(self.images))
+        data.make_inr_zoo(path, self.size.pictures, data=None if self.images is None else load_images(self.images), ray=self.ray)
         return {name: path}
 
     def write_table(self, name: str, title: str, head: Sequence[str], rows: Sequence[Sequence[str]], document: Mapping[str, Any]) -> None:
@@ -428,7 +432,8 @@ def run_suite(
     zoos: Mapping[str, Path] | None = None,
     images: Path | None = None,
     parameters: int | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
+    ray: str | None = None,
 ) -> None:
     """Run a suite of the benchmark: a table on the terminal, as Markdown and JSON, and figures.
 
@@ -443,9 +448,13 @@ def run_suite(
         zoos: Folders of zoos by name, instead of those that the suite would make.
         images: Pictures for implicit neural representations, a folder of IDX files or an ``.npz`` file (default: digits).
         parameters: Number of parameters that all models are brought to, as nearly as their widths allow (default: published widths).
-        workers: Cells trained at a time, each by one thread.
+        workers: Cells trained at a time, each by one thread; ``None`` for as many as there are processors.
+        ray: Address of a Ray cluster that makes zoos and trains cells, ``"auto"`` for the one that this machine belongs to, ``"local"``
+            for a new one of this machine alone (default: without Ray). Costs are measured on this machine.
 
     Raises:
+        ConnectionError: If there is no Ray cluster at the address.
+        ImportError: If Ray is asked for and not installed.
         OSError: If a folder cannot be written.
         ValueError: If the suite, the size or a model is unknown.
     """
@@ -458,4 +467,4 @@ def run_suite(
     if bad := [zoo for zoo in zoos or () if not zoo or "/" in zoo]:
         raise ValueError(f"Expected names of zoos without '/' (got {bad[0]!r}).")
     chosen = SIZES[size] if isinstance(size, str) else size
-    suite(Bench(Path(folder), Path(output), chosen, labels, workers, dict(zoos or {}), images, parameters))
+    suite(Bench(Path(folder), Path(output), chosen, labels, workers, dict(zoos or {}), images, parameters, ray))

@@ -11,10 +11,10 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import torch
 
+from wsgraph._cluster import cluster
 from wsgraph.data import ZooStore
 from wsgraph.files import write_json
 from wsgraph.nn import model_entry
 from wsgraph.plugins import source_of
 from wsgraph.tasks.registry import task_class
+from wsgraph.tasks.remote import RemoteRuns, keep_run
 
 if TYPE_CHECKING:
     from wsgraph.tasks import Result
@@ -135,20 +137,26 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads: int = 1, title: str = "training") -> list[dict[str, Any]]:
+def run_cells(
+    cells: Sequence[Cell], folder: Path, *, workers: int | None = 1, threads: int = 1, ray: str | None = None, title: str = "training"
+) -> list[dict[str, Any]]:
     """Train the cells that are not finished yet, and read the results of all.
 
     Args:
         cells: The cells; equal ones are trained once.
         folder: Where results are kept, in a folder for each.
-        workers: Cells trained at a time, each in a process of its own.
+        workers: Cells trained at a time, each in a process of its own; ``None`` for as many as there are processors.
         threads: Threads of each.
+        ray: Address of a Ray cluster to train on, ``"auto"`` for the one that this machine belongs to, ``"local"`` for a new one of this
+            machine alone (default: without Ray). Only this process writes: machines need no common file system.
         title: Shown beside the progress bar.
 
     Returns:
         For every cell its ``metrics`` and the ``machine`` it was trained on, or no metrics and an ``error``.
 
     Raises:
+        ConnectionError: If there is no Ray cluster at the address.
+        ImportError: If Ray is asked for and not installed.
         RuntimeError: If a process died, as for want of memory.
     """
     from rich.console import Console
@@ -159,27 +167,73 @@ def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int = 1, threads:
     missing = {name: cell for name, cell in by_name.items() if name not in found}
     if missing:
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        context = multiprocessing.get_context("spawn")
-        theirs, ours = context.Pipe(duplex=False)
-        with (
-            Progress(*columns, console=Console(stderr=True)) as bar,
-            ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_end_with, initargs=(theirs,)) as pool,
-        ):
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(title, total=len(by_name), completed=len(found))
-            try:
-                futures = {pool.submit(_train, cell, folder, threads): name for name, cell in missing.items()}
-                for future in as_completed(futures):
-                    found[futures[future]] = future.result()
+            if ray is None:
+                trained = _in_processes(missing, folder, workers or os.cpu_count() or 1, threads, title)
+            else:
+                trained = _on_cluster(missing, folder, workers, threads, ray)
+            with contextlib.closing(trained):  # what is raised here ends it at once
+                for name, record in trained:
+                    found[name] = record
                     bar.advance(task)
-            except BrokenProcessPool:
-                raise RuntimeError(
-                    f"A process that trained {title} died, most likely for want of memory. What is finished is kept: repeat the call to "
-                    f"continue, with fewer than {workers} workers."
-                ) from None
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                ours.close()  # ends trainings under way, which continue from their last epoch the next time
-                raise
-        for end in (theirs, ours):
-            end.close()
     return [found[cell.name] for cell in cells]
+
+
+# == Engines ==
+
+
+def _in_processes(
+    missing: Mapping[str, Cell], folder: Path, workers: int, threads: int, title: str
+) -> Generator[tuple[str, dict[str, Any]]]:
+    """Train cells in processes of this machine."""
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_end_with, initargs=(theirs,)) as pool:
+        try:
+            futures = {pool.submit(_train, cell, folder, threads): name for name, cell in missing.items()}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise RuntimeError(
+                f"A process that trained {title} died, most likely for want of memory. What is finished is kept: repeat the call to "
+                f"continue, with fewer than {workers} workers."
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            ours.close()  # ends trainings under way, which continue from their last epoch the next time
+            raise
+    for end in (theirs, ours):
+        end.close()
+
+
+def _on_cluster(
+    missing: Mapping[str, Cell], folder: Path, workers: int | None, threads: int, address: str
+) -> Generator[tuple[str, dict[str, Any]]]:
+    """Train cells on a cluster; a cell is kept as soon as it comes back, and trained anew where it does not."""
+    with cluster(address, "Training on a cluster") as machines:
+        names = list(missing)
+        runs = (({"": cell.zoo, **cell.test_zoos}, (cell, threads)) for cell in missing.values())
+        for number, record, files in RemoteRuns(machines, workers, threads).results(_train_apart, runs):
+            yield names[number], _kept(folder / names[number], record, files)
+
+
+def _train_apart(folder: Path, zoo: Path, test_zoos: dict[str, Path], cell: Cell, threads: int) -> tuple[dict[str, Any], Path | None]:
+    """Train one cell on a machine of a cluster: its record, and the folder of its run if it is finished."""
+    there = replace(cell, zoo=zoo, test_zoos=test_zoos)
+    record = _train(there, folder, threads) | {"zoo": cell.zoo.name}
+    finished = (folder / there.name / "cell.json").exists()
+    return record, folder / there.name / "run" if finished else None
+
+
+def _kept(folder: Path, record: dict[str, Any], files: dict[str, Any] | None) -> dict[str, Any]:
+    """Write a cell that was trained elsewhere, unless another process has written it in the meantime."""
+    if files is None:
+        return record
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock"):
+        if (folder / "cell.json").exists():
+            return _read(folder)
+        keep_run(folder / "run", files)
+        write_json(folder / "cell.json", record)
+    return record

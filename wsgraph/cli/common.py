@@ -12,6 +12,7 @@ import typer
 __all__ = [
     "AsJson",
     "Images",
+    "Ray",
     "Seed",
     "Split",
     "Trained",
@@ -39,6 +40,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 Split = Annotated[str, typer.Option(help="Which networks: a split of the zoo, or 'all'.")]
 Trained = Annotated[Path, typer.Argument(help="Folder of a finished run of `wsgraph train`, or of a model saved from one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Ray = Annotated[str | None, typer.Option("--ray", help="Train on a Ray cluster: its address, 'auto', or 'local' for one of this machine.")]
 Images = Annotated[
     Path | None,
     typer.Option(help="Pictures with labels: a folder of IDX files (MNIST's format) or an .npz file (default: scikit-learn's digits)."),

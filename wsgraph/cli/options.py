@@ -11,11 +11,11 @@ import typer
 
 from wsgraph.cli.common import explained
 from wsgraph.files import read_configuration
-from wsgraph.options import KINDS, Option, options_of, read_options
+from wsgraph.options import KINDS, Option, options_of, read_options, read_pairs, read_value
 
 _DEFAULT = "prediction"
 
-__all__ = ["chosen_options", "with_run_options"]
+__all__ = ["chosen_options", "read_search_space", "with_run_options"]
 
 
 def _parameter(name: str, about: Option) -> inspect.Parameter:
@@ -59,11 +59,11 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def chosen_options(words: list[str], config: Path | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def chosen_options(context: typer.Context, config: Path | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The task and its options: those of a file, over which those given win.
 
     Args:
-        words: Words of the command line that are no options that tasks share: the task, and options of its own.
+        context: Of the command, whose ``words`` are no options that it knows: the task, and options of its own.
         config: TOML or JSON file with options by name, and perhaps the ``task``.
         given: Options that tasks share.
 
@@ -74,6 +74,25 @@ def chosen_options(words: list[str], config: Path | None, given: dict[str, Any])
 
     known = {} if config is None else read_configuration(config)
     named = known.pop("task", None)
+    words: list[str] = context.params["words"] or []
     task = words[0] if words and not words[0].startswith("-") else None
     name = task or named or _DEFAULT
-    return name, {**known, **given, **read_options(task_class(name), words[task is not None :])}
+    flags = [flag for each in context.command.params for flag in each.opts]
+    return name, {**known, **given, **read_options(task_class(name), words[task is not None :], flags)}
+
+
+def read_search_space(texts: list[str]) -> dict[str, list[Any]]:
+    """What a search varies, from texts such as ``learning_rate=1e-4,1e-2,log`` and ``model_options.channels=[16,32]``.
+
+    Args:
+        texts: The texts.
+
+    Raises:
+        ValueError: If one is written otherwise, or a name comes twice.
+    """
+
+    def read(text: str) -> Any:
+        value = read_value(text)
+        return [read_value(each) for each in text.split(",")] if isinstance(value, str) else value if isinstance(value, list) else [value]
+
+    return read_pairs("--search-space", texts, read)

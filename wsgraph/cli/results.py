@@ -14,9 +14,11 @@ from wsgraph.scores import better, label, meaning, places
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from wsgraph.tasks import CrossValidation, Result
+    from wsgraph.tasks import CrossValidation, Result, SearchResult
 
-__all__ = ["print_folds", "print_json", "print_results", "print_whole"]
+__all__ = ["print_folds", "print_json", "print_results", "print_search", "print_whole"]
+
+_SHOWN_TRIALS = 10
 
 
 def print_json(document: Any) -> None:
@@ -121,3 +123,29 @@ def print_results(results: list[Result], title: str) -> None:
             if math.isfinite(low + high) and "_on_" not in name
         ]:
             typer.echo(f"Intervals of 95 % over test networks, {result.config['model']}: {', '.join(listed)}")
+
+
+def print_search(found: SearchResult) -> None:
+    """Print the trials of a search, those of the lowest validation loss first."""
+    from rich import box
+    from rich.table import Table
+
+    count = len(found.trials)
+    table = Table(title=f"{count} trial{'s' * (count != 1)}", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for head in ("trial", *found.best, "params", "validation loss"):
+        table.add_column(head.removeprefix("model_options."), justify="right", no_wrap=True)
+
+    def text(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, list) else str(value)
+
+    ranked = sorted(found.trials, key=lambda row: (row["error"] is not None, row["validation_loss"], row["trial"]))
+    for row in ranked[:_SHOWN_TRIALS]:
+        ended = f"{row['validation_loss']:.4g}" if row["error"] is None else "failed"
+        size = "" if row["parameters"] is None else f"{row['parameters']:,.0f}"
+        table.add_row(str(row["trial"]), *(text(row[name]) for name in found.best), size, ended)
+    print_whole(table)
+    if count > _SHOWN_TRIALS:
+        typer.echo(f"... and {count - _SHOWN_TRIALS:,} more in trials.csv")
+    for row in ranked:
+        if row["error"] is not None:
+            typer.echo(f"Trial {row['trial']}: {row['error']}")

@@ -11,9 +11,22 @@ import typer
 from rich.markup import escape
 
 from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Prefix, open_network
-from wsgraph.cli.common import AsJson, Images, Split, Trained, app, explained, given, named_folders, split_named, told_warnings, working
-from wsgraph.cli.options import chosen_options, with_run_options
-from wsgraph.cli.results import print_folds, print_json, print_results, print_whole
+from wsgraph.cli.common import (
+    AsJson,
+    Images,
+    Ray,
+    Split,
+    Trained,
+    app,
+    explained,
+    given,
+    named_folders,
+    split_named,
+    told_warnings,
+    working,
+)
+from wsgraph.cli.options import chosen_options, read_search_space, with_run_options
+from wsgraph.cli.results import print_folds, print_json, print_results, print_search, print_whole
 from wsgraph.scores import finite_or_none
 
 __all__: list[str] = []
@@ -66,12 +79,23 @@ def tasks(as_json: AsJson = False) -> None:
 @app.command(context_settings={"ignore_unknown_options": True})
 @with_run_options
 def train(
+    context: typer.Context,
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[TASK]", help="Task to train, and options of its own; `wsgraph tasks` lists them."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file with options by name; options given here win.")] = None,
     folds: Annotated[int | None, typer.Option(min=3, help="Cross-validate in so many folds, for zoos of few networks.")] = None,
+    search: Annotated[int | None, typer.Option(min=1, help="Search options in so many trials, by the validation loss.")] = None,
+    search_space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What a search varies, as NAME=LOW,HIGH,log, NAME=LOW,HIGH,uniform or NAME=CHOICE,CHOICE,...; repeat it "
+            "(default: learning rate, weight decay and widths that are not given)."
+        ),
+    ] = None,
+    ray: Ray = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time on a Ray cluster (default: 8).")] = None,
     as_json: AsJson = False,
     *,
     options: dict[str, Any],
@@ -91,6 +115,8 @@ def train(
 
     wsgraph train --zoo my-agents --target algorithm --folds 5
 
+    wsgraph train --zoo my-zoo --target dataset --search 20 --search-space learning_rate=1e-4,1e-2,log
+
     wsgraph train --config run.toml --trainer-option precision=bf16-mixed --patience 5 --log tensorboard
 
     torchrun --nproc-per-node 4 -m wsgraph train generalization --zoo my-zoo
@@ -98,18 +124,33 @@ def train(
     from wsgraph.tasks.runs import is_first_process
 
     with explained():
-        from wsgraph.tasks import cross_validate, run
+        from wsgraph import tasks
 
-        name, chosen = chosen_options(words or [], config, options)
+        name, chosen = chosen_options(context, config, options)
+        space = chosen.pop("search_space", None)  # of the configuration file
+        if search is None and (search_space or ray or workers):
+            raise ValueError("--search-space, --ray and --workers are for searches: give the number of trials, --search 20.")
+        if search is not None and folds is not None:
+            raise ValueError("Expected --search or --folds (got both): search first, and cross-validate with the options that are found.")
+        if search is not None:
+            space = read_search_space(search_space) if search_space else space
+            found = tasks.search(name, trials=search, search_space=space, ray=ray, workers=workers, **chosen)
+            if as_json:
+                print_json({**found.document(), "folder": str(found.folder)})
+                return
+            print_search(found)
+            print_results([found.result], f"{name} on {chosen['zoo']}")
+            typer.echo(f"Trials, trials.csv and search.json: {found.folder}")
+            return
         if folds is not None:
-            validated = cross_validate(name, folds=folds, **chosen)
+            validated = tasks.cross_validate(name, folds=folds, **chosen)
             if is_first_process() and as_json:
                 print_json({**validated.document(), "folder": str(validated.folder)})
             elif is_first_process():
                 print_folds(validated)
                 typer.echo(f"Runs and folds.json: {validated.folder}")
             return
-        result = run(name, **chosen)
+        result = tasks.run(name, **chosen)
     if is_first_process() and as_json:
         print_json({**result.document(), "folder": str(result.folder)})
     elif is_first_process():
@@ -233,6 +274,7 @@ def bench(
     folder: Annotated[Path, typer.Option(help="Where zoos and finished cells are kept.")] = Path("wsgraph-bench"),
     output: Annotated[Path | None, typer.Option(help="Where tables and figures go (default: FOLDER/results).")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time (default: one per core).")] = None,
+    ray: Ray = None,
 ) -> None:
     """Compare models on the papers' tasks: a table (terminal, Markdown, JSON) and figures.
 
@@ -246,8 +288,9 @@ def bench(
     wsgraph bench inr --model scalegmn --model scalegmn:bidirectional=true,channels=16
 
     wsgraph bench generalization --full --zoo cifar10=small-cnn-zoo/processed
+
+    wsgraph bench inr --full --ray auto
     """
-    import os
     from dataclasses import replace
 
     from wsgraph.bench import SIZES, run_suite
@@ -266,6 +309,7 @@ def bench(
             zoos=named_folders("--zoo", zoo or ()),
             images=images,
             parameters=parameters,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
+            ray=ray,
         )
     typer.echo(f"Tables and figures: {output or folder / 'results'}")

@@ -22,7 +22,7 @@ from wsgraph.cli.checkpoints import (
     geometry_of,
     tell_geometry,
 )
-from wsgraph.cli.common import AsJson, Images, given, told_warnings, working, zoo_app
+from wsgraph.cli.common import AsJson, Images, Ray, given, told_warnings, working, zoo_app
 from wsgraph.cli.common import explained as _explained
 from wsgraph.cli.modules import spaces_in, spaces_of_modules
 from wsgraph.cli.results import print_json
@@ -53,7 +53,6 @@ _Config = Annotated[
 _Population = Annotated[int | None, typer.Option(min=1, help="Networks trained side by side.")]
 _Device = Annotated[str | None, typer.Option(help="Device of the training (default: a GPU where there is one).")]
 _Workers = Annotated[int | None, typer.Option(min=1, help="Populations trained at a time on the CPU.")]
-_Ray = Annotated[str | None, typer.Option(help="Train on a Ray cluster: its address, 'auto', or 'local' for one of this machine.")]
 _SomeActivations = Annotated[
     list[str] | None, typer.Option("--activation", help="Activation, such as relu or tanh; repeat it for several.")
 ]
@@ -86,7 +85,7 @@ def make_cnn(
     population: _Population = None,
     device: _Device = None,
     workers: _Workers = None,
-    ray: _Ray = None,
+    ray: Ray = None,
 ) -> None:
     """Train small classifiers of pictures with varied hyperparameters: 1000 CNNs of 16-16-16 channels, with ReLU, if nothing else is said.
 
@@ -123,7 +122,7 @@ def make_mlp(
     population: _Population = None,
     device: _Device = None,
     workers: _Workers = None,
-    ray: _Ray = None,
+    ray: Ray = None,
 ) -> None:
     """Train small MLPs with varied hyperparameters: 1000, with two hidden layers of 32 ReLU neurons, if nothing else is said.
 
@@ -152,7 +151,7 @@ def make_inr(
     population: _Population = None,
     device: _Device = None,
     workers: _Workers = None,
-    ray: _Ray = None,
+    ray: Ray = None,
 ) -> None:
     """Fit sinusoidal networks (SIRENs) to pictures: one of 2-32-32-1 to each, if nothing else is said.
 

@@ -21,6 +21,7 @@ from wsgraph.nn.registry import (
     model_options,
     recipe_of,
     register_model,
+    scaled_widths,
     widths_for_parameters,
 )
 from wsgraph.nn.saved import load_model, read_about, save_model
@@ -99,5 +100,6 @@ __all__ = [
     "recipe_of",
     "register_model",
     "save_model",
+    "scaled_widths",
     "widths_for_parameters",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "model_options",
     "recipe_of",
     "register_model",
+    "scaled_widths",
     "widths_for_parameters",
 ]
 
@@ -265,6 +266,44 @@ def model_options(name: str) -> dict[str, Any]:
     return options
 
 
+def scaled_widths(name: str, factor: float, task: str = "invariant", **options: Any) -> dict[str, int | tuple[int, ...]]:
+    """The widths of a model, its options ``channels`` and ``hidden``, multiplied by a factor and rounded.
+
+    Single widths of channels become multiples of 4, which attention heads divide.
+
+    Args:
+        name: One of :func:`list_models`.
+        factor: What the default widths are multiplied by.
+        task: ``"invariant"`` or ``"equivariant"``.
+        **options: Options that are given, widths among them are left out.
+
+    Returns:
+        Options for :func:`build_model`; none of a model that has no widths.
+
+    Raises:
+        ValueError: If the model is unknown.
+
+    Example:
+        >>> scaled_widths("monomial_gnn", 0.5), scaled_widths("magep", 2, hidden=100)
+        ({'channels': 32, 'hidden': 64}, {'channels': (40, 40)})
+    """
+    entry = model_entry(name)
+    known = model_options(name)
+    defaults = {option: known[option] for option in ("channels", "hidden") if option in known and option not in options}
+    if defaults.get("channels", 0) is None:
+        defaults["channels"] = entry.build.default_channels[task]  # type: ignore[attr-defined]
+    if task == "equivariant" and isinstance(defaults.get("channels"), tuple):
+        defaults.pop("hidden", None)  # these write weights without a head
+    return {
+        option: tuple(max(1, round(factor * width)) for width in default)
+        if isinstance(default, tuple)
+        else max(4, 4 * round(factor * default / 4))
+        if option == "channels"
+        else max(1, round(factor * default))
+        for option, default in defaults.items()
+    }
+
+
 def widths_for_parameters(
     name: str, space: Spaces, out_channels: int, parameters: int, task: str = "invariant", **options: Any
 ) -> dict[str, int | tuple[int, ...]]:
@@ -295,29 +334,12 @@ def widths_for_parameters(
         >>> widths, sum(parameter.numel() for parameter in build_model("np", space, 1, **widths).parameters())
         ({'channels': (2, 2, 1), 'hidden': 135}, 20027)
     """
-    entry = model_entry(name)
-    known = model_options(name)
-    defaults = {option: known[option] for option in ("channels", "hidden") if option in known and option not in options}
-    if defaults.get("channels", 0) is None:
-        defaults["channels"] = entry.build.default_channels[task]  # type: ignore[attr-defined]
-    if task == "equivariant" and isinstance(defaults.get("channels"), tuple):
-        defaults.pop("hidden", None)  # these write weights without a head
-    if not defaults:
+    if not scaled_widths(name, 1, task, **options):
         raise ValueError(f"The model {name!r} has no option 'channels' or 'hidden' to bring it to a number of parameters.")
-
-    def widths(factor: float) -> dict[str, int | tuple[int, ...]]:
-        return {
-            option: tuple(max(1, round(factor * width)) for width in default)
-            if isinstance(default, tuple)
-            else max(4, 4 * round(factor * default / 4))
-            if option == "channels"
-            else max(1, round(factor * default))
-            for option, default in defaults.items()
-        }
 
     def count(factor: float) -> int:
         with torch.random.fork_rng():
-            model = build_model(name, space, out_channels, task, **widths(factor), **options)
+            model = build_model(name, space, out_channels, task, **scaled_widths(name, factor, task, **options), **options)
         return sum(parameter.numel() for parameter in model.parameters())
 
     low, high = 2.0**-10, 1.0
@@ -330,4 +352,4 @@ def widths_for_parameters(
     factor, found = (low, below) if below * above > parameters**2 else (high, above)
     if not parameters / 2 <= found <= 2 * parameters:
         raise ValueError(f"The model {name!r} has {found:,} parameters at the least or most, far from {parameters:,}.")
-    return widths(factor)
+    return scaled_widths(name, factor, task, **options)

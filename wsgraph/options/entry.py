@@ -68,6 +68,7 @@ class Option:
         kind: What makes a value of a text there: a type, or :func:`read_value`.
         minimum: Least value there.
         acts: Whether results depend on it; others say where a run lies and how it is watched.
+        searched: Whether runs that differ in it can be compared by their validation loss.
     """
 
     help: str
@@ -76,6 +77,7 @@ class Option:
     kind: Callable[[str], Any] = str
     minimum: float | None = None
     acts: bool = True
+    searched: bool = False
 
     def read(self, texts: Sequence[str]) -> Any:
         """The value of texts of a command line.

@@ -155,12 +155,13 @@ def differing(kind: Any, names: Collection[str]) -> dict[str, Any]:
     return written | unwritten
 
 
-def read_options(kind: Any, words: Sequence[str]) -> dict[str, Any]:
+def read_options(kind: Any, words: Sequence[str], shared: Collection[str] = ()) -> dict[str, Any]:
     """Options of a dataclass from the words of a command line.
 
     Args:
         kind: The dataclass.
         words: Words such as ``["--operation", "erode"]``.
+        shared: Options that are read elsewhere and may have been meant.
 
     Returns:
         Options by name.
@@ -180,8 +181,7 @@ def read_options(kind: Any, words: Sequence[str]) -> dict[str, Any]:
     while left:
         flag, given, value = left.pop(0).partition("=")
         if flag not in flags:
-            shared = (about.flag.partition("/")[0] for each in KINDS for about in options_of(each).values() if about.flag)
-            near = difflib.get_close_matches(flag, [*flags, *shared], n=1)
+            near = difflib.get_close_matches(flag, [*flags, *shared], n=1, cutoff=0.75)
             meant = f" Did you mean {near[0]}?" if near else f" The task has {', '.join(flags) or 'no options of its own'}."
             raise ValueError(f"There is no option {flag}.{meant}")
         name, about = flags[flag]

@@ -61,12 +61,14 @@ class ReadingOptions:
         "Settle scale, phase, flip, sign or order in all networks before they are read; repeat it.",
         flag="--canonicalize",
         form="several",
+        searched=True,
     )
     standardize: bool = option(
         False,
         "Divide parameters by their spread over the training networks; not for models with probes.",
         flag="--standardize",
         form="switch",
+        searched=True,
     )
     augment: WeightTransform | None = option(None, "Random transform of the training networks.")
     augment_validation: bool = option(False, "Transform validation networks too.")
@@ -105,22 +107,28 @@ class TrainingOptions:
         ValueError: If a number is out of range.
     """
 
-    model: str = option("monomial_gnn", "Model to train; `wsgraph models` lists them.", flag="--model")
+    model: str = option("monomial_gnn", "Model to train; `wsgraph models` lists them.", flag="--model", searched=True)
     model_options: Mapping[str, Any] | None = option(
-        None, "Option of the model, as NAME=VALUE; repeat it.", flag="--model-option", form="pairs", kind=read_value
+        None,
+        "Option of the model, as NAME=VALUE; repeat it.",
+        flag="--model-option",
+        form="pairs",
+        kind=read_value,
+        searched=True,
     )
-    epochs: int = option(30, "Passes over the training networks.", flag="--epochs", kind=int, minimum=1)
+    epochs: int = option(30, "Passes over the training networks.", flag="--epochs", kind=int, minimum=1, searched=True)
     seed: int = option(0, "Seed of everything random.", flag="--seed", kind=int)
-    batch_size: int = option(64, "Networks per step.", flag="--batch-size", kind=int, minimum=1)
-    learning_rate: float = option(3e-3, "Largest learning rate of the schedule.", flag="--learning-rate", kind=float)
-    weight_decay: float = option(1e-2, "Weight decay of AdamW.", flag="--weight-decay", kind=float)
-    schedule: Any = option("one_cycle", "Learning rate over the run: one_cycle, constant or cosine.", flag="--schedule")
+    batch_size: int = option(64, "Networks per step.", flag="--batch-size", kind=int, minimum=1, searched=True)
+    learning_rate: float = option(3e-3, "Largest learning rate of the schedule.", flag="--learning-rate", kind=float, searched=True)
+    weight_decay: float = option(1e-2, "Weight decay of AdamW.", flag="--weight-decay", kind=float, searched=True)
+    schedule: Any = option("one_cycle", "Learning rate over the run: one_cycle, constant or cosine.", flag="--schedule", searched=True)
     patience: int | None = option(
         None,
         "Stop after so many epochs without a lower validation loss (default: never).",
         flag="--patience",
         kind=int,
         minimum=1,
+        searched=True,
     )
     trainer_options: Mapping[str, Any] | None = option(
         None,
@@ -128,6 +136,7 @@ class TrainingOptions:
         flag="--trainer-option",
         form="pairs",
         kind=read_value,
+        searched=True,
     )
     callbacks: Sequence[Any] = option((), "Callbacks of Lightning.", acts=False)
     logger: Any = option(

@@ -11,6 +11,7 @@ from wsgraph.tasks.registry import list_tasks, register_task, task_class, task_o
 from wsgraph.tasks.result import Result, Summary, read_results
 from wsgraph.tasks.running import run, run_seeds
 from wsgraph.tasks.scored import Scores
+from wsgraph.tasks.searching import SearchResult, search
 from wsgraph.tasks.task import Task, learned
 from wsgraph.tasks.trained import TrainedModel
 
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "Scores",
     "ScoringOptions",
+    "SearchResult",
     "Summary",
     "Task",
     "TrainedModel",
@@ -39,6 +41,7 @@ __all__ = [
     "register_task",
     "run",
     "run_seeds",
+    "search",
     "task_class",
     "task_of",
 ]

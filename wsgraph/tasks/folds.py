@@ -17,7 +17,7 @@ from wsgraph.scores import mean_and_error
 from wsgraph.tasks.intervals import bootstrap_intervals
 from wsgraph.tasks.registry import task_class, task_of
 from wsgraph.tasks.result import Result, document_of_scores
-from wsgraph.tasks.running import read_predictions, run
+from wsgraph.tasks.running import default_folder, read_predictions, run
 from wsgraph.tasks.scored import Scores
 from wsgraph.tasks.task import Task, opened
 
@@ -86,19 +86,16 @@ def cross_validate(task: str | Task, *, folds: int, output: str | os.PathLike[st
         raise ValueError(f"The task {kind.name!r} returns networks, whose scores are not pooled over folds: use run_seeds instead.")
     if "zoo" not in options:
         raise TypeError("Expected the option 'zoo': Folder of the zoo.")
-    if output is None:
-        zoo = Path(opened(options["zoo"]).path).resolve().name
-        named = f"{zoo}-{options.get('model', 'monomial_gnn')}-seed{options.get('seed', 0)}-{folds}-folds"
-        output = Path("runs", kind.name, named)
-    results = [run(task, fold=(i, folds), output=Path(output) / f"fold{i}", **options) for i in range(folds)]
+    folder = default_folder(kind, options, f"{folds}-folds") if output is None else Path(output)
+    results = [run(task, fold=(i, folds), output=folder / f"fold{i}", **options) for i in range(folds)]
     scores = _pooled(results, options)
     baselines = {
         name: Scores({score: mean_and_error([result.baselines[name][score] for result in results])[0] for score in first})
         for name, first in results[0].baselines.items()
         if all(name in result.baselines for result in results)
     }
-    validated = CrossValidation(results, scores, baselines, Path(output))
-    write_json(Path(output) / "folds.json", validated.document())
+    validated = CrossValidation(results, scores, baselines, folder)
+    write_json(folder / "folds.json", validated.document())
     return validated
 
 

@@ -25,6 +25,7 @@ from wsgraph.nn import build_model, list_models, model_entry
 from wsgraph.options import (
     KINDS,
     ScoringOptions,
+    TrainingOptions,
     acting_options,
     command_text,
     given_options,
@@ -41,11 +42,11 @@ from wsgraph.tasks.registry import task_class
 from wsgraph.tasks.result import Result, Summary, scores_of_document
 from wsgraph.tasks.runs import RunFolder, claimed, is_first_process
 from wsgraph.tasks.scored import Scores
-from wsgraph.tasks.task import Task, all_match, composed, distinct_spaces, float32, preparation, targets_of
+from wsgraph.tasks.task import Task, all_match, composed, distinct_spaces, float32, opened, preparation, targets_of
 from wsgraph.tasks.trained import TrainedModel, check_read
 from wsgraph.tasks.training import Objective, check_training, fit
 
-__all__ = ["run", "run_seeds"]
+__all__ = ["default_folder", "run", "run_seeds"]
 
 
 def run(task: str | Task, **options: Any) -> Result:
@@ -110,6 +111,21 @@ def _described(kind: type) -> str:
 
 _MARK = "        **options: "
 run.__doc__ = (run.__doc__ or "").replace(_MARK, "\n".join(map(_described, KINDS)) + f"\n{_MARK}")
+
+
+def default_folder(task: type[Task], options: Mapping[str, Any], *names: str) -> Path:
+    """Where runs lie unless ``output`` says otherwise.
+
+    Args:
+        task: Class of the task.
+        options: Options of :func:`run`.
+        *names: What stands at the end of the folder's name.
+
+    Returns:
+        ``runs/TASK/ZOO-MODEL-seedSEED``, with the names.
+    """
+    model, seed = options.get("model", TrainingOptions.model), options.get("seed", TrainingOptions.seed)
+    return Path("runs", task.name, "-".join([name_of(opened(options["zoo"])), model, f"seed{seed}", *names]))
 
 
 def run_seeds(task: str | Task, *, seeds: Sequence[int], output: str | os.PathLike[str] | None = None, **options: Any) -> Summary:
@@ -194,7 +210,8 @@ class _Run(RunNetworks):
     def claimed(self, config: Mapping[str, Any]) -> AbstractContextManager[RunFolder]:
         """The folder of the run."""
         where, training = self.where, self.training
-        base = Path(where.output or Path("runs", self.task.name, f"{name_of(self.store)}-{training.model}-seed{training.seed}"))
+        given = {"zoo": self.store, "model": training.model, "seed": training.seed}
+        base = default_folder(type(self.task), given) if where.output is None else Path(where.output)
         several = training.devices > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1
         return claimed(
             base,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsgraph._cluster import cluster
 from wsgraph.data.generators.problem import Advance, Problem
 from wsgraph.data.store import PathLike, ZooStore
 
@@ -156,34 +156,12 @@ def _train_with_ray(
 
     A task whose worker dies is run again by Ray; what it had not returned is written once, when it has.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ImportError("Training with Ray needs Ray. Install it with: pip install 'wsgraph[zoo]'") from None
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-    task = ray.remote(num_cpus=1, num_gpus=1 if device.startswith("cuda") else 0, max_retries=10)(_train_in_ray)
-    try:
-        shared = [ray.put(problem) for problem in problems]
-        waiting = iter(populations)
-        running = {}
-        for population in itertools.islice(waiting, _IN_FLIGHT):
-            running[task.remote(shared[population.problem], population.networks, device)] = population
-        while running:
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
-            population = running.pop(done)
-            keep(population, *ray.get(done))
-            advance(population.steps)
-            for following in itertools.islice(waiting, 1):
-                running[task.remote(shared[following.problem], following.networks, device)] = following
-    finally:
-        if started:
-            ray.shutdown()
-
-
-# Enough for the largest clusters; a bound, because results that are not yet written fill the memory of the machines.
-_IN_FLIGHT = 4096
+    with cluster(address) as machines:
+        shared = [machines.share(problem) for problem in problems]
+        calls = ((shared[population.problem], population.networks, device) for population in populations)
+        for number, trained in machines.results(_train_in_ray, calls, gpus=device.startswith("cuda")):
+            keep(populations[number], *trained)
+            advance(populations[number].steps)
 
 
 def _train_in_ray(problem: Problem, networks: Tensor, device: str) -> tuple[Tensor, dict[str, Any]]:
@@ -224,6 +202,7 @@ def generate_zoo(
 
     Raises:
         BlockingIOError: If another process is making the same zoo.
+        ConnectionError: If there is no Ray cluster at the address.
         ImportError: If Ray is asked for and not installed.
         OSError: If the folder cannot be written.
         ValueError: If an argument is out of range, a zoo of another configuration lies at the path, or all networks diverged.
