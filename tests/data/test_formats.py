@@ -30,6 +30,9 @@ from wsgraph.convert.formats import FORMATS, FileNetwork, known_spaces, register
 from wsgraph.convert.tracing import TraceWarning, register_traced_operator
 from wsgraph.data import ZooStore, ZooWarning, check_up, export_zoo, import_zoo
 from wsgraph.nn import build_model
+from wsgraph.space import Signal
+from wsgraph.space.distinct import DistinctSpaces
+from wsgraph.tasks import TrainedModel, run
 
 # What an import says is tested where it is asked for, by pytest.warns.
 pytestmark = pytest.mark.filterwarnings("ignore::wsgraph.data.ZooWarning")
@@ -551,6 +554,77 @@ def test_networks_of_keras_are_predicted_as_those_of_torch(tmp_path: Path) -> No
         results.append(torch.cat([found[str(i)] for i in range(6)]))
     assert results[0].std() > 1e-3
     assert torch.allclose(results[0], results[1], atol=1e-5)
+
+
+def write_mixed(folder: Path, count: int = 30) -> list[str]:
+    """Networks of one architecture in three formats, which name their parameters otherwise, with a table."""
+    folder.mkdir()
+    lines = ["file_name,bias"]
+    for i in range(count):
+        layers = make_layers(i, (4, 8, 2))
+        if i % 3 == 0:
+            torch.save(state_of(layers), folder / (name := f"{i}.pt"))
+        else:
+            name = (write_keras(folder / f"{i}.keras", layers, i) if i % 3 == 1 else write_flax(folder / f"{i}.msgpack", layers)).name
+        lines.append(f"{name},{layers[0][1][0]}")
+    return write_csv(folder / "metadata.csv", *lines).read_text().splitlines()
+
+
+def test_spaces_that_differ_in_names_alone_are_one(tmp_path: Path) -> None:
+    write_mixed(tmp_path / "runs")
+    with pytest.warns(ZooWarning, match="20 files name the parameters of an architecture otherwise than '0.pt', .* '1.keras', '2.msgpack'"):
+        zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
+    assert [param.name for param in zoo.space.params] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert zoo.dataset(target="bias").y.tolist() == pytest.approx(zoo.space.unflatten(zoo.thetas)["0.bias"][:, 0].tolist())
+    # A model that reads one architecture is trained on them, and all baselines are compared.
+    options = {"model": "statnn", "epochs": 1, "standardize": True, "accelerator": "cpu", "progress": False, "intervals": 0}
+    result = run("prediction", zoo=zoo, target="bias", output=tmp_path / "run", baselines=True, **options)
+    assert "ridge on canonical weights" in result.baselines
+    # What it says of a network does not depend on the library that wrote it, in files and in zoos.
+    trained = TrainedModel.load(tmp_path / "run")
+    for folder in ("keras", "torch"):
+        (tmp_path / folder).mkdir()
+    for i in range(4):
+        write_keras(tmp_path / "keras" / f"{i}.keras", make_layers(i, (4, 8, 2)), 5)
+        torch.save(state_of(make_layers(i, (4, 8, 2))), tmp_path / "torch" / f"{i}.pt")
+    zoos = [import_zoo(tmp_path / f"zoo-{name}", tmp_path / name, activation=act) for name, act in (("keras", None), ("torch", "relu"))]
+    assert zoos[0].space != zoos[1].space
+    said = [
+        [row["predicted_bias"] for row in trained.predict(each).rows] for each in (*zoos, *(tmp_path / name for name in ("keras", "torch")))
+    ]
+    assert all(each == pytest.approx(said[0], abs=1e-6) for each in said[1:])
+    zoos[0].set_column("bias", [0.0, 1.0, 2.0, 3.0])
+    assert trained.evaluate(zoos[0], split=None)["mae"] > 0
+    # Appended and merged, they are one architecture too.
+    assert ZooStore.merge(tmp_path / "merged", zoos).space == zoos[0].space
+
+
+def test_copies_in_another_library_are_copies(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for i in range(4):
+        torch.save(state_of(make_layers(i)), tmp_path / "runs" / f"{i}.pt")
+    write_keras(tmp_path / "runs" / "4.keras", make_layers(1))
+    with pytest.warns(ZooWarning, match=r"have the weights of another one, and are in its split: '4.keras = 1.pt'"):
+        import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
+
+
+class Scaled(nn.Module):
+    """Networks that differ in a number of their program alone."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.first, self.last, self.factor = nn.Linear(2, 3), nn.Linear(3, 1), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.softmax(self.factor * self.first(x), 1))
+
+
+def test_spaces_that_compute_something_else_stay_apart() -> None:
+    space = WeightSpace.siren([2, 8, 1])
+    other = WeightSpace.siren([2, 8, 1], signal=Signal((5, 5)))
+    doubled, tripled = (trace(Scaled(factor).eval(), torch.ones(2, 2)) for factor in (2.0, 3.0))
+    assert doubled.matches(tripled)
+    assert len(DistinctSpaces([space, other, doubled, tripled, doubled])) == 4
 
 
 # == The check-up ==

@@ -39,7 +39,7 @@ def copies_among(data: ZooDataset) -> list[Copy]:
     for space in data.spaces:
         for rows in data.of_space(space).positions.split(max(1, _BLOCK_BYTES // (8 * space.num_params))):
             read += [number[position] for position in rows.tolist()]
-            found += [Copy(read[copy.number], read[copy.first]) for copy in copies.add(space, data.store.read(rows))]
+            found += [Copy(read[copy.number], read[copy.first]) for copy in copies.add(space.unnamed, data.store.read(rows))]
     return found
 
 

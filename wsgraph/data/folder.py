@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from wsgraph.data.mapped import MappedRows
 from wsgraph.data.shards import Shard, open_shard
 from wsgraph.data.verify import check_parts, list_shards, load_columns, recorded_shards, shard_fault, shard_path, space_text, verify_zoo
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space.distinct import DistinctSpaces
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.indexing import positions_of
 
@@ -136,6 +137,16 @@ class ZooFolder:
         copied.__dict__ |= {**self.__dict__, "_only": self._names}
         return copied
 
+    def under_names_of(self, spaces: Iterable[WeightSpace]) -> Self:
+        """A snapshot whose networks are of given weight spaces where theirs differ from one in names of parts alone.
+
+        Args:
+            spaces: The weight spaces.
+        """
+        known, copied = DistinctSpaces(spaces), self.snapshot()
+        copied._spaces = {key: known.first(self.load_space(key)) for key in self._keys}
+        return copied
+
     def _index(self, shards: Sequence[Shard]) -> None:
         """Take note of the shards there are."""
         self.shards = tuple(sorted(shards, key=lambda shard: shard.name))
@@ -151,7 +162,8 @@ class ZooFolder:
         self._mapped: OrderedDict[Path, MappedRows] = OrderedDict()
         self._resident = 0
         self._spaces: dict[str, WeightSpace] = getattr(self, "_spaces", {})
-        self._key_by_space: dict[WeightSpace, str] = getattr(self, "_key_by_space", {})
+        self._key_by_space: dict[Hashable, str] = getattr(self, "_key_by_space", {})
+        self._noted: set[str] = getattr(self, "_noted", set())
         self._checked: set[str] = getattr(self, "_checked", set())
         for key in self._keys:
             if key not in self._checked:

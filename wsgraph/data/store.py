@@ -112,7 +112,7 @@ class ZooStore(WritableZoo):
                         thetas = store.read(part)
                         owners += [number] * len(part)
                         splits += columns["split"].tolist() if "split" in columns else [None] * len(part)
-                        shared += [copy for copy in copies.add(space, thetas) if owners[copy.number] != owners[copy.first]]
+                        shared += [copy for copy in copies.add(space.unnamed, thetas) if owners[copy.number] != owners[copy.first]]
                         with warnings.catch_warnings():
                             warnings.simplefilter("ignore", ZooWarning)  # what equals within a zoo is not of this making
                             merged.append(space, thetas, columns)

@@ -249,11 +249,14 @@ class WritableZoo(ZooFolder):
             number += 1  # somebody else took that number
 
     def _write_space(self, space: WeightSpace) -> str:
-        if len(self._key_by_space) != len(self._keys):
-            self._key_by_space = {self.load_space(key): key for key in reversed(self._keys)}
-        # Spaces that differ in nothing but what was assumed of them are one architecture, and the first stands for both.
-        if (key := self._key_by_space.get(space)) is None:
-            key = self._key_by_space[space] = space.digest
+        # Spaces that differ in nothing but names or what was assumed of them are one architecture, and the first stands for all.
+        for there in self._keys:
+            if there not in self._noted:
+                self._noted.add(there)
+                self._key_by_space.setdefault(self.load_space(there).unnamed, there)
+        if (key := self._key_by_space.get(space.unnamed)) is None:
+            key = self._key_by_space[space.unnamed] = space.digest
+            self._noted.add(key)
         file = self.path / "spaces" / f"{key}.json"
         if not file.exists():
             write_atomically(file, lambda temporary: temporary.write_text(space.to_json(), encoding="utf-8"))

@@ -213,7 +213,7 @@ class _Run(RunNetworks):
         spaces = distinct_spaces(list(self.all_networks.values()))
         if len(spaces) > 1 and not model_entry(model).mixed:
             where, other = next(
-                (where, space) for where, split in self.all_networks.items() for space in split.spaces if space.digest != spaces[0].digest
+                (where, space) for where, split in self.all_networks.items() for space in split.spaces if not all_match([space], spaces[:1])
             )
             able = ", ".join(name for name in list_models() if model_entry(name).mixed)
             raise ValueError(

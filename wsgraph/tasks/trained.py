@@ -22,6 +22,7 @@ from wsgraph.nn import load_model, read_about, recipe_of, save_model
 from wsgraph.scores import finite_or_none, none_as_nan
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.space.assumed import tell_assumed
+from wsgraph.space.distinct import DistinctSpaces
 from wsgraph.tasks.distance import Reference
 from wsgraph.tasks.intervals import bootstrap_intervals
 from wsgraph.tasks.predicting import Predictions, Reading, predictions_of
@@ -166,8 +167,9 @@ class TrainedModel:
             if not isinstance(thetas, Tensor):
                 raise TypeError(f"Expected flat checkpoints beside their weight space (got {type(thetas).__name__}).")
             networks.check_thetas(thetas, finite=True)
-            self._check_predicted([networks])
-            return self.predicted(networks.batch(part) for part in thetas.split(batch_size))
+            space = DistinctSpaces(self.trained_on).first(networks)
+            self._check_predicted([space])
+            return self.predicted(space.batch(part) for part in thetas.split(batch_size))
         output = options.pop("output", None)
         return predictions_of(self, networks, Reading(**options), output=output, batch_size=batch_size)
 
@@ -199,6 +201,7 @@ class TrainedModel:
         Raises:
             SpaceMismatchError: If the model cannot read these networks.
         """
+        data = data.under_names_of(self.trained_on)
         self._check_predicted(data.spaces)
         owners = data.store.owners(data.positions)
         rows = [part for owner in owners.unique() for part in (owners == owner).nonzero()[:, 0].split(batch_size)]
@@ -443,6 +446,7 @@ def check_scored(task: Task, data: ZooDataset, trained_on: Sequence[WeightSpace]
     Raises:
         ValueError: If there are less than two, their targets make no sense for the model, or their architecture is not that of the task.
     """
+    data = data.under_names_of(trained_on)
     labelled = data if task.column is not None and data.target == task.column else task.labelled(data)
     if len(labelled) < 2:
         raise ValueError(f"Expected at least 2 networks to score (got {labelled!r}).")

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph.convert.errors import NonFiniteWeightsError, cause_of
-from wsgraph.data.copies import Copies, Copy
+from wsgraph.data.copies import Copies, Copy, listed
 from wsgraph.data.dataset import group_split
 from wsgraph.data.exchange.folders import Folder, holds_optimizer, open_folder
 from wsgraph.data.exchange.network_columns import FORMAT_COLUMN, network_columns
@@ -260,6 +261,11 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
         read.remarks.append("'activation' was not needed: the files, the table or configurations say those of all networks.")
     for text, named in [*reader.remarks.items()][:SHOWN]:
         read.remarks.append(f"{named[0]!r}{f' and {len(named) - 1} more files' if len(named) > 1 else ''}: {text}")
+    for first, others in reader.renamed.items():
+        read.remarks.append(
+            f"{counted(len(others), 'file names', 'files name')} the parameters of an architecture otherwise than {first!r}, whose names "
+            f"the zoo has: {listed(others)}. What they compute stays the same."
+        )
     if (rest := len(reader.remarks) - SHOWN) > 0:
         read.remarks.append(f"Readers of files warned of {rest} more things; load_networks says them of one file.")
     return read
