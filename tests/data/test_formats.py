@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -151,7 +152,7 @@ def test_agents_become_a_row_for_each_network(tmp_path: Path) -> None:
     for number in range(8):
         write_agent(runs / f"ppo-{number}.zip", number)
     write_q_agent(runs / "dqn.zip")
-    with pytest.warns(ZooWarning, match=r"1 networks have the weights of another one, .*'dqn.zip \(q_target\) = dqn.zip \(q\)'"):
+    with pytest.warns(ZooWarning, match=r"1 network has the weights of another one, .*'dqn.zip \(q_target\) = dqn.zip \(q\)'"):
         zoo = import_zoo(tmp_path / "zoo", runs)
     roles = dict.fromkeys(zip(zoo.column("file").tolist(), zoo.column("role").tolist(), strict=True))
     assert len(roles) == len(zoo) == 18
@@ -239,8 +240,13 @@ def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> None:
     # Without an activation, what needs one is left out.
     zoo = import_zoo(tmp_path / "silent", runs, skip_bad=True)
     assert {*zoo.column("file").tolist()} == {"2.keras", "3.onnx", "6.zip", "7.nnet"}
-    assert "give 'activation'" in zoo.info["imported"]["bad"]["0.pt"]
-    assert "give them with activation=" in zoo.info["imported"]["bad"]["4.msgpack"]
+    assert zoo.info["imported"]["bad"]["0.pt"] == zoo.info["imported"]["bad"]["4.msgpack"]
+    # Reasons are said once, with the option that helps.
+    text = call("zoo", "import", str(tmp_path / "grouped"), str(runs), "--skip-bad")
+    assert re.search(
+        r"  \d files, 0.pt, 1.safetensors, 4.msgpack( and \d more)?: Nothing says which activation it has: .*\(--activation\)", text
+    )
+    assert text.count("Nothing says which activation it has") == 2  # in a note and in the check-up
     # Where nothing is left, nothing is made.
     for file in (*runs.glob("[2-7].*"),):
         file.unlink()
@@ -313,7 +319,7 @@ def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     write_csv(tmp_path / "runs" / "metadata.csv", "file_name,size", "0.pt,3", "0.pt,3")
     zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
     assert zoo.column("size").tolist() == [3]
-    assert any("1 rows repeat another one word for word and were left out: '0.pt'." in note for note in zoo.info["imported"]["notes"])
+    assert any("1 row repeats another one word for word and was left out: '0.pt'." in note for note in zoo.info["imported"]["notes"])
     write_csv(tmp_path / "runs" / "metadata.csv", "file_name,size", "0.pt,3", "0.pt,4")
     with pytest.raises(ValueError, match=r"has several rows of '0.pt'"):
         import_zoo(tmp_path / "other", tmp_path / "runs", activation="relu")
@@ -604,7 +610,7 @@ def test_copies_in_another_library_are_copies(tmp_path: Path) -> None:
     for i in range(4):
         torch.save(state_of(make_layers(i)), tmp_path / "runs" / f"{i}.pt")
     write_keras(tmp_path / "runs" / "4.keras", make_layers(1))
-    with pytest.warns(ZooWarning, match=r"have the weights of another one, and are in its split: '4.keras = 1.pt'"):
+    with pytest.warns(ZooWarning, match=r"has the weights of another one, and is in its split: '4.keras = 1.pt'"):
         import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
 
 
@@ -655,7 +661,7 @@ def test_the_check_up_says_what_there_is(tmp_path: Path) -> None:
     for line in (
         "15 x WeightSpace(3-5-2",
         "Groups by folder: 5 of up to 5 networks",
-        "Duplicates: 1 networks have the weights of another one, in its split",
+        "Duplicates: 1 network has the weights of another one, in its split",
         "The same for all networks: same = yes",
     ):
         assert line in text

@@ -174,10 +174,13 @@ def predict(
     """
     from rich.table import Table
 
+    from wsgraph.files import prepare_folder
     from wsgraph.tasks import TrainedModel
     from wsgraph.tasks.predicting import Reading, predictions_of
 
     with explained():
+        if output is not None:
+            prepare_folder(output.parent)
         trained = TrainedModel.load(model)
         reading = Reading(
             activation,
@@ -251,7 +254,7 @@ def bench(
     from dataclasses import replace
 
     from wsgraph.bench import SIZES, run_suite
-    from wsgraph.tasks.runs import prepare_folder
+    from wsgraph.files import prepare_folder
 
     size = SIZES["full" if full else "quick"]
     with explained():

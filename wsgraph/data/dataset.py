@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 
+from wsgraph._counts import counted
 from wsgraph.data.folder import ZooFolder
 from wsgraph.data.random import CounterRandom
 from wsgraph.data.transforms import WeightTransform
@@ -308,7 +309,7 @@ class ZooDataset(Dataset[ParameterGraph]):
         spaces = self.spaces
         what = repr(spaces[0]) if len(spaces) == 1 else f"{len(spaces)} weight spaces"
         transform = "" if self.transform is None else f", transform={self.transform!r}"
-        return f"{type(self).__name__}({len(self):,} of {len(self.store):,} networks, {what}, target={self.target!r}{transform})"
+        return f"{type(self).__name__}({len(self):,} of {counted(len(self.store), 'network')}, {what}, target={self.target!r}{transform})"
 
 
 def group_split(groups: Any, fractions: Mapping[str, float], *, seed: int = 0) -> np.ndarray:

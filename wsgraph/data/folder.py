@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph._suggestions import did_you_mean
 from wsgraph.data.columns import ColumnPart, checked_columns
 from wsgraph.data.copies import listed
@@ -83,7 +84,7 @@ class ZooFolder:
             raise ValueError(unreadable[0] + more)
         self._index(shards)
         if self._strays or self.missing:
-            what = [f"the shard {name!r} of {self._recorded[name]} networks is gone" for name in self.missing]
+            what = [f"the shard {name!r} of {counted(self._recorded[name], 'network')} is gone" for name in self.missing]
             what += [f"{shard_path(name)!r} was not written as a file of it and is left out" for name in self._strays]
             warnings.warn(
                 f"The zoo {str(self.path)!r} is not what was written: {'; '.join(what[:5])}. `wsgraph zoo verify` says what to do.",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph.data.columns import ColumnPart, checked_columns, may_be_joined, save_columns
 from wsgraph.data.copies import equal_rows
 from wsgraph.data.folder import PathLike, ZooFolder
@@ -31,6 +32,7 @@ __all__ = ["SHARD_BYTES", "WritableZoo"]
 SHARD_BYTES = 2**28
 _PATIENCE = 1.0  # seconds to wait for another process that writes to the zoo
 
+_ACROSS = "network that is added to a zoo has", "networks that are added to a zoo have"
 _EXISTS_ADVICE = "Open it with ZooStore(path), choose another path, or delete it."
 
 
@@ -192,7 +194,7 @@ class WritableZoo(ZooFolder):
             across = [(splits[i], splits[j]) for i, j in equal_rows(thetas) if splits[i] != splits[j] and finite[i]]
             if across:
                 warnings.warn(
-                    f"{len(across)} networks that are added to a zoo have the weights of one in another split "
+                    f"{counted(len(across), *_ACROSS)} the weights of one in another split "
                     f"({across[0][0]!r} and {across[0][1]!r}): what is learned of one is scored on the other.",
                     ZooWarning,
                     stacklevel=2,

@@ -18,7 +18,7 @@ from wsgraph.data.dataset import group_split
 from wsgraph.data.exchange.folders import Folder, holds_optimizer, open_folder
 from wsgraph.data.exchange.network_columns import FORMAT_COLUMN, network_columns
 from wsgraph.data.exchange.notes import notes_on
-from wsgraph.data.exchange.noticed import Noticed, ReadNetwork
+from wsgraph.data.exchange.noticed import Noticed, ReadNetwork, by_reason
 from wsgraph.data.exchange.reading import Reader, ReadingOptions
 from wsgraph.data.exchange.tables import FILE, ROLE, SHOWN, SPACE, as_recorded, read_column
 from wsgraph.data.folder import PathLike
@@ -252,9 +252,11 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
     read.bad |= folder.bad
     if read.bad and not (skip_bad and read.networks):
         many = f"{SHOWN} or more" if len(read.bad) == SHOWN and not skip_bad else f"{len(read.bad)}"
-        told = "\n".join(f"{file!r}: {reason}" for file, reason in [*read.bad.items()][:SHOWN])
+        told = "\n".join(f"{listed(files)}: {reason}" for reason, files in by_reason(read.bad)[:SHOWN])
         advice = "" if skip_bad else "\nLeave out what cannot be imported with skip_bad=True (--skip-bad)."
-        raise ValueError(f"{many} of {len({*files, *folder.bad}):,} checkpoints cannot be imported, so nothing is:\n{told}{advice}")
+        raise ValueError(
+            f"{many} of {counted(len({*files, *folder.bad}), 'checkpoint')} cannot be imported, so nothing is:\n{told}{advice}"
+        )
     for kind in [*waiting]:
         append(kind)
     if reader.options.activation is not None and not reader.used_activation:

@@ -32,6 +32,7 @@ from wsgraph.space.distinct import DistinctSpaces
 __all__ = ["Reader", "ReadingOptions"]
 
 _MOST_RUNS = 1000
+_SILENT = "Nothing says which activation it has: give 'activation' (--activation), such as relu, or a column 'activation'."
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,9 @@ class Reader:
         """What is said of a row's file, for messages that begin with its name."""
         file = self.folder.files[number]
         path = str(self.folder.path / file)
+        unknown = cause_of(error, UnknownActivationError) if isinstance(error, BaseException) else None
+        if unknown is not None and not unknown.written:
+            return _SILENT
         said = isinstance(error, ValueError | TypeError | OSError | Warning)
         text = str(error) if said else f"{type(error).__name__}: {error}"
         return text.removeprefix(f"{path!r} ").replace(path, file)
@@ -241,7 +245,7 @@ class Reader:
         else:
             activation = self.said[number] or self._given_activation()
             if activation is None:
-                raise ValueError("Nothing says which activation it has: give 'activation', such as relu, or a column 'activation'.")
+                raise UnknownActivationError(_SILENT)
             state = chosen_network(state, self.options.prefix)
             check_tied(state)
             space = self._space_of(state, activation)

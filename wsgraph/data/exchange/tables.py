@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsgraph._counts import counted
 from wsgraph._suggestions import did_you_mean
 from wsgraph.data.columns import checked_columns
 from wsgraph.data.copies import listed
@@ -39,6 +40,7 @@ __all__ = [
 
 FORMAT = "wsgraph.export"
 VERSION = 1
+_REPEATED = "row repeats another one word for word and was", "rows repeat another one word for word and were"
 FILE, SPACE, ROLE = "file_name", "weight_space", "role"
 TABLES = ("metadata.jsonl", "metadata.csv")
 SHOWN = 5
@@ -136,7 +138,7 @@ def read_table(file: Path, file_column: str = FILE, is_file: Callable[[str], boo
     if twice := repeated_names(lines):
         kept = sorted({row: i for i, row in reversed([*enumerate(lines)])}.values())
         named = listed(files[lines.index(row)] for row in twice)
-        notes.append(f"{len(lines) - len(kept)} rows repeat another one word for word and were left out: {named}.")
+        notes.append(f"{counted(len(lines) - len(kept), *_REPEATED)} left out: {named}.")
         files, columns = [files[i] for i in kept], {name: [values[i] for i in kept] for name, values in columns.items()}
     return Table(files, columns, notes)
 
