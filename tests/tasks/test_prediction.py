@@ -18,6 +18,7 @@ from wsgraph.options import TrainingOptions
 from wsgraph.scores import SCORES
 from wsgraph.tasks import Generalization, Prediction, Result, TrainedModel, cross_validate, run
 from wsgraph.tasks.intervals import bootstrap_intervals
+from wsgraph.tasks.registry import task_of
 from wsgraph.tasks.running import read_predictions
 
 NETWORKS = 160
@@ -171,6 +172,18 @@ def test_errors(store: ZooStore, tmp_path: Path) -> None:
         ({"target": "name", "patience": 0}, ValueError, "Expected 'patience' to be an integer of at least 1"),
         ({"target": "name", "schedule": "linear"}, ValueError, "Expected 'schedule' to be one of one_cycle, constant, cosine"),
         ({"target": "name", "logger": "paper"}, ValueError, "Expected 'logger' to be one of csv, tensorboard"),
+        ({"target": "name", "logger": "tensorbord"}, ValueError, r"\(got 'tensorbord'\)\. Did you mean 'tensorboard'\?"),
+        ({"target": "name", "schedule": "one_circle"}, ValueError, r"\(got 'one_circle'\)\. Did you mean 'one_cycle'\?"),
+        (
+            {"target": "name", "trainer_options": {"precision": "bf17", "max_steps": 3}},
+            ValueError,
+            r"does not take precision=bf17 among 'trainer_options' \(--trainer-option\): .* Allowed precision values: .*bf16-mixed",
+        ),
+        (
+            {"target": "name", "trainer_options": {"gradient_clip_val": "x"}},
+            ValueError,
+            "does not take gradient_clip_val=x .* a float",
+        ),
         ({"target": "name", "trainer_options": {"precisoin": 16}}, ValueError, r"no option 'precisoin'\. Did you mean 'precision'\?"),
         ({"target": "name", "trainer_options": {"max_epochs": 3}}, ValueError, "Give 'epochs' rather than 'max_epochs'"),
     ):
@@ -336,8 +349,17 @@ def test_folds_keep_networks_of_one_file_and_equal_ones_together(tmp_path: Path,
     thetas[[3, 5]] += 1
     files = [f"agent{i // 2}.zip" if 2 <= i < 12 else f"{i}.pt" for i in range(48)]
     zoo = ZooStore.create(tmp_path / "zoo", space, thetas, {"file": files, "size": np.arange(48) % 5})
-    options: dict[str, Any] = {"model": "statnn", "epochs": 1, "intervals": 0, "zoo": zoo, "target": "size", "baselines": False}
+    options: dict[str, Any] = {"model": "statnn", "epochs": 1, "intervals": 30, "zoo": zoo, "target": "size", "baselines": False}
     validated = cross_validate("prediction", folds=4, output=tmp_path / "runs", **options)
+    # Intervals are drawn by what is kept together.
+    task = task_of("prediction", validated.results[0].config)
+    positions = torch.cat([read_predictions(result.folder).positions for result in validated.results])
+    outputs, targets = validated.scores.predictions, validated.scores.targets
+    assert outputs is not None
+    assert targets is not None
+    drawn = bootstrap_intervals(task.scores_of, outputs, targets, 30, groups=(positions // 2).numpy())
+    assert validated.scores.intervals["mae"] == pytest.approx(drawn["mae"], rel=0.5)
+    assert validated.scores.intervals["mae"] != pytest.approx(bootstrap_intervals(task.scores_of, outputs, targets, 30)["mae"])
     for result in validated.results:
         tested = set(read_predictions(result.folder)[0].tolist())
         assert tested == {position ^ 1 for position in tested}
@@ -388,6 +410,26 @@ def test_baselines_may_be_asked_for_later(store: ZooStore, tmp_path: Path) -> No
     later = train(store, tmp_path / "run", "percent", epochs=1, train_size=24, baselines=True)
     assert "mean" in later.baselines
     assert train(store, tmp_path / "run", "percent", epochs=1, train_size=24).baselines == later.baselines
+
+
+def test_folds_have_intervals_of_baselines_and_say_what_is_left_out(store: ZooStore, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"zoo": store, "target": "blanks", "model": "statnn", "epochs": 1, "progress": False, "intervals": 20}
+    # Baselines that finished runs are asked for later are pooled too.
+    cross_validate("prediction", folds=3, output=tmp_path / "runs", baselines=False, **options)
+    validated = cross_validate("prediction", folds=3, output=tmp_path / "runs", baselines=True, **options)
+    assert validated.left_out == {"without a value of 'blanks'": NETWORKS // 5}
+    pooled = validated.pooled_baselines["ridge on statistics"]
+    low, high = pooled.intervals["r2"]
+    assert low < pooled["r2"] < high
+    assert pooled.predictions is not None
+    assert len(pooled.predictions) == NETWORKS - NETWORKS // 5
+    document = json.loads((tmp_path / "runs" / "folds.json").read_text())
+    assert document["pooled_baselines"]["ridge on statistics"]["intervals"]["r2"] == [low, high]
+    assert document["left_out"] == validated.left_out
+    words = ["train", "--zoo", str(store.path), "--target", "blanks", "--folds", "3", "--model", "statnn", "--epochs", "1", "--baselines"]
+    result = CliRunner().invoke(app, [*words, "--intervals", "20", "--output", str(tmp_path / "runs")])
+    assert "3 folds, 128 networks; left out are 32 without a value of 'blanks'" in said(result)
+    assert said(result).count("lower end of 95 %") == 1 + len(validated.baselines)
 
 
 def test_folds_from_the_command_line(store: ZooStore, tmp_path: Path) -> None:
@@ -459,6 +501,7 @@ def test_architectures_that_a_fold_does_not_train_are_left_out(tmp_path: Path, c
     validated = cross_validate("prediction", folds=3, output=tmp_path / "runs", **options)
     assert validated.scores.targets is not None
     assert len(validated.scores.targets) == 60  # all but those of which no model learns anything
+    assert validated.left_out == {"of architectures that no training network has": 2}
     told = [result.config.get("untrained") for result in validated.results]
     assert sorted(map(str, told)) == ["None", "{'test': 2}", "{'val': 2}"]
     assert "networks of architectures that no training network has are left out: 2 of test" in " ".join(capsys.readouterr().err.split())

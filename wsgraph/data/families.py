@@ -43,15 +43,19 @@ def copies_among(data: ZooDataset) -> list[Copy]:
     return found
 
 
-def families_of(data: ZooDataset) -> np.ndarray:
-    """Which networks belong together, whatever a table says: those of one file, such as a target and what it follows, and equal ones.
+def families_of(data: ZooDataset, group: str | None = None) -> np.ndarray:
+    """Which networks belong together: those with one value of a column or, where none is named, those of one file, such as a target and
+    what it follows, and equal ones.
 
     Args:
         data: The networks.
+        group: The column.
 
     Returns:
-        A number for every network ``[n]``, equal for those that belong together.
+        A label for every network ``[n]``, equal for those that belong together.
     """
+    if group is not None:
+        return data.column(group)
     count = len(data)
     pairs = [(copy.number, copy.first) for copy in copies_among(data)]
     known = {"file": data.column("file")} if "file" in data.store.table else {}

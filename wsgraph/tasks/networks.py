@@ -119,7 +119,7 @@ class RunNetworks:
     def dealt(self, data: ZooDataset) -> dict[str, ZooDataset]:
         """Networks dealt into splits anew, families together."""
         reading = self.reading
-        families = families_of(data) if reading.group is None else data.column(reading.group)
+        families = families_of(data, reading.group)
         if reading.fold is None:
             names = group_split(families, _SPLITS, seed=self.training.seed)
         else:

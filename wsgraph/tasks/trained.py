@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wsgraph.convert import CheckpointError, load_checkpoint
 from wsgraph.convert.state_dict import read_network
 from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data.families import families_of
 from wsgraph.data.public.base import tracked
 from wsgraph.data.transforms import RandomSymmetry, WeightTransform
 from wsgraph.nn import load_model, read_about, recipe_of, save_model
@@ -235,7 +236,7 @@ class TrainedModel:
             split: Which networks of a zoo are scored; ``None`` for all.
             scales: Upper bounds of the positive factors of moved networks, where their activation allows any.
             intervals: How often networks are drawn again for intervals of the scores of networks as they are; 0 for none.
-            group: Column of families of networks that are drawn together.
+            group: Column of families of networks that are drawn together (default: those of one file, and equal ones).
 
         Returns:
             The task's :class:`Scores`, each also with the suffix ``_scale_S`` on moved networks. NaN, with a warning that names them,
@@ -269,7 +270,7 @@ class TrainedModel:
                     outputs,
                     targets,
                     intervals,
-                    groups=None if group is None else data.column(group),
+                    groups=families_of(data, group),
                     seed=self.config.get("seed", 0),
                 )
         return metrics
