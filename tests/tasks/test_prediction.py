@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.data import test_formats as formats
 from wsgraph import WeightSpace
 from wsgraph.cli import app
-from wsgraph.data import ZooStore
+from wsgraph.data import ZooStore, ZooWarning, import_zoo
 from wsgraph.options import TrainingOptions
 from wsgraph.scores import SCORES
 from wsgraph.tasks import Generalization, Prediction, Result, TrainedModel, cross_validate, run
@@ -505,3 +507,35 @@ def test_architectures_that_a_fold_does_not_train_are_left_out(tmp_path: Path, c
     told = [result.config.get("untrained") for result in validated.results]
     assert sorted(map(str, told)) == ["None", "{'test': 2}", "{'val': 2}"]
     assert "networks of architectures that no training network has are left out: 2 of test" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_list_of_tasks_says_what_must_be_given(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["tasks"], env={"COLUMNS": "80"})
+    assert re.search(
+        r"prediction .*--target: Column of the zoo's table to predict\. \(required\).*--kind: .*\(default: auto\)", said(result)
+    )
+    assert "--target: Column of the zoo's table to predict. (default: test_accuracy)" in said(result)
+    listed = {entry["name"]: entry["options"] for entry in json.loads(CliRunner().invoke(app, ["tasks", "--json"]).output)}
+    assert listed["prediction"]["target"]["required"]
+    assert listed["generalization"]["target"] == {
+        "help": "Column of the zoo's table to predict.",
+        "required": False,
+        "default": "test_accuracy",
+    }
+    assert "test accuracy" not in CliRunner().invoke(app, ["predict", "--help"]).output
+
+
+def test_booleans_with_blanks_are_classes(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    lines = ["file_name,is_best"]
+    for i in range(40):
+        torch.save(formats.state_of(formats.make_layers(i, (2, 6, 1))), tmp_path / "runs" / f"{i}.pt")
+        lines.append(f"{i}.pt,{('True', 'False', '')[i % 3]}")
+    (tmp_path / "runs" / "metadata.csv").write_text("\n".join(lines))
+    with pytest.warns(ZooWarning, match="Values are missing, .* 'is_best' of 13 of 40 networks"):
+        zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu", progress=False)
+    assert dict(zip(*np.unique(zoo.column("is_best"), return_counts=True), strict=True)) == {"": 13, "false": 13, "true": 14}
+    result = run("prediction", zoo=zoo, target="is_best", model="statnn", epochs=1, output=tmp_path / "run", progress=False, intervals=0)
+    assert sum(result.config["blanks"].values()) == 13
+    assert {"predicted_is_best", "true"} & set(TrainedModel.load(tmp_path / "run").predict(zoo).rows[0])
+    assert "accuracy" in result.metrics

@@ -181,7 +181,7 @@ def read_options(kind: Any, words: Sequence[str]) -> dict[str, Any]:
         flag, given, value = left.pop(0).partition("=")
         if flag not in flags:
             shared = (about.flag.partition("/")[0] for each in KINDS for about in options_of(each).values() if about.flag)
-            near = difflib.get_close_matches(flag, [*flags, *shared], n=1)
+            near = difflib.get_close_matches(flag, [*flags, *shared], n=1, cutoff=0.75)  # --augment-scale is no typo of --scale
             meant = f" Did you mean {near[0]}?" if near else f" The task has {', '.join(flags) or 'no options of its own'}."
             raise ValueError(f"There is no option {flag}.{meant}")
         name, about = flags[flag]

@@ -70,8 +70,9 @@ def import_zoo(
     The table is ``metadata.jsonl`` or ``metadata.csv`` in the folder, as Hugging Face data sets
     have, with the column ``file_name`` (the path from the folder, with or without its ending) and
     any others: numbers, booleans or text; a column ``role`` chooses one network of a file.
-    Semicolons and tabs divide columns as well as commas. Missing numbers and booleans become NaN,
-    missing text is empty. Without a table, networks lie in the order of their paths.
+    Semicolons and tabs divide columns as well as commas. Missing numbers become NaN, missing text
+    is empty; booleans of which some are missing are text, ``true``, ``false`` or empty. Without a
+    table, networks lie in the order of their paths.
 
     State dicts are plain chains of layers, read by :func:`wsgraph.from_state_dict`, unless
     ``space`` says otherwise. Their activation is not seen in weights and never guessed. Networks of

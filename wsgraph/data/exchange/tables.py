@@ -216,10 +216,17 @@ def _from_text(texts: Sequence[Any]) -> list[Any]:
 
 
 def read_column(name: str, values: Sequence[Any]) -> np.ndarray:
-    """A column with its type; where values are missing, NaN among numbers, which booleans then become, and empty text among text."""
+    """A column with its type; where values are missing, NaN among numbers and empty text among text, which booleans then become.
+
+    Example:
+        >>> read_column("size", [1, None]).tolist(), read_column("is_best", [True, None]).tolist()
+        ([1.0, nan], ['true', ''])
+    """
     kinds = {type(value) for value in values}
     missing = type(None) in kinds
     kinds -= {type(None)}
+    if kinds == {bool} and missing:  # classes, not the numbers 0 and 1
+        values, kinds = [None if value is None else str(value).lower() for value in values], {str}
     if kinds == {str}:
         column = np.array([value or "" for value in values])
     elif kinds == {int} and not missing:
