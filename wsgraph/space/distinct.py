@@ -25,7 +25,7 @@ class DistinctSpaces(Generic[SpaceT]):
         >>> from wsgraph import WeightSpace, trace
         >>> import torch
         >>> by_hand, wide = WeightSpace.mlp([2, 8, 1]), WeightSpace.mlp([2, 9, 1])
-        >>> module = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> module = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).eval()
         >>> spaces = DistinctSpaces([by_hand, trace(module, torch.ones(1, 2)), wide])
         >>> len(spaces), spaces.first(trace(module, torch.ones(1, 2))) is by_hand
         (2, True)
