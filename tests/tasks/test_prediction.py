@@ -539,3 +539,9 @@ def test_booleans_with_blanks_are_classes(tmp_path: Path) -> None:
     assert sum(result.config["blanks"].values()) == 13
     assert {"predicted_is_best", "true"} & set(TrainedModel.load(tmp_path / "run").predict(zoo).rows[0])
     assert "accuracy" in result.metrics
+
+
+def test_the_command_of_a_run_repeats_its_intervals_and_baselines(store: ZooStore, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": "statnn", "epochs": 1, "progress": False, "output": tmp_path / "run"}
+    result = run("prediction", zoo=store, target="percent", intervals=20, baselines=False, **options)
+    assert result.call["command"].endswith("--intervals 20 --no-baselines")
