@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-__all__ = ["explained_errors", "flush", "new_folder", "read_configuration", "write_atomically", "write_json"]
+__all__ = ["explained_errors", "flush", "new_folder", "prepare_folder", "read_configuration", "write_atomically", "write_json"]
 
 
 def flush(path: Path) -> None:
@@ -58,6 +58,23 @@ def explained_errors(path: Path) -> Iterator[None]:
         )
         explained.explained = True  # type: ignore[attr-defined]
         raise explained from error
+
+
+def prepare_folder(folder: str | os.PathLike[str]) -> Path:
+    """Create a folder for results, or say clearly why it cannot be written.
+
+    Raises:
+        OSError: If the folder cannot be created or written.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"Cannot write to {str(path)!r}, which is a file. Choose a folder, which may be a new one.")
+    with explained_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process may have removed it, as what one that was killed has left
+    return path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

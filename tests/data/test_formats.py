@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ from wsgraph.convert.formats import FORMATS, FileNetwork, known_spaces, register
 from wsgraph.convert.tracing import TraceWarning, register_traced_operator
 from wsgraph.data import ZooStore, ZooWarning, check_up, export_zoo, import_zoo
 from wsgraph.nn import build_model
+from wsgraph.space import Signal
+from wsgraph.space.distinct import DistinctSpaces
+from wsgraph.tasks import TrainedModel, run
 
 # What an import says is tested where it is asked for, by pytest.warns.
 pytestmark = pytest.mark.filterwarnings("ignore::wsgraph.data.ZooWarning")
@@ -148,7 +152,7 @@ def test_agents_become_a_row_for_each_network(tmp_path: Path) -> None:
     for number in range(8):
         write_agent(runs / f"ppo-{number}.zip", number)
     write_q_agent(runs / "dqn.zip")
-    with pytest.warns(ZooWarning, match=r"1 networks have the weights of another one, .*'dqn.zip \(q_target\) = dqn.zip \(q\)'"):
+    with pytest.warns(ZooWarning, match=r"1 network has the weights of another one, .*'dqn.zip \(q_target\) = dqn.zip \(q\)'"):
         zoo = import_zoo(tmp_path / "zoo", runs)
     roles = dict.fromkeys(zip(zoo.column("file").tolist(), zoo.column("role").tolist(), strict=True))
     assert len(roles) == len(zoo) == 18
@@ -236,8 +240,13 @@ def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> None:
     # Without an activation, what needs one is left out.
     zoo = import_zoo(tmp_path / "silent", runs, skip_bad=True)
     assert {*zoo.column("file").tolist()} == {"2.keras", "3.onnx", "6.zip", "7.nnet"}
-    assert "give 'activation'" in zoo.info["imported"]["bad"]["0.pt"]
-    assert "give them with activation=" in zoo.info["imported"]["bad"]["4.msgpack"]
+    assert zoo.info["imported"]["bad"]["0.pt"] == zoo.info["imported"]["bad"]["4.msgpack"]
+    # Reasons are said once, with the option that helps.
+    text = call("zoo", "import", str(tmp_path / "grouped"), str(runs), "--skip-bad")
+    assert re.search(
+        r"  \d files, 0.pt, 1.safetensors, 4.msgpack( and \d more)?: Nothing says which activation it has: .*\(--activation\)", text
+    )
+    assert text.count("Nothing says which activation it has") == 2  # in a note and in the check-up
     # Where nothing is left, nothing is made.
     for file in (*runs.glob("[2-7].*"),):
         file.unlink()
@@ -310,7 +319,7 @@ def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     write_csv(tmp_path / "runs" / "metadata.csv", "file_name,size", "0.pt,3", "0.pt,3")
     zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
     assert zoo.column("size").tolist() == [3]
-    assert any("1 rows repeat another one word for word and were left out: '0.pt'." in note for note in zoo.info["imported"]["notes"])
+    assert any("1 row repeats another one word for word and was left out: '0.pt'." in note for note in zoo.info["imported"]["notes"])
     write_csv(tmp_path / "runs" / "metadata.csv", "file_name,size", "0.pt,3", "0.pt,4")
     with pytest.raises(ValueError, match=r"has several rows of '0.pt'"):
         import_zoo(tmp_path / "other", tmp_path / "runs", activation="relu")
@@ -553,6 +562,77 @@ def test_networks_of_keras_are_predicted_as_those_of_torch(tmp_path: Path) -> No
     assert torch.allclose(results[0], results[1], atol=1e-5)
 
 
+def write_mixed(folder: Path, count: int = 30) -> list[str]:
+    """Networks of one architecture in three formats, which name their parameters otherwise, with a table."""
+    folder.mkdir()
+    lines = ["file_name,bias"]
+    for i in range(count):
+        layers = make_layers(i, (4, 8, 2))
+        if i % 3 == 0:
+            torch.save(state_of(layers), folder / (name := f"{i}.pt"))
+        else:
+            name = (write_keras(folder / f"{i}.keras", layers, i) if i % 3 == 1 else write_flax(folder / f"{i}.msgpack", layers)).name
+        lines.append(f"{name},{layers[0][1][0]}")
+    return write_csv(folder / "metadata.csv", *lines).read_text().splitlines()
+
+
+def test_spaces_that_differ_in_names_alone_are_one(tmp_path: Path) -> None:
+    write_mixed(tmp_path / "runs")
+    with pytest.warns(ZooWarning, match="20 files name the parameters of an architecture otherwise than '0.pt', .* '1.keras', '2.msgpack'"):
+        zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
+    assert [param.name for param in zoo.space.params] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert zoo.dataset(target="bias").y.tolist() == pytest.approx(zoo.space.unflatten(zoo.thetas)["0.bias"][:, 0].tolist())
+    # A model that reads one architecture is trained on them, and all baselines are compared.
+    options = {"model": "statnn", "epochs": 1, "standardize": True, "accelerator": "cpu", "progress": False, "intervals": 0}
+    result = run("prediction", zoo=zoo, target="bias", output=tmp_path / "run", baselines=True, **options)
+    assert "ridge on canonical weights" in result.baselines
+    # What it says of a network does not depend on the library that wrote it, in files and in zoos.
+    trained = TrainedModel.load(tmp_path / "run")
+    for folder in ("keras", "torch"):
+        (tmp_path / folder).mkdir()
+    for i in range(4):
+        write_keras(tmp_path / "keras" / f"{i}.keras", make_layers(i, (4, 8, 2)), 5)
+        torch.save(state_of(make_layers(i, (4, 8, 2))), tmp_path / "torch" / f"{i}.pt")
+    zoos = [import_zoo(tmp_path / f"zoo-{name}", tmp_path / name, activation=act) for name, act in (("keras", None), ("torch", "relu"))]
+    assert zoos[0].space != zoos[1].space
+    said = [
+        [row["predicted_bias"] for row in trained.predict(each).rows] for each in (*zoos, *(tmp_path / name for name in ("keras", "torch")))
+    ]
+    assert all(each == pytest.approx(said[0], abs=1e-6) for each in said[1:])
+    zoos[0].set_column("bias", [0.0, 1.0, 2.0, 3.0])
+    assert trained.evaluate(zoos[0], split=None)["mae"] > 0
+    # Appended and merged, they are one architecture too.
+    assert ZooStore.merge(tmp_path / "merged", zoos).space == zoos[0].space
+
+
+def test_copies_in_another_library_are_copies(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for i in range(4):
+        torch.save(state_of(make_layers(i)), tmp_path / "runs" / f"{i}.pt")
+    write_keras(tmp_path / "runs" / "4.keras", make_layers(1))
+    with pytest.warns(ZooWarning, match=r"has the weights of another one, and is in its split: '4.keras = 1.pt'"):
+        import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu")
+
+
+class Scaled(nn.Module):
+    """Networks that differ in a number of their program alone."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.first, self.last, self.factor = nn.Linear(2, 3), nn.Linear(3, 1), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.softmax(self.factor * self.first(x), 1))
+
+
+def test_spaces_that_compute_something_else_stay_apart() -> None:
+    space = WeightSpace.siren([2, 8, 1])
+    other = WeightSpace.siren([2, 8, 1], signal=Signal((5, 5)))
+    doubled, tripled = (trace(Scaled(factor).eval(), torch.ones(2, 2)) for factor in (2.0, 3.0))
+    assert doubled.matches(tripled)
+    assert len(DistinctSpaces([space, other, doubled, tripled, doubled])) == 4
+
+
 # == The check-up ==
 
 
@@ -581,7 +661,7 @@ def test_the_check_up_says_what_there_is(tmp_path: Path) -> None:
     for line in (
         "15 x WeightSpace(3-5-2",
         "Groups by folder: 5 of up to 5 networks",
-        "Duplicates: 1 networks have the weights of another one, in its split",
+        "Duplicates: 1 network has the weights of another one, in its split",
         "The same for all networks: same = yes",
     ):
         assert line in text

@@ -437,7 +437,7 @@ def test_verify_finds_networks_that_are_not_finite(store: ZooStore, monkeypatch:
     monkeypatch.setattr(writing_module, "_finite", lambda thetas: torch.ones(len(thetas), dtype=torch.bool))
     store.append(SPACE, thetas, store.table)
     (problem,) = ZooStore(store.path).verify()
-    assert "000001.safetensors' holds 1 networks with NaN or infinite weights. Make the zoo again" in problem
+    assert "000001.safetensors' holds 1 network with NaN or infinite weights. Make the zoo again" in problem
 
 
 def test_verify_tells_of_an_unfinished_zoo(tmp_path: Path) -> None:
@@ -653,7 +653,7 @@ def test_equal_networks_in_several_splits_are_said(tmp_path: Path) -> None:
     thetas = _thetas()
     thetas[3] = thetas[1]  # val and test
     thetas[4] = thetas[2]  # train both
-    with pytest.warns(ZooWarning, match=r"1 networks that are added .* have the weights of one in another split \('test' and 'val'\)"):
+    with pytest.warns(ZooWarning, match=r"1 network that is added .* has the weights of one in another split \('test' and 'val'\)"):
         store = ZooStore.create(tmp_path / "zoo", SPACE, thetas, _table())
     same = ZooStore.create(tmp_path / "same", SPACE, thetas, _table(split=["train", "val", "train", "val", "train", "train"]))
     alike = thetas.clone()
@@ -695,7 +695,7 @@ def test_a_shard_that_is_gone_is_missed(many: ZooStore) -> None:
     with pytest.warns(ZooWarning, match=r"many' is not what was written: the shard '001' of 5 networks is gone"):
         store = ZooStore(many.path)
     assert store.missing == ["001"]
-    assert "1 shards missing" in repr(store)
+    assert "1 shard missing" in repr(store)
     assert "The shard '001' of 5 networks is gone" in store.verify()[0]
     with pytest.warns(ZooWarning):
         store.finish()  # which says that nothing is missing

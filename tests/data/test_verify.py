@@ -312,7 +312,7 @@ def test_a_stray_shard_is_left_out_and_said(tmp_path: Path) -> None:
         store = ZooStore(zoo.path)
     assert torch.equal(store.thetas, thetas)
     assert store.digest == digest
-    assert "1 shards left out" in repr(store)
+    assert "1 shard left out" in repr(store)
     with pytest.raises(FileExistsError, match=r"aaa.safetensors' exists already"):
         store.append(SPACE, draw(1), {"number": [1]}, name="aaa")
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from wsgraph import WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.data.transforms import RandomSymmetry, WeightNoise
+from wsgraph.files import prepare_folder
 from wsgraph.nn import list_models
 from wsgraph.scores import SCORES
 from wsgraph.tasks import Generalization, Result, list_tasks, register_task, run, run_seeds, training
 from wsgraph.tasks.result import mean_and_error
-from wsgraph.tasks.runs import prepare_folder
 
 SMALL: dict[str, dict[str, Any]] = {
     "monomial_gnn": {"channels": 8, "rounds": 1},

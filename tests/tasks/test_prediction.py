@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.data import test_formats as formats
 from wsgraph import WeightSpace
 from wsgraph.cli import app
-from wsgraph.data import ZooStore
+from wsgraph.data import ZooStore, ZooWarning, import_zoo
 from wsgraph.options import TrainingOptions
 from wsgraph.scores import SCORES
 from wsgraph.tasks import Generalization, Prediction, Result, TrainedModel, cross_validate, run
 from wsgraph.tasks.intervals import bootstrap_intervals
+from wsgraph.tasks.registry import task_of
 from wsgraph.tasks.running import read_predictions
 
 NETWORKS = 160
@@ -171,6 +174,18 @@ def test_errors(store: ZooStore, tmp_path: Path) -> None:
         ({"target": "name", "patience": 0}, ValueError, "Expected 'patience' to be an integer of at least 1"),
         ({"target": "name", "schedule": "linear"}, ValueError, "Expected 'schedule' to be one of one_cycle, constant, cosine"),
         ({"target": "name", "logger": "paper"}, ValueError, "Expected 'logger' to be one of csv, tensorboard"),
+        ({"target": "name", "logger": "tensorbord"}, ValueError, r"\(got 'tensorbord'\)\. Did you mean 'tensorboard'\?"),
+        ({"target": "name", "schedule": "one_circle"}, ValueError, r"\(got 'one_circle'\)\. Did you mean 'one_cycle'\?"),
+        (
+            {"target": "name", "trainer_options": {"precision": "bf17", "max_steps": 3}},
+            ValueError,
+            r"does not take precision=bf17 among 'trainer_options' \(--trainer-option\): .* Allowed precision values: .*bf16-mixed",
+        ),
+        (
+            {"target": "name", "trainer_options": {"gradient_clip_val": "x"}},
+            ValueError,
+            "does not take gradient_clip_val=x .* a float",
+        ),
         ({"target": "name", "trainer_options": {"precisoin": 16}}, ValueError, r"no option 'precisoin'\. Did you mean 'precision'\?"),
         ({"target": "name", "trainer_options": {"max_epochs": 3}}, ValueError, "Give 'epochs' rather than 'max_epochs'"),
     ):
@@ -336,8 +351,17 @@ def test_folds_keep_networks_of_one_file_and_equal_ones_together(tmp_path: Path,
     thetas[[3, 5]] += 1
     files = [f"agent{i // 2}.zip" if 2 <= i < 12 else f"{i}.pt" for i in range(48)]
     zoo = ZooStore.create(tmp_path / "zoo", space, thetas, {"file": files, "size": np.arange(48) % 5})
-    options: dict[str, Any] = {"model": "statnn", "epochs": 1, "intervals": 0, "zoo": zoo, "target": "size", "baselines": False}
+    options: dict[str, Any] = {"model": "statnn", "epochs": 1, "intervals": 30, "zoo": zoo, "target": "size", "baselines": False}
     validated = cross_validate("prediction", folds=4, output=tmp_path / "runs", **options)
+    # Intervals are drawn by what is kept together.
+    task = task_of("prediction", validated.results[0].config)
+    positions = torch.cat([read_predictions(result.folder).positions for result in validated.results])
+    outputs, targets = validated.scores.predictions, validated.scores.targets
+    assert outputs is not None
+    assert targets is not None
+    drawn = bootstrap_intervals(task.scores_of, outputs, targets, 30, groups=(positions // 2).numpy())
+    assert validated.scores.intervals["mae"] == pytest.approx(drawn["mae"], rel=0.5)
+    assert validated.scores.intervals["mae"] != pytest.approx(bootstrap_intervals(task.scores_of, outputs, targets, 30)["mae"])
     for result in validated.results:
         tested = set(read_predictions(result.folder)[0].tolist())
         assert tested == {position ^ 1 for position in tested}
@@ -388,6 +412,26 @@ def test_baselines_may_be_asked_for_later(store: ZooStore, tmp_path: Path) -> No
     later = train(store, tmp_path / "run", "percent", epochs=1, train_size=24, baselines=True)
     assert "mean" in later.baselines
     assert train(store, tmp_path / "run", "percent", epochs=1, train_size=24).baselines == later.baselines
+
+
+def test_folds_have_intervals_of_baselines_and_say_what_is_left_out(store: ZooStore, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"zoo": store, "target": "blanks", "model": "statnn", "epochs": 1, "progress": False, "intervals": 20}
+    # Baselines that finished runs are asked for later are pooled too.
+    cross_validate("prediction", folds=3, output=tmp_path / "runs", baselines=False, **options)
+    validated = cross_validate("prediction", folds=3, output=tmp_path / "runs", baselines=True, **options)
+    assert validated.left_out == {"without a value of 'blanks'": NETWORKS // 5}
+    pooled = validated.pooled_baselines["ridge on statistics"]
+    low, high = pooled.intervals["r2"]
+    assert low < pooled["r2"] < high
+    assert pooled.predictions is not None
+    assert len(pooled.predictions) == NETWORKS - NETWORKS // 5
+    document = json.loads((tmp_path / "runs" / "folds.json").read_text())
+    assert document["pooled_baselines"]["ridge on statistics"]["intervals"]["r2"] == [low, high]
+    assert document["left_out"] == validated.left_out
+    words = ["train", "--zoo", str(store.path), "--target", "blanks", "--folds", "3", "--model", "statnn", "--epochs", "1", "--baselines"]
+    result = CliRunner().invoke(app, [*words, "--intervals", "20", "--output", str(tmp_path / "runs")])
+    assert "3 folds, 128 networks; left out are 32 without a value of 'blanks'" in said(result)
+    assert said(result).count("lower end of 95 %") == 1 + len(validated.baselines)
 
 
 def test_folds_from_the_command_line(store: ZooStore, tmp_path: Path) -> None:
@@ -459,6 +503,45 @@ def test_architectures_that_a_fold_does_not_train_are_left_out(tmp_path: Path, c
     validated = cross_validate("prediction", folds=3, output=tmp_path / "runs", **options)
     assert validated.scores.targets is not None
     assert len(validated.scores.targets) == 60  # all but those of which no model learns anything
+    assert validated.left_out == {"of architectures that no training network has": 2}
     told = [result.config.get("untrained") for result in validated.results]
     assert sorted(map(str, told)) == ["None", "{'test': 2}", "{'val': 2}"]
     assert "networks of architectures that no training network has are left out: 2 of test" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_list_of_tasks_says_what_must_be_given(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["tasks"], env={"COLUMNS": "80"})
+    assert re.search(
+        r"prediction .*--target: Column of the zoo's table to predict\. \(required\).*--kind: .*\(default: auto\)", said(result)
+    )
+    assert "--target: Column of the zoo's table to predict. (default: test_accuracy)" in said(result)
+    listed = {entry["name"]: entry["options"] for entry in json.loads(CliRunner().invoke(app, ["tasks", "--json"]).output)}
+    assert listed["prediction"]["target"]["required"]
+    assert listed["generalization"]["target"] == {
+        "help": "Column of the zoo's table to predict.",
+        "required": False,
+        "default": "test_accuracy",
+    }
+    assert "test accuracy" not in CliRunner().invoke(app, ["predict", "--help"]).output
+
+
+def test_booleans_with_blanks_are_classes(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    lines = ["file_name,is_best"]
+    for i in range(40):
+        torch.save(formats.state_of(formats.make_layers(i, (2, 6, 1))), tmp_path / "runs" / f"{i}.pt")
+        lines.append(f"{i}.pt,{('True', 'False', '')[i % 3]}")
+    (tmp_path / "runs" / "metadata.csv").write_text("\n".join(lines))
+    with pytest.warns(ZooWarning, match="Values are missing, .* 'is_best' of 13 of 40 networks"):
+        zoo = import_zoo(tmp_path / "zoo", tmp_path / "runs", activation="relu", progress=False)
+    assert dict(zip(*np.unique(zoo.column("is_best"), return_counts=True), strict=True)) == {"": 13, "false": 13, "true": 14}
+    result = run("prediction", zoo=zoo, target="is_best", model="statnn", epochs=1, output=tmp_path / "run", progress=False, intervals=0)
+    assert sum(result.config["blanks"].values()) == 13
+    assert {"predicted_is_best", "true"} & set(TrainedModel.load(tmp_path / "run").predict(zoo).rows[0])
+    assert "accuracy" in result.metrics
+
+
+def test_the_command_of_a_run_repeats_its_intervals_and_baselines(store: ZooStore, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": "statnn", "epochs": 1, "progress": False, "output": tmp_path / "run"}
+    result = run("prediction", zoo=store, target="percent", intervals=20, baselines=False, **options)
+    assert result.call["command"].endswith("--intervals 20 --no-baselines")

@@ -23,6 +23,7 @@ from wsgraph.bench import cells as cells_module
 from wsgraph.cli import app
 from wsgraph.data import ZooStore
 from wsgraph.data.transforms import Compose, WeightNoise, WeightTransform
+from wsgraph.files import prepare_folder
 from wsgraph.nn import build_model, save_model
 from wsgraph.tasks import Result, TrainedModel, read_results, run, training
 from wsgraph.tasks import runs as runs_module
@@ -232,7 +233,7 @@ def test_a_folder_is_writable_though_another_process_tidies_it(tmp_path: Path, m
         runs_module._remove_temporary(tmp_path)
 
     monkeypatch.setattr(Path, "touch", touch)
-    assert runs_module.prepare_folder(tmp_path) == tmp_path
+    assert prepare_folder(tmp_path) == tmp_path
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -9,13 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
 from tests.data import test_formats as formats
 from tests.tasks.test_generalization import make_store
 from wsgraph import CheckpointError, SpaceMismatchError, WeightSpace
+from wsgraph.cli import app
 from wsgraph.convert.formats import FileNetwork
 from wsgraph.convert.onnx.module import OnnxWarning
-from wsgraph.data import ZooStore
+from wsgraph.data import ZooStore, ZooWarning, import_zoo
 from wsgraph.nn import build_model, list_models, load_model, recipe_of, save_model
 from wsgraph.space import Signal
 from wsgraph.tasks import TrainedModel, run
@@ -334,3 +337,38 @@ def test_errors_of_predictions_say_what_the_model_reads(store: ZooStore, tmp_pat
     assert [row["checkpoint"] for row in found.rows] == ["known"]
     assert found.errors["wide"].startswith("It is a network of WeightSpace(")
     assert "was trained on networks of WeightSpace(2-6-1" in found.errors["wide"]
+
+
+def test_rows_of_zoos_are_named_by_their_files(store: ZooStore, tmp_path: Path) -> None:
+    train("generalization", store, tmp_path / "run")
+    trained = TrainedModel.load(tmp_path / "run")
+    (tmp_path / "files").mkdir()
+    for i in range(3):
+        torch.save(formats.state_of(formats.make_layers(i, (2, 6, 1))), tmp_path / "files" / f"{i}.pt")
+    with pytest.warns(ZooWarning, match="Nothing is known of the networks"):
+        zoo = import_zoo(tmp_path / "zoo", tmp_path / "files", activation="relu", progress=False)
+    rows = trained.predict(zoo).rows
+    assert {Path(row["checkpoint"]).name for row in rows} == {"0.pt", "1.pt", "2.pt"}
+    alone = {Path(row["checkpoint"]).name: row["predicted_accuracy"] for row in trained.predict(tmp_path / "files").rows}
+    assert {Path(row["checkpoint"]).name: row["predicted_accuracy"] for row in rows} == pytest.approx(alone, abs=1e-6)
+    zoo.set_column("role", ["policy", "value", ""])
+    assert sorted(row["checkpoint"].rpartition("/")[2] for row in trained.predict(zoo).rows)[-1] == "2.pt"
+    assert any(row["checkpoint"].endswith(".pt:policy") for row in trained.predict(zoo).rows)
+    # One name each, also of a zoo that is given twice; without files, by the positions in the zoo.
+    assert len({row["checkpoint"] for row in trained.predict([zoo, zoo]).rows}) == 6
+    some = store.dataset(None, target=None)[torch.tensor([4, 7])]
+    assert [Path(row["checkpoint"]).name for row in trained.predict(some).rows] == ["4", "7"]
+
+
+def test_folders_without_networks_and_new_folders_for_predictions(store: ZooStore, tmp_path: Path) -> None:
+    train("generalization", store, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no network")
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "run"), str(tmp_path / "empty")])
+    assert result.exit_code == 1
+    said = " ".join(result.stderr.split())
+    assert re.search(r"The folder holds no networks \(.*\.keras.*\.onnx.*\.zip\), and those below it are not looked into", said)
+    rows = tmp_path / "new" / "folder" / "rows.csv"
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "run"), str(store.path), "--output", str(rows)])
+    assert result.exit_code == 0
+    assert len(rows.read_text().splitlines()) == len(store) + 1

@@ -7,9 +7,12 @@ from typing import Any
 
 import typer
 
+from wsgraph._counts import counted
+
 __all__ = ["print_check_up"]
 
 _SHOWN = 8
+_EXAMPLES = 3
 _COLUMNS_SHOWN = 12
 
 
@@ -36,7 +39,7 @@ def print_check_up(found: Mapping[str, Any], *, whole: bool = False) -> None:
     if shown:
         Console().print(table)
     if len(varied) > len(shown):
-        typer.echo(f"... and {len(varied) - len(shown)} further columns: wsgraph zoo info {found['zoo']}")
+        typer.echo(f"... and {counted(len(varied) - len(shown), 'further column')}: wsgraph zoo info {found['zoo']}")
     if fixed:
         typer.echo(f"The same for all networks: {_listed([_value(name, columns[name]) for name in fixed])}")
 
@@ -52,17 +55,23 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     for group in found["groups"]:
         across = f"{group['in_several_splits']} of them in several splits" if group["in_several_splits"] else "each in one split"
         told = f", {across}" if found["splits"] else ""
-        yield f"Groups by {group['by']}: {group['groups']:,} of up to {group['largest']:,} networks{told}"
+        yield f"Groups by {group['by']}: {group['groups']:,} of up to {counted(group['largest'], 'network')}{told}"
     if duplicates := found["duplicates"]:
-        across = f"{duplicates['across_splits']} of them in another split" if duplicates["across_splits"] else "in its split"
-        yield f"Duplicates: {duplicates['networks']:,} networks have the weights of another one, {across}"
-    left = {"that cannot be read": len(found["bad"]), "that hold no network": len(found["skipped"])}
-    if out := [f"{count:,} {what}" for what, count in left.items() if count]:
+        across = f"{duplicates['across_splits']:,} in another split" if duplicates["across_splits"] else "in its split"
+        yield f"Duplicates: {counted(duplicates['networks'], 'network has', 'networks have')} the weights of another one, {across}"
+    left = {
+        ("that cannot be read", "that cannot be read"): len(found["bad"]),
+        ("that holds no network", "that hold no network"): len(found["skipped"]),
+    }
+    if out := [counted(count, *what) for what, count in left.items() if count]:
         yield f"Files left out: {', '.join(out)}"
-    for file, reason in [*found["bad"].items()][:_SHOWN]:
-        yield f"  {file}: {reason}"
-    if len(found["bad"]) > _SHOWN:
-        yield f"  ... and {len(found['bad']) - _SHOWN} more, in info['imported']['bad'] of the zoo"
+    from wsgraph.data.exchange.noticed import by_reason
+
+    reasons = by_reason(found["bad"])
+    for reason, files in reasons[:_SHOWN]:
+        yield f"  {files[0] if len(files) == 1 else f'{len(files):,} files, {_listed(files, shown=_EXAMPLES)}'}: {reason}"
+    if len(reasons) > _SHOWN:
+        yield f"  ... and {counted(len(reasons) - _SHOWN, 'further reason')}, in info['imported']['bad'] of the zoo"
     if found["dropped_non_finite"]:
         yield f"Networks left out for NaN or infinite weights: {found['dropped_non_finite']:,}"
 
@@ -94,6 +103,6 @@ def _described(column: Mapping[str, Any]) -> str:
     return ", ".join(texts)
 
 
-def _listed(texts: Sequence[str], count: int | None = None) -> str:
+def _listed(texts: Sequence[str], count: int | None = None, shown: int = _SHOWN) -> str:
     count = len(texts) if count is None else count
-    return ", ".join(texts[:_SHOWN]) + (f" and {count - _SHOWN} more" if count > _SHOWN else "")
+    return ", ".join(texts[:shown]) + (f" and {count - shown:,} more" if count > shown else "")

@@ -190,9 +190,10 @@ def convert(
     wsgraph convert resnet.pth resnet.json --module torchvision.models:resnet18 --input 1x3x224x224
     """
     from wsgraph.convert.graph_file import save_graph
-    from wsgraph.files import write_atomically
+    from wsgraph.files import prepare_folder, write_atomically
 
     with explained():
+        prepare_folder(output.parent)
         geometry = geometry_of(stride, padding, pooling, readout, layout)
         opened = open_network(checkpoint, activation, module, inputs, fold_batchnorm, prefix, entry, geometry, space, network)
         if output.suffix.lower() == ".json":

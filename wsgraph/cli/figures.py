@@ -32,7 +32,7 @@ def _wrote(path: Path) -> None:
 
 
 def _parent(path: Path) -> Path:
-    from wsgraph.tasks.runs import prepare_folder
+    from wsgraph.files import prepare_folder
 
     prepare_folder(path.parent)
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -147,8 +147,8 @@ def graph(
 
     wsgraph plot graph resnet.pth --space resnet.json --html resnet.html
     """
+    from wsgraph.files import prepare_folder
     from wsgraph.plot import draw_graph, graph_page
-    from wsgraph.tasks.runs import prepare_folder
 
     with explained():
         if html is not None and html.suffix.lower() not in (".html", ".htm"):

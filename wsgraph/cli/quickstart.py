@@ -58,11 +58,10 @@ def quickstart(
     function.
     """
     from wsgraph.data import make_cnn_zoo
-    from wsgraph.files import write_json
+    from wsgraph.files import prepare_folder, write_json
     from wsgraph.plot import robustness_curve, robustness_data
     from wsgraph.report import write_report
     from wsgraph.tasks import run
-    from wsgraph.tasks.runs import prepare_folder
 
     with explained():
         prepare_folder(output)

@@ -28,8 +28,10 @@ def report(
 
     wsgraph report wsgraph-bench/results --title "All models on ReLU and Tanh CNNs"
     """
+    from wsgraph.files import prepare_folder
     from wsgraph.report import write_report
 
     with explained():
+        prepare_folder(output.parent)
         write_report(output, runs, title=title)
     typer.echo(f"Report: {output}")

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from wsgraph._counts import counted
 from wsgraph.scores import better, label, meaning, places
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from wsgraph.tasks import CrossValidation, Result, SearchResult
+    from wsgraph.tasks.scored import Scores
 
 __all__ = ["print_folds", "print_json", "print_results", "print_search", "print_whole"]
 
@@ -50,7 +52,9 @@ def print_folds(validated: CrossValidation) -> None:
     model, count = str(validated.results[0].config["model"]), len(validated.results)
     scores = list(validated.scores)
     targets = validated.scores.targets
-    title = f"{count} folds, {0 if targets is None else len(targets):,} networks"
+    networks = counted(0 if targets is None else len(targets), "network")
+    left = " and ".join(f"{number:,} {reason}" for reason, number in validated.left_out.items())
+    title = f"{counted(count, 'fold')}, {networks}{f'; left out are {left}' if left else ''}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("model", no_wrap=True)
     for head in scores:
@@ -62,14 +66,18 @@ def print_folds(validated: CrossValidation) -> None:
     def row(values: Mapping[str, float]) -> list[str]:
         return [f"{values[name]:.{places(name)}f}" for name in scores]
 
-    table.add_row(f"{model}, mean over folds" + " *" * bool(leaders), *row(validated.mean))
+    def add(name: str, mean: Mapping[str, float], pooled: Scores | None, style: str | None = None) -> None:
+        table.add_row(name, *row(mean), style=style)
+        if pooled is None:  # of a run of an earlier version
+            return
+        table.add_row("  all predictions", *row(pooled), style=style)
+        if pooled.intervals:
+            for end, text in enumerate(("lower end of 95 %", "upper end of 95 %")):
+                table.add_row(f"  {text}", *row({each: pooled.intervals[each][end] for each in scores}), style=style)
+
+    add(f"{model}, mean over folds{' *' * bool(leaders)}", validated.mean, validated.scores)
     for name, found in validated.baselines.items():
-        table.add_row(f"{name}, mean over folds", *row(found), style="dim")
-    table.add_row(f"{model}, all predictions", *row(validated.scores))
-    intervals = validated.scores.intervals
-    if intervals:
-        for end, text in enumerate(("lower end of 95 %", "upper end of 95 %")):
-            table.add_row(f"  {text}", *row({name: intervals[name][end] for name in scores}))
+        add(f"{name}, mean over folds", found, validated.pooled_baselines.get(name), "dim")
     print_whole(table)
     if leaders:
         typer.echo(f"* {model} does not beat {', '.join(leaders)}: look there first.")
@@ -116,13 +124,14 @@ def print_results(results: list[Result], title: str) -> None:
     typer.echo(
         f"{scores[0]}: {meaning(scores[0])} on test networks as they are; s=S: neurons permuted and scaled by U[1, S] or sign-flipped."
     )
-    for result in results:
+    intervals = [(str(result.config["model"]), result.intervals) for result in results]
+    for name, ends in [*intervals, *((name, found.intervals) for name, found in results[0].baselines.items())]:
         if listed := [
-            f"{name} [{low:.{places(name)}f}, {high:.{places(name)}f}]"
-            for name, (low, high) in result.intervals.items()
-            if math.isfinite(low + high) and "_on_" not in name
+            f"{score} [{low:.{places(score)}f}, {high:.{places(score)}f}]"
+            for score, (low, high) in ends.items()
+            if math.isfinite(low + high) and "_on_" not in score
         ]:
-            typer.echo(f"Intervals of 95 % over test networks, {result.config['model']}: {', '.join(listed)}")
+            typer.echo(f"Intervals of 95 % over test networks, {name}: {', '.join(listed)}")
 
 
 def print_search(found: SearchResult) -> None:

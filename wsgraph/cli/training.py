@@ -57,23 +57,36 @@ def models(as_json: AsJson = False) -> None:
 
 @app.command()
 def tasks(as_json: AsJson = False) -> None:
-    """List the tasks that `wsgraph train` knows, with the options of each."""
+    """List the tasks that `wsgraph train` knows, with the options of each, what must be given and what else is assumed."""
     from rich.console import Console
 
-    from wsgraph.options import options_of
+    from wsgraph._labels import plain
+    from wsgraph.options import defaults_of, options_of, plain_value
     from wsgraph.tasks import list_tasks, task_class
 
     found = {name: task_class(name) for name in list_tasks()}
     if as_json:
-        listed = {name: {each: about.help for each, about in options_of(task).items()} for name, task in found.items()}
+        listed = {
+            name: {
+                each: {"help": about.help, "required": each not in defaults_of(task), "default": plain_value(defaults_of(task).get(each))}
+                for each, about in options_of(task).items()
+            }
+            for name, task in found.items()
+        }
         print_json([{"name": name, "description": task.description, "options": listed[name]} for name, task in found.items()])
         return
     console = Console()
     for name, task in found.items():
         console.print(f"[bold]{name}[/bold]  {task.description}")
-        for about in options_of(task).values():
+        defaults = defaults_of(task)
+        for each, about in options_of(task).items():
+            default = defaults.get(each)
+            usual = "" if default in (None, False, ()) else f" (default: {plain(plain_value(default))})"
             if about.flag:
-                console.print(f"  {about.flag}: {about.help}", highlight=False, markup=False)
+                told = f"{about.flag}: {about.help}{usual if each in defaults else ' (required)'}"
+                console.print(
+                    textwrap.fill(told, console.width - 1, initial_indent="  ", subsequent_indent="    "), highlight=False, markup=False
+                )
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -204,7 +217,7 @@ def predict(
     output: Annotated[Path | None, typer.Option(help="CSV file to write; of models that edit networks, the folder for these.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a trained model predicts of new checkpoints: their test accuracy, or what the task was.
+    """Say what a trained model predicts of new networks: the column that it was trained for, or what else the task was.
 
     Checkpoints are read as networks like those that the model was trained on; say otherwise with --activation or --module. Where one
     cannot be read, the others still are, and the exit status is 1.
@@ -215,10 +228,13 @@ def predict(
     """
     from rich.table import Table
 
+    from wsgraph.files import prepare_folder
     from wsgraph.tasks import TrainedModel
     from wsgraph.tasks.predicting import Reading, predictions_of
 
     with explained():
+        if output is not None:
+            prepare_folder(output.parent)
         trained = TrainedModel.load(model)
         reading = Reading(
             activation,
@@ -294,7 +310,7 @@ def bench(
     from dataclasses import replace
 
     from wsgraph.bench import SIZES, run_suite
-    from wsgraph.tasks.runs import prepare_folder
+    from wsgraph.files import prepare_folder
 
     size = SIZES["full" if full else "quick"]
     with explained():

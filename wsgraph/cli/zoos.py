@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wsgraph._counts import counted
 from wsgraph.cli.check_up import print_check_up
 from wsgraph.cli.checkpoints import (
     Entry,
@@ -366,7 +367,7 @@ def zoo_export(
     with explained():
         dataset = ZooStore(zoo).dataset(split, target=None)
         made = export_zoo(dataset if limit is None else dataset[:limit], folder)
-    typer.echo(f"{min(len(dataset), limit or len(dataset)):,} networks: {made}")
+    typer.echo(f"{counted(min(len(dataset), limit or len(dataset)), 'network')}: {made}")
 
 
 @zoo_app.command("info")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 
+from wsgraph._counts import counted
 from wsgraph.data.folder import ZooFolder
 from wsgraph.data.random import CounterRandom
 from wsgraph.data.transforms import WeightTransform
@@ -97,7 +98,7 @@ class ZooDataset(Dataset[ParameterGraph]):
     def spaces(self) -> list[WeightSpace]:
         """The distinct weight spaces of these networks, in the order of the zoo."""
         shards = self.store.owners(self.positions).unique().tolist()
-        return [self.store.load_space(key) for key in dict.fromkeys(self.store.shards[shard].space for shard in shards)]
+        return list(dict.fromkeys(self.store.load_space(self.store.shards[shard].space) for shard in shards))
 
     @property
     def space(self) -> WeightSpace:
@@ -184,6 +185,16 @@ class ZooDataset(Dataset[ParameterGraph]):
         """The networks of one weight space."""
         mine = torch.tensor([self.store.load_space(shard.space) == space for shard in self.store.shards])
         return self._chosen(mine[self.store.owners(self.positions)])
+
+    def under_names_of(self, spaces: Iterable[WeightSpace]) -> ZooDataset:
+        """The same networks, in those of some weight spaces from which theirs differ in names of parts alone.
+
+        Args:
+            spaces: The weight spaces, such as those that a model was trained on.
+        """
+        made = ZooDataset(self.store.under_names_of(spaces), self.indices, None, self.transform)
+        made.target, made._y = self.target, self._y
+        return made
 
     def statistics(self, transform: WeightTransform | None = None) -> dict[str, ParameterStatistics]:
         r"""Mean, standard deviation, minimum and maximum of every parameter over networks and entries.
@@ -298,7 +309,7 @@ class ZooDataset(Dataset[ParameterGraph]):
         spaces = self.spaces
         what = repr(spaces[0]) if len(spaces) == 1 else f"{len(spaces)} weight spaces"
         transform = "" if self.transform is None else f", transform={self.transform!r}"
-        return f"{type(self).__name__}({len(self):,} of {len(self.store):,} networks, {what}, target={self.target!r}{transform})"
+        return f"{type(self).__name__}({len(self):,} of {counted(len(self.store), 'network')}, {what}, target={self.target!r}{transform})"
 
 
 def group_split(groups: Any, fractions: Mapping[str, float], *, seed: int = 0) -> np.ndarray:

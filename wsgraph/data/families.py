@@ -39,19 +39,23 @@ def copies_among(data: ZooDataset) -> list[Copy]:
     for space in data.spaces:
         for rows in data.of_space(space).positions.split(max(1, _BLOCK_BYTES // (8 * space.num_params))):
             read += [number[position] for position in rows.tolist()]
-            found += [Copy(read[copy.number], read[copy.first]) for copy in copies.add(space, data.store.read(rows))]
+            found += [Copy(read[copy.number], read[copy.first]) for copy in copies.add(space.unnamed, data.store.read(rows))]
     return found
 
 
-def families_of(data: ZooDataset) -> np.ndarray:
-    """Which networks belong together, whatever a table says: those of one file, such as a target and what it follows, and equal ones.
+def families_of(data: ZooDataset, group: str | None = None) -> np.ndarray:
+    """Which networks belong together: those with one value of a column or, where none is named, those of one file, such as a target and
+    what it follows, and equal ones.
 
     Args:
         data: The networks.
+        group: The column.
 
     Returns:
-        A number for every network ``[n]``, equal for those that belong together.
+        A label for every network ``[n]``, equal for those that belong together.
     """
+    if group is not None:
+        return data.column(group)
     count = len(data)
     pairs = [(copy.number, copy.first) for copy in copies_among(data)]
     known = {"file": data.column("file")} if "file" in data.store.table else {}

@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph._suggestions import did_you_mean
 from wsgraph.data.columns import ColumnPart, checked_columns
 from wsgraph.data.copies import listed
@@ -25,6 +26,7 @@ from wsgraph.data.mapped import MappedRows
 from wsgraph.data.shards import Shard, open_shard
 from wsgraph.data.verify import check_parts, list_shards, load_columns, recorded_shards, shard_fault, shard_path, space_text, verify_zoo
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space.distinct import DistinctSpaces
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.indexing import positions_of
 
@@ -82,7 +84,7 @@ class ZooFolder:
             raise ValueError(unreadable[0] + more)
         self._index(shards)
         if self._strays or self.missing:
-            what = [f"the shard {name!r} of {self._recorded[name]} networks is gone" for name in self.missing]
+            what = [f"the shard {name!r} of {counted(self._recorded[name], 'network')} is gone" for name in self.missing]
             what += [f"{shard_path(name)!r} was not written as a file of it and is left out" for name in self._strays]
             warnings.warn(
                 f"The zoo {str(self.path)!r} is not what was written: {'; '.join(what[:5])}. `wsgraph zoo verify` says what to do.",
@@ -136,6 +138,16 @@ class ZooFolder:
         copied.__dict__ |= {**self.__dict__, "_only": self._names}
         return copied
 
+    def under_names_of(self, spaces: Iterable[WeightSpace]) -> Self:
+        """A snapshot whose networks are of given weight spaces where theirs differ from one in names of parts alone.
+
+        Args:
+            spaces: The weight spaces.
+        """
+        known, copied = DistinctSpaces(spaces), self.snapshot()
+        copied._spaces = {key: known.first(self.load_space(key)) for key in self._keys}
+        return copied
+
     def _index(self, shards: Sequence[Shard]) -> None:
         """Take note of the shards there are."""
         self.shards = tuple(sorted(shards, key=lambda shard: shard.name))
@@ -151,7 +163,8 @@ class ZooFolder:
         self._mapped: OrderedDict[Path, MappedRows] = OrderedDict()
         self._resident = 0
         self._spaces: dict[str, WeightSpace] = getattr(self, "_spaces", {})
-        self._key_by_space: dict[WeightSpace, str] = getattr(self, "_key_by_space", {})
+        self._key_by_space: dict[Hashable, str] = getattr(self, "_key_by_space", {})
+        self._noted: set[str] = getattr(self, "_noted", set())
         self._checked: set[str] = getattr(self, "_checked", set())
         for key in self._keys:
             if key not in self._checked:

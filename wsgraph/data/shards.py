@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph.data.columns import COLUMN_PREFIX, decode_column, encode_column
 from wsgraph.data.headers import SHARD_FORMAT, SPACE_KEY, checksum_of, read_header
 from wsgraph.data.mapped import ArrayRows, MappedRows
@@ -131,13 +132,13 @@ class Shard:
             return
         bad = 0
 
-        def counted() -> Iterator[Tensor]:
+        def watched() -> Iterator[Tensor]:
             nonlocal bad
             for rows in weights.blocks():
                 bad += int((~rows.isfinite().all(1)).sum())
                 yield rows
 
-        if checksum_of(itertools.chain(counted(), (held[COLUMN_PREFIX + name] for name in self.columns))) != self.checksum:
+        if checksum_of(itertools.chain(watched(), (held[COLUMN_PREFIX + name] for name in self.columns))) != self.checksum:
             file = f" or {str(self.linked_file)!r}, which it links to," if self.is_linked else ""
             yield (
                 f"{str(self.file)!r}{file} is damaged: its contents do not have the checksum that "
@@ -145,9 +146,10 @@ class Shard:
                 "Restore the file."
             )
         if bad:
-            yield f"{str(self.file)!r} holds {bad} networks with NaN or infinite weights. Make the zoo again: such networks are left out."
+            networks = counted(bad, "network")
+            yield f"{str(self.file)!r} holds {networks} with NaN or infinite weights. Make the zoo again: such networks are left out."
         if wrong := [name for name in self.columns if len(held[COLUMN_PREFIX + name]) != self.count]:
-            yield f"{str(self.file)!r} holds {self.count} networks, but not as many rows in {', '.join(map(repr, wrong))}."
+            yield f"{str(self.file)!r} holds {counted(self.count, 'network')}, but not as many rows in {', '.join(map(repr, wrong))}."
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

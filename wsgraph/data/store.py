@@ -11,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
+from wsgraph._counts import counted
 from wsgraph.data.copies import Copies, Copy, listed
 from wsgraph.data.dataset import ZooDataset
 from wsgraph.data.folder import PathLike
@@ -112,7 +113,7 @@ class ZooStore(WritableZoo):
                         thetas = store.read(part)
                         owners += [number] * len(part)
                         splits += columns["split"].tolist() if "split" in columns else [None] * len(part)
-                        shared += [copy for copy in copies.add(space, thetas) if owners[copy.number] != owners[copy.first]]
+                        shared += [copy for copy in copies.add(space.unnamed, thetas) if owners[copy.number] != owners[copy.first]]
                         with warnings.catch_warnings():
                             warnings.simplefilter("ignore", ZooWarning)  # what equals within a zoo is not of this making
                             merged.append(space, thetas, columns)
@@ -129,7 +130,7 @@ class ZooStore(WritableZoo):
             across = sum(splits[copy.number] != splits[copy.first] for copy in shared)
             told = listed(f"{first} and {second}" for first, second in pairs)
             warnings.warn(
-                f"{len(shared)} networks are in several of the zoos that were merged into "
+                f"{counted(len(shared), 'network is', 'networks are')} in several of the zoos that were merged into "
                 f"{str(merged.path)!r}, "
                 f"{across} of them in another split there ({told}). "
                 "Leave them out, or give equal networks one split, before training on some and "
@@ -178,7 +179,7 @@ class ZooStore(WritableZoo):
     def __repr__(self) -> str:
         what = repr(self.space) if len(self._keys) == 1 else f"{len(self._keys)} weight spaces"
         try:
-            columns, counts = f", {len(self.table)} columns", self.splits
+            columns, counts = f", {counted(len(self.table), 'column')}", self.splits
         except (ValueError, OSError):  # of a zoo that is damaged, which is what one wants to look at
             columns, counts = ", columns that cannot be read", {}
         splits = "".join(f", {name} {count:,}" for name, count in counts.items())
@@ -186,9 +187,9 @@ class ZooStore(WritableZoo):
         linked = "".join(f", weights in {str(file)!r}" for file in self.linked_files[:2])
         linked += f" and {len(self.linked_files) - 2} more" if len(self.linked_files) > 2 else ""
         state = "" if self.finished else ", not finished"
-        state += f", {len(self.missing)} shards missing" if self.missing else ""
-        state += f", {len(self._strays)} shards left out" if self._strays else ""
-        return f"ZooStore({str(self.path)!r}, {len(self):,} networks, {what}{columns}{splits}{shards}{linked}{state})"
+        state += f", {counted(len(self.missing), 'shard')} missing" if self.missing else ""
+        state += f", {counted(len(self._strays), 'shard')} left out" if self._strays else ""
+        return f"ZooStore({str(self.path)!r}, {counted(len(self), 'network')}, {what}{columns}{splits}{shards}{linked}{state})"
 
 
 def _distinct(paths: Sequence[Path]) -> list[str]:

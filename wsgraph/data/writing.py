@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph.data.columns import ColumnPart, checked_columns, may_be_joined, save_columns
 from wsgraph.data.copies import equal_rows
 from wsgraph.data.folder import PathLike, ZooFolder
@@ -31,6 +32,7 @@ __all__ = ["SHARD_BYTES", "WritableZoo"]
 SHARD_BYTES = 2**28
 _PATIENCE = 1.0  # seconds to wait for another process that writes to the zoo
 
+_ACROSS = "network that is added to a zoo has", "networks that are added to a zoo have"
 _EXISTS_ADVICE = "Open it with ZooStore(path), choose another path, or delete it."
 
 
@@ -192,7 +194,7 @@ class WritableZoo(ZooFolder):
             across = [(splits[i], splits[j]) for i, j in equal_rows(thetas) if splits[i] != splits[j] and finite[i]]
             if across:
                 warnings.warn(
-                    f"{len(across)} networks that are added to a zoo have the weights of one in another split "
+                    f"{counted(len(across), *_ACROSS)} the weights of one in another split "
                     f"({across[0][0]!r} and {across[0][1]!r}): what is learned of one is scored on the other.",
                     ZooWarning,
                     stacklevel=2,
@@ -249,11 +251,14 @@ class WritableZoo(ZooFolder):
             number += 1  # somebody else took that number
 
     def _write_space(self, space: WeightSpace) -> str:
-        if len(self._key_by_space) != len(self._keys):
-            self._key_by_space = {self.load_space(key): key for key in reversed(self._keys)}
-        # Spaces that differ in nothing but what was assumed of them are one architecture, and the first stands for both.
-        if (key := self._key_by_space.get(space)) is None:
-            key = self._key_by_space[space] = space.digest
+        # Spaces that differ in nothing but names or what was assumed of them are one architecture, and the first stands for all.
+        for there in self._keys:
+            if there not in self._noted:
+                self._noted.add(there)
+                self._key_by_space.setdefault(self.load_space(there).unnamed, there)
+        if (key := self._key_by_space.get(space.unnamed)) is None:
+            key = self._key_by_space[space.unnamed] = space.digest
+            self._noted.add(key)
         file = self.path / "spaces" / f"{key}.json"
         if not file.exists():
             write_atomically(file, lambda temporary: temporary.write_text(space.to_json(), encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Options of runs, without PyTorch, which the command line need not wait for."""
 
-from wsgraph.options.entry import Option, option, options_of, read_pairs, read_value
+from wsgraph.options.entry import Option, defaults_of, option, options_of, read_pairs, read_value
 from wsgraph.options.given import (
     acting_options,
     command_text,
@@ -25,6 +25,7 @@ __all__ = [
     "acting_options",
     "command_text",
     "command_words",
+    "defaults_of",
     "differing",
     "given_options",
     "known_options",

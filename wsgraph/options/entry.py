@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Option", "option", "options_of", "read_pairs", "read_value"]
+__all__ = ["Option", "defaults_of", "option", "options_of", "read_pairs", "read_value"]
 
 
 def read_value(text: str) -> Any:
@@ -134,3 +134,25 @@ def options_of(kind: Any) -> dict[str, Option]:
         What is known of each.
     """
     return {each.name: each.metadata["option"] for each in dataclasses.fields(kind) if "option" in each.metadata}
+
+
+def defaults_of(kind: Any) -> dict[str, Any]:
+    """Defaults of the options among the fields of a dataclass, by name.
+
+    Args:
+        kind: A dataclass, or an object of one.
+
+    Returns:
+        The default of each that has one; others must be given.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Mine:
+        ...     target: str = option(dataclasses.MISSING, "Column to predict.")
+        ...     width: int = option(3, "Width of the head.")
+        >>> defaults_of(Mine)
+        {'width': 3}
+    """
+    fields = [each for each in dataclasses.fields(kind) if "option" in each.metadata]
+    made = {each.name: each.default_factory() for each in fields if each.default_factory is not dataclasses.MISSING}
+    return {**{each.name: each.default for each in fields if each.default is not dataclasses.MISSING}, **made}

@@ -181,7 +181,7 @@ def read_options(kind: Any, words: Sequence[str], shared: Collection[str] = ()) 
     while left:
         flag, given, value = left.pop(0).partition("=")
         if flag not in flags:
-            near = difflib.get_close_matches(flag, [*flags, *shared], n=1, cutoff=0.75)
+            near = difflib.get_close_matches(flag, [*flags, *shared], n=1, cutoff=0.75)  # --augment-scale is no typo of --scale
             meant = f" Did you mean {near[0]}?" if near else f" The task has {', '.join(flags) or 'no options of its own'}."
             raise ValueError(f"There is no option {flag}.{meant}")
         name, about = flags[flag]

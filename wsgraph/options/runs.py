@@ -199,14 +199,12 @@ class ScoringOptions:
         flag="--intervals",
         kind=int,
         minimum=0,
-        acts=False,
     )
     baselines: bool = option(
         False,
         "Whether ridge and boosting on statistics and on canonical weights are scored too (default: as the task).",
         flag="--baselines/--no-baselines",
         form="either",
-        acts=False,
     )
 
     def __post_init__(self) -> None:

@@ -370,6 +370,15 @@ class Structure:
             program=self.program and self.program.renamed(params),
         )
 
+    @cached_property
+    def unnamed(self) -> tuple[Any, ...]:
+        """All that distinguishes the space from others but for names, to compare and to hash.
+
+        Beside :attr:`architecture`, how parameters are stored and what the networks stand for.
+        """
+        stored = tuple((param.dtype, len(param.aliases), param.transformed, param.unused) for param in self.params)
+        return self.architecture, self.signal, stored
+
     def matches(self, other: Structure) -> bool:
         """Whether flat vectors of another space have the same structure, whatever its parts are called.
 

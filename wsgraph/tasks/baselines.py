@@ -22,7 +22,7 @@ from wsgraph.space import WeightSpace
 from wsgraph.tasks.distance import weight_statistics
 from wsgraph.tasks.intervals import bootstrap_intervals
 from wsgraph.tasks.scored import Scores
-from wsgraph.tasks.task import Task
+from wsgraph.tasks.task import Task, distinct_spaces
 
 __all__ = ["baseline_scores"]
 
@@ -102,7 +102,7 @@ def baseline_scores(
     classes = not train.y.is_floating_point()
     features: dict[str, tuple[np.ndarray, np.ndarray]] = {"": (np.zeros((len(train), 1)), np.zeros((len(test), 1)))}
     features["statistics"] = _statistics(train), _statistics(test)
-    if len({space.digest for data in (train, test) for space in data.spaces}) == 1:
+    if len(distinct_spaces([train, test])) == 1:
         features["canonical"] = _canonical(train, test, seed)
     found = {}
     for name, baseline in BASELINES.items():

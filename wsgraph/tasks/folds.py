@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph.data.families import families_of
 from wsgraph.files import write_json
 from wsgraph.scores import mean_and_error
 from wsgraph.tasks.intervals import bootstrap_intervals
@@ -33,12 +33,24 @@ class CrossValidation:
         scores: Scores of the predictions of all folds together, with intervals of 95 %.
         baselines: Mean scores of the baselines over the folds.
         folder: Where the runs lie.
+        pooled_baselines: Scores of the predictions of the baselines in all folds together, with intervals of 95 %.
     """
 
     results: list[Result]
     scores: Scores
     baselines: dict[str, Scores]
     folder: Path
+    pooled_baselines: dict[str, Scores] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many networks no fold tests, by the reason."""
+        configs = [result.config for result in self.results]
+        counts = {
+            f"without a value of {configs[0].get('target')!r}": sum((configs[0].get("blanks") or {}).values()),
+            "of architectures that no training network has": sum((config.get("untrained") or {}).get("test", 0) for config in configs),
+        }
+        return {reason: count for reason, count in counts.items() if count}
 
     @property
     def mean(self) -> dict[str, float]:
@@ -52,6 +64,8 @@ class CrossValidation:
             "folds": [result.document() for result in self.results],
             "pooled": document_of_scores(self.scores),
             "baselines": {name: document_of_scores(scores) for name, scores in self.baselines.items()},
+            "pooled_baselines": {name: document_of_scores(scores) for name, scores in self.pooled_baselines.items()},
+            "left_out": self.left_out,
         }
 
     def __repr__(self) -> str:
@@ -63,7 +77,8 @@ class CrossValidation:
 def cross_validate(task: str | Task, *, folds: int, output: str | os.PathLike[str] | None = None, **options: Any) -> CrossValidation:
     """Train a model once per fold, each time tested on another part of the networks, and score the predictions of all folds together.
 
-    Networks are dealt into folds by the seed, those with one value of the column ``group`` together; the splits of the zoo do not matter.
+    Networks are dealt into folds by the seed, those with one value of the column ``group`` together or, where none is
+    named, those of one file and equal ones; the splits of the zoo do not matter. Intervals are drawn by these families.
     The fold after the tested one validates.
 
     Args:
@@ -88,31 +103,34 @@ def cross_validate(task: str | Task, *, folds: int, output: str | os.PathLike[st
         raise TypeError("Expected the option 'zoo': Folder of the zoo.")
     folder = default_folder(kind, options, f"{folds}-folds") if output is None else Path(output)
     results = [run(task, fold=(i, folds), output=folder / f"fold{i}", **options) for i in range(folds)]
-    scores = _pooled(results, options)
+    scores, pooled_baselines = _pooled(results, options)
     baselines = {
         name: Scores({score: mean_and_error([result.baselines[name][score] for result in results])[0] for score in first})
         for name, first in results[0].baselines.items()
         if all(name in result.baselines for result in results)
     }
-    validated = CrossValidation(results, scores, baselines, folder)
+    validated = CrossValidation(results, scores, baselines, folder, pooled_baselines)
     write_json(folder / "folds.json", validated.document())
     return validated
 
 
-def _pooled(results: list[Result], options: Mapping[str, Any]) -> Scores:
-    """Scores of the predictions of all folds."""
+def _pooled(results: list[Result], options: Mapping[str, Any]) -> tuple[Scores, dict[str, Scores]]:
+    """Scores of the predictions of all folds: of the model, and of every baseline that all folds have."""
     read = [read_predictions(result.folder) for result in results]
-    positions, predictions, targets = (torch.cat(parts) for parts in zip(*read, strict=True))
+    targets, positions = (torch.cat(parts) for parts in ([each.targets for each in read], [each.positions for each in read]))
     task = task_of(results[0].task, results[0].config)
-    scores = Scores(task.scores_of(predictions, targets))
-    scores.predictions, scores.targets = predictions, targets
     count = options.get("intervals", 1000)
-    if count:
-        groups = None if options.get("group") is None else _families(options, positions)
-        scores.intervals = bootstrap_intervals(task.scores_of, predictions, targets, count, groups=groups, seed=options.get("seed", 0))
-    return scores
+    data = opened(options["zoo"]).dataset(None, target=None)[positions]
+    groups = families_of(data, options.get("group")) if count else None
 
+    def scored(predictions: Tensor) -> Scores:
+        scores = Scores(task.scores_of(predictions, targets))
+        scores.predictions, scores.targets = predictions, targets
+        if count:
+            seed = options.get("seed", 0)
+            scores.intervals = bootstrap_intervals(task.scores_of, predictions, targets, count, groups=groups, seed=seed)
+        return scores
 
-def _families(options: Mapping[str, Any], positions: Tensor) -> np.ndarray:
-    column: np.ndarray = opened(options["zoo"]).column(options["group"])
-    return column[positions.numpy()]
+    names = [name for name in results[0].baselines if all(name in each.baselines for each in read)]
+    baselines = {name: scored(torch.cat([each.baselines[name] for each in read])) for name in names}
+    return scored(torch.cat([each.predictions for each in read])), baselines

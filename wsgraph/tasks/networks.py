@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph.data import ParameterStatistics, ZooDataset
 from wsgraph.data.dataset import group_split
 from wsgraph.data.families import copies_among, families_of
@@ -87,7 +88,10 @@ class RunNetworks:
                 raise ValueError(f"Expected at least 2 networks in the split {name!r} of {self.store!r} (got {len(split)}).{self.why()}")
         if len(known["train"]) < _FEW and not task.edits and reading.fold is None:
             compare = "" if self.scoring.baselines else " compare with the baselines (--baselines),"
-            self.say(f"{len(known['train'])} training networks are few: cross-validate (--folds 5),{compare} and prefer a small model")
+            self.say(
+                f"{counted(len(known['train']), 'training network is', 'training networks are')} few: "
+                f"cross-validate (--folds 5),{compare} and prefer a small model"
+            )
         self.task = task = task.fitted(known)
         for remark in task.remarks(known):
             self.say(remark)
@@ -115,7 +119,7 @@ class RunNetworks:
     def dealt(self, data: ZooDataset) -> dict[str, ZooDataset]:
         """Networks dealt into splits anew, families together."""
         reading = self.reading
-        families = families_of(data) if reading.group is None else data.column(reading.group)
+        families = families_of(data, reading.group)
         if reading.fold is None:
             names = group_split(families, _SPLITS, seed=self.training.seed)
         else:
@@ -125,9 +129,13 @@ class RunNetworks:
         if reading.group is None:
             count = len(np.unique(families))
             if count < len(data) and reading.fold is not None and not reading.fold[0]:
-                self.say(f"networks of one file, and equal ones, lie in one fold: {count:,} families of {len(data):,} networks")
+                self.say(
+                    "networks of one file, and equal ones, lie in one fold: "
+                    f"{counted(count, 'family', 'families')} of {len(data):,} networks"
+                )
         elif across := sum(names[copy.number] != names[copy.first] for copy in copies_among(data)):
-            self.say(f"{across:,} networks have the weights of one in another split, so that what is learned of one is scored on the other")
+            what = counted(int(across), "network has", "networks have")
+            self.say(f"{what} the weights of one in another split, so that what is learned of one is scored on the other")
         return {name: data[torch.from_numpy(names == name)] for name in _SPLITS}
 
     def deviations(self) -> dict[str, float] | None:

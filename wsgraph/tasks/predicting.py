@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,9 +18,10 @@ from torch import Tensor
 from wsgraph.convert import load_checkpoint
 from wsgraph.convert.checkpoint import network_files
 from wsgraph.convert.errors import CheckpointError, UnknownActivationError, cause_of
-from wsgraph.convert.formats import FileNetwork, file_format, load_networks
+from wsgraph.convert.formats import FileNetwork, file_format, known_endings, load_networks
 from wsgraph.convert.networks import chosen_network
 from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data.exchange.tables import ROLE
 from wsgraph.files import write_atomically
 from wsgraph.nn import model_entry
 from wsgraph.space import SpaceMismatchError, WeightSpace
@@ -114,15 +116,21 @@ class _Collected:
     """Networks by weight space, in their order, and what could not be read."""
 
     names: list[str] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
     by_space: dict[WeightSpace, dict[str, Tensor]] = field(default_factory=dict)
     zoos: list[tuple[str, ZooDataset]] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, space: WeightSpace, theta: Tensor) -> None:
         """Enter a network under a name of its own."""
-        name = name if name not in self.names else next(f"{name} ({i})" for i in itertools.count(2) if f"{name} ({i})" not in self.names)
+        self.by_space.setdefault(space, {})[self.named(name)] = theta
+
+    def named(self, name: str) -> str:
+        """A name of its own for a further network."""
+        name = next(each for each in itertools.chain([name], (f"{name} ({i})" for i in itertools.count(2))) if each not in self.taken)
         self.names.append(name)
-        self.by_space.setdefault(space, {})[name] = theta
+        self.taken.add(name)
+        return name
 
 
 def predictions_of(
@@ -154,8 +162,7 @@ def predictions_of(
     taken: set[Path] = set()
     known = _known(trained)
     for folder, data in found.zoos:
-        names = [f"{folder}/{i}" for i in range(len(data))]
-        found.names += names
+        names = [found.named(name) for name in _names_in(data, folder)]
         try:
             space = data.space if trained.task.edits else None
             said = trained.predict_zoo(data, batch_size=batch_size)
@@ -236,26 +243,35 @@ def _read_path(trained: Predictor, path: Path, reading: Reading, found: _Collect
         with _Told(str(path), found):
             _collect(trained, ZooStore(path), str(path), reading, found)
         return
-    files = list(_files(path)) if path.is_dir() else []
-    for file in files or [path]:
+    files = list(_files(path)) if path.is_dir() else [path]
+    if not files:
+        found.errors[str(path)] = (
+            f"The folder holds no networks ({', '.join(known_endings())}), and those below it are not looked into: give their paths."
+        )
+    for file in files:
         with _Told(str(file), found):
             for name, space, theta in _read_file(trained, file, reading):
                 found.add(name, space, theta)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files of a folder that hold networks; none where the folder as a whole is one."""
+    """What holds networks in a folder; the folder itself where it is one as a whole."""
+    if _is_network(folder):
+        yield folder
+        return
     held = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     whole = set(network_files(file.name for file in held if file.is_file()))
     for file in held:
-        if file.name in whole:
+        if file.name in whole or (file.is_file() and _is_network(file)):
             yield file
-        elif file.is_file():
-            try:
-                if file_format(file).tensors is None:
-                    yield file
-            except ValueError:  # a table, a note, a picture
-                continue
+
+
+def _is_network(path: Path) -> bool:
+    """Whether a file or folder is of a format that says what its networks are; a table, a note or a picture is not."""
+    try:
+        return file_format(path).tensors is None
+    except ValueError:
+        return False
 
 
 def _read_file(trained: Predictor, file: Path, reading: Reading) -> Iterator[tuple[str, WeightSpace, Tensor]]:
@@ -263,7 +279,7 @@ def _read_file(trained: Predictor, file: Path, reading: Reading) -> Iterator[tup
     network = None if reading.opened is None else reading.opened(file)
     if network is not None:
         yield str(file), network.space, network.theta
-    elif not file.exists() or file.is_dir() or file_format(file).tensors is not None:  # weights alone: as those trained on
+    elif not file.exists() or file_format(file).tensors is not None:  # weights alone: as those trained on
         state = load_checkpoint(file, entry=reading.entry)
         yield str(file), *trained.read(chosen_network(state, reading.prefix) if reading.prefix else state, reading.activation)
     else:
@@ -283,6 +299,14 @@ def _of_format(file: Path, activation: str | None) -> list[FileNetwork]:
 
 
 # == Rows ==
+
+
+def _names_in(data: ZooDataset, folder: str) -> list[str]:
+    """What networks of a zoo are called: the file that each was imported from, with its role there, or its position."""
+    if data.store.table.get("file", np.zeros(0)).dtype.kind != "U":
+        return [f"{folder}/{i}" for i in data.positions.tolist()]
+    roles = data.column(ROLE).tolist() if ROLE in data.store.table else [""] * len(data)
+    return [f"{folder}/{file}{f':{role}' if role else ''}" for file, role in zip(data.column("file").tolist(), roles, strict=True)]
 
 
 def _rows(

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsgraph.data import DataLoader
+from wsgraph.data.families import families_of
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import peak_memory
 from wsgraph.nn import build_model, list_models, model_entry
@@ -100,6 +101,7 @@ run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 
 
 _PREDICTIONS = "test_predictions.safetensors"
+_BASELINE = "baselines."
 
 
 def _described(kind: type) -> str:
@@ -200,7 +202,7 @@ class _Run(RunNetworks):
                 )
                 if is_first_process():
                     if scores.predictions is not None and scores.targets is not None and not self.task.edits:
-                        self.save_predictions(claim.folder, scores.predictions, scores.targets)
+                        self.save_predictions(claim.folder, scores.predictions, scores.targets, result.baselines)
                     trained.save(claim.folder / "model")
                     result.save(claim.folder / "result.json")  # last: where it is, the run is finished
         return result
@@ -230,7 +232,7 @@ class _Run(RunNetworks):
         spaces = distinct_spaces(list(self.all_networks.values()))
         if len(spaces) > 1 and not model_entry(model).mixed:
             where, other = next(
-                (where, space) for where, split in self.all_networks.items() for space in split.spaces if space.digest != spaces[0].digest
+                (where, space) for where, split in self.all_networks.items() for space in split.spaces if not all_match([space], spaces[:1])
             )
             able = ", ".join(name for name in list_models() if model_entry(name).mixed)
             raise ValueError(
@@ -307,8 +309,8 @@ class _Run(RunNetworks):
         """Scores of simple models on the same networks."""
         if not self.scoring.test or self.task.edits:
             return {}
-        groups = None if self.reading.group is None else self.splits["test"].column(self.reading.group)
         seed, intervals = self.training.seed, self.scoring.intervals
+        groups = families_of(self.splits["test"], self.reading.group) if intervals else None
         return baseline_scores(self.task, self.splits, intervals=intervals, groups=groups, seed=seed)
 
     def with_baselines(self, result: Result) -> Result:
@@ -316,17 +318,37 @@ class _Run(RunNetworks):
         if self.scoring.baselines and not result.baselines and is_first_process():
             result.baselines = self.baselines()
             if result.baselines:
+                if (result.folder / _PREDICTIONS).exists():
+                    known = read_predictions(result.folder)
+                    self.save_predictions(result.folder, known.predictions, known.targets, result.baselines)
                 result.save(result.folder / "result.json")
         return result
 
-    def save_predictions(self, folder: Path, predictions: Tensor, targets: Tensor) -> None:
+    def save_predictions(self, folder: Path, predictions: Tensor, targets: Tensor, baselines: Mapping[str, Scores]) -> None:
         """Keep what was said of the test networks."""
         kept = {"positions": self.splits["test"].positions, "predictions": predictions.contiguous(), "targets": targets}
+        kept |= {f"{_BASELINE}{name}": each.predictions.contiguous() for name, each in baselines.items() if each.predictions is not None}
         write_atomically(folder / _PREDICTIONS, lambda temporary: save_file(kept, temporary))
 
 
-def read_predictions(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions in the zoo, predictions and targets of the test networks of a run.
+class RunPredictions(NamedTuple):
+    """What a run and its baselines said of its test networks.
+
+    Attributes:
+        positions: Positions in the zoo ``[n]``.
+        targets: Targets ``[n]``.
+        predictions: Predictions of the model ``[n, ...]``.
+        baselines: Those of baselines, by name.
+    """
+
+    positions: Tensor
+    targets: Tensor
+    predictions: Tensor
+    baselines: dict[str, Tensor]
+
+
+def read_predictions(folder: Path) -> RunPredictions:
+    """What was said of the test networks of a run.
 
     Args:
         folder: Folder of the run.
@@ -337,7 +359,8 @@ def read_predictions(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     if not (folder / _PREDICTIONS).exists():
         raise FileNotFoundError(f"The run in {str(folder)!r} holds no predictions of test networks: train it again (--overwrite).")
     saved = load_file(folder / _PREDICTIONS)
-    return saved["positions"], saved["predictions"], saved["targets"]
+    baselines = {name.removeprefix(_BASELINE): each for name, each in saved.items() if name.startswith(_BASELINE)}
+    return RunPredictions(saved["positions"], saved["targets"], saved["predictions"], baselines)
 
 
 def _finished(task: Task, claim: RunFolder) -> Result:

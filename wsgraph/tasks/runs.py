@@ -17,9 +17,9 @@ from typing import Any
 
 import filelock
 
-from wsgraph.files import explained_errors, new_folder, write_json
+from wsgraph.files import new_folder, prepare_folder, write_json
 
-__all__ = ["OtherRunError", "RunFolder", "RunningError", "claimed", "is_first_process", "prepare_folder"]
+__all__ = ["OtherRunError", "RunFolder", "RunningError", "claimed", "is_first_process"]
 
 _RECORD, _RESULT, _LAST = "config.json", "result.json", "last.ckpt"
 _CHECKPOINTS = (_LAST, "best.ckpt")
@@ -64,23 +64,6 @@ class RunFolder:
 def is_first_process() -> bool:
     """Whether this process writes and reports: the only one, or the first of a distributed run."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
-
-
-def prepare_folder(folder: str | os.PathLike[str]) -> Path:
-    """Create a folder for results, or say clearly why it cannot be written.
-
-    Raises:
-        OSError: If the folder cannot be created or written.
-    """
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"Cannot write to {str(path)!r}, which is a file. Choose a folder, which may be a new one.")
-    with explained_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have removed it, as what one that was killed has left
-    return path
 
 
 @contextlib.contextmanager

@@ -19,14 +19,14 @@ import filelock
 from rich.console import Console
 
 from wsgraph._cluster import cluster
-from wsgraph.files import write_atomically, write_json
+from wsgraph.files import prepare_folder, write_atomically, write_json
 from wsgraph.options import KINDS, acting_options, given_options, plain_value, written_options
 from wsgraph.scores import finite_or_none
 from wsgraph.tasks.registry import task_class
 from wsgraph.tasks.remote import RemoteRuns, keep_run
 from wsgraph.tasks.result import Result
 from wsgraph.tasks.running import default_folder, run
-from wsgraph.tasks.runs import OtherRunError, RunningError, prepare_folder
+from wsgraph.tasks.runs import OtherRunError, RunningError
 from wsgraph.tasks.search_space import Dimension, default_space, default_values, read_space, with_values
 from wsgraph.tasks.task import Task, opened
 from wsgraph.tasks.training import DivergedError

@@ -17,6 +17,7 @@ from wsgraph.data.transforms import Canonicalize, Compose, Normalize, WeightTran
 from wsgraph.options import ReadingOptions, option, options_of
 from wsgraph.scores import Score
 from wsgraph.space import ParameterGraph, WeightSpace
+from wsgraph.space.distinct import DistinctSpaces
 
 __all__ = [
     "Task",
@@ -307,4 +308,4 @@ def all_match(spaces: Sequence[WeightSpace], known: Sequence[WeightSpace]) -> bo
 
 def distinct_spaces(datasets: Sequence[ZooDataset]) -> list[WeightSpace]:
     """The distinct weight spaces of several datasets, in their order."""
-    return list({space.digest: space for dataset in datasets for space in dataset.spaces}.values())
+    return list(DistinctSpaces(space for dataset in datasets for space in dataset.spaces))

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from wsgraph.convert import CheckpointError, load_checkpoint
 from wsgraph.convert.state_dict import read_network
 from wsgraph.data import ZooDataset, ZooStore
+from wsgraph.data.families import families_of
 from wsgraph.data.public.base import tracked
 from wsgraph.data.transforms import RandomSymmetry, WeightTransform
 from wsgraph.nn import load_model, read_about, recipe_of, save_model
 from wsgraph.scores import finite_or_none, none_as_nan
 from wsgraph.space import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.space.assumed import tell_assumed
+from wsgraph.space.distinct import DistinctSpaces
 from wsgraph.tasks.distance import Reference
 from wsgraph.tasks.intervals import bootstrap_intervals
 from wsgraph.tasks.predicting import Predictions, Reading, predictions_of
@@ -166,8 +168,9 @@ class TrainedModel:
             if not isinstance(thetas, Tensor):
                 raise TypeError(f"Expected flat checkpoints beside their weight space (got {type(thetas).__name__}).")
             networks.check_thetas(thetas, finite=True)
-            self._check_predicted([networks])
-            return self.predicted(networks.batch(part) for part in thetas.split(batch_size))
+            space = DistinctSpaces(self.trained_on).first(networks)
+            self._check_predicted([space])
+            return self.predicted(space.batch(part) for part in thetas.split(batch_size))
         output = options.pop("output", None)
         return predictions_of(self, networks, Reading(**options), output=output, batch_size=batch_size)
 
@@ -199,6 +202,7 @@ class TrainedModel:
         Raises:
             SpaceMismatchError: If the model cannot read these networks.
         """
+        data = data.under_names_of(self.trained_on)
         self._check_predicted(data.spaces)
         owners = data.store.owners(data.positions)
         rows = [part for owner in owners.unique() for part in (owners == owner).nonzero()[:, 0].split(batch_size)]
@@ -232,7 +236,7 @@ class TrainedModel:
             split: Which networks of a zoo are scored; ``None`` for all.
             scales: Upper bounds of the positive factors of moved networks, where their activation allows any.
             intervals: How often networks are drawn again for intervals of the scores of networks as they are; 0 for none.
-            group: Column of families of networks that are drawn together.
+            group: Column of families of networks that are drawn together (default: those of one file, and equal ones).
 
         Returns:
             The task's :class:`Scores`, each also with the suffix ``_scale_S`` on moved networks. NaN, with a warning that names them,
@@ -266,7 +270,7 @@ class TrainedModel:
                     outputs,
                     targets,
                     intervals,
-                    groups=None if group is None else data.column(group),
+                    groups=families_of(data, group),
                     seed=self.config.get("seed", 0),
                 )
         return metrics
@@ -443,6 +447,7 @@ def check_scored(task: Task, data: ZooDataset, trained_on: Sequence[WeightSpace]
     Raises:
         ValueError: If there are less than two, their targets make no sense for the model, or their architecture is not that of the task.
     """
+    data = data.under_names_of(trained_on)
     labelled = data if task.column is not None and data.target == task.column else task.labelled(data)
     if len(labelled) < 2:
         raise ValueError(f"Expected at least 2 networks to score (got {labelled!r}).")

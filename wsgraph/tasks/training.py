@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from wsgraph._suggestions import did_you_mean
 from wsgraph.data.transforms import WeightTransform
 from wsgraph.options import TrainingOptions
 from wsgraph.space import ParameterGraph
@@ -182,10 +183,12 @@ def check_training(training: TrainingOptions) -> None:
         ValueError: If a schedule, a logger or an option of Lightning's trainer is unknown.
     """
     if not callable(training.schedule) and training.schedule not in _SCHEDULES:
-        raise ValueError(f"Expected 'schedule' to be one of {', '.join(_SCHEDULES)} or a function (got {training.schedule!r}).")
+        meant = did_you_mean(str(training.schedule), _SCHEDULES)
+        raise ValueError(f"Expected 'schedule' to be one of {', '.join(_SCHEDULES)} or a function (got {training.schedule!r}).{meant}")
     for each in _listed(training.logger):
         if isinstance(each, str) and each not in _LOGGERS:
-            raise ValueError(f"Expected 'logger' to be one of {', '.join(_LOGGERS)} or a logger of Lightning (got {each!r}).")
+            meant = did_you_mean(each, _LOGGERS)
+            raise ValueError(f"Expected 'logger' to be one of {', '.join(_LOGGERS)} or a logger of Lightning (got {each!r}).{meant}")
     # But for those that runs have by other names.
     given = training.trainer_options
     names = {"max_epochs": "epochs", **dict.fromkeys(("callbacks", "logger", "accelerator", "devices"))}
@@ -197,6 +200,26 @@ def check_training(training: TrainingOptions) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             meant = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
             raise ValueError(f"Lightning's Trainer has no option {name!r}. {meant}")
+    # Objects among the values belong to one trainer.
+    plain = {name: value for name, value in (given or {}).items() if isinstance(value, str | int | float | None)}
+    if error := _refused(training, plain):
+        alone = {name: refused for name in plain if (refused := _refused(training, {name: plain[name]}))}
+        (which, error), *_ = [*((f"{name}={plain[name]}", refused) for name, refused in alone.items()), ("all of them together", error)]
+        raise ValueError(f"Lightning's Trainer does not take {which} among 'trainer_options' (--trainer-option): {error}")
+
+
+def _refused(training: TrainingOptions, options: Mapping[str, Any]) -> str:
+    """What Lightning says against options of its trainer; nothing where it takes them."""
+    if not options:
+        return ""
+    own = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    with _quiet_lightning(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which training says again
+        try:
+            L.Trainer(accelerator=training.accelerator, devices=1, max_epochs=training.epochs, **{**own, **options})
+        except Exception as error:  # of the kinds that Lightning and its plugins raise
+            return str(error)
+    return ""
 
 
 class _BestAndLast(ModelCheckpoint):

@@ -286,7 +286,7 @@ def test_where_the_splits_are_cut(tmp_path: Path, bounds: tuple[int, int], split
     for index in bounds:
         shutil.copy(folder / "net0.pth", folder / f"net{index}.pth")
     (folder / "net0.pth").unlink()
-    with pytest.warns(ZooWarning, match="1 networks that are added to a zoo have the weights of one in another split"):
+    with pytest.warns(ZooWarning, match="1 network that is added to a zoo has the weights of one in another split"):
         zoo = ZhouSIRENs(tmp_path, "mnist")
     assert zoo.column("split").tolist() == split
 

@@ -12,7 +12,7 @@ from wsgraph._suggestions import did_you_mean
 from wsgraph.convert.errors import CheckpointError
 from wsgraph.convert.formats.entry import FOLDER, FORMATS, FileFormat, FileNetwork
 
-__all__ = ["file_ending", "file_format", "load_networks", "read_networks"]
+__all__ = ["file_ending", "file_format", "known_endings", "load_networks", "read_networks"]
 
 
 def load_networks(path: str | os.PathLike[str], *, network: str | None = None, **options: Any) -> list[FileNetwork]:
@@ -82,6 +82,17 @@ def _load_plugins() -> None:
     FORMATS.names()
 
 
+def known_endings() -> list[str]:
+    """All endings of files of networks, for messages.
+
+    Example:
+        >>> ".keras" in known_endings()
+        True
+    """
+    _load_plugins()
+    return sorted({ending for entry in FORMATS.values() for ending in entry.endings} - {FOLDER})
+
+
 def file_ending(name: str) -> str | None:
     """The longest ending of a file's name that a format has, or ``None``.
 
@@ -128,8 +139,7 @@ def file_format(path: str | os.PathLike[str]) -> FileFormat:
     longest = max((length for length, _ in fitting), default=0)
     candidates = [entry for length, entry in fitting if length and length == longest]
     if not candidates:
-        endings = sorted({ending for entry in known for ending in entry.endings} - {FOLDER})
-        raise CheckpointError(f"Expected a file ending in {', '.join(endings)} (got {path.name!r}).")
+        raise CheckpointError(f"Expected a file ending in {', '.join(known_endings())} (got {path.name!r}).")
     # Formats that look into a file come before those that take any of the ending.
     for entry in sorted(candidates, key=lambda entry: entry.sniff is None):
         if entry.sniff is None or entry.sniff(path):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph.data.dataset import ZooDataset
 from wsgraph.data.exchange.tables import FILE, FORMAT, SPACE, VERSION
 from wsgraph.data.folder import PathLike
@@ -33,7 +34,7 @@ def _to_json(value: Any) -> str:
 
 def _card(title: str, dataset: ZooDataset, counts: Mapping[str, int], columns: Mapping[str, np.ndarray]) -> str:
     """The card of a data set on the Hugging Face Hub: a header that the Hub reads, and what people want to know."""
-    spaces = [f"- `{key}`: {count:,} networks, `{dataset.store.load_space(key)!r}`" for key, count in counts.items()]
+    spaces = [f"- `{key}`: {counted(count, 'network')}, `{dataset.store.load_space(key)!r}`" for key, count in counts.items()]
     if len(spaces) > _LISTED:
         spaces[_LISTED:] = [f"- and {len(spaces) - _LISTED} further weight spaces"]
     kinds = {"U": "text", "b": "booleans"}

@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from wsgraph.convert.checkpoint import INDEX_ENDING, _load_file, checkpoint_ending, is_hub_model, network_files
-from wsgraph.convert.formats import FORMATS, file_ending
-from wsgraph.convert.formats.entry import FOLDER
+from wsgraph.convert.formats import file_ending, known_endings
 from wsgraph.data.copies import listed
 from wsgraph.data.exchange.tables import FILE, FORMAT, ROLE, SHOWN, TABLES, VERSION, read_json, read_table, read_text, repeated_names
 from wsgraph.data.folder import PathLike
@@ -179,10 +178,8 @@ def open_folder(folder: Path, table: PathLike | None, file_column: str = FILE, *
     present, skipped = _networks(folder)
     tables = [folder / name for name in TABLES if (folder / name).exists()] if table is None else [Path(table)]
     if not present and not (skipped and tables):
-        endings = sorted({ending for entry in FORMATS.values() for ending in entry.endings} - {FOLDER})
-        raise ValueError(
-            f"{str(folder)!r} holds no checkpoints of networks ({', '.join(endings)}){f', only {listed(skipped)}' if skipped else ''}."
-        )
+        only = f", only {listed(skipped)}" if skipped else ""
+        raise ValueError(f"{str(folder)!r} holds no checkpoints of networks ({', '.join(known_endings())}){only}.")
     if len(tables) > 1:
         raise ValueError(f"{str(folder)!r} holds {' and '.join(TABLES)}. Choose one with 'table', or delete one.")
     if not tables and file_column != FILE:

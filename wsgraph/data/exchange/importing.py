@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph.convert.errors import NonFiniteWeightsError, cause_of
-from wsgraph.data.copies import Copies, Copy
+from wsgraph.data.copies import Copies, Copy, listed
 from wsgraph.data.dataset import group_split
 from wsgraph.data.exchange.folders import Folder, holds_optimizer, open_folder
 from wsgraph.data.exchange.network_columns import FORMAT_COLUMN, network_columns
 from wsgraph.data.exchange.notes import notes_on
-from wsgraph.data.exchange.noticed import Noticed, ReadNetwork
+from wsgraph.data.exchange.noticed import Noticed, ReadNetwork, by_reason
 from wsgraph.data.exchange.reading import Reader, ReadingOptions
 from wsgraph.data.exchange.tables import FILE, ROLE, SHOWN, SPACE, as_recorded, read_column
 from wsgraph.data.folder import PathLike
@@ -69,8 +70,9 @@ def import_zoo(
     The table is ``metadata.jsonl`` or ``metadata.csv`` in the folder, as Hugging Face data sets
     have, with the column ``file_name`` (the path from the folder, with or without its ending) and
     any others: numbers, booleans or text; a column ``role`` chooses one network of a file.
-    Semicolons and tabs divide columns as well as commas. Missing numbers and booleans become NaN,
-    missing text is empty. Without a table, networks lie in the order of their paths.
+    Semicolons and tabs divide columns as well as commas. Missing numbers become NaN, missing text
+    is empty; booleans of which some are missing are text, ``true``, ``false`` or empty. Without a
+    table, networks lie in the order of their paths.
 
     State dicts are plain chains of layers, read by :func:`wsgraph.from_state_dict`, unless
     ``space`` says otherwise. Their activation is not seen in weights and never guessed. Networks of
@@ -251,15 +253,22 @@ def _append(store: ZooStore, reader: Reader, columns: dict[str, np.ndarray], *, 
     read.bad |= folder.bad
     if read.bad and not (skip_bad and read.networks):
         many = f"{SHOWN} or more" if len(read.bad) == SHOWN and not skip_bad else f"{len(read.bad)}"
-        told = "\n".join(f"{file!r}: {reason}" for file, reason in [*read.bad.items()][:SHOWN])
+        told = "\n".join(f"{listed(files)}: {reason}" for reason, files in by_reason(read.bad)[:SHOWN])
         advice = "" if skip_bad else "\nLeave out what cannot be imported with skip_bad=True (--skip-bad)."
-        raise ValueError(f"{many} of {len({*files, *folder.bad}):,} checkpoints cannot be imported, so nothing is:\n{told}{advice}")
+        raise ValueError(
+            f"{many} of {counted(len({*files, *folder.bad}), 'checkpoint')} cannot be imported, so nothing is:\n{told}{advice}"
+        )
     for kind in [*waiting]:
         append(kind)
     if reader.options.activation is not None and not reader.used_activation:
         read.remarks.append("'activation' was not needed: the files, the table or configurations say those of all networks.")
     for text, named in [*reader.remarks.items()][:SHOWN]:
         read.remarks.append(f"{named[0]!r}{f' and {len(named) - 1} more files' if len(named) > 1 else ''}: {text}")
+    for first, others in reader.renamed.items():
+        read.remarks.append(
+            f"{counted(len(others), 'file names', 'files name')} the parameters of an architecture otherwise than {first!r}, whose names "
+            f"the zoo has: {listed(others)}. What they compute stays the same."
+        )
     if (rest := len(reader.remarks) - SHOWN) > 0:
         read.remarks.append(f"Readers of files warned of {rest} more things; load_networks says them of one file.")
     return read

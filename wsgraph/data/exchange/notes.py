@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from wsgraph._counts import counted
 from wsgraph.data.copies import listed
 from wsgraph.data.exchange.folders import Folder, stem
-from wsgraph.data.exchange.noticed import Noticed
+from wsgraph.data.exchange.noticed import Noticed, by_reason
 from wsgraph.data.exchange.tables import NUMBER, SHOWN, TABLES
 from wsgraph.data.store import ZooStore
 from wsgraph.data.summary import divided, group_labels
@@ -26,15 +27,18 @@ def notes_on(
     """What one might otherwise not notice of a zoo that was imported, a sentence each; ``shares``
     if its split was drawn."""
     if skipped := sorted([*folder.skipped, *read.others]):
-        yield (f"{len(skipped)} files or folders are no networks of their own and were skipped, {_KINDS}: {listed(skipped)}.")
+        what = "file or folder is no network of its own and was skipped", "files or folders are no networks of their own and were skipped"
+        yield f"{counted(len(skipped), *what)}, {_KINDS}: {listed(skipped)}."
     if read.bad:
-        told = "; ".join(f"{file!r}: {reason.rstrip('.')}" for file, reason in [*read.bad.items()][:SHOWN])
-        rest = f"; and {len(read.bad) - SHOWN} more in info['imported']['bad']" if len(read.bad) > SHOWN else ""
-        count = len({*folder.files, *read.bad})
-        yield f"{len(read.bad)} of {count} files cannot be imported and were left out. {told}{rest}."
+        reasons = by_reason(read.bad)
+        told = "; ".join(f"{listed(files)}: {reason.rstrip('.')}" for reason, files in reasons[:SHOWN])
+        rest = f"; and {counted(len(reasons) - SHOWN, 'further reason')} in info['imported']['bad']" if len(reasons) > SHOWN else ""
+        count = counted(len({*folder.files, *read.bad}), "file")
+        yield f"{len(read.bad)} of {count} cannot be imported and {'was' if len(read.bad) == 1 else 'were'} left out. {told}{rest}."
     dropped = [read.label(folder, i) for i, network in enumerate(read.networks) if not network.is_finite] + [*read.diverged]
     if dropped:
-        yield f"{len(dropped)} networks with NaN or infinite weights were left out: {listed(dropped)}."
+        what = "network with NaN or infinite weights was left out", "networks with NaN or infinite weights were left out"
+        yield f"{counted(len(dropped), *what)}: {listed(dropped)}."
     yield from (*folder.notes, *read.remarks)
     yield from _notes_on_copies(folder, columns, read)
     if folder.export:
@@ -50,7 +54,7 @@ def notes_on(
     else:
         if lacking := [name for name, share in shares.items() if share > 0 and name not in store.splits]:
             yield (
-                f"No network fell to {listed(lacking)} of {len(store)} networks and shares "
+                f"No network fell to {listed(lacking)} of {counted(len(store), 'network')} and shares "
                 f"{', '.join(f'{share:g}' for share in shares.values())}, and training needs "
                 "train, val and test. Add networks, choose other "
                 "shares (split=...), or name splits in a column 'split'."
@@ -59,7 +63,7 @@ def notes_on(
     lost = {name: sum(value is None or value == "" for value in values) for name, values in folder.columns.items()}
     if lost := {name: count for name, count in lost.items() if count}:
         counts = ", ".join(f"{name!r} of {count}" for name, count in lost.items())
-        yield f"Values are missing, which are NaN (of text: empty) in the zoo: {counts} of {len(folder.files)} networks."
+        yield f"Values are missing, which are NaN (of text: empty) in the zoo: {counts} of {counted(len(folder.files), 'network')}."
     for name, values in folder.columns.items():
         texts = [value for value in values if isinstance(value, str) and value]
         others = [text for text in texts if not NUMBER.fullmatch(text)]
@@ -83,13 +87,17 @@ def _notes_on_copies(folder: Folder, columns: Mapping[str, np.ndarray], read: No
         splits = {number: columns["split"][read.networks[number].row] for copy in across for number in copy}
         pairs = [" = ".join(f"{read.label(folder, number)} ({splits[number]})" for number in copy) for copy in across]
         yield (
-            f"{len(across)} networks have the weights of one in another split, so that what is "
+            f"{counted(len(across), 'network has', 'networks have')} the weights of one in another split, so that what is "
             "learned of one is scored on the other: "
             f"{listed(pairs)}. Put equal networks into one split."
         )
     elif read.copies and not folder.export:
         pairs = [f"{read.label(folder, i)} = {read.label(folder, j)}" for i, j in read.copies]
-        yield f"{len(pairs)} networks have the weights of another one, and are in its split: {listed(pairs)}."
+        what = (
+            "network has the weights of another one, and is in its split",
+            "networks have the weights of another one, and are in its split",
+        )
+        yield f"{counted(len(pairs), *what)}: {listed(pairs)}."
     copied = {files[read.networks[number].row] for copy in read.copies for number in copy}
     groups: dict[str, list[str]] = {}
     for file in dict.fromkeys(files):

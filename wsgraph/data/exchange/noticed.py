@@ -11,7 +11,7 @@ import numpy as np
 from wsgraph.data.copies import Copy
 from wsgraph.data.exchange.folders import Folder
 
-__all__ = ["Noticed", "ReadNetwork"]
+__all__ = ["Noticed", "ReadNetwork", "by_reason"]
 
 
 class ReadNetwork(NamedTuple):
@@ -28,6 +28,26 @@ class ReadNetwork(NamedTuple):
     role: str
     info: Mapping[str, Any]
     is_finite: bool
+
+
+def by_reason(bad: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Files that cannot be imported, together where the reason is the same, the most frequent first.
+
+    Args:
+        bad: The reason of every file; its own name in it makes no other reason.
+
+    Returns:
+        Reasons, as they are said of the first file, with the files.
+
+    Example:
+        >>> by_reason({"a.pt": "It is damaged.", "b.pt": "'b.pt' lacks 'w'.", "c.pt": "'c.pt' lacks 'w'."})
+        [("'b.pt' lacks 'w'.", ['b.pt', 'c.pt']), ('It is damaged.', ['a.pt'])]
+    """
+    groups: dict[str, list[str]] = {}
+    for file, reason in bad.items():
+        # A network of a file is written with its role behind.
+        groups.setdefault(reason.replace(file, "").replace(file.rpartition(" (")[0] or file, ""), []).append(file)
+    return [(bad[files[0]], files) for files in sorted(groups.values(), key=len, reverse=True)]
 
 
 @dataclass

@@ -27,10 +27,12 @@ from wsgraph.data.exchange.folders import Folder
 from wsgraph.data.exchange.tables import ROLE, SPACE, read_text
 from wsgraph.space import AssumedGeometryWarning, WeightSpace
 from wsgraph.space.assumed import tell_assumed
+from wsgraph.space.distinct import DistinctSpaces
 
 __all__ = ["Reader", "ReadingOptions"]
 
 _MOST_RUNS = 1000
+_SILENT = "Nothing says which activation it has: give 'activation' (--activation), such as relu, or a column 'activation'."
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Reader:
 
     Attributes:
         remarks: What readers warned of, with the files of which they did.
+        renamed: Files with other names of parameters than the first of their architecture, by that
+            file, with their own weight space.
         used_activation: Whether a network took the activation that was given.
 
     Raises:
@@ -83,6 +87,9 @@ class Reader:
         self.used_activation = False
         self._spaces: dict[Any, WeightSpace] = {key: self._load(key) for key in dict.fromkeys(keys) if key}
         self._told: dict[WeightSpace, None] = {}
+        self._distinct = DistinctSpaces[WeightSpace]()
+        self._named_by: dict[WeightSpace, str] = {}
+        self.renamed: dict[str, dict[str, WeightSpace]] = {}
         self._formats: dict[str, FileFormat] = {}
         self._last: tuple[Any, list[FileNetwork]] = (None, [])
         free = [i for i, key in enumerate(keys) if not key]
@@ -148,7 +155,7 @@ class Reader:
         if self._last[0] != (read_as := (file, self.said[number], self.keys[number])):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
-                self._last = read_as, self._networks(number)
+                self._last = read_as, [self._under_first_names(network, file) for network in self._networks(number)]
             for warning in caught:
                 if issubclass(warning.category, UserWarning) and not issubclass(warning.category, AssumedGeometryWarning):
                     self.remarks.setdefault(self.reason(number, warning.message), []).append(file)
@@ -167,10 +174,22 @@ class Reader:
             )
         return [network for network in found if network.name == role]
 
+    def _under_first_names(self, network: FileNetwork, file: str) -> FileNetwork:
+        """A network in the space of the first one that differs from its own in names alone."""
+        space = self._distinct.first(network.space)
+        first = self._named_by.setdefault(space, file)
+        if space == network.space:
+            return network
+        self.renamed.setdefault(first, {})[file] = network.space
+        return replace(network, space=space)
+
     def reason(self, number: int, error: Any) -> str:
         """What is said of a row's file, for messages that begin with its name."""
         file = self.folder.files[number]
         path = str(self.folder.path / file)
+        unknown = cause_of(error, UnknownActivationError) if isinstance(error, BaseException) else None
+        if unknown is not None and not unknown.written:
+            return _SILENT
         said = isinstance(error, ValueError | TypeError | OSError | Warning)
         text = str(error) if said else f"{type(error).__name__}: {error}"
         return text.removeprefix(f"{path!r} ").replace(path, file)
@@ -226,7 +245,7 @@ class Reader:
         else:
             activation = self.said[number] or self._given_activation()
             if activation is None:
-                raise ValueError("Nothing says which activation it has: give 'activation', such as relu, or a column 'activation'.")
+                raise UnknownActivationError(_SILENT)
             state = chosen_network(state, self.options.prefix)
             check_tied(state)
             space = self._space_of(state, activation)

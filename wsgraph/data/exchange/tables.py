@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsgraph._counts import counted
 from wsgraph._suggestions import did_you_mean
 from wsgraph.data.columns import checked_columns
 from wsgraph.data.copies import listed
@@ -39,6 +40,7 @@ __all__ = [
 
 FORMAT = "wsgraph.export"
 VERSION = 1
+_REPEATED = "row repeats another one word for word and was", "rows repeat another one word for word and were"
 FILE, SPACE, ROLE = "file_name", "weight_space", "role"
 TABLES = ("metadata.jsonl", "metadata.csv")
 SHOWN = 5
@@ -136,7 +138,7 @@ def read_table(file: Path, file_column: str = FILE, is_file: Callable[[str], boo
     if twice := repeated_names(lines):
         kept = sorted({row: i for i, row in reversed([*enumerate(lines)])}.values())
         named = listed(files[lines.index(row)] for row in twice)
-        notes.append(f"{len(lines) - len(kept)} rows repeat another one word for word and were left out: {named}.")
+        notes.append(f"{counted(len(lines) - len(kept), *_REPEATED)} left out: {named}.")
         files, columns = [files[i] for i in kept], {name: [values[i] for i in kept] for name, values in columns.items()}
     return Table(files, columns, notes)
 
@@ -214,10 +216,17 @@ def _from_text(texts: Sequence[Any]) -> list[Any]:
 
 
 def read_column(name: str, values: Sequence[Any]) -> np.ndarray:
-    """A column with its type; where values are missing, NaN among numbers, which booleans then become, and empty text among text."""
+    """A column with its type; where values are missing, NaN among numbers and empty text among text, which booleans then become.
+
+    Example:
+        >>> read_column("size", [1, None]).tolist(), read_column("is_best", [True, None]).tolist()
+        ([1.0, nan], ['true', ''])
+    """
     kinds = {type(value) for value in values}
     missing = type(None) in kinds
     kinds -= {type(None)}
+    if kinds == {bool} and missing:  # classes, not the numbers 0 and 1
+        values, kinds = [None if value is None else str(value).lower() for value in values], {str}
     if kinds == {str}:
         column = np.array([value or "" for value in values])
     elif kinds == {int} and not missing:
