@@ -167,7 +167,9 @@ def test_the_plugin_of_the_readme_runs_as_written(tmp_path: Path, monkeypatch: p
 def test_the_command_has_the_options_of_the_function() -> None:
     shared = {about.flag.partition("/")[0] for kind in KINDS for about in options_of(kind).values() if about.flag}
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
-    assert {text for each in command.params for text in each.opts if text.startswith("-")} == shared | {"--config", "--folds", "--json"}
+    of_several_runs = {"--folds", "--search", "--search-space", "--workers", "--ray"}
+    options = {text for each in command.params for text in each.opts if text.startswith("-")}
+    assert options == shared | of_several_runs | {"--config", "--json"}
     # Those of one name mean one thing, and no task takes what all have.
     for name in list_tasks():
         assert not shared & {about.flag for about in options_of(task_class(name)).values()}
