@@ -177,6 +177,11 @@ def test_errors(store: ZooStore, tmp_path: Path) -> None:
         ({"target": "name", "logger": "tensorbord"}, ValueError, r"\(got 'tensorbord'\)\. Did you mean 'tensorboard'\?"),
         ({"target": "name", "schedule": "one_circle"}, ValueError, r"\(got 'one_circle'\)\. Did you mean 'one_cycle'\?"),
         (
+            {"target": "name", "trainer_options": {"precision": "64-true"}},
+            ValueError,
+            r"does not take precision=64-true .* zoos and models are float32, so the precision may be 32-true, or 16-mixed",
+        ),
+        (
             {"target": "name", "trainer_options": {"precision": "bf17", "max_steps": 3}},
             ValueError,
             r"does not take precision=bf17 among 'trainer_options' \(--trainer-option\): .* Allowed precision values: .*bf16-mixed",

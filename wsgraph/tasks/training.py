@@ -216,9 +216,11 @@ def _refused(training: TrainingOptions, options: Mapping[str, Any]) -> str:
     with _quiet_lightning(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which training says again
         try:
-            L.Trainer(accelerator=training.accelerator, devices=1, max_epochs=training.epochs, **{**own, **options})
+            trainer = L.Trainer(accelerator=training.accelerator, devices=1, max_epochs=training.epochs, **{**own, **options})
         except Exception as error:  # of the kinds that Lightning and its plugins raise
             return str(error)
+    if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
+        return "zoos and models are float32, so the precision may be 32-true, or 16-mixed or bf16-mixed for less memory."
     return ""
 
 
