@@ -367,3 +367,14 @@ def test_an_unknown_parameter_is_refused_with_near_names() -> None:
         space.params_matching("heads.*")
     with pytest.raises(ValueError, match="is called"):
         space.followed("layers.*")
+
+
+def test_a_narrow_terminal_leaves_columns_out() -> None:
+    space = residual()
+    whole = space.summary().splitlines()
+    widest = max(map(len, whole[1:-1]))
+    assert space.summary(width=widest).splitlines() == whole
+    narrow = space.summary(width=widest - 1)
+    assert " reads" not in narrow.splitlines()[1]
+    assert f"Left out for {widest - 1} columns: reads." in narrow
+    assert "Left out for 10 columns: reads, shapes, operators." in space.summary(width=10)

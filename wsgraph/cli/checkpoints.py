@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from wsgraph.cli.common import AsJson, Seed, app, explained, given, told_warnings, working
+from wsgraph.cli.common import AsJson, Seed, app, explained, given, terminal_width, told_warnings, working
 from wsgraph.cli.modules import inputs_of, module_of, shape_of
 from wsgraph.cli.results import print_json
 
@@ -156,7 +156,7 @@ def info(
     if names:
         typer.echo("\n".join(map(opened.space.describe_parameter, names)))
         return
-    table = [] if brief else opened.space.summary(depth).splitlines()
+    table = [] if brief else opened.space.summary(depth, width=terminal_width()).splitlines()
     typer.echo("\n".join([*table, *(line for line in opened.space.report().splitlines() if line not in table)]))
 
 

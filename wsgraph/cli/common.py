@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,7 @@ __all__ = [
     "given",
     "named_folders",
     "split_named",
+    "terminal_width",
     "told_warnings",
     "working",
     "zoo_app",
@@ -45,6 +49,11 @@ Images = Annotated[
     Path | None,
     typer.Option(help="Pictures with labels: a folder of IDX files (MNIST's format) or an .npz file (default: scikit-learn's digits)."),
 ]
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of the terminal; ``None`` where the output goes to a file or another program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from wsgraph.cli.checkpoints import (
     geometry_of,
     tell_geometry,
 )
-from wsgraph.cli.common import AsJson, Images, Ray, given, told_warnings, working, zoo_app
+from wsgraph.cli.common import AsJson, Images, Ray, given, terminal_width, told_warnings, working, zoo_app
 from wsgraph.cli.common import explained as _explained
 from wsgraph.cli.modules import spaces_in, spaces_of_modules
 from wsgraph.cli.results import print_json
@@ -386,5 +386,5 @@ def zoo_info(path: Annotated[Path, typer.Argument(help="Folder of the zoo.")], a
     for note in found["notes"]:
         typer.secho(note, fg=typer.colors.YELLOW)
     for space in spaces[:_SHOWN_SPACES]:
-        typer.echo(space.summary())
+        typer.echo(space.summary(width=terminal_width()))
     print_check_up(found, whole=True)

@@ -18,6 +18,7 @@ __all__ = ["SummarizedStructure"]
 
 _ITSELF = "(the module itself)"
 _ROWS = 36  # of the table without a given depth: with the report below it, a screen of 50 lines
+_OPTIONAL = ("reads", "shapes", "operators")  # columns of the table, the first to be left out first
 _NAMES = 8  # names in one sentence
 _SEGMENTS = 40  # lines about one axis of a parameter
 
@@ -99,7 +100,7 @@ class SummarizedStructure(ModularStructure):
 
     # == The table ==
 
-    def summary(self, depth: int | None = None) -> str:
+    def summary(self, depth: int | None = None, *, width: int | None = None) -> str:
         """A table of the modules with their parameters, neurons and symmetries, that a person can read.
 
         A line per module, those of equal structure folded into one, such as ``layers.0..11`` with ``12 x`` as many
@@ -109,6 +110,7 @@ class SummarizedStructure(ModularStructure):
 
         Args:
             depth: Levels of modules that are shown (default: as many as fit on a screen).
+            width: Characters of a line; columns are left out where the table is wider.
 
         Returns:
             The table as text.
@@ -143,7 +145,15 @@ class SummarizedStructure(ModularStructure):
             notes.append(f"Shown to depth {levels} of {self._levels}.")
         if levels <= self._levels and any(row.whole and len(row.groups) > 1 for row in rows):
             notes.append(f"Depth {self._levels + 1} lists every parameter and group.")
-        return "\n".join([repr(self), *_table([head, *lines]), *([" ".join(notes)] if notes else []), *self._said_assumed])
+        table, left_out = [head, *lines], []
+        for name in (name for name in _OPTIONAL if name in head):
+            if width is None or max(map(len, _table(table))) <= width:
+                break
+            left_out.append(name)
+            table = [[cell for cell, column in zip(line, table[0], strict=True) if column != name] for line in table]
+        if left_out:
+            notes.append(f"Left out for {width} columns: {', '.join(left_out)}.")
+        return "\n".join([repr(self), *_table(table), *([" ".join(notes)] if notes else []), *self._said_assumed])
 
     @property
     def _levels(self) -> int:
