@@ -300,6 +300,12 @@ def test_info_shows_as_much_as_is_asked_for(network: Path) -> None:
     assert [line for line in told if line.startswith("0.")] == ["0.weight: weight, 4x1x3x3, 36 entries", "0.bias: bias, 4, 4 entries"]
 
 
+def test_info_fits_the_terminal(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsgraph.cli.checkpoints.terminal_width", lambda: 60)
+    table = call("info", str(network), "--module", "their_models:make", "--input", "2x1x4x4")
+    assert "Left out for 60 columns: reads, shapes" in " ".join(table.split())
+
+
 def test_info_as_json_shows_as_much_as_is_asked_for(network: Path) -> None:
     options = (str(network), "--module", "their_models:make", "--input", "2x1x4x4", "--json")
     whole, brief, single = (json.loads(call("info", *options, *more)) for more in ((), ("--brief",), ("--parameter", "1.weight")))
