@@ -63,6 +63,12 @@ def explained_errors(path: Path) -> Iterator[None]:
 def prepare_folder(folder: str | os.PathLike[str]) -> Path:
     """Create a folder for results, or say clearly why it cannot be written.
 
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its path.
+
     Raises:
         OSError: If the folder cannot be created or written.
     """

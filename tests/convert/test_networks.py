@@ -182,7 +182,7 @@ def test_zoo_of_one_network_of_every_file(tmp_path: Path) -> None:
     states = [agent() for _ in range(3)]
     for i, state in enumerate(states):
         torch.save(state, tmp_path / f"{i}.pt")
-    with pytest.raises(ValueError, match=r"'0.pt': This holds 2 networks, under 'q_net.', 'q_net_target.'"):
+    with pytest.raises(ValueError, match=r"'0.pt', '1.pt', '2.pt': This holds 2 networks, under 'q_net.', 'q_net_target.'"):
         import_zoo(tmp_path / "zoo", tmp_path, activation="relu")
     zoo = import_zoo(tmp_path / "zoo", tmp_path, activation="relu", prefix="q_net")
     assert torch.equal(zoo.thetas[1], from_state_dict(states[1], prefix="q_net")[1])
