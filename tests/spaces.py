@@ -1,5 +1,8 @@
 """Weight spaces that many tests share, chains and general networks, one per symmetry kind."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,6 +45,11 @@ def residual_space(activation: str = "relu") -> WeightSpace:
 
 GENERAL = {f"residual_{activation}": residual_space(activation) for activation in ("relu", "tanh", "gelu", "identity")}
 SPACES = {**CHAINS, **GENERAL}
+
+
+def with_dtypes(cases: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Cases in float64, where symmetries are exact, and every third in float32 too, where rounding is what can go wrong."""
+    return [(*case, dtype) for i, case in enumerate(cases) for dtype in (torch.float64, *[torch.float32] * (i % 3 == 0))]
 
 
 def broken_networks(space: WeightSpace) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from tests.spaces import CHAINS, SPACES, broken_networks
+from tests.spaces import CHAINS, SPACES, broken_networks, with_dtypes
 from wsgraph import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.nn import (
     MAGEPNFN,
@@ -50,14 +50,12 @@ def build(name: str, space: WeightSpace, out_channels: int = 3, task: str = "inv
     return build_model(name, space, out_channels, task, **SMALL.get(name, {}))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("name", "space"), [pair for pair in PAIRS if pair[0] in INVARIANT])
+@pytest.mark.parametrize(("name", "space", "dtype"), with_dtypes(pair for pair in PAIRS if pair[0] in INVARIANT))
 def test_models_are_invariant(name: str, space: str, dtype: torch.dtype) -> None:
     assert_invariant(build(name, SPACES[space]), SPACES[space], dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("name", "space"), [pair for pair in PAIRS if pair[0] in list_models("equivariant")])
+@pytest.mark.parametrize(("name", "space", "dtype"), with_dtypes(pair for pair in PAIRS if pair[0] in list_models("equivariant")))
 def test_models_with_weights_out_are_equivariant(name: str, space: str, dtype: torch.dtype) -> None:
     model = build(name, SPACES[space], 2, task="equivariant")
     assert_equivariant(model, SPACES[space], dtype=dtype)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.space.handmade import linear, space_of
-from tests.spaces import CHAINS, SPACES, broken_networks, residual_space
+from tests.spaces import CHAINS, SPACES, broken_networks, residual_space, with_dtypes
 from wsgraph import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.nn.message import scalegmn
 from wsgraph.nn.message.scalegmn import ScaleGMN, ScaleGMNConv
@@ -17,7 +18,7 @@ from wsgraph.space import NeuronGroup, Symmetry
 from wsgraph.testing import assert_equivariant, assert_invariant
 
 DIRECTIONS = pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
-DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+CASES = with_dtypes(itertools.product(SPACES, [False, True]))
 MIXED = [
     WeightSpace.mlp([3, 7, 5, 2], "relu"),
     WeightSpace.mlp([3, 6, 5, 4, 2], ["relu", "tanh", "gelu"]),
@@ -36,16 +37,12 @@ def mixed_batch(dtype: torch.dtype = torch.float64) -> ParameterGraph:
     return ParameterGraph.join([space.batch(space.sample(3, generator=generator, dtype=dtype)) for space in MIXED])
 
 
-@DTYPES
-@DIRECTIONS
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("space", "bidirectional", "dtype"), CASES)
 def test_invariant(space: str, bidirectional: bool, dtype: torch.dtype) -> None:
     assert_invariant(build(SPACES[space], bidirectional), SPACES[space], dtype=dtype)
 
 
-@DTYPES
-@DIRECTIONS
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("space", "bidirectional", "dtype"), CASES)
 def test_equivariant(space: str, bidirectional: bool, dtype: torch.dtype) -> None:
     model = build(SPACES[space], bidirectional, 2, task="equivariant")
     assert_equivariant(model, SPACES[space], dtype=dtype)

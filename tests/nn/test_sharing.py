@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.space.handmade import linear, space_of
-from tests.spaces import CHAINS, SPACES
+from tests.spaces import CHAINS, SPACES, with_dtypes
 from wsgraph import ParameterGraph, SpaceMismatchError, WeightSpace
 from wsgraph.nn import (
     Activation,
@@ -81,8 +81,7 @@ def dense(name: str) -> WeightSpace:
     return SPACES[name].without_kernels()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("layer", "space"), CASES)
+@pytest.mark.parametrize(("layer", "space", "dtype"), with_dtypes(CASES))
 def test_layers_are_equivariant(layer: str, space: str, dtype: torch.dtype) -> None:
     networks = dense(space) if layer in POLYNOMIAL else SPACES[space]
     control = "noise" if layer.startswith("pointwise") else "uncoupled"  # what maps every entry alone commutes with any permutation

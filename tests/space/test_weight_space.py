@@ -197,8 +197,7 @@ def test_repr(space: WeightSpace, text: str) -> None:
 
 
 @every_space
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "dtype"), [((), torch.float32), ((3,), torch.float64), ((2, 3), torch.bfloat16), ((0,), torch.float32)])
 def test_flatten_and_unflatten_are_inverse(space: WeightSpace, batch: tuple[int, ...], dtype: torch.dtype) -> None:
     theta = torch.randn(*batch, space.num_params, generator=generator()).to(torch.bfloat16).to(dtype)
     tensors = space.unflatten(theta)
