@@ -13,8 +13,6 @@ from wsgraph.data.transforms import WeightTransform
 
 __all__ = ["augment_zoo"]
 
-_BLOCK_BYTES = 2**26
-
 
 def augment_zoo(path: str | os.PathLike[str], zoo: ZooStore | ZooDataset, transform: WeightTransform, *, factor: int = 2) -> ZooStore:
     """Write a zoo in which every network is followed by transformed copies of itself, with its row of the table.
@@ -56,8 +54,7 @@ def augment_zoo(path: str | os.PathLike[str], zoo: ZooStore | ZooDataset, transf
         raise ValueError(f"Expected a dataset without a transform of its own (got {dataset.transform!r}): compose it with 'transform'.")
     with ZooStore.writing(path, info=info) as store:
         for space in dataset.spaces:
-            positions = dataset.of_space(space).positions
-            for part in positions.split(max(1, _BLOCK_BYTES // (8 * factor * space.num_params))):
+            for part in dataset.of_space(space).blocks(factor):
                 thetas = dataset.store.read(part)
                 copies = torch.stack([thetas, *(transform.weights(space, thetas) for _ in range(factor - 1))], dim=1)
                 rows = part.numpy().repeat(factor)

@@ -186,6 +186,18 @@ class ZooDataset(Dataset[ParameterGraph]):
         mine = torch.tensor([self.store.load_space(shard.space) == space for shard in self.store.shards])
         return self._chosen(mine[self.store.owners(self.positions)])
 
+    def blocks(self, copies: int = 1) -> tuple[Tensor, ...]:
+        """Positions of the networks, as many at a time as take 64 MiB in float64, or one.
+
+        Args:
+            copies: How many copies of every network are held at a time.
+
+        Returns:
+            Long tensors, in the order of the networks.
+        """
+        largest = max((space.num_params for space in self.spaces), default=1)
+        return self.positions.split(max(1, _BLOCK_BYTES // (8 * copies * largest)))
+
     def under_names_of(self, spaces: Iterable[WeightSpace]) -> ZooDataset:
         """The same networks, in those of some weight spaces from which theirs differ in names of parts alone.
 
@@ -217,7 +229,7 @@ class ZooDataset(Dataset[ParameterGraph]):
         mean, squares = torch.zeros(2, len(sizes), dtype=torch.float64)
         low, high = torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
         seen = 0
-        for positions in self.positions.split(max(1, _BLOCK_BYTES // (8 * space.num_params))):
+        for positions in self.blocks():
             thetas = self.store.read(positions).double()
             thetas = thetas if transform is None else transform.weights(space, thetas)
             parts = thetas.split([param.size for param in space.params], dim=1)

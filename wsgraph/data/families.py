@@ -12,8 +12,6 @@ from wsgraph.data.summary import group_labels
 
 __all__ = ["copies_among", "families_of"]
 
-_BLOCK_BYTES = 2**26
-
 
 def copies_among(data: ZooDataset) -> list[Copy]:
     """Networks with the weights of another one.
@@ -37,7 +35,7 @@ def copies_among(data: ZooDataset) -> list[Copy]:
     number = {position: i for i, position in enumerate(data.positions.tolist())}
     found, copies, read = [], Copies(), list[int]()
     for space in data.spaces:
-        for rows in data.of_space(space).positions.split(max(1, _BLOCK_BYTES // (8 * space.num_params))):
+        for rows in data.of_space(space).blocks():
             read += [number[position] for position in rows.tolist()]
             found += [Copy(read[copy.number], read[copy.first]) for copy in copies.add(space.unnamed, data.store.read(rows))]
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from wsgraph._suggestions import did_you_mean
 from wsgraph.operators.entry import Flag, Flow, OnnxForm, Operator, UnsupportedError, number
 from wsgraph.operators.table import OPERATORS
 from wsgraph.plugins import load_plugins
@@ -138,10 +138,9 @@ def parse_operator(text: str) -> tuple[str, tuple[float, ...]]:
         load_plugins()
     if name not in OPERATORS:
         known = ", ".join(OPERATORS)
-        close = difflib.get_close_matches(name.lower(), OPERATORS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"Unknown activation or operator {name!r}.{hint} Known ones: {known}. Add your own with wsgraph.space.register_operator, "
+            f"Unknown activation or operator {name!r}.{did_you_mean(name, OPERATORS)} Known ones: {known}. "
+            "Add your own with wsgraph.space.register_operator, "
             "declaring which symmetries it lets through."
         )
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from wsgraph.tasks.task import Task, distinct_spaces
 __all__ = ["baseline_scores"]
 
 _COMPONENTS = 64  # of canonical weights: boosting takes long with thousands of features
-_BLOCK_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -142,20 +141,16 @@ def _smoothed(probabilities: np.ndarray, networks: int) -> np.ndarray:
     return (networks * probabilities + 1) / (networks + probabilities.shape[1])
 
 
-def _blocks(data: ZooDataset, space: WeightSpace) -> Sequence[Tensor]:
-    return data.positions.split(max(1, _BLOCK_BYTES // (8 * space.num_params)))
-
-
 def _statistics(data: ZooDataset) -> np.ndarray:
     """Features ``[n, F]`` of networks, of several architectures too."""
     spaces = data.spaces
     if len(spaces) == 1:
-        return np.concatenate([_of_parameters(spaces[0], data.store.read(rows)) for rows in _blocks(data, spaces[0])])
+        return np.concatenate([_of_parameters(spaces[0], data.store.read(rows)) for rows in data.blocks()])
     owners = data.store.owners(data.positions)
     result: list[np.ndarray] = [np.zeros(0)] * len(data)
     for space in spaces:
         mine = data.of_space(space)
-        rows = np.concatenate([_of_roles(space, data.store.read(rows)) for rows in _blocks(mine, space)])
+        rows = np.concatenate([_of_roles(space, data.store.read(rows)) for rows in mine.blocks()])
         places = [i for i, owner in enumerate(owners.tolist()) if data.store.load_space(data.store.shards[owner].space) == space]
         for place, row in zip(places, rows, strict=True):
             result[place] = row
@@ -181,8 +176,7 @@ def _canonical(train: ZooDataset, test: ZooDataset, seed: int) -> tuple[np.ndarr
     """Canonical weights of training and test networks, or their first principal components."""
     space = train.space
     read, asked = (
-        np.concatenate([space.canonicalize(data.store.read(rows).double()).numpy() for rows in _blocks(data, space)])
-        for data in (train, test)
+        np.concatenate([space.canonicalize(data.store.read(rows).double()).numpy() for rows in data.blocks()]) for data in (train, test)
     )
     count = min(_COMPONENTS, len(read) - 1)
     if read.shape[1] <= count:

@@ -87,8 +87,7 @@ class Reference:
         chosen = data if len(data) <= _NETWORKS else data[torch.linspace(0, len(data) - 1, _NETWORKS).long()]
         found = []
         for space in chosen.spaces:
-            rows = chosen.of_space(space).positions.split(max(1, _BLOCK_BYTES // (8 * space.num_params)))
-            found += [_features(space, chosen.store.read(part)) for part in rows]
+            found += [_features(space, chosen.store.read(rows)) for rows in chosen.of_space(space).blocks()]
         features = torch.cat(found)
         features = features[features.isfinite().all(1)]
         if not len(features):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import itertools
 import logging
@@ -197,9 +196,8 @@ def check_training(training: TrainingOptions) -> None:
         if name in names:
             raise ValueError(f"Give {names[name] or name!r} rather than {name!r} among 'trainer_options'.")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
-            raise ValueError(f"Lightning's Trainer has no option {name!r}. {meant}")
+            meant = did_you_mean(name, known) or f" It has {', '.join(known)}."
+            raise ValueError(f"Lightning's Trainer has no option {name!r}.{meant}")
     # Objects among the values belong to one trainer.
     plain = {name: value for name, value in (given or {}).items() if isinstance(value, str | int | float | None)}
     if error := _refused(training, plain):
