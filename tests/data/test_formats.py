@@ -727,6 +727,9 @@ def test_commands_read_every_format(tmp_path: Path) -> None:
     assert "permutation x scale" in call("info", str(tmp_path / "a.keras"))
     assert "WeightSpace(3-5-2" in call("info", str(tmp_path / "a.msgpack"), "--activation", "tanh")
     assert "WeightSpace(3-8-8-2" in call("info", str(tmp_path / "a.zip"), "--network", "policy")
+    page = tmp_path / "policy.html"
+    call("plot", "graph", str(tmp_path / "a.zip"), "--network", "policy", "--html", str(page))
+    assert "WeightSpace(3-8-8-2" in page.read_text(encoding="utf-8")
     assert json.loads(call("check", str(tmp_path / "a.zip"), "--network", "value", "--json"))["passes"] is True
     np.savez(tmp_path / "a.npz", **{f"{i}.kernel": weight.T.numpy() for i, (weight, _) in enumerate(layers)})  # type: ignore[arg-type]
     assert "WeightSpace(3-5-2" in call("info", str(tmp_path / "a.npz"), "--activation", "relu", "--layout", "in_out")

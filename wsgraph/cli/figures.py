@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Prefix, Space, open_network
+from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Network, Prefix, Space, open_network
 from wsgraph.cli.common import Seed, Split, Trained, app, explained, split_named
 
 __all__: list[str] = []
@@ -133,6 +133,7 @@ def graph(
     space: Space = None,
     prefix: Prefix = None,
     entry: Entry = None,
+    network: Network = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page (.html) instead of a figure: to zoom, fold by module and point at; it loads nothing.")
     ] = None,
@@ -155,12 +156,12 @@ def graph(
             raise ValueError(f"Expected --html as a file ending in .html (got {html.name!r}).")
         figure = Path("graph.pdf") if output is None and html is None else output
         figure = figure and _parent(figure)
-        network = open_network(checkpoint, activation, module, inputs, False, prefix, entry, space_file=space)
+        opened = open_network(checkpoint, activation, module, inputs, False, prefix, entry, space_file=space, role=network)
         if figure is not None:
-            draw_graph(network.space, network.theta, figure, title=title)
+            draw_graph(opened.space, opened.theta, figure, title=title)
         if html is not None:
             prepare_folder(html.parent)
-            graph_page(network.space, network.theta, html, title=title)
+            graph_page(opened.space, opened.theta, html, title=title)
     if figure is not None:
         _wrote(figure)
     if html is not None:
