@@ -7,7 +7,7 @@ import torch
 
 from wsgraph import WeightSpace
 from wsgraph.data import ZooStore, augment_zoo
-from wsgraph.data import augment as augment_module
+from wsgraph.data import dataset as dataset_module
 from wsgraph.data.transforms import RandomSymmetry
 
 
@@ -17,7 +17,7 @@ def test_every_network_is_followed_by_copies_of_its_function(tmp_path: Path, mon
     thetas = space.sample(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     table = {"test_accuracy": torch.rand(7), "split": ["train"] * 4 + ["test"] * 3}
     store = ZooStore.create(tmp_path / "zoo", space, thetas, table)
-    monkeypatch.setattr(augment_module, "_BLOCK_BYTES", 8 * 3 * space.num_params * 2)
+    monkeypatch.setattr(dataset_module, "_BLOCK_BYTES", 8 * 3 * space.num_params * 2)
     made = augment_zoo(tmp_path / "triple", store, RandomSymmetry((1, 100), distribution="uniform"), factor=3)
     assert torch.equal(made.thetas[::3], thetas)
     assert made.column("original").tolist() == [i for i in range(7) for _ in range(3)]
