@@ -11,11 +11,12 @@ from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.evaluate import run_network
 from wsgraph.space.inputs import check_layer_inputs
 from wsgraph.space.symmetry.alignment import Answers, align_answers, align_weights
+from wsgraph.space.symmetry.balance import balance
 from wsgraph.space.symmetry.canonical import FORMS, canonicalize
 from wsgraph.space.symmetry.group import SYMMETRIES, GroupElement, act, sample_symmetry
 from wsgraph.space.weight_space import WeightSpace
 
-__all__ = ["FORMS", "SYMMETRIES", "GroupElement", "act", "align", "canonicalize", "sample_symmetry"]
+__all__ = ["FORMS", "SYMMETRIES", "GroupElement", "act", "align", "balance", "canonicalize", "sample_symmetry"]
 
 _SAMPLES = 20_000  # answers per neuron that are compared, evenly spaced over inputs and positions
 

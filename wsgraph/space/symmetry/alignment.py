@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from wsgraph.space.flat import FlatSpace
+from wsgraph.space.symmetry.balance import balance
 from wsgraph.space.symmetry.group import GroupElement, act, flatten_logical, logical_tensors
-from wsgraph.space.symmetry.matching import Matching, Sums, identity, selected
+from wsgraph.space.symmetry.matching import Matching, selected
 from wsgraph.space.symmetry.places import Places
 
 __all__ = ["Answers", "align_answers", "align_weights"]
@@ -44,43 +44,16 @@ def align_answers(space: FlatSpace, thetas: Tensor, targets: Tensor, answers: An
 def _from_balanced(places: Places, thetas: Tensor, targets: Tensor, sweeps: int, generator: torch.Generator | None) -> Matching:
     """The alignment that starts from permutations and signs found after balancing both networks."""
     space = places.space
-    (balance, balanced), (own_balance, own) = (_balance(places, tensor) for tensor in (targets, thetas))
-    start = Matching(places, own, balanced, positive=False)
+    balanced, own_balanced = (balance(space, tensor, places=places) for tensor in (targets, thetas))
+    start = Matching(places, act(space, own_balanced, thetas), act(space, balanced, targets), positive=False)
     start.start_from_inputs()
     start.descend(sweeps, generator)
     result = Matching(places, thetas, targets)
-    element = balance.inverse() @ start.element @ own_balance
+    element = balanced.inverse() @ start.element @ own_balanced
     result.tensors = logical_tensors(space, act(space, element, thetas))
     result.errors = {name: result._error(name, result.tensors[name]) for name in result.errors}
     result.element = element
     return result
-
-
-def _balance(places: Places, thetas: Tensor, sweeps: int = 50) -> tuple[GroupElement, Tensor]:
-    """The positive factors after which the weights into and out of every neuron have equal norms, and the networks after them."""
-    space = places.space
-    tensors = logical_tensors(space, thetas)
-    labels = [label for label in places.scales if space.class_symmetry(label).positive]
-    sums = Sums(places, {o.param.name for label in labels for o in places.by_scale[label]}, tensors, tensors)
-    total: dict[str, Tensor] = {}
-    for _ in range(sweeps):
-        largest = 0.0
-        for label in labels:
-            weighted, count = torch.zeros(()), torch.zeros(())
-            for occurrence in places.by_scale[label]:
-                power, square = occurrence.power(label), occurrence.entries(sums.squares).sum(2)
-                # Neurons without weights on one side have nothing to balance.
-                weighted = weighted + power * torch.where(square > 0, square, 1).log() / 2
-                count = count + power**2 * (square > 0)
-            step = -weighted / torch.where(count > 0, count, 1)
-            sums.scale(label, step.exp())
-            total[label] = total[label] + step if label in total else step
-            largest = max(largest, float(step.abs().max()))
-        if largest < 1e-12:
-            break
-    stay = identity(space, thetas)
-    element = replace(stay, scales={**stay.scales, **{label: step.exp() for label, step in total.items()}})
-    return element, act(space, element, thetas)
 
 
 # == Activations ==
@@ -115,8 +88,8 @@ class _AnswerMatching(Matching):
         # Factors of least distance, from what they are and from those that give the weights the reference's balance.
         balanced = self.copy()
         current, targets = (flatten_logical(self.space, tensors) for tensors in (self.tensors, self.targets))
-        balance, own_balance = (_balance(self.places, tensor)[0] for tensor in (targets, current))
-        scales = (balance.inverse() @ own_balance).scales
+        wanted, own = (balance(self.space, tensor, places=self.places) for tensor in (targets, current))
+        scales = (wanted.inverse() @ own).scales
         balanced.scale({label: factors for label, factors in scales.items() if label in self.places.by_scale})
         for start in (self, balanced):
             start.settle_factors(tolerance=1e-9)
