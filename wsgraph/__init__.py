@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wsgraph._version import __version__
 
 if TYPE_CHECKING:
-    from wsgraph import bench, convert, data, measure, nn, plot, plugins, space, symmetry, tasks, testing  # noqa: F401
+    from wsgraph import bench, convert, data, measure, nn, plot, plugins, provenance, space, symmetry, tasks, testing  # noqa: F401
     from wsgraph.convert import (
         CheckpointError,
         FileNetwork,
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
         load_onnx,
         trace,
     )
+    from wsgraph.provenance import Comparison, same
     from wsgraph.space import AssumedGeometryWarning, ParameterGraph, SpaceMismatchError, WeightSpace
     from wsgraph.symmetry import GroupElement
 
 __all__ = [
     "AssumedGeometryWarning",
     "CheckpointError",
+    "Comparison",
     "FileNetwork",
     "GroupElement",
     "ParameterGraph",
@@ -48,14 +50,32 @@ __all__ = [
     "load_checkpoint",
     "load_networks",
     "load_onnx",
+    "same",
     "trace",
 ]
 
 # PyTorch takes seconds to import, and help and completion on the command line must not wait for it: names are imported when they are used.
 _PLACES = dict.fromkeys(("AssumedGeometryWarning", "ParameterGraph", "SpaceMismatchError", "WeightSpace"), "space") | {
-    "GroupElement": "symmetry"
+    "GroupElement": "symmetry",
+    "Comparison": "provenance",
+    "same": "provenance",
 }
-_MODULES = ("bench", "convert", "data", "measure", "nn", "plot", "plugins", "report", "scores", "space", "symmetry", "tasks", "testing")
+_MODULES = (
+    "bench",
+    "convert",
+    "data",
+    "measure",
+    "nn",
+    "plot",
+    "plugins",
+    "provenance",
+    "report",
+    "scores",
+    "space",
+    "symmetry",
+    "tasks",
+    "testing",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,9 @@ _LARGEST_STEP = 150.0
 _NOTHING = math.log(1e-60)  # left of neurons that nothing reaches or reads, relative to the largest entry
 
 
-def balance(space: FlatSpace, thetas: Tensor, *, vanish: bool = False, places: Places | None = None) -> GroupElement:
+def balance(
+    space: FlatSpace, thetas: Tensor, *, vanish: bool = False, tolerance: float = _CONVERGED, places: Places | None = None
+) -> GroupElement:
     r"""The positive factors at which networks have the least norm: one point of every orbit of factors, up to rounding.
 
     .. math:: \min_{s} \; F(s) = \sum_i \theta_i^2 \exp\Bigl(2 \sum_c e_{ic} s_c\Bigr)
@@ -40,6 +42,7 @@ def balance(space: FlatSpace, thetas: Tensor, *, vanish: bool = False, places: P
         space: The weight space.
         thetas: Checkpoints ``[B, P]``.
         vanish: Whether neurons that answer nothing, or that nothing reads, are to shrink.
+        tolerance: Largest change of a logarithm in the last pass over all neurons.
         places: Where neurons lie, if that is known already.
 
     Returns:
@@ -72,15 +75,15 @@ def balance(space: FlatSpace, thetas: Tensor, *, vanish: bool = False, places: P
     if not labels:
         return stay
     squares = _Squares(places, thetas.detach().double())
-    total = {label: torch.zeros_like(stay.scales[label]) for label in labels}
+    total = {label: squares.vanished(label) if vanish else torch.zeros_like(stay.scales[label]) for label in labels}
     for _ in range(_SWEEPS):
-        largest = 0.0
+        largest = torch.zeros((), dtype=torch.float64, device=thetas.device)
         for label in labels:
-            step = squares.step(label, vanish)
+            step = squares.step(label)
             squares.scale(label, step)
             total[label] = total[label] + step
-            largest = max(largest, float(step.abs().max()))
-        if largest < _CONVERGED:
+            largest = torch.maximum(largest, step.abs().max())
+        if largest < tolerance:
             break
     return replace(stay, scales={**stay.scales, **{label: step.exp() for label, step in total.items()}})
 
@@ -93,7 +96,8 @@ class _Squares:
         largest = thetas.abs().amax(dim=1, keepdim=True)
         # Relative to the largest, so that no square leaves the range of float64.
         tensors = logical_tensors(self.space, thetas / torch.where(largest > 0, largest, 1))
-        self.squares = {}
+        self.squares: dict[str, Tensor] = {}
+        self.held: dict[str, tuple[Tensor, Tensor]] = {}
         for name in {occurrence.param.name for label in places.scales for occurrence in places.by_scale[label]}:
             dims = [1 + i for i, _ in enumerate(self.space.param(name).axes) if (name, i) not in places.scaled_axes]
             square = tensors[name].square()
@@ -105,29 +109,46 @@ class _Squares:
         for name in self.places.users[label] & self.squares.keys():
             self.squares[name] = move_parameter(self.space, self.space.param(name), self.squares[name], {}, factors)
 
-    def step(self, label: str, vanish: bool) -> Tensor:
-        """Logarithms ``[B, n]`` of the factors at which the norm is least while all other classes stay."""
+    def _sums(self, label: str) -> dict[int, Tensor]:
+        """What every neuron of a class holds ``[B, n]``, by the power of its factor."""
         sums: dict[int, Tensor] = {}
         for occurrence in self.places.by_scale[label]:
-            power = occurrence.power(label)
-            sums[power] = sums.get(power, torch.zeros(())) + occurrence.entries(self.squares).sum(2)
-        sums.pop(0, None)
-        none = torch.zeros_like(next(iter(sums.values())), dtype=torch.bool)
-        rising = sum((value > 0 for power, value in sums.items() if power > 0), start=none)
-        falling = sum((value > 0 for power, value in sums.items() if power < 0), start=none)
+            if power := occurrence.power(label):
+                found = occurrence.entries(self.squares).sum(2)
+                sums[power] = sums[power] + found if power in sums else found
+        return sums
+
+    def _sides(self, label: str, sums: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """Which neurons hold anything that their factor makes larger, and that it makes smaller: no factor changes that."""
+        if label not in self.held:
+            none = torch.zeros_like(next(iter(sums.values())), dtype=torch.bool)
+            rising = sum((value > 0 for power, value in sums.items() if power > 0), start=none)
+            self.held[label] = rising, sum((value > 0 for power, value in sums.items() if power < 0), start=none)
+        return self.held[label]
+
+    def vanished(self, label: str) -> Tensor:
+        """Logarithms ``[B, n]`` of factors that leave next to nothing of neurons that answer nothing, or that nothing reads."""
+        sums = self._sums(label)
+        rising, falling = self._sides(label, sums)
+        ends = torch.stack(
+            [torch.where(value > 0, (_NOTHING - value.clamp(min=1e-300).log() / 2) / power, 0) for power, value in sums.items()]
+        )
+        step = torch.where(rising & ~falling, ends.amin(0), torch.where(falling & ~rising, ends.amax(0), 0))
+        step = step.clamp(-_LARGEST_STEP, _LARGEST_STEP)
+        self.scale(label, step)
+        return step
+
+    def step(self, label: str) -> Tensor:
+        """Logarithms ``[B, n]`` of the factors at which the norm is least while all other classes stay."""
+        sums = self._sums(label)
+        rising, falling = self._sides(label, sums)
         both = rising & falling
         present = {power: torch.where(both, value, 1) for power, value in sums.items()}
         if len(sums) == 2 and sum(sums) == 0:
             power = max(sums)
-            step = (present[-power].log() - present[power].log()) / (4 * power)
+            step = (present[-power] / present[power]).log() / (4 * power)
         else:
-            step = _newton(present)
-        step = torch.where(both, step, 0)
-        if vanish:  # towards the end at which all that the neuron holds is next to nothing
-            ends = torch.stack(
-                [torch.where(value > 0, (_NOTHING - value.clamp(min=1e-300).log() / 2) / power, 0) for power, value in sums.items()]
-            )
-            step = torch.where(rising & ~falling, ends.amin(0), torch.where(falling & ~rising, ends.amax(0), step))
+            step = torch.where(both, _newton(present), 0)
         return step.clamp(-_LARGEST_STEP, _LARGEST_STEP)
 
 

@@ -1,0 +1,6 @@
+"""Where networks come from: whether two are the same, which are near, who was made from whom, and what becomes of several merged."""
+
+from wsgraph.provenance.comparing import NEAR, Comparison, ParameterComparison, same
+from wsgraph.provenance.yardstick import Yardstick
+
+__all__ = ["NEAR", "Comparison", "ParameterComparison", "Yardstick", "same"]
