@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wsgraph._version import __version__
 
 if TYPE_CHECKING:
-    from wsgraph import bench, convert, data, measure, nn, plot, plugins, provenance, space, symmetry, tasks, testing  # noqa: F401
+    from wsgraph import bench, convert, data, measure, nn, plot, plugins, provenance, search, space, symmetry, tasks, testing  # noqa: F401
     from wsgraph.convert import (
         CheckpointError,
         FileNetwork,

@@ -16,6 +16,7 @@ __all__ = ["Point", "Yardstick"]
 
 _PAIRS = 32  # shuffled networks that are matched, at most
 _ENTRIES = 2**21  # of all of these together, but for one
+_TOGETHER = 2**19  # entries of networks that are matched side by side, but for one network
 _LEAST_SPREAD = 1e-3  # of a parameter's size: below, what differs is no more than rounding of a constant
 
 
@@ -134,9 +135,28 @@ class Yardstick:
         """Networks beside others, as near as permutations and signs bring them."""
         return self.metric.match(points.values, targets.values, seed=seed)
 
-    def distances(self, points: Point, targets: Point) -> Tensor:
+    def distances(self, points: Point, targets: Point, *, seed: int = 0) -> Tensor:
         """Distances ``[B]`` of points from others, in units of the level."""
-        return self.relative(self.match(points, targets).distances, points.norms, targets.norms)
+        return self.relative(self.match(points, targets, seed=seed).distances, points.norms, targets.norms)
+
+    def between(self, points: Point, first: Tensor, targets: Point, second: Tensor, *, seed: int = 0) -> Tensor:
+        """Distances of pairs, as many at a time as memory is held small with.
+
+        Args:
+            points: Networks.
+            first: Positions among them ``[n]``.
+            targets: Networks.
+            second: Positions among these ``[n]``.
+            seed: Seed of the order of alignment.
+
+        Returns:
+            Distances ``[n]``.
+        """
+        step = max(1, _TOGETHER // self.space.num_params)
+        found = [
+            self.distances(points[one], targets[other], seed=seed) for one, other in zip(first.split(step), second.split(step), strict=True)
+        ]
+        return torch.cat(found) if len(first) else points.norms.new_zeros(0)
 
     def relative(self, distances: Tensor, norms: Tensor, others: Tensor) -> Tensor:
         """Distances of orbits, or bounds of them, in units of the level."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from wsgraph.data import ZooDataset
 from wsgraph.space import WeightSpace
 
-__all__ = ["Reference", "weight_statistics"]
+__all__ = ["Reference", "network_statistics", "weight_statistics"]
 
 _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NETWORKS = 2000  # of the training networks, evenly spaced
@@ -35,8 +35,19 @@ def weight_statistics(values: Tensor) -> Tensor:
     return torch.cat([values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True), ordered[:, places]], dim=1)
 
 
-def _features(space: WeightSpace, thetas: Tensor) -> Tensor:
-    """Features ``[B, F]`` of networks of any architecture, which no symmetry changes."""
+def network_statistics(space: WeightSpace, thetas: Tensor) -> Tensor:
+    """Statistics of networks of any architecture, which no symmetry changes.
+
+    Mean, standard deviation and quartiles of all weights, of all other parameters, and of the first and last weight, and logarithms of
+    numbers of parameters, of canonical forms.
+
+    Args:
+        space: The weight space.
+        thetas: Flat checkpoints ``[B, P]``.
+
+    Returns:
+        Statistics ``[B, F]`` in float64; infinite where a network has no canonical form within the range of numbers.
+    """
     try:
         thetas = space.canonicalize(thetas.double(), fix=_FORMS)
     except ValueError:  # no canonical form within the range of numbers: as far as can be
@@ -87,7 +98,7 @@ class Reference:
         chosen = data if len(data) <= _NETWORKS else data[torch.linspace(0, len(data) - 1, _NETWORKS).long()]
         found = []
         for space in chosen.spaces:
-            found += [_features(space, chosen.store.read(rows)) for rows in chosen.of_space(space).blocks()]
+            found += [network_statistics(space, chosen.store.read(rows)) for rows in chosen.of_space(space).blocks()]
         features = torch.cat(found)
         features = features[features.isfinite().all(1)]
         if not len(features):
@@ -110,7 +121,7 @@ class Reference:
             Distances ``[N]``, and the shares ``[N]`` of training networks that lie nearer.
         """
         rows = thetas.split(max(1, _BLOCK_BYTES // (8 * space.num_params)))
-        features = torch.cat([_features(space, part.cpu()) for part in rows])
+        features = torch.cat([network_statistics(space, part.cpu()) for part in rows])
         mean, deviation = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.deviation))
         distances = ((features - mean) / deviation).square().mean(1).sqrt()
         shares = np.searchsorted(np.array(self.quantiles), distances.numpy()) / _LEVELS

@@ -189,6 +189,42 @@ class TrainedModel:
         settled = (batch if fixed is None else fixed(batch) for batch in map(_single, batches))
         return torch.cat([self.task.predict(self.module, batch.to(device)).cpu() for batch in settled])
 
+    def embed(self, space: WeightSpace, thetas: Tensor, *, batch_size: int = 256) -> Tensor:
+        """What the model's last layer reads of networks: features by which it tells them apart.
+
+        Of an invariant model they are invariant too.
+
+        Args:
+            space: The weight space of the networks.
+            thetas: Flat checkpoints ``[N, P]``.
+            batch_size: Networks per forward pass.
+
+        Returns:
+            Tensor ``[N, D]``, on the CPU.
+
+        Raises:
+            SpaceMismatchError: If the model cannot read these networks.
+            ValueError: If a weight is NaN or infinite, or the model has no last layer with one vector for every network.
+        """
+        read: list[Tensor] = []
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+            for layer in self.module.modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        found = []
+        try:
+            for part in thetas.split(batch_size):
+                read.clear()
+                self.predict(space, part, batch_size=batch_size)
+                if not read or read[-1].shape[0] != len(part):
+                    raise ValueError(f"{self.name} has no last linear layer that reads one vector of every network: it embeds none.")
+                found.append(read[-1].flatten(1).cpu())
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(found)
+
     def predict_zoo(self, data: ZooDataset, *, batch_size: int = 256) -> Tensor:
         """What the model says of the networks of a zoo, in their order there, which batches of several architectures do not keep.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.flat import FlatSpace
-from wsgraph.space.symmetry.group import GroupElement, logical_tensors, move_parameter, sample_symmetry
+from wsgraph.space.symmetry.group import GroupElement, logical_tensors, sample_symmetry
+from wsgraph.space.symmetry.occurrences import Occurrence, laid_along
 from wsgraph.space.symmetry.places import Places
 
 __all__ = ["balance"]
@@ -98,6 +99,8 @@ class _Squares:
         tensors = logical_tensors(self.space, thetas / torch.where(largest > 0, largest, 1))
         self.squares: dict[str, Tensor] = {}
         self.held: dict[str, tuple[Tensor, Tensor]] = {}
+        self.positions: dict[Occurrence, Tensor] = {}
+        self.device = thetas.device
         for name in {occurrence.param.name for label in places.scales for occurrence in places.by_scale[label]}:
             dims = [1 + i for i, _ in enumerate(self.space.param(name).axes) if (name, i) not in places.scaled_axes]
             square = tensors[name].square()
@@ -105,16 +108,34 @@ class _Squares:
 
     def scale(self, label: str, logarithm: Tensor) -> None:
         """Multiply the neurons of a class."""
-        factors = {label: (2 * logarithm).exp()}
-        for name in self.places.users[label] & self.squares.keys():
-            self.squares[name] = move_parameter(self.space, self.space.param(name), self.squares[name], {}, factors)
+        for occurrence in self.places.by_scale[label]:
+            if power := occurrence.power(label):
+                param, axis = occurrence.param, occurrence.axis
+                factors = (2 * power * logarithm).exp()
+                if not occurrence.whole:
+                    every = factors.new_ones(len(factors), param.axes[axis].num_neurons)
+                    factors = every.index_copy_(1, self._positions(occurrence), factors)
+                self.squares[param.name] = self.squares[param.name] * laid_along(param, axis, factors)
+
+    def _positions(self, occurrence: Occurrence) -> Tensor:
+        if occurrence not in self.positions:
+            self.positions[occurrence] = torch.tensor(occurrence.positions, device=self.device)
+        return self.positions[occurrence]
 
     def _sums(self, label: str) -> dict[int, Tensor]:
         """What every neuron of a class holds ``[B, n]``, by the power of its factor."""
         sums: dict[int, Tensor] = {}
         for occurrence in self.places.by_scale[label]:
             if power := occurrence.power(label):
-                found = occurrence.entries(self.squares).sum(2)
+                square = self.squares[occurrence.param.name]
+                if occurrence.param.axes[occurrence.axis].blocks > 1:
+                    found = occurrence.entries(self.squares).sum(2)
+                else:
+                    along = 1 + occurrence.axis
+                    others = [dim for dim in range(1, square.ndim) if dim != along]
+                    found = square.sum(dim=others) if others else square
+                    if not occurrence.whole:
+                        found = found.index_select(1, self._positions(occurrence))
                 sums[power] = sums[power] + found if power in sums else found
         return sums
 

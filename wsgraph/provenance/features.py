@@ -1,0 +1,233 @@
+"""Features by which networks are searched: vectors whose distances say, or bound, how near networks are."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wsgraph.files import write_json
+from wsgraph.plugins import Registry
+from wsgraph.provenance.yardstick import Point, Yardstick
+from wsgraph.space import WeightSpace
+from wsgraph.space.symmetry.invariants import Invariants
+from wsgraph.tasks.distance import network_statistics
+from wsgraph.tasks.trained import TrainedModel
+
+__all__ = ["FEATURES", "Features", "ModelFeatures", "StatisticsFeatures", "WeightFeatures"]
+
+_TOLERANCE = 1e-6  # of logarithms of factors: features are kept in float32
+_STRANGERS = 256  # pairs of networks that say how far apart those of a zoo are, at most
+_FEWEST = 8
+_ENTRIES = 2**24  # of all of these pairs together, if that leaves as many as the fewest
+
+FEATURES: Registry[type[Features]] = Registry("kind of features")
+"""Features by name; an entry is a class, which may be added to."""
+
+
+class Features(ABC):
+    r"""Vectors :math:`f(\theta)` of networks, and norms :math:`n(\theta)` that give their distances a unit.
+
+    .. math:: r(\theta, \theta') = \frac{\| f(\theta) - f(\theta') \|}{\sqrt{n(\theta)^2 + n(\theta')^2}}
+
+    A subclass says in ``across`` whether it compares networks of different architectures; of one that does not, an index fits one to
+    every architecture.
+    """
+
+    across: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, networks: Sequence[tuple[WeightSpace, Tensor]], dimensions: int, seed: int, model: TrainedModel | None) -> Self:
+        """Features fitted to networks.
+
+        Args:
+            networks: Weight spaces, each with checkpoints ``[B, P]``.
+            dimensions: Largest length of a vector.
+            seed: Seed of everything random.
+            model: A trained model, for features that are made by one.
+
+        Returns:
+            The features.
+        """
+
+    @abstractmethod
+    def __call__(self, space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors ``[B, D]`` and norms ``[B]`` of networks ``[B, P]``."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Keep the fit in a folder, which exists."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, space: WeightSpace | None) -> Self:
+        """The fit that was kept, with the weight space that it was fitted to if it is of one."""
+
+
+class WeightFeatures(Features):
+    r"""Invariants of the balanced weights of one architecture, which bound the distance after alignment from below.
+
+    :math:`\| f(\theta) - f(\theta') \|` is never larger than the distance of orbits
+    (:class:`~wsgraph.space.symmetry.metric.OrbitMetric`) divided by :math:`\kappa` of the
+    :class:`~wsgraph.provenance.yardstick.Yardstick`: invariants
+    (:class:`~wsgraph.space.symmetry.invariants.Invariants`) on the directions in which networks of the zoo differ most.
+
+    Args:
+        yardstick: What distances are measured with.
+        center: Mean invariants ``[F]``.
+        basis: Orthonormal rows ``[D, F]``.
+        strangers: Distances of random pairs of networks of the zoo, after alignment, in ascending order.
+        seed: Seed of the invariants.
+    """
+
+    across = False
+
+    def __init__(self, yardstick: Yardstick, center: Tensor, basis: Tensor, strangers: Tensor, seed: int) -> None:
+        self.yardstick, self.center, self.basis, self.strangers, self.seed = yardstick, center, basis, strangers, seed
+        self._invariants = Invariants(yardstick.space, seed=seed)
+
+    @classmethod
+    def fit(cls, networks: Sequence[tuple[WeightSpace, Tensor]], dimensions: int, seed: int, model: TrainedModel | None) -> Self:
+        ((space, thetas),) = networks
+        yardstick = Yardstick.of(space, thetas, seed=seed)
+        points = yardstick.prepare(thetas, tolerance=_TOLERANCE)
+        values = Invariants(space, seed=seed)(points.values)
+        center = values.mean(0)
+        basis = _directions(values - center, dimensions, seed)
+        generator = torch.Generator().manual_seed(seed)
+        strangers = torch.zeros(0, dtype=torch.float64)
+        if (count := len(thetas)) > 1:
+            pairs = min(_STRANGERS, count * (count - 1) // 2, max(_FEWEST, _ENTRIES // space.num_params))
+            first = torch.randint(count, (pairs,), generator=generator)
+            second = (first + torch.randint(1, count, first.shape, generator=generator)) % count
+            strangers = yardstick.between(points, first, points, second, seed=seed).sort().values
+        return cls(yardstick, center, basis, strangers, seed)
+
+    def __call__(self, space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
+        return self.of_points(self.points(thetas))
+
+    def points(self, thetas: Tensor) -> Point:
+        """Networks ``[B, P]`` as points of the yardstick, as precisely as features are kept."""
+        return self.yardstick.prepare(thetas, tolerance=_TOLERANCE)
+
+    def of_points(self, points: Point) -> tuple[Tensor, Tensor]:
+        """Vectors ``[B, D]`` and norms ``[B]`` of points."""
+        return (self._invariants(points.values) - self.center) @ self.basis.T / self.yardstick.level, points.norms
+
+    def save(self, folder: Path) -> None:
+        save_file({"center": self.center, "basis": self.basis.contiguous(), "strangers": self.strangers}, folder / "fit.safetensors")
+        write_json(folder / "fit.json", {**self.yardstick.document(), "seed": self.seed})
+
+    @classmethod
+    def load(cls, folder: Path, space: WeightSpace | None) -> Self:
+        document = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "fit.safetensors")
+        assert space is not None
+        seed = document.pop("seed")
+        return cls(Yardstick(space=space, **document), tensors["center"], tensors["basis"], tensors["strangers"], seed)
+
+
+def _directions(values: Tensor, dimensions: int, seed: int) -> Tensor:
+    """Orthonormal rows ``[D, F]``: directions of largest variance, and random ones beside them where the networks span fewer."""
+    from sklearn.decomposition import PCA  # takes a while to import
+
+    width = values.shape[1]
+    if width <= dimensions:
+        return torch.eye(width, dtype=values.dtype)
+    count = min(dimensions, len(values) - 1)
+    found = torch.zeros(width, 0, dtype=values.dtype)
+    if count > 0:
+        found = torch.from_numpy(PCA(count, svd_solver="auto", random_state=seed).fit(values.numpy()).components_.T)
+    drawn = torch.randn(width, dimensions - found.shape[1], generator=torch.Generator().manual_seed(seed), dtype=values.dtype)
+    return torch.linalg.qr(torch.cat([found, drawn], dim=1)).Q.T
+
+
+class _Standardised(Features):
+    """Vectors whose entries have a standard deviation of 1 in the zoo.
+
+    Args:
+        mean: Means ``[D]``.
+        deviation: Standard deviations ``[D]``.
+    """
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        self.mean, self.deviation = mean, deviation
+
+    @classmethod
+    def fit(cls, networks: Sequence[tuple[WeightSpace, Tensor]], dimensions: int, seed: int, model: TrainedModel | None) -> Self:
+        made = cls._made(model)
+        values = torch.cat([made.vectors(space, thetas).double() for space, thetas in networks])
+        values = values[values.isfinite().all(1)]
+        made.mean = values.mean(0)
+        deviation = values.std(0, correction=0)
+        made.deviation = torch.where(deviation > 0, deviation, 1)
+        return made
+
+    @classmethod
+    def _made(cls, model: TrainedModel | None) -> Self:
+        return cls(torch.zeros(()), torch.ones(()))
+
+    @abstractmethod
+    def vectors(self, space: WeightSpace, thetas: Tensor) -> Tensor:
+        """Vectors ``[B, D]`` of networks ``[B, P]`` as they are."""
+
+    def __call__(self, space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
+        values = torch.nan_to_num((self.vectors(space, thetas).double() - self.mean) / self.deviation, posinf=1e6, neginf=-1e6)
+        return values, torch.full((len(values),), values.shape[1] ** 0.5, dtype=values.dtype)
+
+    def save(self, folder: Path) -> None:
+        save_file({"mean": self.mean, "deviation": self.deviation}, folder / "fit.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, space: WeightSpace | None) -> Self:
+        return cls(**load_file(folder / "fit.safetensors"))
+
+
+class StatisticsFeatures(_Standardised):
+    """Statistics of canonical weights, as predictions say with them how far a network lies from those of training."""
+
+    def vectors(self, space: WeightSpace, thetas: Tensor) -> Tensor:
+        return network_statistics(space, thetas)
+
+
+class ModelFeatures(_Standardised):
+    """What the last layer of a trained model reads: networks are near where the model has no reason to tell them apart.
+
+    Args:
+        mean: Means ``[D]``.
+        deviation: Standard deviations ``[D]``.
+        model: The model.
+    """
+
+    def __init__(self, mean: Tensor, deviation: Tensor, model: TrainedModel) -> None:
+        super().__init__(mean, deviation)
+        self.model = model
+
+    @classmethod
+    def _made(cls, model: TrainedModel | None) -> Self:
+        if model is None:
+            raise ValueError("Features named 'model' need a trained model: give it as 'model', or its folder as --model.")
+        return cls(torch.zeros(()), torch.ones(()), model)
+
+    def vectors(self, space: WeightSpace, thetas: Tensor) -> Tensor:
+        return self.model.embed(space, thetas)
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        self.model.save(folder / "model")  # so that the index needs no folder that may move
+
+    @classmethod
+    def load(cls, folder: Path, space: WeightSpace | None) -> Self:
+        return cls(**load_file(folder / "fit.safetensors"), model=TrainedModel.load(folder / "model"))
+
+
+FEATURES.add("weights", WeightFeatures)
+FEATURES.add("statistics", StatisticsFeatures)
+FEATURES.add("model", ModelFeatures)

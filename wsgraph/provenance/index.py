@@ -1,0 +1,339 @@
+"""An index of the networks of a zoo, on disk, by which those are found that are like a given one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wsgraph._counts import counted
+from wsgraph.data import ZooStore
+from wsgraph.data.folder import PathLike
+from wsgraph.data.public.base import tracked
+from wsgraph.data.shards import Shard
+from wsgraph.files import new_folder, prepare_folder, write_atomically, write_json
+from wsgraph.provenance.features import FEATURES, Features, WeightFeatures
+from wsgraph.provenance.yardstick import Point
+from wsgraph.space import SpaceMismatchError, WeightSpace
+from wsgraph.tasks.trained import TrainedModel
+
+__all__ = ["Group", "Index", "Match"]
+
+_VERSION = 1
+_FITTED = 2000  # networks of an architecture that features are fitted to
+_FITTED_BYTES = 2**28
+_BLOCK_BYTES = 2**26
+_BY_FEATURES = 64  # candidates by features for every network that is wanted, of which alignment looks at the nearest
+_ALIGNED = 5  # candidates that are aligned for every network that is wanted
+
+
+@dataclass(frozen=True)
+class Match:
+    """A network of a zoo that is like another one.
+
+    Attributes:
+        position: Its position in the zoo.
+        distance: How far it is: 0 for an equal network, 1 for one whose entries were shuffled.
+        aligned: Whether that is the distance after alignment, not one of features.
+    """
+
+    position: int
+    distance: float
+    aligned: bool
+
+
+class Group:
+    """The networks of a zoo that are compared with each other, by their features.
+
+    Args:
+        features: The features.
+        positions: Positions of the networks in the zoo ``[n]``.
+        vectors: Their vectors ``[n, D]``.
+        norms: Their norms ``[n]``.
+    """
+
+    def __init__(self, features: Features, positions: np.ndarray, vectors: np.ndarray, norms: np.ndarray) -> None:
+        from sklearn.neighbors import NearestNeighbors  # takes a while to import
+
+        self.features, self.positions, self.vectors, self.norms = features, positions, vectors, norms
+        self._neighbors = NearestNeighbors(algorithm="brute").fit(vectors)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def position(self, number: int) -> int:
+        """The position in the zoo of a network by its number here."""
+        return int(self.positions[number])
+
+    def nearest(self, vectors: np.ndarray, norms: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest networks to given vectors, by relative distance.
+
+        Args:
+            vectors: Vectors ``[Q, D]``.
+            norms: Norms ``[Q]``.
+            count: Number of networks wanted for each.
+
+        Returns:
+            Relative distances ``[Q, k]``, ascending, and the numbers of the networks in this group.
+        """
+        # Twice as many as are wanted: those that are nearest are not quite those that are relatively nearest.
+        distances, numbers = self._neighbors.kneighbors(vectors, min(len(self.positions), 2 * count))
+        scales = np.sqrt(norms[:, None] ** 2 + self.norms[numbers] ** 2)
+        distances = distances / np.where(scales > 0, scales, 1)
+        order = distances.argsort(axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(distances, order, 1), np.take_along_axis(numbers, order, 1)
+
+
+def _arrays(vectors: Tensor, norms: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    return vectors.float().numpy(), norms.float().numpy()
+
+
+class Index:
+    r"""Features of all networks of a zoo, kept in a folder, by which networks like a given one are found.
+
+    An index that exists is opened, and what is missing is added: networks that were appended to the zoo since. Features of a shard are
+    kept when they are whole, so that an interrupted index goes on where it was. The zoo itself stays as it is.
+
+    With features ``"weights"`` (:class:`~wsgraph.provenance.features.WeightFeatures`), the nearest networks by features are aligned
+    with the one that is looked for, in the order of their features' distances, which are lower bounds. The search ends when no bound is
+    below the distances that were found, or after 5 times as many networks as are wanted.
+
+    Args:
+        zoo: The zoo.
+        path: Folder of the index (default: that of the zoo with ``.index`` behind its name, and the features' name unless it is weights).
+        features: ``"weights"``, within an architecture; ``"statistics"`` of weights, across architectures; ``"model"``, of a trained one.
+        model: The model of features ``"model"``.
+        dimensions: Numbers kept of every network, at most; of the weights of an architecture.
+        seed: Seed of projections, and of the order of alignment.
+
+    Raises:
+        ValueError: If there is an index of another kind, or of another zoo, or a network is not finite.
+        OSError: If the folder cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from wsgraph import WeightSpace
+        >>> from wsgraph.data import ZooStore
+        >>> from wsgraph.search import Index
+        >>> space, generator = WeightSpace.mlp([2, 8, 1]), torch.Generator().manual_seed(0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     zoo = ZooStore.create(f"{folder}/zoo", space, space.sample(50, generator=generator), {})
+        ...     index = Index(zoo)
+        ...     moved = space.act(space.sample_symmetry(generator=generator), zoo.read(torch.tensor([7])))
+        ...     index, index.search(space, moved, top=1)[0][0].position
+        (Index(50 networks, weights), 7)
+    """
+
+    def __init__(
+        self,
+        zoo: ZooStore,
+        path: PathLike | None = None,
+        *,
+        features: str = "weights",
+        model: TrainedModel | None = None,
+        dimensions: int = 128,
+        seed: int = 0,
+    ) -> None:
+        self._kind = FEATURES.find(features)
+        self.zoo, self.features = zoo.snapshot(), features
+        named = ".index" if features == "weights" else f".{features}.index"
+        self.path = Path(path) if path is not None else zoo.path.resolve().with_name(f"{zoo.path.resolve().name}{named}")
+        self._dimensions, self._seed = dimensions, seed
+        self._groups: dict[str, Group] = {}
+        self._open()
+        self._key_of = {space.unnamed: self._key(space) for space in reversed(self.zoo.spaces)}
+        fits = self._fits(model)
+        todo = [shard for shard in self.zoo.shards if not self._file(shard).exists()]
+        self._compute(fits, todo)
+        self._loaded_fits = fits
+
+    # == On disk ==
+
+    def _open(self) -> None:
+        file = self.path / "index.json"
+        about = {"version": _VERSION, "features": self.features, "dimensions": self._dimensions, "seed": self._seed}
+        if not file.exists():
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise ValueError(f"Expected an index or a new folder in {str(self.path)!r}, but something else is there. Choose another.")
+            prepare_folder(self.path)
+            write_json(file, about)
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if wrong := [name for name, value in about.items() if found.get(name) != value]:
+            told = ", ".join(f"{name} {found.get(name)!r}, not {about[name]!r}" for name in wrong)
+            raise ValueError(f"The index {str(self.path)!r} was made with {told}. Open it so, or choose another folder for a new one.")
+
+    def _key(self, space: WeightSpace) -> str:
+        """The folder of the fit that networks of a weight space are compared with."""
+        if self._kind.across:
+            return "all"
+        # Names are no part of it: zoos may hold one architecture under several.
+        text = json.dumps([space.architecture.to_json(), repr(space.unnamed[1:])])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _file(self, shard: Shard) -> Path:
+        key = self._key_of[self.zoo.load_space(shard.space).unnamed]
+        return self.path / key / f"shard-{shard.checksum[:32]}.safetensors"
+
+    def _fits(self, model: TrainedModel | None) -> dict[str, Features]:
+        """Features by key, fitted where they are not there yet."""
+        fits = {}
+        for space in self.zoo.spaces:
+            key = self._key_of[space.unnamed]
+            if key in fits:
+                continue
+            folder = self.path / key
+            if not folder.exists():
+                chosen = self.zoo.spaces if self._kind.across else [space]
+                networks = [(each, self._some(each, len(chosen))) for each in chosen]
+                made = self._kind.fit(networks, self._dimensions, self._seed, model)
+                try:
+                    with new_folder(folder) as temporary:
+                        made.save(temporary)
+                except FileExistsError:  # by another process in the meantime, of whose features those of shards are
+                    pass
+            fits[key] = self._kind.load(folder, None if self._kind.across else space)
+        return fits
+
+    def _some(self, space: WeightSpace, spaces: int) -> Tensor:
+        """Networks of an architecture that features are fitted to, evenly spaced."""
+        data = self.zoo.of_space(space)
+        count = min(len(data), max(1, _FITTED // spaces), max(2, _FITTED_BYTES // (8 * space.num_params)))
+        return self.zoo.read(data.positions[torch.linspace(0, len(data) - 1, count).long()]).double()
+
+    def _compute(self, fits: Mapping[str, Features], shards: Sequence[Shard]) -> None:
+        """Features of the networks of some shards, each kept when it is whole."""
+        starts = dict(zip((shard.name for shard in self.zoo.shards), self._starts().tolist(), strict=True))
+        found: dict[Path, list[tuple[Tensor, Tensor]]] = {}
+        blocks = [
+            (shard, rows)
+            for shard in shards
+            for rows in (torch.arange(shard.count) + starts[shard.name]).split(max(1, _BLOCK_BYTES // (8 * shard.shape[1])))
+        ]
+        for number, (shard, rows) in enumerate(tracked(blocks, "indexing")):
+            space = self.zoo.load_space(shard.space)
+            vectors, norms = fits[self._key_of[space.unnamed]](space, self.zoo.read(rows))
+            file = self._file(shard)
+            found.setdefault(file, []).append((vectors.float(), norms.float()))
+            if number + 1 == len(blocks) or blocks[number + 1][0] is not shard:
+                parts = found.pop(file)
+                whole = {"vectors": torch.cat([part[0] for part in parts]), "norms": torch.cat([part[1] for part in parts])}
+                write_atomically(file, functools.partial(save_file, whole))
+
+    def _starts(self) -> Tensor:
+        return torch.tensor([0, *(shard.count for shard in self.zoo.shards)]).cumsum(0)[:-1]
+
+    # == Networks that are compared ==
+
+    @property
+    def groups(self) -> list[Group]:
+        """The networks that are compared with each other: those of every architecture, or all."""
+        return [self._group(key) for key in dict.fromkeys(self._key_of.values())]
+
+    def group_of(self, space: WeightSpace) -> Group:
+        """The networks that those of a weight space are compared with.
+
+        Args:
+            space: The weight space.
+
+        Returns:
+            The group.
+
+        Raises:
+            SpaceMismatchError: If there are none.
+        """
+        if self._kind.across:
+            return self._group("all")
+        if space.unnamed not in self._key_of:
+            some = "; ".join(map(repr, self.zoo.spaces[:3]))
+            raise SpaceMismatchError(
+                f"The index {str(self.path)!r} holds no network of {space!r} (but of {some}). "
+                "Features 'statistics' compare networks of different architectures."
+            )
+        return self._group(self._key_of[space.unnamed])
+
+    def _group(self, key: str) -> Group:
+        if key not in self._groups:
+            positions, vectors, norms = [], [], []
+            for shard, start in zip(self.zoo.shards, self._starts().tolist(), strict=True):
+                if self._key_of[self.zoo.load_space(shard.space).unnamed] == key:
+                    tensors = load_file(self._file(shard))
+                    positions.append(np.arange(start, start + shard.count))
+                    vectors.append(tensors["vectors"].numpy())
+                    norms.append(tensors["norms"].numpy())
+            self._groups[key] = Group(self._loaded_fits[key], *map(np.concatenate, (positions, vectors, norms)))
+        return self._groups[key]
+
+    def networks(self, positions: np.ndarray) -> Tensor:
+        """Checkpoints ``[n, P]`` of networks of one group, under whichever names they are kept.
+
+        Args:
+            positions: Their positions in the zoo.
+
+        Returns:
+            Float64 tensor.
+        """
+        return torch.cat([self.zoo.read(position[None]) for position in torch.from_numpy(positions)]).double()
+
+    # == Searching ==
+
+    def search(self, space: WeightSpace, thetas: Tensor, top: int = 10, *, align: bool = True) -> list[list[Match]]:
+        """The networks of the zoo that are nearest to given ones.
+
+        Args:
+            space: The weight space of the given networks.
+            thetas: Checkpoints ``[Q, P]``.
+            top: How many are wanted for each, at most.
+            align: Whether the nearest by features are aligned, where features bound that distance.
+
+        Returns:
+            For every given network its matches, nearest first.
+
+        Raises:
+            SpaceMismatchError: If the zoo has no network that it could be compared with, or the shape is wrong.
+            ValueError: If a weight is NaN or infinite, or ``top`` is not positive.
+        """
+        if top < 1:
+            raise ValueError(f"Expected 'top' to be at least 1 (got {top}).")
+        space.check_thetas(thetas, finite=True)
+        group = self.group_of(space)
+        if not align or not isinstance(group.features, WeightFeatures):
+            found = group.nearest(*_arrays(*group.features(space, thetas)), min(len(group), top))
+            return [
+                [Match(group.position(number), float(bound), False) for bound, number in zip(*row, strict=True)]
+                for row in zip(*found, strict=True)
+            ]
+        points = group.features.points(thetas)
+        found = group.nearest(*_arrays(*group.features.of_points(points)), min(len(group), _BY_FEATURES * top))
+        return [
+            self._aligned(group, points[i : i + 1], bounds, numbers, top) for i, (bounds, numbers) in enumerate(zip(*found, strict=True))
+        ]
+
+    def _aligned(self, group: Group, target: Point, bounds: np.ndarray, numbers: np.ndarray, top: int) -> list[Match]:
+        """The nearest after alignment, in the order of lower bounds until none is below what was found."""
+        features = group.features
+        assert isinstance(features, WeightFeatures)
+        found, done = list[Match](), 0
+        while done < min(len(numbers), _ALIGNED * top):
+            if len(found) >= top and found[top - 1].distance <= bounds[done]:
+                break
+            chosen = numbers[done : done + top]
+            points, order = features.points(self.networks(group.positions[chosen])), torch.arange(len(chosen))
+            distances = features.yardstick.between(points, order, target, torch.zeros_like(order), seed=self._seed)
+            found += [Match(group.position(number), distance, True) for number, distance in zip(chosen, distances.tolist(), strict=True)]
+            found.sort(key=lambda match: match.distance)
+            done += len(chosen)
+        return found[:top]
+
+    def __len__(self) -> int:
+        return len(self.zoo)
+
+    def __repr__(self) -> str:
+        return f"Index({counted(len(self), 'network')}, {self.features})"
