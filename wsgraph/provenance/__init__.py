@@ -1,6 +1,7 @@
 """Where networks come from: whether two are the same, which are near, who was made from whom, and what becomes of several merged."""
 
 from wsgraph.provenance.comparing import NEAR, Comparison, ParameterComparison, same
+from wsgraph.provenance.lineage import Descent, Lineage, lineage
 from wsgraph.provenance.yardstick import Yardstick
 
-__all__ = ["NEAR", "Comparison", "ParameterComparison", "Yardstick", "same"]
+__all__ = ["NEAR", "Comparison", "Descent", "Lineage", "ParameterComparison", "Yardstick", "lineage", "same"]

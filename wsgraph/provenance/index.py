@@ -31,6 +31,7 @@ _VERSION = 1
 _FITTED = 2000  # networks of an architecture that features are fitted to
 _FITTED_BYTES = 2**28
 _BLOCK_BYTES = 2**26
+_COMPARED = 2**26  # distances that are held at a time
 _BY_FEATURES = 64  # candidates by features for every network that is wanted, of which alignment looks at the nearest
 _ALIGNED = 5  # candidates that are aligned for every network that is wanted
 
@@ -61,10 +62,9 @@ class Group:
     """
 
     def __init__(self, features: Features, positions: np.ndarray, vectors: np.ndarray, norms: np.ndarray) -> None:
-        from sklearn.neighbors import NearestNeighbors  # takes a while to import
-
         self.features, self.positions, self.vectors, self.norms = features, positions, vectors, norms
-        self._neighbors = NearestNeighbors(algorithm="brute").fit(vectors)
+        self._vectors = torch.from_numpy(vectors)
+        self._squares = self._vectors.square().sum(1)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -85,9 +85,14 @@ class Group:
             Relative distances ``[Q, k]``, ascending, and the numbers of the networks in this group.
         """
         # Twice as many as are wanted: those that are nearest are not quite those that are relatively nearest.
-        distances, numbers = self._neighbors.kneighbors(vectors, min(len(self.positions), 2 * count))
+        some, found = min(len(self), 2 * count), []
+        for queries in torch.from_numpy(vectors).split(max(1, _COMPARED // max(1, len(self)))):
+            found.append(torch.addmm(self._squares, queries, self._vectors.T, alpha=-2).topk(some, largest=False).indices)
+        numbers = torch.cat(found).numpy()
+        # Anew: the difference of squares above is too coarse for those that are very near.
+        parts = [np.linalg.norm(self.vectors[own] - vector, axis=1) for own, vector in zip(numbers, vectors, strict=True)]
         scales = np.sqrt(norms[:, None] ** 2 + self.norms[numbers] ** 2)
-        distances = distances / np.where(scales > 0, scales, 1)
+        distances = np.stack(parts) / np.where(scales > 0, scales, 1)
         order = distances.argsort(axis=1, kind="stable")[:, :count]
         return np.take_along_axis(distances, order, 1), np.take_along_axis(numbers, order, 1)
 
@@ -146,7 +151,7 @@ class Index:
         self.zoo, self.features = zoo.snapshot(), features
         named = ".index" if features == "weights" else f".{features}.index"
         self.path = Path(path) if path is not None else zoo.path.resolve().with_name(f"{zoo.path.resolve().name}{named}")
-        self._dimensions, self._seed = dimensions, seed
+        self._dimensions, self.seed = dimensions, seed
         self._groups: dict[str, Group] = {}
         self._open()
         self._key_of = {space.unnamed: self._key(space) for space in reversed(self.zoo.spaces)}
@@ -159,7 +164,7 @@ class Index:
 
     def _open(self) -> None:
         file = self.path / "index.json"
-        about = {"version": _VERSION, "features": self.features, "dimensions": self._dimensions, "seed": self._seed}
+        about = {"version": _VERSION, "features": self.features, "dimensions": self._dimensions, "seed": self.seed}
         if not file.exists():
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise ValueError(f"Expected an index or a new folder in {str(self.path)!r}, but something else is there. Choose another.")
@@ -193,7 +198,7 @@ class Index:
             if not folder.exists():
                 chosen = self.zoo.spaces if self._kind.across else [space]
                 networks = [(each, self._some(each, len(chosen))) for each in chosen]
-                made = self._kind.fit(networks, self._dimensions, self._seed, model)
+                made = self._kind.fit(networks, self._dimensions, self.seed, model)
                 try:
                     with new_folder(folder) as temporary:
                         made.save(temporary)
@@ -326,7 +331,7 @@ class Index:
                 break
             chosen = numbers[done : done + top]
             points, order = features.points(self.networks(group.positions[chosen])), torch.arange(len(chosen))
-            distances = features.yardstick.between(points, order, target, torch.zeros_like(order), seed=self._seed)
+            distances = features.yardstick.between(points, order, target, torch.zeros_like(order), seed=self.seed)
             found += [Match(group.position(number), distance, True) for number, distance in zip(chosen, distances.tolist(), strict=True)]
             found.sort(key=lambda match: match.distance)
             done += len(chosen)

@@ -1,0 +1,346 @@
+"""Who was made from whom: a forest of likely parents among the networks of a zoo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsgraph._counts import counted
+from wsgraph.data.public.base import tracked
+from wsgraph.provenance.comparing import NEAR
+from wsgraph.provenance.features import WeightFeatures
+from wsgraph.provenance.index import Group, Index
+from wsgraph.space import WeightSpace
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+__all__ = ["Descent", "Lineage", "lineage", "related_pairs"]
+
+_PAIRS_TOGETHER = 256
+_FEWEST_STRANGERS = 16
+_CENTRAL = 1.0  # logits for a root from which the others are as near as from the middle, over one from which they are twice as far
+_ORDER, _ZEROS, _LEVELS, _NORM = 6.0, 4.0, 4.0, 0.5  # logits of evidence for a direction
+_MORE_ZEROS, _FEWER_LEVELS, _LARGER_NORM = 0.02, 0.5, 1.002
+_SURE = 2.0  # logits from which a direction is called known
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A network and the one that it was likely made from.
+
+    Attributes:
+        child: Position of the network in the zoo.
+        parent: Position of its parent, or -1 for none.
+        distance: Distance after alignment from the parent, or from the nearest network where there is no parent; 1 is that of shuffled
+            networks, and infinite where there is no other network to compare with.
+        nearest: Position of the nearest network, or -1.
+        kept: Parameters that are bit for bit the parent's, as they are stored.
+        evidence: What speaks for this direction.
+        is_directed: Whether the evidence says which of both was first; else it may be the other way round.
+    """
+
+    child: int
+    parent: int
+    distance: float
+    nearest: int
+    kept: tuple[str, ...]
+    evidence: tuple[str, ...]
+    is_directed: bool
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A forest of likely parents.
+
+    Attributes:
+        descents: One for every network, in their order.
+        thresholds: By architecture, as text, the distance from which a network is no relative.
+        false_alarms: Rate of networks without relatives that are given some, by which thresholds were chosen.
+        related: Pairs of relatives, as positions and distances ``(first, second, distance)``.
+    """
+
+    descents: tuple[Descent, ...]
+    thresholds: Mapping[str, float]
+    false_alarms: float
+    related: tuple[tuple[int, int, float], ...]
+
+    @property
+    def parents(self) -> Tensor:
+        """Positions of parents ``[N]``, -1 for none."""
+        return torch.tensor([each.parent for each in self.descents], dtype=torch.long)
+
+    @property
+    def families(self) -> list[list[int]]:
+        """Positions of the networks of every family of two or more, largest families first."""
+        import networkx as nx
+
+        found = nx.weakly_connected_components(self.graph())
+        return sorted((sorted(each) for each in found if len(each) > 1), key=lambda each: (-len(each), each))
+
+    def graph(self) -> nx.DiGraph:
+        """The forest: an edge from every parent to its child, with ``distance``, ``kept``, ``evidence`` and ``is_directed``."""
+        import networkx as nx
+
+        graph = nx.DiGraph()
+        graph.add_nodes_from(each.child for each in self.descents)
+        for each in self.descents:
+            if each.parent >= 0:
+                about = {"kept": each.kept, "evidence": each.evidence, "is_directed": each.is_directed}
+                graph.add_edge(each.parent, each.child, distance=each.distance, **about)
+        return graph
+
+    def document(self) -> dict[str, Any]:
+        """The forest as plain values."""
+        descents = [{**vars(each), "distance": each.distance if math.isfinite(each.distance) else None} for each in self.descents]
+        return {"false_alarms": self.false_alarms, "thresholds": dict(self.thresholds), "networks": descents}
+
+    def __str__(self) -> str:
+        with_parents = sum(each.parent >= 0 for each in self.descents)
+        families = len(self.families)
+        return (
+            f"{counted(len(self.descents), 'network')}: {counted(families, 'family', 'families')}, {with_parents} with a parent, "
+            f"{len(self.descents) - with_parents} without (false alarms: {100 * self.false_alarms:g} %)"
+        )
+
+
+def related_pairs(index: Index, group: Group, *, neighbors: int = 10) -> list[tuple[int, int, float]]:
+    """Pairs of networks that are near by features, with their distances after alignment.
+
+    Args:
+        index: The index.
+        group: Networks of it that are compared with each other.
+        neighbors: How many networks near each are looked at.
+
+    Returns:
+        Numbers of both within the group, the smaller first, and distances; each pair once.
+
+    Raises:
+        ValueError: If the index has other features than those of weights.
+    """
+    features = group.features
+    if not isinstance(features, WeightFeatures):
+        raise ValueError(f"Expected an index of features 'weights', which bound distances after alignment (got {index.features!r}).")
+    if len(group) < 2:
+        return []
+    _, numbers = group.nearest(group.vectors, group.norms, min(len(group), neighbors + 1))
+    chosen = sorted({(min(i, j), max(i, j)) for i, row in enumerate(numbers.tolist()) for j in row if i != j})
+    found: list[tuple[int, int, float]] = []
+    blocks = [chosen[start : start + _PAIRS_TOGETHER] for start in range(0, len(chosen), _PAIRS_TOGETHER)]
+    for block in tracked(blocks, "aligning pairs, 256 by 256"):
+        pairs = torch.tensor(block)
+        members, where = pairs.unique(return_inverse=True)
+        points = features.points(index.networks(group.positions[members.numpy()]))
+        distances = features.yardstick.between(points, where[:, 0], points, where[:, 1], seed=index.seed)
+        found += [(i, j, distance) for (i, j), distance in zip(block, distances.tolist(), strict=True)]
+    return found
+
+
+def lineage(index: Index, *, false_alarms: float = 0.01, order: str | None = None, neighbors: int = 10) -> Lineage:
+    r"""Likely parents of all networks of a zoo.
+
+    Every network is aligned with those that are nearest by features. Pairs are relatives if they are nearer than
+
+    .. math:: t = m + \sigma \, \Phi^{-1}\!\Bigl( \frac{\alpha}{N - 1} \Bigr)
+
+    with :math:`m` the median distance of random pairs of the zoo after alignment, :math:`\sigma` their spread below it, of those at 0.85
+    or more, and :math:`\alpha` the rate of false alarms: of networks that have no relative among :math:`N`, that share is given one, if
+    distances of strangers are normal below their median. Where nearly all pairs are relatives, :math:`t` is 0.85.
+
+    The minimum spanning forest over relatives says who belongs to whom. Every tree is rooted where the evidence is best: a column that
+    says how long networks were trained (given as ``order``); zeros, which pruning adds and training does not; fewer distinct values,
+    which quantising leaves; norms, which training makes larger, a weak sign; and being in the middle, as those are that several
+    networks were made from. Without evidence, a direction is a guess, and marked as one.
+
+    Args:
+        index: An index of weights.
+        false_alarms: Share :math:`\alpha` of networks without relatives that may be given one.
+        order: Column of the zoo that is larger the later a network was made, such as a number of training steps.
+        neighbors: How many networks near each are aligned with it.
+
+    Returns:
+        The forest.
+
+    Raises:
+        ValueError: If the rate is not between 0 and 1, the index has other features, or there is no such column of numbers.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from wsgraph import WeightSpace
+        >>> from wsgraph.data import ZooStore
+        >>> from wsgraph.provenance import lineage
+        >>> from wsgraph.search import Index
+        >>> space, generator = WeightSpace.mlp([8, 32, 4]), torch.Generator().manual_seed(0)
+        >>> thetas = space.sample(20, generator=generator)
+        >>> thetas[1:4] = thetas[0] + 0.05 * torch.randn(3, space.num_params, generator=generator)
+        >>> thetas = space.act(space.sample_symmetry(20, generator=generator), thetas)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lineage(Index(ZooStore.create(f"{folder}/zoo", space, thetas, {}))).parents[:5]
+        tensor([-1,  0,  0,  0, -1])
+    """
+    if not 0 < false_alarms < 1:
+        raise ValueError(f"Expected 'false_alarms' to be a share between 0 and 1 (got {false_alarms}).")
+    times = None if order is None else _numbers(index, order)
+    descents: dict[int, Descent] = {}
+    thresholds: dict[str, float] = {}
+    related: list[tuple[int, int, float]] = []
+    for group in index.groups:
+        pairs = related_pairs(index, group, neighbors=neighbors)
+        features = group.features
+        assert isinstance(features, WeightFeatures)
+        space = features.yardstick.space
+        threshold = _threshold(features.strangers, len(group), false_alarms)
+        thresholds[str(space)] = threshold
+        near = [pair for pair in pairs if pair[2] < threshold]
+        related += [(group.position(i), group.position(j), distance) for i, j, distance in near]
+        for descent in _descents(index, group, space, pairs, near, times):
+            descents[descent.child] = descent
+    return Lineage(tuple(descents[i] for i in range(len(index))), thresholds, false_alarms, tuple(related))
+
+
+def _numbers(index: Index, order: str) -> np.ndarray:
+    column = index.zoo.column(order)
+    if column.dtype.kind not in "iufb":
+        raise ValueError(f"Expected column {order!r} to hold numbers that are larger the later a network was made (got {column.dtype}).")
+    return column.astype(float)
+
+
+def _threshold(strangers: Tensor, count: int, false_alarms: float) -> float:
+    """The distance below which networks are relatives."""
+    apart = strangers[strangers >= NEAR]
+    if len(apart) < max(_FEWEST_STRANGERS, len(strangers) / 4):
+        return NEAR
+    middle, quartile = float(apart.quantile(0.5)), float(apart.quantile(0.25))
+    spread = (middle - quartile) / -NormalDist().inv_cdf(0.25)
+    return max(0.0, middle + spread * NormalDist().inv_cdf(false_alarms / max(1, count - 1)))
+
+
+# == Trees ==
+
+
+def _descents(
+    index: Index,
+    group: Group,
+    space: WeightSpace,
+    pairs: list[tuple[int, int, float]],
+    near: list[tuple[int, int, float]],
+    times: np.ndarray | None,
+) -> Iterator[Descent]:
+    """The descents of the networks of a group."""
+    import networkx as nx
+
+    nearest = dict.fromkeys(range(len(group)), (-1, math.inf))
+    for i, j, distance in pairs:
+        for one, other in ((i, j), (j, i)):
+            nearest[one] = min(nearest[one], (other, distance), key=lambda found: found[1])
+    graph = nx.Graph()
+    graph.add_weighted_edges_from(near)
+    signs = _Signs(index, group, space, times)
+    parents: dict[int, tuple[int, tuple[str, ...], bool]] = {}
+    for members in nx.connected_components(graph):
+        parents |= _rooted(nx.minimum_spanning_tree(graph.subgraph(members)), signs)
+    for number in range(len(group)):
+        other, distance = nearest[number]
+        parent, evidence, is_directed = parents.get(number, (-1, (), False))
+        kept: tuple[str, ...] = ()
+        if parent >= 0:
+            distance = graph[number][parent]["weight"]
+            own, its = signs.weights(number), signs.weights(parent)
+            parts = ((param.name, space.slices[param.name]) for param in space.params if param.role != "buffer")
+            kept = tuple(name for name, part in parts if torch.equal(own[part], its[part]))
+        where = -1 if other < 0 else group.position(other)
+        yield Descent(group.position(number), -1 if parent < 0 else group.position(parent), distance, where, kept, evidence, is_directed)
+
+
+class _Signs:
+    """What networks show of which was first."""
+
+    def __init__(self, index: Index, group: Group, space: WeightSpace, times: np.ndarray | None) -> None:
+        self.index, self.group, self.space, self.times = index, group, space, times
+        self._known: dict[int, tuple[float, float, float]] = {}
+
+    def weights(self, number: int) -> Tensor:
+        """The checkpoint of a network as it is stored."""
+        return self.index.networks(self.group.positions[[number]])[0]
+
+    def _of(self, number: int) -> tuple[float, float, float]:
+        """The share of zeros, the number of distinct values relative to that of entries, and the norm of a network."""
+        if number not in self._known:
+            theta = self.weights(number)
+            chosen = [theta[self.space.slices[param.name]] for param in self.space.params if param.role == "weight"]
+            entries = torch.cat(chosen) if chosen else theta
+            distinct = sum(len(part.unique()) for part in chosen) if chosen else len(theta.unique())
+            zeros = float((entries == 0).double().mean())
+            self._known[number] = zeros, distinct / max(1, len(entries)), float(self.group.norms[number])
+        return self._known[number]
+
+    def between(self, first: int, second: int) -> tuple[float, tuple[str, ...]]:
+        """Logits that the first of two networks was made first, and what speaks for that or against it."""
+        logits, said = 0.0, []
+
+        def add(sign: float, weight: float, what: str) -> None:
+            nonlocal logits
+            if sign:
+                logits += math.copysign(weight, sign)
+                said.append(what)
+
+        if self.times is not None:
+            own, other = self.times[self.group.positions[first]], self.times[self.group.positions[second]]
+            add(other - own if np.isfinite(own) and np.isfinite(other) else 0, _ORDER, "training length")
+        (zeros, levels, norm), (more_zeros, fewer_levels, other_norm) = self._of(first), self._of(second)
+        if abs(more_zeros - zeros) > _MORE_ZEROS:
+            add(more_zeros - zeros, _ZEROS, "zeros")
+        elif min(levels, fewer_levels) < _FEWER_LEVELS * max(levels, fewer_levels):
+            add(levels - fewer_levels, _LEVELS, "fewer distinct values")
+        elif max(norm, other_norm) > _LARGER_NORM * min(norm, other_norm):
+            add(other_norm - norm, _NORM, "norm")
+        return logits, tuple(said)
+
+
+def _rooted(tree: nx.Graph, signs: _Signs) -> dict[int, tuple[int, tuple[str, ...], bool]]:
+    """Parents of the networks of a tree but its root, with the evidence and whether it is decisive."""
+    import networkx as nx
+
+    logits, said = {}, {}
+    for i, j in tree.edges:
+        logits[i, j], said[i, j] = signs.between(i, j)
+        logits[j, i], said[j, i] = -logits[i, j], said[i, j]
+
+    def scored(total: Mapping[int, float], told: Mapping[int, float]) -> dict[int, float]:
+        least = min(total.values())
+        worth = {node: _CENTRAL * len(tree) / 2 * math.log2(total[node] / least) if least > 0 else 0.0 for node in tree}
+        return {node: told[node] - worth[node] for node in tree}
+
+    # Both sums over the tree, from any root, change along an edge by what is known of that edge.
+    start = min(tree)
+    edges = list(nx.bfs_edges(tree, start))
+    size, total, told = dict.fromkeys(tree, 1), {start: 0.0}, {start: sum(logits[edge] for edge in edges)}
+    depth = {start: 0.0}
+    for parent, child in edges:
+        depth[child] = depth[parent] + tree[parent][child]["weight"]
+    total[start] = sum(depth.values())
+    for parent, child in reversed(edges):
+        size[parent] += size[child]
+    for parent, child in edges:
+        total[child] = total[parent] + (len(tree) - 2 * size[child]) * tree[parent][child]["weight"]
+        told[child] = told[parent] - 2 * logits[parent, child]
+    scores = scored(total, told)
+    best = max(sorted(tree), key=scores.__getitem__)
+
+    edges = list(nx.bfs_edges(tree, best))
+    beyond = dict(scores)  # the best root on the side of a child: every such root turns the edge to it round
+    for parent, child in reversed(edges):
+        beyond[parent] = max(beyond[parent], beyond[child])
+    result = {}
+    for parent, child in edges:
+        middle = ("in the middle",) if tree.degree[parent] > 2 else ()
+        evidence = (*(said[parent, child] if logits[parent, child] > 0 else ()), *middle)
+        result[child] = parent, evidence, scores[best] - beyond[child] >= _SURE
+    return result
