@@ -10,7 +10,7 @@ import typer
 from wsgraph.cli.checkpoints import Activation, Entry, Inputs, Module, Network, Prefix, Space, open_network
 from wsgraph.cli.common import Seed, Split, Trained, app, explained, split_named
 
-__all__: list[str] = []
+__all__ = ["figure_file"]
 
 plot_app = typer.Typer(help="Draw figures for papers: .pdf and .svg are vectors, .png has 200 dots per inch.", no_args_is_help=True)
 app.add_typer(plot_app, name="plot")
@@ -31,7 +31,8 @@ def _wrote(path: Path) -> None:
     typer.echo(f"Figure: {path}")
 
 
-def _parent(path: Path) -> Path:
+def figure_file(path: Path) -> Path:
+    """The path of a figure to write, whose folder is there then; refused unless it ends in .png, .pdf or .svg."""
     from wsgraph.files import prepare_folder
 
     prepare_folder(path.parent)
@@ -50,7 +51,7 @@ def robustness(runs: _Runs, output: Annotated[Path, _file("robustness.pdf")] = P
     from wsgraph.tasks import read_results
 
     with explained():
-        robustness_curve(robustness_data(read_results(*runs)), _parent(output), title=title)
+        robustness_curve(robustness_data(read_results(*runs)), figure_file(output), title=title)
     _wrote(output)
 
 
@@ -69,7 +70,7 @@ def costs(
     from wsgraph.tasks import read_results
 
     with explained():
-        cost_chart(read_results(*runs), _parent(output), score=score, title=title)
+        cost_chart(read_results(*runs), figure_file(output), score=score, title=title)
     _wrote(output)
 
 
@@ -96,7 +97,7 @@ def scatter(
         predicted = trained.predict_zoo(data)
         if target is None or predicted.ndim != 1:
             raise ValueError(f"A model trained for {trained.task.name} predicts no single numbers to draw.")
-        prediction_scatter(predicted, data.y, _parent(output), label=target.replace("_", " "), title=title)
+        prediction_scatter(predicted, data.y, figure_file(output), label=target.replace("_", " "), title=title)
     _wrote(output)
 
 
@@ -120,7 +121,7 @@ def zoo_command(
 
     with explained():
         data = ZooStore(zoo).dataset(target=None)
-        zoo_map(data, _parent(output), color=color, method=method, canonicalize=canonical, networks=networks, seed=seed, title=title)
+        zoo_map(data, figure_file(output), color=color, method=method, canonicalize=canonical, networks=networks, seed=seed, title=title)
     _wrote(output)
 
 
@@ -155,7 +156,7 @@ def graph(
         if html is not None and html.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"Expected --html as a file ending in .html (got {html.name!r}).")
         figure = Path("graph.pdf") if output is None and html is None else output
-        figure = figure and _parent(figure)
+        figure = figure and figure_file(figure)
         opened = open_network(checkpoint, activation, module, inputs, False, prefix, entry, space_file=space, role=network)
         if figure is not None:
             draw_graph(opened.space, opened.theta, figure, title=title)
@@ -189,5 +190,5 @@ def editing(
     with explained():
         trained = TrainedModel.load(model)
         data = ZooStore(zoo).dataset(split_named(split), target=None)
-        picture_grid(before_and_after(trained.module, data.batch(slice(0, pictures))), _parent(output), title=title)
+        picture_grid(before_and_after(trained.module, data.batch(slice(0, pictures))), figure_file(output), title=title)
     _wrote(output)

@@ -1,7 +1,7 @@
 """Zoos of trained networks: on disk, as datasets and batches, and made from scratch."""
 
 from wsgraph.data import transforms
-from wsgraph.data.augment import augment_zoo
+from wsgraph.data.augment import augment_zoo, subset_zoo
 from wsgraph.data.dataset import ParameterStatistics, ZooDataset, group_split
 from wsgraph.data.exchange import export_zoo, import_zoo
 from wsgraph.data.generators import (
@@ -65,6 +65,7 @@ __all__ = [
     "make_mlp_zoo",
     "make_zoo",
     "register_architecture",
+    "subset_zoo",
     "transforms",
     "verify_zoo",
 ]

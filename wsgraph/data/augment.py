@@ -1,4 +1,4 @@
-"""Zoos with transformed copies of their networks, drawn once and kept."""
+"""Zoos made of others: with transformed copies of their networks, or with some of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wsgraph.data.dataset import ZooDataset
 from wsgraph.data.store import ZooStore
 from wsgraph.data.transforms import WeightTransform
 
-__all__ = ["augment_zoo"]
+__all__ = ["augment_zoo", "subset_zoo"]
 
 
 def augment_zoo(path: str | os.PathLike[str], zoo: ZooStore | ZooDataset, transform: WeightTransform, *, factor: int = 2) -> ZooStore:
@@ -60,4 +60,35 @@ def augment_zoo(path: str | os.PathLike[str], zoo: ZooStore | ZooDataset, transf
                 rows = part.numpy().repeat(factor)
                 table = {name: column[rows] for name, column in dataset.store.table.items()}
                 store.append(space, copies.flatten(0, 1), {**table, "original": rows, "copy": np.tile(np.arange(factor), len(part))})
+    return store
+
+
+def subset_zoo(path: str | os.PathLike[str], zoo: ZooDataset) -> ZooStore:
+    """Write some networks of a zoo as a zoo of their own, with all columns.
+
+    Args:
+        path: Folder to write, which must not exist.
+        zoo: The networks, such as ``store[positions]``; networks of one architecture will lie side by side.
+
+    Returns:
+        The new zoo, with the further column ``original``: positions in the old one.
+
+    Raises:
+        FileExistsError: If the path exists.
+        OSError: If it cannot be written, with what to do about it.
+
+    Example:
+        >>> import tempfile
+        >>> from wsgraph import WeightSpace
+        >>> space = WeightSpace.mlp([2, 8, 1])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = ZooStore.create(f"{folder}/zoo", space, space.sample(3), {"test_accuracy": [0.1, 0.2, 0.3]})
+        ...     subset_zoo(f"{folder}/two", store[[0, 2]]).column("test_accuracy").tolist()
+        [0.1, 0.3]
+    """
+    with ZooStore.writing(path, info={"subset": {"zoo": zoo.store.path.name, "info": zoo.store.info}}) as store:
+        for space in zoo.spaces:
+            for rows in zoo.of_space(space).blocks():
+                table = {name: column[rows.numpy()] for name, column in zoo.store.table.items()}
+                store.append(space, zoo.store.read(rows), {**table, "original": rows.numpy()})
     return store

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -121,6 +122,7 @@ def zoo_map(
     color: str = "test_accuracy",
     method: str = "pca",
     canonicalize: bool = True,
+    vectors: np.ndarray | None = None,
     networks: int = 2000,
     seed: int = 0,
     title: str | None = None,
@@ -128,11 +130,13 @@ def zoo_map(
     """A map of the weights of a zoo: every network a point, near where weights are alike, coloured by a column of the table.
 
     Args:
-        zoo: Networks of one architecture, such as ``store.dataset("test")``.
+        zoo: Networks, of one architecture unless vectors are given, such as ``store.dataset("test")``.
         path: File to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
         color: Column with numbers.
         method: ``"pca"`` (principal components) or ``"tsne"`` (neighbourhoods, of the first 50 principal components).
         canonicalize: Whether networks are brought into canonical form first; else equal networks with neurons in another order lie apart.
+        vectors: Features of the networks ``[N, D]`` to map instead of weights, such as :meth:`wsgraph.search.Index.vectors`; networks may
+            then have several architectures.
         networks: At most so many are drawn, chosen by the seed.
         seed: Seed of the choice and of the method.
         title: Title above the axes (default: the weight space).
@@ -166,15 +170,18 @@ def zoo_map(
     if len(zoo) < 3:
         raise ValueError(f"Expected at least 3 networks to map (got {len(zoo)}).")
     chosen = torch.randperm(len(zoo), generator=torch.Generator().manual_seed(seed))[:networks].sort().values
-    part, space = zoo[chosen], zoo.space
+    part = zoo[chosen]
     values = part.column(color)
     if values.dtype.kind not in "fiub":
         raise ValueError(f"Expected 'color' to name a column of numbers (got {color!r} of {values.dtype}).")
     known = np.isfinite(values.astype(float))
     if not known.any():
         raise ValueError(f"Expected the column {color!r} to hold numbers (got none that is finite).")
-    thetas = part.thetas.double()
-    points = (space.canonicalize(thetas) if canonicalize else thetas).float().numpy()
+    if vectors is not None:
+        points = vectors[chosen.numpy()]
+    else:
+        thetas = part.thetas.double()
+        points = (zoo.space.canonicalize(thetas) if canonicalize else thetas).float().numpy()
     wanted = 2 if method == "pca" else min(50, *points.shape)
     found = PCA(wanted, random_state=seed).fit(points)
     places, shares = found.transform(points), found.explained_variance_ratio_
@@ -202,4 +209,4 @@ def zoo_map(
         axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
-    return finished(figure, path, title or textwrap.fill(repr(space), 60))
+    return finished(figure, path, title or textwrap.fill("; ".join(map(repr, zoo.spaces[:2])), 60))

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsgraph._counts import counted
 from wsgraph._outputs import largest_difference, space_outputs
 from wsgraph.provenance.yardstick import Yardstick
 from wsgraph.space import SpaceMismatchError, WeightSpace
+from wsgraph.space.distinct import DistinctSpaces
 from wsgraph.symmetry import GroupElement
 
-__all__ = ["NEAR", "Comparison", "ParameterComparison", "same"]
+__all__ = ["NEAR", "Comparison", "ParameterComparison", "compared", "difference_of", "same"]
 
 NEAR = 0.85  # of the way to shuffled networks; benchmarks/README.md has the distances of strangers
 _ROUNDINGS = 64  # of a dtype that equal networks may differ by, relative to the largest entry of a parameter
@@ -150,6 +152,48 @@ def same(space: WeightSpace, first: Tensor, second: Tensor, *, seed: int = 0) ->
         own = float(yardstick.relative(match.squares[param.name].sqrt(), norms[0], norms[1]))
         parameters.append(ParameterComparison(param.name, param.size, own, torch.equal(first[part], second[part])))
     return Comparison(verdict, distance, difference, tuple(parameters), element, _answers(space, both, seed))
+
+
+def compared(first: tuple[WeightSpace, Tensor], second: tuple[WeightSpace, Tensor], *, seed: int = 0) -> Comparison:
+    """:func:`same` of networks whose weight spaces were found apart, such as those of files of different formats.
+
+    Args:
+        first: A weight space and a checkpoint ``[P]``.
+        second: Another weight space and a checkpoint.
+        seed: Seed of everything random.
+
+    Returns:
+        The comparison, in the names of the first.
+
+    Raises:
+        SpaceMismatchError: If the networks have different architectures, with what differs.
+        ValueError: If a weight is NaN or infinite.
+
+    Example:
+        >>> import torch, wsgraph
+        >>> module = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).eval()
+        >>> space = wsgraph.trace(module, torch.ones(1, 2))
+        >>> compared((space, space.flatten(module.state_dict())), wsgraph.from_state_dict(module.state_dict(), "relu")).verdict
+        'equal'
+    """
+    space = first[0]
+    if DistinctSpaces([space]).first(second[0]) is not space and not space.matches(second[0]):
+        raise SpaceMismatchError(f"Networks of different architectures have no distance: {difference_of(space, second[0])}")
+    return same(space, first[1], second[1], seed=seed)
+
+
+def difference_of(space: WeightSpace, other: WeightSpace) -> str:
+    """In what two weight spaces differ, in a sentence."""
+    shapes, others = ([(param.name, tuple(param.shape)) for param in each.params] for each in (space, other))
+    if [shape for _, shape in shapes] != [shape for _, shape in others]:
+        if len(shapes) != len(others):
+            return f"{space!r} has {counted(len(shapes), 'parameter')}, {other!r} {len(others)}."
+        (name, shape), (its_name, its_shape) = next(pair for pair in zip(shapes, others, strict=True) if pair[0][1] != pair[1][1])
+        return f"{name} of {space!r} has shape {list(shape)}, {its_name} of {other!r} {list(its_shape)}."
+    return (
+        f"{space!r} and {other!r} have parameters of the same shapes, but other operators or connections. Say what they are by "
+        "--activation, --module or --space, if it is not so."
+    )
 
 
 def _difference(space: WeightSpace, one: Tensor, other: Tensor) -> float:

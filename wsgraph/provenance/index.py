@@ -276,6 +276,24 @@ class Index:
             self._groups[key] = Group(self._loaded_fits[key], *map(np.concatenate, (positions, vectors, norms)))
         return self._groups[key]
 
+    def vectors(self) -> np.ndarray:
+        """Features of all networks ``[N, D]`` in their order, divided by their norms.
+
+        Returns:
+            Float32 array.
+
+        Raises:
+            SpaceMismatchError: If networks of different architectures are not compared by these features.
+        """
+        if len(self.groups) != 1:
+            raise SpaceMismatchError(
+                f"The zoo has {len(self.groups)} architectures, which features {self.features!r} do not compare. Features 'statistics' do."
+            )
+        group = self.groups[0]
+        found = np.empty_like(group.vectors)
+        found[group.positions] = group.vectors / np.where(group.norms > 0, group.norms, 1)[:, None]
+        return found
+
     def networks(self, positions: np.ndarray) -> Tensor:
         """Checkpoints ``[n, P]`` of networks of one group, under whichever names they are kept.
 

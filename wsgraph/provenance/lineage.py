@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Descent", "Lineage", "lineage", "related_pairs"]
 
 _PAIRS_TOGETHER = 256
+_ROUNDING = 1e-4  # of bounds, which are kept in float32
 _FEWEST_STRANGERS = 16
 _CENTRAL = 1.0  # logits for a root from which the others are as near as from the middle, over one from which they are twice as far
 _ORDER, _ZEROS, _LEVELS, _NORM = 6.0, 4.0, 4.0, 0.5  # logits of evidence for a direction
@@ -111,13 +112,14 @@ class Lineage:
         )
 
 
-def related_pairs(index: Index, group: Group, *, neighbors: int = 10) -> list[tuple[int, int, float]]:
+def related_pairs(index: Index, group: Group, *, neighbors: int = 10, within: float = math.inf) -> list[tuple[int, int, float]]:
     """Pairs of networks that are near by features, with their distances after alignment.
 
     Args:
         index: The index.
         group: Networks of it that are compared with each other.
         neighbors: How many networks near each are looked at.
+        within: Pairs whose features are farther apart are left out: their distance is larger too.
 
     Returns:
         Numbers of both within the group, the smaller first, and distances; each pair once.
@@ -130,8 +132,10 @@ def related_pairs(index: Index, group: Group, *, neighbors: int = 10) -> list[tu
         raise ValueError(f"Expected an index of features 'weights', which bound distances after alignment (got {index.features!r}).")
     if len(group) < 2:
         return []
-    _, numbers = group.nearest(group.vectors, group.norms, min(len(group), neighbors + 1))
-    chosen = sorted({(min(i, j), max(i, j)) for i, row in enumerate(numbers.tolist()) for j in row if i != j})
+    bounds, numbers = group.nearest(group.vectors, group.norms, min(len(group), neighbors + 1))
+    rows = zip(bounds.tolist(), numbers.tolist(), strict=True)
+    near = ((i, j) for i, row in enumerate(rows) for bound, j in zip(*row, strict=True) if i != j and bound <= within + _ROUNDING)
+    chosen = sorted({(min(pair), max(pair)) for pair in near})
     found: list[tuple[int, int, float]] = []
     blocks = [chosen[start : start + _PAIRS_TOGETHER] for start in range(0, len(chosen), _PAIRS_TOGETHER)]
     for block in tracked(blocks, "aligning pairs, 256 by 256"):
