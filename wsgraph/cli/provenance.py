@@ -127,12 +127,11 @@ def search_command(
             found[str(file)] = opened.search(own, theta[None], top=top)[0]
         table = opened.zoo.table
     if as_json:
-        print_json(
-            {"zoo": str(zoo), "features": features, "matches": {file: [vars(match) for match in own] for file, own in found.items()}}
-        )
+        listed = {name: [vars(match) for match in matches] for name, matches in found.items()}
+        print_json({"zoo": str(zoo), "features": features, "matches": listed})
         return
-    for file, matches in found.items():
-        typer.echo(file)
+    for name, matches in found.items():
+        typer.echo(name)
         for match in matches:
             about = ", ".join(f"{label} {_shown(column[match.position])}" for label, column in list(table.items())[:4])
             kind = "" if match.aligned else " by features"
