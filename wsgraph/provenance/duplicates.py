@@ -42,7 +42,7 @@ def duplicates(index: Index, *, within: float = 1e-4) -> list[list[int]]:
         raise ValueError(f"Expected 'within' to be 0 or more (got {within}).")
     graph = nx.Graph()
     for group in index.groups:
-        for i, j, distance in related_pairs(index, group, within=within):
-            if distance <= within:
-                graph.add_edge(group.position(i), group.position(j))
+        for pair in related_pairs(index, group, within=within):
+            if pair.distance <= within:
+                graph.add_edge(group.position(pair.first), group.position(pair.second))
     return sorted(sorted(members) for members in nx.connected_components(graph))

@@ -23,6 +23,8 @@ from wsgraph.tasks.trained import TrainedModel
 __all__ = ["FEATURES", "Features", "ModelFeatures", "StatisticsFeatures", "WeightFeatures"]
 
 _TOLERANCE = 1e-6  # of logarithms of factors: features are kept in float32
+_POWER = 2 / 3
+_LEAST_DEVIATION = 1e-4  # relative to the largest
 _STRANGERS = 256  # pairs of networks that say how far apart those of a zoo are, at most
 _FEWEST = 8
 _ENTRIES = 2**24  # of all of these pairs together, if that leaves as many as the fewest
@@ -32,9 +34,7 @@ FEATURES: Registry[type[Features]] = Registry("kind of features")
 
 
 class Features(ABC):
-    r"""Vectors :math:`f(\theta)` of networks, and norms :math:`n(\theta)` that give their distances a unit.
-
-    .. math:: r(\theta, \theta') = \frac{\| f(\theta) - f(\theta') \|}{\sqrt{n(\theta)^2 + n(\theta')^2}}
+    """Vectors of networks, near each other where networks are alike, and about 1 apart where they are strangers.
 
     A subclass says in ``across`` whether it compares networks of different architectures; of one that does not, an index fits one to
     every architecture.
@@ -58,8 +58,8 @@ class Features(ABC):
         """
 
     @abstractmethod
-    def __call__(self, space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors ``[B, D]`` and norms ``[B]`` of networks ``[B, P]``."""
+    def __call__(self, space: WeightSpace, thetas: Tensor) -> Tensor:
+        """Vectors ``[B, D]`` of networks ``[B, P]``."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -72,17 +72,19 @@ class Features(ABC):
 
 
 class WeightFeatures(Features):
-    r"""Invariants of the balanced weights of one architecture, which bound the distance after alignment from below.
+    r"""Invariants of the balanced weights of one architecture, which rank networks for alignment.
 
-    :math:`\| f(\theta) - f(\theta') \|` is never larger than the distance of orbits
-    (:class:`~wsgraph.space.symmetry.metric.OrbitMetric`) divided by :math:`\kappa` of the
-    :class:`~wsgraph.provenance.yardstick.Yardstick`: invariants
-    (:class:`~wsgraph.space.symmetry.invariants.Invariants`) on the directions in which networks of the zoo differ most.
+    .. math:: f(\theta) = \frac{1}{c} \, \Sigma^{-2/3} V^T (\phi(\theta) - \bar\phi)
+
+    with :math:`\phi` invariants (:class:`~wsgraph.space.symmetry.invariants.Invariants`), :math:`V` the directions in which networks of
+    the zoo differ most, by standard deviations :math:`\Sigma`, and :math:`c` the median distance of random pairs. All networks of a zoo
+    share what training does to weights; the power takes most of that off, so that a network nearer than strangers in all directions is
+    found before one that is near in the largest ones.
 
     Args:
-        yardstick: What distances are measured with.
+        yardstick: What distances after alignment are measured with.
         center: Mean invariants ``[F]``.
-        basis: Orthonormal rows ``[D, F]``.
+        basis: Scaled directions ``[D, F]``.
         strangers: Distances of random pairs of networks of the zoo, after alignment, in ascending order.
         seed: Seed of the invariants.
     """
@@ -101,6 +103,7 @@ class WeightFeatures(Features):
         values = Invariants(space, seed=seed)(points.values)
         center = values.mean(0)
         basis = _directions(values - center, dimensions, seed)
+        basis = basis / _usual_distance((values - center) @ basis.T, seed)
         generator = torch.Generator().manual_seed(seed)
         strangers = torch.zeros(0, dtype=torch.float64)
         if (count := len(thetas)) > 1:
@@ -110,16 +113,16 @@ class WeightFeatures(Features):
             strangers = yardstick.between(points, first, points, second, seed=seed).sort().values
         return cls(yardstick, center, basis, strangers, seed)
 
-    def __call__(self, space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, space: WeightSpace, thetas: Tensor) -> Tensor:
         return self.of_points(self.points(thetas))
 
     def points(self, thetas: Tensor) -> Point:
         """Networks ``[B, P]`` as points of the yardstick, as precisely as features are kept."""
         return self.yardstick.prepare(thetas, tolerance=_TOLERANCE)
 
-    def of_points(self, points: Point) -> tuple[Tensor, Tensor]:
-        """Vectors ``[B, D]`` and norms ``[B]`` of points."""
-        return (self._invariants(points.values) - self.center) @ self.basis.T / self.yardstick.level, points.norms
+    def of_points(self, points: Point) -> Tensor:
+        """Vectors ``[B, D]`` of points."""
+        return (self._invariants(points.values) - self.center) @ self.basis.T
 
     def save(self, folder: Path) -> None:
         save_file({"center": self.center, "basis": self.basis.contiguous(), "strangers": self.strangers}, folder / "fit.safetensors")
@@ -135,26 +138,41 @@ class WeightFeatures(Features):
 
 
 def _directions(values: Tensor, dimensions: int, seed: int) -> Tensor:
-    """Orthonormal rows ``[D, F]``: directions of largest variance, and random ones beside them where the networks span fewer."""
+    """Rows ``[D, F]``: directions of largest variance, by most of their deviation, and random ones where networks span fewer."""
     from sklearn.decomposition import PCA  # takes a while to import
 
     width = values.shape[1]
-    if width <= dimensions:
-        return torch.eye(width, dtype=values.dtype)
-    count = min(dimensions, len(values) - 1)
-    found = torch.zeros(width, 0, dtype=values.dtype)
+    count = min(dimensions, width, len(values) - 1)
+    found, deviations = torch.zeros(width, 0, dtype=values.dtype), torch.zeros(0, dtype=values.dtype)
     if count > 0:
-        found = torch.from_numpy(PCA(count, svd_solver="auto", random_state=seed).fit(values.numpy()).components_.T)
-    drawn = torch.randn(width, dimensions - found.shape[1], generator=torch.Generator().manual_seed(seed), dtype=values.dtype)
-    return torch.linalg.qr(torch.cat([found, drawn], dim=1)).Q.T
+        fitted = PCA(count, svd_solver="auto", random_state=seed).fit(values.numpy())
+        found = torch.from_numpy(fitted.components_.T)
+        deviations = torch.from_numpy(fitted.explained_variance_).sqrt()
+    if (missing := min(dimensions, width) - count) > 0:
+        drawn = torch.randn(width, missing, generator=torch.Generator().manual_seed(seed), dtype=values.dtype)
+        found = torch.linalg.qr(torch.cat([found, drawn], dim=1)).Q
+        deviations = torch.cat([deviations, deviations.new_zeros(missing)])
+    largest = deviations.max()
+    deviations = torch.where(largest > 0, deviations.clamp(min=_LEAST_DEVIATION * float(largest)), 1)
+    return (found / deviations**_POWER).T.contiguous()
+
+
+def _usual_distance(vectors: Tensor, seed: int) -> float:
+    """The median distance of random pairs of vectors ``[n, D]``, 1 where there are none or all are alike."""
+    if len(vectors) < 2:
+        return 1.0
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(len(vectors), (_STRANGERS,), generator=generator)
+    second = (first + torch.randint(1, len(vectors), first.shape, generator=generator)) % len(vectors)
+    return float((vectors[first] - vectors[second]).norm(dim=1).median()) or 1.0
 
 
 class _Standardised(Features):
-    """Vectors whose entries have a standard deviation of 1 in the zoo.
+    """Vectors whose entries have equal standard deviations in the zoo.
 
     Args:
         mean: Means ``[D]``.
-        deviation: Standard deviations ``[D]``.
+        deviation: Standard deviations ``[D]``, times the median distance of pairs that are divided by them.
     """
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
@@ -168,6 +186,7 @@ class _Standardised(Features):
         made.mean = values.mean(0)
         deviation = values.std(0, correction=0)
         made.deviation = torch.where(deviation > 0, deviation, 1)
+        made.deviation = made.deviation * _usual_distance((values - made.mean) / made.deviation, seed)
         return made
 
     @classmethod
@@ -178,9 +197,8 @@ class _Standardised(Features):
     def vectors(self, space: WeightSpace, thetas: Tensor) -> Tensor:
         """Vectors ``[B, D]`` of networks ``[B, P]`` as they are."""
 
-    def __call__(self, space: WeightSpace, thetas: Tensor) -> tuple[Tensor, Tensor]:
-        values = torch.nan_to_num((self.vectors(space, thetas).double() - self.mean) / self.deviation, posinf=1e6, neginf=-1e6)
-        return values, torch.full((len(values),), values.shape[1] ** 0.5, dtype=values.dtype)
+    def __call__(self, space: WeightSpace, thetas: Tensor) -> Tensor:
+        return torch.nan_to_num((self.vectors(space, thetas).double() - self.mean) / self.deviation, posinf=1e6, neginf=-1e6)
 
     def save(self, folder: Path) -> None:
         save_file({"mean": self.mean, "deviation": self.deviation}, folder / "fit.safetensors")

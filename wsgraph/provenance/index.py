@@ -32,8 +32,8 @@ _FITTED = 2000  # networks of an architecture that features are fitted to
 _FITTED_BYTES = 2**28
 _BLOCK_BYTES = 2**26
 _COMPARED = 2**26  # distances that are held at a time
-_BY_FEATURES = 64  # candidates by features for every network that is wanted, of which alignment looks at the nearest
-_ALIGNED = 5  # candidates that are aligned for every network that is wanted
+_ALIGNED, _SPARE = 3, 8  # networks that are aligned for every one that is wanted, and more
+_EQUAL = 1e-4  # distance up to rounding to float32
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,11 @@ class Group:
         features: The features.
         positions: Positions of the networks in the zoo ``[n]``.
         vectors: Their vectors ``[n, D]``.
-        norms: Their norms ``[n]``.
     """
 
-    def __init__(self, features: Features, positions: np.ndarray, vectors: np.ndarray, norms: np.ndarray) -> None:
-        self.features, self.positions, self.vectors, self.norms = features, positions, vectors, norms
-        self._vectors = torch.from_numpy(vectors)
-        self._squares = self._vectors.square().sum(1)
+    def __init__(self, features: Features, positions: np.ndarray, vectors: Tensor) -> None:
+        self.features, self.positions, self.vectors = features, positions, vectors
+        self._squares = vectors.square().sum(1)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -73,32 +71,26 @@ class Group:
         """The position in the zoo of a network by its number here."""
         return int(self.positions[number])
 
-    def nearest(self, vectors: np.ndarray, norms: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest networks to given vectors, by relative distance.
+    def nearest(self, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The nearest networks to given vectors.
 
         Args:
             vectors: Vectors ``[Q, D]``.
-            norms: Norms ``[Q]``.
             count: Number of networks wanted for each.
 
         Returns:
-            Relative distances ``[Q, k]``, ascending, and the numbers of the networks in this group.
+            Distances ``[Q, k]``, ascending, and the numbers of the networks in this group.
         """
-        # Twice as many as are wanted: those that are nearest are not quite those that are relatively nearest.
-        some, found = min(len(self), 2 * count), []
-        for queries in torch.from_numpy(vectors).split(max(1, _COMPARED // max(1, len(self)))):
-            found.append(torch.addmm(self._squares, queries, self._vectors.T, alpha=-2).topk(some, largest=False).indices)
-        numbers = torch.cat(found).numpy()
-        # Anew: the difference of squares above is too coarse for those that are very near.
-        parts = [np.linalg.norm(self.vectors[own] - vector, axis=1) for own, vector in zip(numbers, vectors, strict=True)]
-        scales = np.sqrt(norms[:, None] ** 2 + self.norms[numbers] ** 2)
-        distances = np.stack(parts) / np.where(scales > 0, scales, 1)
-        order = distances.argsort(axis=1, kind="stable")[:, :count]
-        return np.take_along_axis(distances, order, 1), np.take_along_axis(numbers, order, 1)
-
-
-def _arrays(vectors: Tensor, norms: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    return vectors.float().numpy(), norms.float().numpy()
+        vectors, some = vectors.to(self.vectors), min(len(self), count + _SPARE)
+        found = []
+        for queries in vectors.split(max(1, _COMPARED // max(1, len(self)))):
+            numbers = torch.addmm(self._squares, queries, self.vectors.T, alpha=-2).topk(some, largest=False).indices
+            # Anew: the difference of squares is too coarse for those that are very near.
+            distances = (self.vectors[numbers] - queries[:, None]).norm(dim=2)
+            order = distances.argsort(dim=1, stable=True)[:, :count]
+            found.append((distances.gather(1, order), numbers.gather(1, order)))
+        distances, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return distances, numbers
 
 
 class Index:
@@ -108,8 +100,7 @@ class Index:
     kept when they are whole, so that an interrupted index goes on where it was. The zoo itself stays as it is.
 
     With features ``"weights"`` (:class:`~wsgraph.provenance.features.WeightFeatures`), the nearest networks by features are aligned
-    with the one that is looked for, in the order of their features' distances, which are lower bounds. The search ends when no bound is
-    below the distances that were found, or after 5 times as many networks as are wanted.
+    with the one that is looked for, 3 times as many as are wanted and 8 more, or until as many equal ones were found.
 
     Args:
         zoo: The zoo.
@@ -216,7 +207,7 @@ class Index:
     def _compute(self, fits: Mapping[str, Features], shards: Sequence[Shard]) -> None:
         """Features of the networks of some shards, each kept when it is whole."""
         starts = dict(zip((shard.name for shard in self.zoo.shards), self._starts().tolist(), strict=True))
-        found: dict[Path, list[tuple[Tensor, Tensor]]] = {}
+        found: list[Tensor] = []
         blocks = [
             (shard, rows)
             for shard in shards
@@ -224,13 +215,10 @@ class Index:
         ]
         for number, (shard, rows) in enumerate(tracked(blocks, "indexing")):
             space = self.zoo.load_space(shard.space)
-            vectors, norms = fits[self._key_of[space.unnamed]](space, self.zoo.read(rows))
-            file = self._file(shard)
-            found.setdefault(file, []).append((vectors.float(), norms.float()))
+            found.append(fits[self._key_of[space.unnamed]](space, self.zoo.read(rows)).float())
             if number + 1 == len(blocks) or blocks[number + 1][0] is not shard:
-                parts = found.pop(file)
-                whole = {"vectors": torch.cat([part[0] for part in parts]), "norms": torch.cat([part[1] for part in parts])}
-                write_atomically(file, functools.partial(save_file, whole))
+                write_atomically(self._file(shard), functools.partial(save_file, {"vectors": torch.cat(found)}))
+                found = []
 
     def _starts(self) -> Tensor:
         return torch.tensor([0, *(shard.count for shard in self.zoo.shards)]).cumsum(0)[:-1]
@@ -266,18 +254,16 @@ class Index:
 
     def _group(self, key: str) -> Group:
         if key not in self._groups:
-            positions, vectors, norms = [], [], []
+            positions, vectors = [], []
             for shard, start in zip(self.zoo.shards, self._starts().tolist(), strict=True):
                 if self._key_of[self.zoo.load_space(shard.space).unnamed] == key:
-                    tensors = load_file(self._file(shard))
                     positions.append(np.arange(start, start + shard.count))
-                    vectors.append(tensors["vectors"].numpy())
-                    norms.append(tensors["norms"].numpy())
-            self._groups[key] = Group(self._loaded_fits[key], *map(np.concatenate, (positions, vectors, norms)))
+                    vectors.append(load_file(self._file(shard))["vectors"])
+            self._groups[key] = Group(self._loaded_fits[key], np.concatenate(positions), torch.cat(vectors))
         return self._groups[key]
 
     def vectors(self) -> np.ndarray:
-        """Features of all networks ``[N, D]`` in their order, divided by their norms.
+        """Features of all networks ``[N, D]`` in their order.
 
         Returns:
             Float32 array.
@@ -290,9 +276,7 @@ class Index:
                 f"The zoo has {len(self.groups)} architectures, which features {self.features!r} do not compare. Features 'statistics' do."
             )
         group = self.groups[0]
-        found = np.empty_like(group.vectors)
-        found[group.positions] = group.vectors / np.where(group.norms > 0, group.norms, 1)[:, None]
-        return found
+        return group.vectors.numpy()[np.argsort(group.positions)]
 
     def networks(self, positions: np.ndarray) -> Tensor:
         """Checkpoints ``[n, P]`` of networks of one group, under whichever names they are kept.
@@ -328,31 +312,25 @@ class Index:
         space.check_thetas(thetas, finite=True)
         group = self.group_of(space)
         if not align or not isinstance(group.features, WeightFeatures):
-            found = group.nearest(*_arrays(*group.features(space, thetas)), min(len(group), top))
-            return [
-                [Match(group.position(number), float(bound), False) for bound, number in zip(*row, strict=True)]
-                for row in zip(*found, strict=True)
-            ]
+            distances, numbers = group.nearest(group.features(space, thetas), top)
+            rows = zip(distances.tolist(), numbers.tolist(), strict=True)
+            return [[Match(group.position(j), distance, False) for distance, j in zip(*row, strict=True)] for row in rows]
         points = group.features.points(thetas)
-        found = group.nearest(*_arrays(*group.features.of_points(points)), min(len(group), _BY_FEATURES * top))
-        return [
-            self._aligned(group, points[i : i + 1], bounds, numbers, top) for i, (bounds, numbers) in enumerate(zip(*found, strict=True))
-        ]
+        _, numbers = group.nearest(group.features.of_points(points), _ALIGNED * top + _SPARE)
+        return [self._aligned(group, points[i : i + 1], chosen, top) for i, chosen in enumerate(numbers)]
 
-    def _aligned(self, group: Group, target: Point, bounds: np.ndarray, numbers: np.ndarray, top: int) -> list[Match]:
-        """The nearest after alignment, in the order of lower bounds until none is below what was found."""
+    def _aligned(self, group: Group, target: Point, numbers: Tensor, top: int) -> list[Match]:
+        """The nearest after alignment, of some networks that are the nearest by features, until all that are wanted are equal."""
         features = group.features
         assert isinstance(features, WeightFeatures)
-        found, done = list[Match](), 0
-        while done < min(len(numbers), _ALIGNED * top):
-            if len(found) >= top and found[top - 1].distance <= bounds[done]:
-                break
-            chosen = numbers[done : done + top]
-            points, order = features.points(self.networks(group.positions[chosen])), torch.arange(len(chosen))
-            distances = features.yardstick.between(points, order, target, torch.zeros_like(order), seed=self.seed)
-            found += [Match(group.position(number), distance, True) for number, distance in zip(chosen, distances.tolist(), strict=True)]
-            found.sort(key=lambda match: match.distance)
-            done += len(chosen)
+        found = list[Match]()
+        first, rest = numbers[:top], numbers[top:]
+        for chosen in (first, rest):
+            if len(chosen) and not (len(found) >= top and found[top - 1].distance < _EQUAL):
+                points, order = features.points(self.networks(group.positions[chosen.numpy()])), torch.arange(len(chosen))
+                distances = features.yardstick.between(points, order, target, torch.zeros_like(order), seed=self.seed)
+                found += [Match(group.position(j), distance, True) for j, distance in zip(chosen.tolist(), distances.tolist(), strict=True)]
+                found.sort(key=lambda match: match.distance)
         return found[:top]
 
     def __len__(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from statistics import NormalDist, median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +22,16 @@ from wsgraph.space import WeightSpace
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["Descent", "Lineage", "lineage", "related_pairs"]
+__all__ = ["Descent", "Lineage", "Pair", "lineage", "related_pairs"]
 
 _PAIRS_TOGETHER = 256
-_ROUNDING = 1e-4  # of bounds, which are kept in float32
+_FEATURES, _ROUNDING = 20.0, 1e-3  # features of networks at some distance are no farther apart than this many times that, and rounding
 _FEWEST_STRANGERS = 16
+_OFF = 0.5
+_FAR = 2.5  # times the usual distance within a family: beyond, a relative may be one by chance
 _CENTRAL = 1.0  # logits for a root from which the others are as near as from the middle, over one from which they are twice as far
 _ORDER, _ZEROS, _LEVELS, _NORM = 6.0, 4.0, 4.0, 0.5  # logits of evidence for a direction
-_MORE_ZEROS, _FEWER_LEVELS, _LARGER_NORM = 0.02, 0.5, 1.002
+_MORE_ZEROS, _FEWER_LEVELS, _LARGER_NORM = 0.001, 0.5, 1.0003
 _SURE = 2.0  # logits from which a direction is called known
 
 
@@ -112,17 +114,33 @@ class Lineage:
         )
 
 
-def related_pairs(index: Index, group: Group, *, neighbors: int = 10, within: float = math.inf) -> list[tuple[int, int, float]]:
+class Pair(NamedTuple):
+    """Two networks of a group.
+
+    Attributes:
+        first: The number of one within the group, the smaller one.
+        second: That of the other.
+        distance: Their distance after alignment; 1 is that of shuffled networks.
+        separation: The same in units of the weights, not relative to the networks' norms.
+    """
+
+    first: int
+    second: int
+    distance: float
+    separation: float
+
+
+def related_pairs(index: Index, group: Group, *, neighbors: int = 20, within: float = math.inf) -> list[Pair]:
     """Pairs of networks that are near by features, with their distances after alignment.
 
     Args:
         index: The index.
         group: Networks of it that are compared with each other.
         neighbors: How many networks near each are looked at.
-        within: Pairs whose features are farther apart are left out: their distance is larger too.
+        within: Distance after alignment of interest: pairs whose features are much farther apart are left out.
 
     Returns:
-        Numbers of both within the group, the smaller first, and distances; each pair once.
+        Every pair once.
 
     Raises:
         ValueError: If the index has other features than those of weights.
@@ -132,22 +150,24 @@ def related_pairs(index: Index, group: Group, *, neighbors: int = 10, within: fl
         raise ValueError(f"Expected an index of features 'weights', which bound distances after alignment (got {index.features!r}).")
     if len(group) < 2:
         return []
-    bounds, numbers = group.nearest(group.vectors, group.norms, min(len(group), neighbors + 1))
-    rows = zip(bounds.tolist(), numbers.tolist(), strict=True)
-    near = ((i, j) for i, row in enumerate(rows) for bound, j in zip(*row, strict=True) if i != j and bound <= within + _ROUNDING)
+    distances, numbers = group.nearest(group.vectors, min(len(group), neighbors + 1))
+    rows = zip(distances.tolist(), numbers.tolist(), strict=True)
+    limit = _FEATURES * within + _ROUNDING
+    near = ((i, j) for i, row in enumerate(rows) for distance, j in zip(*row, strict=True) if i != j and distance <= limit)
     chosen = sorted({(min(pair), max(pair)) for pair in near})
-    found: list[tuple[int, int, float]] = []
+    found: list[Pair] = []
     blocks = [chosen[start : start + _PAIRS_TOGETHER] for start in range(0, len(chosen), _PAIRS_TOGETHER)]
-    for block in tracked(blocks, "aligning pairs, 256 by 256"):
-        pairs = torch.tensor(block)
-        members, where = pairs.unique(return_inverse=True)
+    for block in tracked(blocks, f"aligning pairs, {_PAIRS_TOGETHER} by {_PAIRS_TOGETHER}"):
+        members, where = torch.tensor(block).unique(return_inverse=True)
         points = features.points(index.networks(group.positions[members.numpy()]))
-        distances = features.yardstick.between(points, where[:, 0], points, where[:, 1], seed=index.seed)
-        found += [(i, j, distance) for (i, j), distance in zip(block, distances.tolist(), strict=True)]
+        relative = features.yardstick.between(points, where[:, 0], points, where[:, 1], seed=index.seed)
+        sizes = torch.hypot(points.norms[where[:, 0]], points.norms[where[:, 1]])
+        values = zip(block, relative.tolist(), (relative * sizes).tolist(), strict=True)
+        found += [Pair(i, j, distance, separation) for (i, j), distance, separation in values]
     return found
 
 
-def lineage(index: Index, *, false_alarms: float = 0.01, order: str | None = None, neighbors: int = 10) -> Lineage:
+def lineage(index: Index, *, false_alarms: float = 0.01, order: str | None = None, neighbors: int = 20) -> Lineage:
     r"""Likely parents of all networks of a zoo.
 
     Every network is aligned with those that are nearest by features. Pairs are relatives if they are nearer than
@@ -202,8 +222,8 @@ def lineage(index: Index, *, false_alarms: float = 0.01, order: str | None = Non
         space = features.yardstick.space
         threshold = _threshold(features.strangers, len(group), false_alarms)
         thresholds[str(space)] = threshold
-        near = [pair for pair in pairs if pair[2] < threshold]
-        related += [(group.position(i), group.position(j), distance) for i, j, distance in near]
+        near = [pair for pair in pairs if pair.distance < threshold]
+        related += [(group.position(pair.first), group.position(pair.second), pair.distance) for pair in near]
         for descent in _descents(index, group, space, pairs, near, times):
             descents[descent.child] = descent
     return Lineage(tuple(descents[i] for i in range(len(index))), thresholds, false_alarms, tuple(related))
@@ -233,29 +253,31 @@ def _descents(
     index: Index,
     group: Group,
     space: WeightSpace,
-    pairs: list[tuple[int, int, float]],
-    near: list[tuple[int, int, float]],
+    pairs: list[Pair],
+    near: list[Pair],
     times: np.ndarray | None,
 ) -> Iterator[Descent]:
     """The descents of the networks of a group."""
     import networkx as nx
 
     nearest = dict.fromkeys(range(len(group)), (-1, math.inf))
-    for i, j, distance in pairs:
+    for i, j, distance, _ in pairs:
         for one, other in ((i, j), (j, i)):
             nearest[one] = min(nearest[one], (other, distance), key=lambda found: found[1])
     graph = nx.Graph()
-    graph.add_weighted_edges_from(near)
+    for i, j, distance, separation in near:
+        # Two children of one network are farther from each other than from it, but perhaps not relative to their norms.
+        graph.add_edge(i, j, weight=separation, distance=distance)
     signs = _Signs(index, group, space, times)
     parents: dict[int, tuple[int, tuple[str, ...], bool]] = {}
     for members in nx.connected_components(graph):
-        parents |= _rooted(nx.minimum_spanning_tree(graph.subgraph(members)), signs)
+        parents |= _rooted(_spanning_tree(graph.subgraph(members)), signs)
     for number in range(len(group)):
         other, distance = nearest[number]
         parent, evidence, is_directed = parents.get(number, (-1, (), False))
         kept: tuple[str, ...] = ()
         if parent >= 0:
-            distance = graph[number][parent]["weight"]
+            distance = graph[number][parent]["distance"]
             own, its = signs.weights(number), signs.weights(parent)
             parts = ((param.name, space.slices[param.name]) for param in space.params if param.role != "buffer")
             kept = tuple(name for name, part in parts if torch.equal(own[part], its[part]))
@@ -282,7 +304,9 @@ class _Signs:
             entries = torch.cat(chosen) if chosen else theta
             distinct = sum(len(part.unique()) for part in chosen) if chosen else len(theta.unique())
             zeros = float((entries == 0).double().mean())
-            self._known[number] = zeros, distinct / max(1, len(entries)), float(self.group.norms[number])
+            assert isinstance(self.group.features, WeightFeatures)
+            norm = float(self.group.features.points(theta[None]).norms)
+            self._known[number] = zeros, distinct / max(1, len(entries)), norm
         return self._known[number]
 
     def between(self, first: int, second: int) -> tuple[float, tuple[str, ...]]:
@@ -306,6 +330,28 @@ class _Signs:
         elif max(norm, other_norm) > _LARGER_NORM * min(norm, other_norm):
             add(other_norm - norm, _NORM, "norm")
         return logits, tuple(said)
+
+
+def _spanning_tree(graph: nx.Graph) -> nx.Graph:
+    """The spanning tree of least weights, of which those of networks that lie off the middle of their relatives count a little more.
+
+    A network that was made from another is as far from a near copy of that, but for the copy's own small change, which the change of
+    balance that comes with pruning or noise may outweigh. All relatives together tell the original from its copies.
+    """
+    import networkx as nx
+
+    first = nx.minimum_spanning_tree(graph)
+    far = _FAR * median(weight for _, _, weight in first.edges(data="weight"))
+    off: dict[int, float] = {}
+    for members in nx.connected_components(nx.Graph((i, j) for i, j, weight in first.edges(data="weight") if weight <= far)):
+        close = graph.subgraph(members)
+        away = {node: sum(about["weight"] for about in close[node].values()) / close.degree[node] for node in close}
+        least = min(away.values())
+        off |= {node: _OFF * (value / least - 1) if least > 0 else 0.0 for node, value in away.items()}
+    weighted = graph.copy()
+    for i, j, about in weighted.edges(data=True):
+        about["counted"] = about["weight"] * (1 + off.get(i, 0.0) + off.get(j, 0.0))
+    return nx.minimum_spanning_tree(weighted, weight="counted")
 
 
 def _rooted(tree: nx.Graph, signs: _Signs) -> dict[int, tuple[int, tuple[str, ...], bool]]:

@@ -1,4 +1,4 @@
-"""Numbers of a network that no permutation and no sign of its neurons changes, and that differ no more than aligned networks do."""
+"""Numbers of a network that no permutation and no sign of its neurons changes, and that change little when its weights do."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ __all__ = ["Invariants"]
 
 _PROJECTIONS = 8, 32  # fewest and most per class of neurons
 _QUANTILES = 64  # values that are kept of a sorted projection
+_CARRIED = 4  # numbers of a neuron that reach those it is connected with
+
+Signs = tuple[str, ...]  # scale classes whose signs entries follow
 
 
 class Invariants:
-    r"""Numbers :math:`\phi(\theta)` that no permutation or sign of neurons changes, bounding the distance of aligned networks from below.
+    r"""Numbers :math:`\phi(\theta)` that no permutation or sign of neurons changes.
 
-    .. math:: \| \phi(\theta) - \phi(\theta') \| \le \min_g \| g \theta - \theta' \|, \qquad g \text{ permutations and signs}
+    .. math:: \phi_c = \operatorname{sort}_j (R_c x_j), \qquad x_j = \Bigl( u_j, \; \frac{1}{\sqrt{n}} \sum_i W_{ji} Q u_i \Bigr)
 
-    Every neuron of a class that moves together is described by its entries :math:`x_j`: those whose other axes cannot move as they are,
-    all others by their norms over the axes that can. Entries that follow the neuron's sign become :math:`|Q x_j|`. Then
-    :math:`\phi` holds, sorted over the neurons of a class, the projections :math:`R x_j`, and all entries along whose axes nothing moves.
+    Every neuron :math:`j` of a class :math:`c` that moves together is described by its own entries :math:`u_j`: those whose other axes
+    cannot move as they are, all others by their norms over the axes that can; and by what its weights make of the descriptions of the
+    neurons :math:`i` at their other ends. What follows the neuron's sign becomes :math:`|Q x_j|`. Then :math:`\phi` holds, sorted over
+    the neurons of every class, random projections of the descriptions, of large classes means of runs of sorted numbers, and all
+    entries along whose axes nothing moves.
 
-    Why the bound holds: a norm differs by no more than its vectors do (:math:`|\|a\| - \|b\|| \le \|a - b\|`), for every order of their
-    entries; so does :math:`|Qx|`, for either sign, if :math:`Q^T Q \le I`; sorting brings two lists of numbers as close as any order does,
-    and a sum over the rows of :math:`R` with :math:`R^T R \le I` adds no more than :math:`\|x_j - x'_j\|^2`; the mean of a run of sorted
-    numbers, times the root of their count, is a projection as well. An entry that is described along :math:`k` axes is divided by
-    :math:`\sqrt{k}`, so that its squared difference counts once.
+    Norms, sorting and absolute values change by no more than what they are taken of, so that a small change of weights is a small change
+    of :math:`\phi`. Nearness of :math:`\phi` does not prove nearness of networks: alignment does.
 
     Args:
         space: The weight space.
@@ -75,15 +77,19 @@ class Invariants:
             SpaceMismatchError: If the shape is wrong.
         """
         self.space.check_thetas(thetas)
-        tensors = {}
-        for name, tensor in logical_tensors(self.space, thetas).items():
-            param = self.space.param(name)
-            if param.role != "buffer":
-                uses = sum(bool(self._movable(name, axis)) for axis in range(len(param.axes)))
-                tensors[name] = tensor / math.sqrt(max(1, uses))
-        numbers = [self._fixed(name, tensor) for name, tensor in tensors.items()]
+        logical = logical_tensors(self.space, thetas)
+        tensors = {name: tensor for name, tensor in logical.items() if self.space.param(name).role != "buffer"}
         labels = [label for label in self.places.by_permutation if self.space.is_permutable(label)]
-        return torch.cat([*numbers, *(self._of_class(label, tensors) for label in labels)], dim=1)
+        own = {label: self._own(label, tensors) for label in labels}
+        carried = {label: self._carried(label, described) for label, described in own.items()}
+        found = [self._fixed(name, tensor) for name, tensor in tensors.items()]
+        for label in labels:
+            described = {signs: list(values) for signs, values in own[label].items()}
+            for signs, values in self._reached(label, tensors, carried):
+                described.setdefault(signs, []).append(values)
+            # Beside each other, not in one: what reaches a neuron is less certain than what it has.
+            found += [self._sorted(("own", label), own[label]), self._sorted(("reached", label), described)]
+        return torch.cat(found, dim=1)
 
     def _movable(self, name: str, axis: int) -> list[Occurrence]:
         return [o for o in self._along.get((name, axis), ()) if self.space.is_permutable(o.group.permutation)]
@@ -132,21 +138,57 @@ class Invariants:
             entries = occurrence.entries({name: piece})
             yield (entries.sqrt() if squared else entries), squared
 
-    def _of_class(self, label: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Sorted projections ``[B, m]`` of the neurons of a class."""
-        described: dict[tuple[str, ...], list[Tensor]] = {}
+    def _signs(self, occurrence: Occurrence) -> Signs:
+        """The classes whose signs the entries of an occurrence follow along its axis."""
+        return tuple(sorted(scale for scale, power in occurrence.powers if power % 2 and scale in self._signed))
+
+    def _own(self, label: str, tensors: Mapping[str, Tensor]) -> dict[Signs, list[Tensor]]:
+        """The entries ``[B, n, D]`` of the neurons of a class, by the signs that they follow."""
+        described: dict[Signs, list[Tensor]] = {}
         for occurrence in self.places.by_permutation[label]:
-            signs = tuple(sorted(scale for scale, power in occurrence.powers if power % 2 and scale in self._signed))
             for entries, squared in self._entries(occurrence, tensors[occurrence.param.name]):
-                described.setdefault(() if squared else signs, []).append(entries)
-        joined = {signs: torch.cat(entries, dim=2) for signs, entries in described.items()}
-        parts = [
-            (values @ self._frame(("signs", label, *signs), values.shape[2], values).T).abs() if signs else values
-            for signs, values in joined.items()
-        ]
+                described.setdefault(() if squared else self._signs(occurrence), []).append(entries)
+        return described
+
+    def _carried(self, label: str, described: Mapping[Signs, list[Tensor]]) -> dict[Signs, Tensor]:
+        """A few numbers ``[B, n, k]`` of every neuron of a class, by the signs that they follow, of the size of its entries."""
+        found = {}
+        for signs, parts in described.items():
+            values = torch.cat(parts, dim=2)
+            rows = min(_CARRIED, values.shape[2])
+            found[signs] = values @ self._frame(("carried", label, *signs), values.shape[2], values, rows).T
+        return found
+
+    def _reached(
+        self, label: str, tensors: Mapping[str, Tensor], carried: Mapping[str, Mapping[Signs, Tensor]]
+    ) -> Iterator[tuple[Signs, Tensor]]:
+        """What reaches the neurons of a class ``[B, n, D]`` along their weights, with the signs that it follows."""
+        for occurrence in self.places.by_permutation[label]:
+            param, axes = occurrence.param, range(len(occurrence.param.axes))
+            movable = {axis for axis in axes if self._movable(param.name, axis)}
+            if len(movable) != 2 or any(param.axes[axis].blocks > 1 for axis in axes):
+                continue
+            (other,) = movable - {occurrence.axis}
+            tensor = tensors[param.name].movedim((1 + occurrence.axis, 1 + other), (1, 2))
+            tensor = tensor.flatten(3) if tensor.ndim > 3 else tensor[..., None]
+            rows = tensor if occurrence.whole else tensor.index_select(1, torch.tensor(occurrence.positions, device=tensor.device))
+            for end in self._movable(param.name, other):
+                values = carried[end.group.permutation].get(self._signs(end))
+                if values is None or values.shape[1] != len(end.positions):
+                    continue
+                weights = rows if end.whole else rows.index_select(2, torch.tensor(end.positions, device=tensor.device))
+                reached = torch.einsum("bjik,bid->bjkd", weights, values)
+                yield self._signs(occurrence), reached.flatten(2) / math.sqrt(len(end.positions))
+
+    def _sorted(self, key: Signs, described: Mapping[Signs, list[Tensor]]) -> Tensor:
+        """Sorted projections ``[B, m]`` of the neurons of a class."""
+        parts = []
+        for signs, entries in sorted(described.items()):
+            values = torch.cat(entries, dim=2)
+            parts.append((values @ self._frame((*key, *signs), values.shape[2], values).T).abs() if signs else values)
         values = torch.cat(parts, dim=2)
         rows = min(max(values.shape[2], _PROJECTIONS[0]), _PROJECTIONS[1])
-        ordered = (values @ self._frame(("sorted", label), values.shape[2], values, rows).T).sort(1).values
+        ordered = (values @ self._frame(("sorted", *key), values.shape[2], values, rows).T).sort(1).values
         if (count := ordered.shape[1]) > _QUANTILES:
             edges = torch.linspace(0, count, _QUANTILES + 1, device=values.device).round().long()
             sums = torch.nn.functional.pad(ordered.cumsum(1), (0, 0, 1, 0))[:, edges]
