@@ -30,7 +30,7 @@ LEARNED = ("weight", "bias", "scale")
 def _context(kind: LineageKind, count: int = 3, steps: int = 6, begin: int = 7) -> DerivationContext:
     random, networks = CounterRandom(0), torch.arange(begin, begin + count)
     drawn = {**kind.ranges.sample(random, networks), "steps": torch.full((count,), steps)}
-    return DerivationContext(kind, random, networks, kind.first_tasks(random, torch.arange(count)), drawn)
+    return DerivationContext(kind, random, networks, kind.first_tasks(random, torch.arange(count)), drawn, lambda steps: None)
 
 
 def _roots(kind: LineageKind, steps: int = 6) -> Tensor:
@@ -130,7 +130,7 @@ def test_fine_tuning_permutes_classes() -> None:
     assert derivation.new_task
     context = _context(kind, count=6, steps=120, begin=20)
     parents = context.train(context.initial())
-    moved = DerivationContext(kind, random, networks, tasks, context.hyperparameters)
+    moved = DerivationContext(kind, random, networks, tasks, context.hyperparameters, context.advance)
     children = derivation.make(kind.space, parents, moved)
     right = kind.scores(random, children, tasks)["test_accuracy"].mean()
     assert right > kind.scores(random, children, 0 * tasks)["test_accuracy"].mean() + 0.1

@@ -40,7 +40,7 @@ class DerivationContext:
     networks: Tensor
     tasks: Tensor
     hyperparameters: Mapping[str, Tensor]
-    advance: Advance = lambda steps: None
+    advance: Advance
 
     def initial(self) -> Tensor:
         """Networks ``[B, P]`` of new random starts."""

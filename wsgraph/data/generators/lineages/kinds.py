@@ -64,7 +64,7 @@ class LineageKind(ABC):
             families: Numbers of their families ``[B]``.
 
         Returns:
-            Tasks ``[B]``.
+            Tasks of the roots ``[B]``.
         """
 
     @abstractmethod

@@ -19,6 +19,7 @@ from wsgraph.space import Signal, WeightSpace
 __all__ = ["PictureKind"]
 
 _PICTURES = 64
+_LEAST_LOSS = 1e-20  # 200 dB, for fits without an error in float32
 
 # The only hyperparameters that differ are the learning rate and the steps.
 _RANGES = HyperparameterRanges(learning_rate=(5e-4, 2e-3), initial_scale=(1.0, 1.0), steps=(400, 800))
@@ -77,7 +78,7 @@ class PictureKind(LineageKind):
 
     def scores(self, random: CounterRandom, thetas: Tensor, tasks: Tensor) -> dict[str, Tensor]:
         loss = (self.answers(thetas) - self.pictures[tasks].to(thetas)).double().square().mean((1, 2)).cpu()
-        return {"loss": loss, "psnr": -10 * torch.log10(loss)}
+        return {"loss": loss, "psnr": -10 * torch.log10(loss.clamp(min=_LEAST_LOSS))}
 
 
 register_lineage_kind("siren")(PictureKind)
