@@ -96,7 +96,7 @@ def align(
     thetas, targets = (tensor.detach().double() for tensor in (thetas, targets))
     answers = None
     if inputs is not None:
-        answers = [_answers(space, tensor, inputs, module) for tensor in (targets, thetas)]
+        answers = [neuron_answers(space, tensor, inputs, module) for tensor in (targets, thetas)]
     # A power of two changes no digit, and keeps squares of very small and very large weights inside the range of the dtype.
     largest = targets.abs().amax(dim=1, keepdim=True)
     unit = torch.exp2(-torch.where(largest > 0, largest, 1).log2().floor())
@@ -106,7 +106,7 @@ def align(
     return align_answers(space, thetas, targets, answers[1], answers[0])
 
 
-def _answers(space: WeightSpace, thetas: Tensor, inputs: Any, module: nn.Module | None) -> Answers:
+def neuron_answers(space: WeightSpace, thetas: Tensor, inputs: Any, module: nn.Module | None) -> Answers:
     """Answers of all movable neurons.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from wsgraph.operators import parse_operator
 from wsgraph.space import WeightSpace
 from wsgraph.space.evaluate import run_network
 
-__all__ = ["ImageFits", "initial_sirens"]
+__all__ = ["ImageFits", "fit_population", "initial_sirens"]
 
 _IMAGES = 64
 
@@ -52,6 +53,62 @@ def _omega(space: WeightSpace) -> float:
     if name != "sin" or others:
         raise ValueError(f"Expected a network with sinusoidal activations of one frequency, such as WeightSpace.siren (got {space!r}).")
     return numbers[0] if numbers else 1.0
+
+
+def fit_population(
+    space: WeightSpace,
+    thetas: Tensor,
+    targets: Tensor,
+    random: CounterRandom,
+    networks: Tensor,
+    hyperparameters: Mapping[str, Tensor],
+    *,
+    pixels: int | None = None,
+    free: Tensor | None = None,
+    advance: Advance = lambda steps: None,
+) -> None:
+    """Fit networks side by side by Adam with a learning rate that falls along a cosine, in place.
+
+    Args:
+        space: The weight space, with a signal.
+        thetas: Flat checkpoints ``[B, P]`` to begin with, which are changed.
+        targets: What each should answer at the coordinates of the signal ``[B, pixels, channels]``.
+        random: Source of randomness.
+        networks: Numbers of the networks ``[B]``.
+        hyperparameters: ``learning_rate`` at the beginning and ``steps``, each ``[B]``.
+        pixels: Pixels per step (default: a quarter of them).
+        free: Which weights have gradients, a boolean tensor ``[B, P]`` (default: all).
+        advance: Called after every step with the number of networks that took it.
+    """
+    signal = space.signal
+    assert signal is not None
+    networks, coordinates, offset = networks.to(thetas.device), signal.coordinates().to(thetas), signal.offset
+    total = len(coordinates)
+    pixels = min(total, pixels or -(-total // 4))
+    rounds = total // pixels
+    order = torch.empty(0)
+
+    def loss(tensors: dict[str, Tensor], points: Tensor, truth: Tensor) -> Tensor:
+        return (run_network(space, tensors, points) + offset - truth).square().mean()
+
+    slope = torch.func.vmap(torch.func.grad(loss))
+
+    def gradient(step: int, thetas: Tensor) -> Tensor:
+        nonlocal order
+        epoch, part = divmod(step, rounds)
+        if part == 0:
+            order = random.uniform(networks, "pixels", (total,), step=epoch).argsort(1)
+        chosen = order[:, part * pixels : (part + 1) * pixels]
+        truth = targets.gather(1, chosen[:, :, None].expand(-1, -1, targets.shape[2]))
+        slopes = space.flatten(slope(space.unflatten(thetas), coordinates[chosen], truth))
+        return slopes if free is None else slopes * free
+
+    rate, last = (hyperparameters[name].to(thetas.device) for name in ("learning_rate", "steps"))
+
+    def cosine(step: int) -> Tensor:
+        return rate.to(thetas) * (0.5 + 0.5 * (math.pi * (step / last.double()).clamp(max=1)).cos()).to(thetas)
+
+    optimize(thetas, gradient, last.cpu(), cosine, torch.zeros_like(rate).to(thetas), advance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +189,11 @@ class ImageFits(Problem):
         low, high = signal.value_range
         pictures = low + (high - low) * (pictures + 1) / 2
         targets = pictures.flatten(2).movedim(1, 2).to(device, self.dtype)
-        thetas = self._fit(targets, networks, device, advance)
+        random = CounterRandom(self.seed)
+        thetas = initial_sirens(space, random, networks).to(device, self.dtype)
+        rates = torch.full((len(networks),), self.learning_rate, dtype=torch.float64)
+        hyperparameters = {"learning_rate": rates, **self.hyperparameters(networks)}
+        fit_population(space, thetas, targets, random, networks, hyperparameters, pixels=self.pixels, advance=advance)
 
         error = torch.cat(
             [
@@ -152,37 +213,3 @@ class ImageFits(Problem):
             "label": labels,
         }
         return thetas.cpu(), {**table, "loss": error, "psnr": 10 * torch.log10((high - low) ** 2 / error), "split": split}
-
-    def _fit(self, targets: Tensor, networks: Tensor, device: torch.device | str, advance: Advance) -> Tensor:
-        """Networks fitted to targets ``[B, pixels, channels]``."""
-        space, signal, random = self.space, self.space.signal, CounterRandom(self.seed)
-        assert signal is not None
-        thetas = initial_sirens(space, random, networks).to(device, self.dtype)
-        networks, coordinates, offset = networks.to(device), signal.coordinates().to(device, self.dtype), signal.offset
-        total = len(coordinates)
-        pixels = min(total, self.pixels or -(-total // 4))
-        rounds = total // pixels
-        order = torch.empty(0)
-
-        def loss(tensors: dict[str, Tensor], points: Tensor, truth: Tensor) -> Tensor:
-            return (run_network(space, tensors, points) + offset - truth).square().mean()
-
-        slope = torch.func.vmap(torch.func.grad(loss))
-
-        def gradient(step: int, thetas: Tensor) -> Tensor:
-            nonlocal order
-            epoch, part = divmod(step, rounds)
-            if part == 0:
-                order = random.uniform(networks, "pixels", (total,), step=epoch).argsort(1)
-            chosen = order[:, part * pixels : (part + 1) * pixels]
-            truth = targets.gather(1, chosen[:, :, None].expand(-1, -1, targets.shape[2]))
-            return space.flatten(slope(space.unflatten(thetas), coordinates[chosen], truth))
-
-        rate = torch.full((len(networks),), self.learning_rate, dtype=self.dtype, device=device)
-        steps = torch.full((len(networks),), self.steps)
-
-        def cosine(step: int) -> Tensor:
-            return rate * (0.5 + 0.5 * math.cos(math.pi * step / self.steps))
-
-        optimize(thetas, gradient, steps, cosine, 0 * rate, advance)
-        return thetas

@@ -179,7 +179,17 @@ class ModulePopulation:
         Returns:
             Parameters ``[B, T]``, and buffers by name, each ``[B, ...]``.
         """
-        thetas = initial_thetas(self.space, random, networks, scale, self._constants, self._fan_in)
+        return self.divide(initial_thetas(self.space, random, networks, scale, self._constants, self._fan_in))
+
+    def divide(self, thetas: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What :meth:`flatten` joins.
+
+        Args:
+            thetas: Flat checkpoints ``[B, P]``.
+
+        Returns:
+            Parameters ``[B, T]``, and buffers by name, each ``[B, ...]``; copies.
+        """
         tensors = self.space.unflatten(thetas.to(self.device, self.dtype))
         buffers = {param.name: tensors[param.name].clone() for param in self._buffers}
         return self._joined(tensors), buffers
