@@ -165,7 +165,7 @@ def test_distilling_matches_answers() -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_recorded_is_true(name: str, tmp_path: Path) -> None:
-    store = make_lineage_zoo(tmp_path / "zoo", name, 4, strangers=3, data=PICTURES, **FAST)
+    store = make_lineage_zoo(tmp_path / "zoo", name, 4, strangers=3, grandchildren=3, data=PICTURES, **FAST)
     assert [file.name for file in tmp_path.iterdir()] == ["zoo"]
     assert len(store) == 4 * 11 + 3
     assert store.thetas.dtype == torch.float32
@@ -187,10 +187,12 @@ def test_what_is_recorded_is_true(name: str, tmp_path: Path) -> None:
     assert (more[~trained] == 0).all()
     own = table["task"][child] != table["task"][parent[child]]
     assert np.array_equal(own, derivation[child] == "fine_tuned")
-    for number in range(4):  # the root has one child of every derivation, others have the rest
+    for number in range(4):  # the root has one child of every derivation, but of what comes after another; others have the rest
         root = np.flatnonzero((family == number) & (derivation == "root"))[0]
         of_root = derivation[(parent == root) | (teacher == root)]
-        assert sorted(of_root) == sorted(zoo._DERIVATIONS)
+        assert sorted([*of_root, "pruned_fine_tuned"]) == sorted(zoo._DERIVATIONS)
+        (pruned,) = np.flatnonzero((parent == root) & (derivation == "pruned"))
+        assert "pruned_fine_tuned" in derivation[parent == pruned]
     assert depth.max() >= 2
     again = derivation[child & (depth > 1)] == derivation[parent[child & (depth > 1)]]
     assert not again.any()
@@ -285,7 +287,7 @@ def test_a_write_that_fails_leaves_nothing_half(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(OSError, match="No space left"):
             make_lineage_zoo(tmp_path / "zoo", "siren", 2, data=PICTURES, **FAST)
     assert [file.name for file in tmp_path.iterdir()] == ["zoo.parts"]
-    assert len(make_lineage_zoo(tmp_path / "zoo", "siren", 2, data=PICTURES, **FAST)) == 24
+    assert len(make_lineage_zoo(tmp_path / "zoo", "siren", 2, data=PICTURES, **FAST)) == 20
 
 
 def test_networks_that_diverge_are_left_out(tmp_path: Path) -> None:
@@ -322,7 +324,7 @@ def test_errors(tmp_path: Path) -> None:
             make_lineage_zoo(tmp_path / "zoo", "siren", 2, **{**FAST, name: value})
     with pytest.raises(ValueError, match=r"Expected 'families' to be a positive integer \(got 0\)"):
         make_lineage_zoo(tmp_path / "zoo", "siren", 0)
-    with pytest.raises(ValueError, match=r"Expected a derivation that hands down weights for 3 'grandchildren' \(got \['distilled'\]\)"):
+    with pytest.raises(ValueError, match=r"Expected a derivation that hands down weights for 1 'grandchildren' \(got \['distilled'\]\)"):
         make_lineage_zoo(tmp_path / "zoo", "siren", 2, derivations=["distilled"])
     with pytest.raises(ValueError, match=r"Expected images of shape \[n, C, H, W\] \(got \[40, 25\]\)"):
         lineage_kind("cnn", BLOBS._replace(images=BLOBS.images.flatten(1)))

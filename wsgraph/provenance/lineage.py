@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist, median
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ _PAIRS_TOGETHER = 256
 _FEATURES, _ROUNDING = 20.0, 1e-3  # features of networks at some distance are no farther apart than this many times that, and rounding
 _FEWEST_STRANGERS = 16
 _OFF = 0.5
+_UNCERTAIN = 0.05  # of squared distances
 _FAR = 2.5  # times the usual distance within a family: beyond, a relative may be one by chance
 _CENTRAL = 1.0  # logits for a root from which the others are as near as from the middle, over one from which they are twice as far
 _ORDER, _ZEROS, _LEVELS, _NORM = 6.0, 4.0, 4.0, 0.5  # logits of evidence for a direction
@@ -172,13 +173,14 @@ def lineage(index: Index, *, false_alarms: float = 0.01, order: str | None = Non
 
     Every network is aligned with those that are nearest by features. Pairs are relatives if they are nearer than
 
-    .. math:: t = m + \sigma \, \Phi^{-1}\!\Bigl( \frac{\alpha}{N - 1} \Bigr)
+    .. math:: t = a + b \, \ln \bigl( -\ln (1 - \alpha) \bigr)
 
-    with :math:`m` the median distance of random pairs of the zoo after alignment, :math:`\sigma` their spread below it, of those at 0.85
-    or more, and :math:`\alpha` the rate of false alarms: of networks that have no relative among :math:`N`, that share is given one, if
-    distances of strangers are normal below their median. Where nearly all pairs are relatives, :math:`t` is 0.85.
+    the quantile at :math:`\alpha` of a Gumbel distribution of minima, whose :math:`a` and :math:`b` fit the lower quartile and median of
+    the distances of networks from the nearest of those at 0.85 or more, which are strangers as far as can be told. Of networks without a
+    relative, that share :math:`\alpha` is given one by chance. Of fewer than 16 such networks nothing is learned, and :math:`t` is 0.85.
 
-    The minimum spanning forest over relatives says who belongs to whom. Every tree is rooted where the evidence is best: a column that
+    The minimum spanning forest over relatives says who belongs to whom; of networks that are as far from a near copy as from what that
+    was made from, the latter is the parent. Every tree is rooted where the evidence is best: a column that
     says how long networks were trained (given as ``order``); zeros, which pruning adds and training does not; fewer distinct values,
     which quantising leaves; norms, which training makes larger, a weak sign; and being in the middle, as those are that several
     networks were made from. Without evidence, a direction is a guess, and marked as one.
@@ -220,7 +222,7 @@ def lineage(index: Index, *, false_alarms: float = 0.01, order: str | None = Non
         features = group.features
         assert isinstance(features, WeightFeatures)
         space = features.yardstick.space
-        threshold = _threshold(features.strangers, len(group), false_alarms)
+        threshold = _threshold(pairs, false_alarms)
         thresholds[str(space)] = threshold
         near = [pair for pair in pairs if pair.distance < threshold]
         related += [(group.position(pair.first), group.position(pair.second), pair.distance) for pair in near]
@@ -236,14 +238,18 @@ def _numbers(index: Index, order: str) -> np.ndarray:
     return column.astype(float)
 
 
-def _threshold(strangers: Tensor, count: int, false_alarms: float) -> float:
+def _threshold(pairs: list[Pair], false_alarms: float) -> float:
     """The distance below which networks are relatives."""
-    apart = strangers[strangers >= NEAR]
-    if len(apart) < max(_FEWEST_STRANGERS, len(strangers) / 4):
+    least: dict[int, float] = {}
+    for pair in pairs:
+        if pair.distance >= NEAR:
+            for number in pair[:2]:
+                least[number] = min(least.get(number, math.inf), pair.distance)
+    if len(least) < _FEWEST_STRANGERS:
         return NEAR
-    middle, quartile = float(apart.quantile(0.5)), float(apart.quantile(0.25))
-    spread = (middle - quartile) / -NormalDist().inv_cdf(0.25)
-    return max(0.0, middle + spread * NormalDist().inv_cdf(false_alarms / max(1, count - 1)))
+    quarter, middle = np.quantile(np.array(list(least.values())), (0.25, 0.5))
+    ends = [math.log(-math.log1p(-share)) for share in (0.25, 0.5, false_alarms)]
+    return float(middle - (ends[1] - ends[2]) * (middle - quarter) / (ends[1] - ends[0]))
 
 
 # == Trees ==
@@ -271,7 +277,9 @@ def _descents(
     signs = _Signs(index, group, space, times)
     parents: dict[int, tuple[int, tuple[str, ...], bool]] = {}
     for members in nx.connected_components(graph):
-        parents |= _rooted(_spanning_tree(graph.subgraph(members)), signs)
+        relatives = graph.subgraph(members)
+        found = _rooted(_spanning_tree(relatives), signs)
+        parents |= _earlier(relatives, found)
     for number in range(len(group)):
         other, distance = nearest[number]
         parent, evidence, is_directed = parents.get(number, (-1, (), False))
@@ -393,4 +401,26 @@ def _rooted(tree: nx.Graph, signs: _Signs) -> dict[int, tuple[int, tuple[str, ..
         middle = ("in the middle",) if tree.degree[parent] > 2 else ()
         evidence = (*(said[parent, child] if logits[parent, child] > 0 else ()), *middle)
         result[child] = parent, evidence, scores[best] - beyond[child] >= _SURE
+    return result
+
+
+def _earlier(graph: nx.Graph, parents: dict[int, tuple[int, tuple[str, ...], bool]]) -> dict[int, tuple[int, tuple[str, ...], bool]]:
+    """Parents, but of networks that are nearly as near to what their parent was made from, that one.
+
+    Squares of distances add up along a tree: a child of q is farther from p, made from q, by the square of p's own change, and a child of
+    p nearer to it by as much. Where that is less than what distances are certain to, the earlier network is the likelier parent: one that
+    several networks were made from has been around, its copies have seldom been used.
+    """
+    result: dict[int, tuple[int, tuple[str, ...], bool]] = {}
+    for child in parents:  # parents come before their children
+        parent, evidence, is_directed = parents[child]
+        while parent in result:
+            earlier = result[parent][0]
+            if earlier not in graph[child]:
+                break
+            own, other = (graph[child][node]["weight"] ** 2 for node in (parent, earlier))
+            if other - own > max(_UNCERTAIN * own, graph[parent][earlier]["weight"] ** 2 / 2):
+                break
+            parent, evidence = earlier, ()
+        result[child] = parent, evidence, is_directed
     return result

@@ -74,6 +74,7 @@ class Derivation:
         steps: Training steps, as a share of those of a root.
         new_task: Whether children are trained on something else than their parents.
         inherits: Whether children have their weights from their parents.
+        after: Name of the derivation whose child of the root it is made from, where a family has one; empty for the root itself.
     """
 
     name: str
@@ -81,12 +82,15 @@ class Derivation:
     steps: float
     new_task: bool
     inherits: bool
+    after: str = ""
 
 
 _DERIVATIONS: Registry[Derivation] = Registry("derivation")
 
 
-def register_derivation(name: str, *, steps: float = 0.0, new_task: bool = False, inherits: bool = True) -> Callable[[Make], Make]:
+def register_derivation(
+    name: str, *, steps: float = 0.0, new_task: bool = False, inherits: bool = True, after: str = ""
+) -> Callable[[Make], Make]:
     """Enter a derivation under a name, by which :func:`make_lineage_zoo` knows it.
 
     Args:
@@ -94,6 +98,7 @@ def register_derivation(name: str, *, steps: float = 0.0, new_task: bool = False
         steps: Training steps, as a share of those of a root.
         new_task: Whether children are trained on something else than their parents.
         inherits: Whether children have their weights from their parents.
+        after: Name of the derivation whose child of the root it is made from, where a family has one.
 
     Returns:
         A decorator of a function of the weight space, the parents ``[B, P]`` and the context that returns the children ``[B, P]``.
@@ -110,7 +115,7 @@ def register_derivation(name: str, *, steps: float = 0.0, new_task: bool = False
     """
 
     def enter(make: Make) -> Make:
-        _DERIVATIONS.add(name, Derivation(name, make, steps, new_task, inherits))
+        _DERIVATIONS.add(name, Derivation(name, make, steps, new_task, inherits, after))
         return make
 
     return enter
@@ -190,7 +195,7 @@ def _pruned(space: WeightSpace, parents: Tensor, context: DerivationContext) -> 
     return parents * _largest(space, parents)
 
 
-@register_derivation("pruned_fine_tuned", steps=0.25)
+@register_derivation("pruned_fine_tuned", steps=0.25, after="pruned")
 def _pruned_fine_tuned(space: WeightSpace, parents: Tensor, context: DerivationContext) -> Tensor:
     """Pruned, then trained while what was pruned stays 0."""
     kept = _largest(space, parents)

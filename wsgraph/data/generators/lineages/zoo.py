@@ -44,7 +44,8 @@ _ROOT = Derivation("root", _begun, steps=1.0, new_task=False, inherits=False)
 class _Lineages(Problem):
     """Families, one for every number: a root, a child of it by every derivation, and children of these; from ``families`` on, roots alone.
 
-    Member 0 is the root, members 1 to D are its children in the order of the derivations, others are made from any of those before them but
+    Member 0 is the root, members 1 to D are its children in the order of the derivations (one that comes after another derivation is made
+    from the child of that), others are made from any of those before them but
     the root, by a derivation that hands down weights and is another one than their parent's.
     """
 
@@ -80,6 +81,10 @@ class _Lineages(Problem):
     def _plan(self, families: Tensor) -> tuple[Tensor, Tensor]:
         """Of every member the parent (0 of roots) and the derivation ``[B, M]``, -1 of members that are not there."""
         parents = torch.zeros(len(families), self.members, dtype=torch.long)
+        names = [each.name for each in self.derivations]
+        for number, derivation in enumerate(self.derivations):
+            if derivation.after in names[:number]:
+                parents[:, number] = names.index(derivation.after)
         made_by = torch.arange(self.members).repeat(len(families), 1)
         inheriting = torch.tensor([i for i, each in enumerate(self.derivations) if each.inherits], dtype=torch.long)
         draws = CounterRandom(self.seed).uniform(families, "grandchildren", (self.grandchildren, 2))
@@ -157,7 +162,7 @@ def make_lineage_zoo(
     families: int = 100,
     *,
     strangers: int | None = None,
-    grandchildren: int = 3,
+    grandchildren: int = 1,
     derivations: Sequence[str] = _DERIVATIONS,
     ranges: HyperparameterRanges | Mapping[str, Any] | None = None,
     data: ClassificationData | None = None,
@@ -166,10 +171,10 @@ def make_lineage_zoo(
 ) -> ZooStore:
     r"""Make a zoo of families whose heritage is known, and hidden behind symmetries.
 
-    Every family has a root, trained from its own random start, a child of the root by every derivation, and networks that are derived from
-    any of these, so that there are chains as well as stars. Strangers are roots without children. At the end every network is moved by a
-    random element of its whole group (permutations, signs, factors from 0.001 to 1000) and kept in float32, counters of batches set to 0,
-    all in a random order.
+    Every family has a root, trained from its own random start, a child of the root by every derivation (what is pruned and then trained is
+    made from what is pruned), and networks that are derived from any of these, so that there are chains as well as stars. Strangers are
+    roots without children. At the end every network is moved by a random element of its whole group (permutations, signs, factors from
+    0.001 to 1000) and kept in float32, counters of batches set to 0, all in a random order.
 
     The derivations: ``fine_tuned`` on permuted classes or another picture, ``trained_longer``, ``noisy`` (10 % of every parameter's
     standard deviation), ``pruned`` (half of every weight), ``pruned_fine_tuned`` (what was pruned stays 0), ``quantised`` (weights to int8
@@ -211,7 +216,7 @@ def make_lineage_zoo(
         ...     zoo = make_lineage_zoo(f"{folder}/zoo", "siren", 2, ranges={"steps": (5, 10)}, progress=False)
         ...     parents, derivations = zoo.column("parent"), zoo.column("derivation")
         ...     len(zoo), sorted(derivations[parents < 0].tolist())
-        (24, ['distilled', 'distilled', 'root', 'root', 'root', 'root'])
+        (20, ['distilled', 'distilled', 'root', 'root', 'root', 'root'])
     """
     for name, value in (("strangers", strangers), ("grandchildren", grandchildren)):
         if value is not None and (not isinstance(value, int) or value < 0):
