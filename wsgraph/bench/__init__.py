@@ -1,6 +1,6 @@
 """Benchmarks of weight-space models: the papers' tables and figures, cell by cell, resumable."""
 
-from wsgraph.bench import accuracy, cost, invariance
+from wsgraph.bench import accuracy, cost, invariance, provenance
 from wsgraph.bench.bench import Bench, list_suites, read_model, register_suite, run_suite
 from wsgraph.bench.cells import Cell, run_cells
 from wsgraph.bench.sizes import SIZES, Size
@@ -14,6 +14,7 @@ __all__ = [
     "cost",
     "invariance",
     "list_suites",
+    "provenance",
     "read_model",
     "register_suite",
     "run_cells",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wsgraph import data
 from wsgraph.bench.cells import Cell, run_cells
 from wsgraph.data import ZooStore, load_images
+from wsgraph.data.generators.lineages import list_lineage_kinds, make_lineage_zoo
 from wsgraph.files import write_atomically, write_json
 from wsgraph.measure import machine
 from wsgraph.nn import list_models, model_options, widths_for_parameters
@@ -236,6 +237,14 @@ class Bench:
             path = self.folder / f"cnn-{self.images.stem}-relu-{networks}"
             others[self.images.stem] = data.make_cnn_zoo(path, networks, data=load_images(self.images), stride=2, ray=self.ray).path
         return self.classifier_zoo("relu"), others
+
+    def lineage_zoos(self) -> dict[str, Path]:
+        """Zoos of families whose heritage is known, by the kind of their networks; those given must be of such kinds too."""
+        if self.zoos:
+            return dict(self.zoos)
+        families = self.size.families
+        made = {kind: self.folder / f"families-{kind}-{families}" for kind in list_lineage_kinds()}
+        return {kind: make_lineage_zoo(path, kind, families, ray=self.ray).path for kind, path in made.items()}
 
     def pictures(self) -> dict[str, Path]:
         """A zoo of implicit neural representations."""

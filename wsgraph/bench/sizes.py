@@ -28,6 +28,7 @@ class Size:
         train_sizes: Numbers of training networks of the curves over them; more than a zoo has are left out.
         batches: Networks in a batch whose costs are measured.
         widths: Hidden widths of networks whose costs are measured.
+        families: Families of networks whose heritage is looked for, and as many networks without relatives.
     """
 
     networks: int
@@ -42,6 +43,7 @@ class Size:
     train_sizes: tuple[int, ...] = (32, 100, 320, 1000)
     batches: tuple[int, ...] = (16, 64, 256)
     widths: tuple[int, ...] = (16, 32, 64, 128)
+    families: int = 100
 
     def __post_init__(self) -> None:
         for name in ("seeds", "learning_rates", "train_sizes", "batches", "widths"):
@@ -62,6 +64,7 @@ SIZES = {
         train_sizes=(32, 100),
         batches=(8, 32),
         widths=(8, 32),
+        families=10,
     ),
     "full": Size(networks=2000, pictures=10000, epochs=20, seeds=(0, 1, 2), learning_rates=(1e-3, 3e-3, 1e-2), search_epochs=6),
 }
