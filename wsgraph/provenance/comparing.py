@@ -20,6 +20,7 @@ __all__ = ["NEAR", "Comparison", "ParameterComparison", "compared", "difference_
 NEAR = 0.85  # of the way to shuffled networks; benchmarks/README.md has the distances of strangers
 _ROUNDINGS = 64  # of a dtype that equal networks may differ by, relative to the largest entry of a parameter
 _LEAST = 1e-9  # to which factors are found
+_UNMOVED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ class Comparison:
 
     @property
     def moved(self) -> bool:
-        """Whether the element changes anything."""
-        permuted = any(
-            not torch.equal(each[0], torch.arange(each.shape[1], device=each.device)) for each in self.element.permutations.values()
-        )
-        return permuted or any(bool((each - 1).abs().max() > 1e-6) for each in self.element.scales.values())
+        """Whether neurons change places or signs, or are multiplied, if the networks are equal: near ones always differ in balance."""
+        orders = self.element.permutations.values()
+        if any(not torch.equal(each[0], torch.arange(each.shape[1], device=each.device)) for each in orders):
+            return True
+        scales = [scale if self.verdict == "equal" else scale.sign() for scale in self.element.scales.values()]
+        return any(bool((each - 1).abs().max() > _UNMOVED) for each in scales)
 
     def document(self) -> dict[str, Any]:
         """The comparison as plain values, without the element."""

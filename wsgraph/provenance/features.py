@@ -142,7 +142,7 @@ def _directions(values: Tensor, dimensions: int, seed: int) -> Tensor:
     from sklearn.decomposition import PCA  # takes a while to import
 
     width = values.shape[1]
-    count = min(dimensions, width, len(values) - 1)
+    count = min(dimensions, width, len(values) - 1) if bool(values.any()) else 0
     found, deviations = torch.zeros(width, 0, dtype=values.dtype), torch.zeros(0, dtype=values.dtype)
     if count > 0:
         fitted = PCA(count, svd_solver="auto", random_state=seed).fit(values.numpy())
@@ -152,8 +152,8 @@ def _directions(values: Tensor, dimensions: int, seed: int) -> Tensor:
         drawn = torch.randn(width, missing, generator=torch.Generator().manual_seed(seed), dtype=values.dtype)
         found = torch.linalg.qr(torch.cat([found, drawn], dim=1)).Q
         deviations = torch.cat([deviations, deviations.new_zeros(missing)])
-    largest = deviations.max()
-    deviations = torch.where(largest > 0, deviations.clamp(min=_LEAST_DEVIATION * float(largest)), 1)
+    largest = float(deviations.max())
+    deviations = deviations.clamp(min=_LEAST_DEVIATION * largest if largest > 0 else 1)
     return (found / deviations**_POWER).T.contiguous()
 
 

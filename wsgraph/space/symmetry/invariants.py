@@ -118,6 +118,9 @@ class Invariants:
     def _entries(self, occurrence: Occurrence, tensor: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """What describes every neuron of an occurrence, ``[B, n, D]`` each, and whether it is made of norms."""
         name, pieces = occurrence.param.name, [(tensor, False)]
+        if occurrence.param.axes[occurrence.axis].blocks > 1:  # whose neurons lie along the first axis as well
+            yield occurrence.entries({name: tensor}).norm(dim=2, keepdim=True), True
+            return
         for axis in range(tensor.ndim - 1):
             if axis == occurrence.axis:
                 continue
