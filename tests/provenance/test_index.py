@@ -12,12 +12,10 @@ from tests.tasks.test_generalization import make_store
 from wsgraph import SpaceMismatchError, WeightSpace
 from wsgraph.data import ZooStore
 from wsgraph.provenance import duplicates
-from wsgraph.provenance import index as index_module
-from wsgraph.search import Index
+from wsgraph.search import Index, WeightFeatures
 from wsgraph.tasks import TrainedModel, run
 
 SPACE = WeightSpace.cnn([1, 8, 8], [4])
-GENERATOR = torch.Generator()
 
 
 def _zoo(path: Path, count: int = 60, space: WeightSpace = SPACE, seed: int = 0) -> ZooStore:
@@ -51,13 +49,13 @@ def test_moved_and_noisy_copies_are_found(tmp_path: Path, space: WeightSpace) ->
 
 def test_an_index_is_kept_and_grows_with_its_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = index_module.WeightFeatures.__call__
+    original = WeightFeatures.__call__
 
-    def counted(self: index_module.WeightFeatures, space: WeightSpace, thetas: Tensor) -> Tensor:
+    def counted(self: WeightFeatures, space: WeightSpace, thetas: Tensor) -> Tensor:
         calls.append(len(thetas))
         return original(self, space, thetas)
 
-    monkeypatch.setattr(index_module.WeightFeatures, "__call__", counted)
+    monkeypatch.setattr(WeightFeatures, "__call__", counted)
     zoo = _zoo(tmp_path / "zoo")
     first = Index(zoo)
     assert first.path == tmp_path / "zoo.index"
@@ -79,16 +77,16 @@ def test_an_index_is_kept_and_grows_with_its_zoo(tmp_path: Path, monkeypatch: py
 def test_an_interrupted_index_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = _zoo(tmp_path / "zoo")
     zoo.append(SPACE, SPACE.sample(5), {"test_accuracy": [0.0] * 5})
-    original, calls = index_module.WeightFeatures.__call__, list[int]()
+    original, calls = WeightFeatures.__call__, list[int]()
 
-    def fails(self: index_module.WeightFeatures, space: WeightSpace, thetas: Tensor) -> Tensor:
+    def fails(self: WeightFeatures, space: WeightSpace, thetas: Tensor) -> Tensor:
         calls.append(len(thetas))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return original(self, space, thetas)
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_module.WeightFeatures, "__call__", fails)
+        patch.setattr(WeightFeatures, "__call__", fails)
         with pytest.raises(KeyboardInterrupt):
             Index(zoo)
         assert len(calls) == 2

@@ -121,7 +121,7 @@ def test_the_figure(tmp_path: Path) -> None:
     assert len(np.asarray(axes.collections[0].get_offsets())) == len(thetas)
     assert numbers.axes[1].get_ylabel() == "test accuracy"
     for line in axes.get_lines():
-        (top, bottom) = line.get_ydata()
+        top, bottom = np.asarray(line.get_ydata(), dtype=float)
         assert top > bottom
     texts = lineage_tree(graph, values=np.array(made), label="made")
     legend = texts.axes[0].get_legend()

@@ -15,6 +15,7 @@ from wsgraph.cli.results import print_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wsgraph.data import ZooStore
     from wsgraph.search import Index
     from wsgraph.space import WeightSpace
 
@@ -29,6 +30,7 @@ _Features = Annotated[
 ]
 _Model = Annotated[Path | None, typer.Option(help="With --features model: folder of a finished run whose model embeds networks.")]
 _LISTED = 20
+_COLUMNS = 4  # of the table, beside what was found
 
 
 def _open_index(zoo: Path, folder: Path | None, features: str = "weights", model: Path | None = None) -> Index:
@@ -40,8 +42,21 @@ def _open_index(zoo: Path, folder: Path | None, features: str = "weights", model
 
 
 def _opened(file: Path, options: dict[str, Any]) -> tuple[WeightSpace, Tensor]:
-    found = open_network(file, fold_batchnorm=False, **options)
+    """The network of a file; options that say how to read weights alone are for files that do not say it themselves."""
+    from wsgraph.convert.formats import file_format
+
+    whole = file.suffix.lower() == ".onnx" or (file.is_file() and (known := file_format(file)) is not None and known.tensors is None)
+    used = {name: None if whole and name != "role" else value for name, value in options.items()}
+    if not whole:
+        used["role"] = None
+    found = open_network(file, fold_batchnorm=False, **used)
     return found.space, found.theta
+
+
+def _names(zoo: ZooStore) -> list[str]:
+    """What networks are called: their files where the zoo knows them, else their positions."""
+    table = zoo.table
+    return [str(name) for name in table["file"]] if "file" in table else [str(position) for position in range(len(zoo))]
 
 
 @app.command("same")
@@ -133,7 +148,7 @@ def search_command(
     for name, matches in found.items():
         typer.echo(name)
         for match in matches:
-            about = ", ".join(f"{label} {_shown(column[match.position])}" for label, column in list(table.items())[:4])
+            about = ", ".join(f"{label} {_shown(column[match.position])}" for label, column in list(table.items())[:_COLUMNS])
             kind = "" if match.aligned else " by features"
             typer.echo(f"  {match.distance:7.4f}{kind}  network {match.position}{'  ' + about if about else ''}")
 
@@ -179,32 +194,32 @@ def lineage_command(
     typer.echo(str(found))
     for space, threshold in found.thresholds.items():
         typer.echo(f"Relatives are nearer than {threshold:.3f}: {space}")
-    _print_families(found)
+    _print_families(found, _names(opened.zoo))
     if output is not None:
         typer.echo(f"Forest: {output}")
     if drawn is not None:
         typer.echo(f"Figure: {drawn}")
 
 
-def _print_families(found: Any) -> None:
+def _print_families(found: Any, names: list[str]) -> None:
     graph = found.graph()
     for family in found.families[:_LISTED]:
         root = next(node for node in family if graph.in_degree(node) == 0)
-        _print_branch(graph, root, 0)
+        _print_branch(graph, root, names)
     if len(found.families) > _LISTED:
         typer.echo(f"... and {counted(len(found.families) - _LISTED, 'family', 'families')} more")
 
 
-def _print_branch(graph: Any, root: int, depth: int) -> None:
-    stack = [(root, depth, None)]
+def _print_branch(graph: Any, root: int, names: list[str]) -> None:
+    stack: list[tuple[int, int, Any]] = [(root, 0, None)]
     while stack:
         node, depth, about = stack.pop()
         told = ""
         if about is not None:
-            kept = f", {len(about['kept'])} parameters kept" if about["kept"] else ""
+            kept = f", {counted(len(about['kept']), 'parameter')} kept" if about["kept"] else ""
             why = f" ({', '.join(about['evidence'])})" if about["evidence"] else ""
             told = f"  {about['distance']:.3f}{'' if about['is_directed'] else ' ?'}{why}{kept}"
-        typer.echo(f"{'  ' * depth}{node}{told}")
+        typer.echo(f"{'  ' * depth}{names[node]}{told}")
         children = sorted(graph.successors(node), key=lambda child: graph[node][child]["distance"], reverse=True)
         stack += [(child, depth + 1, graph[node][child]) for child in children]
 
@@ -264,15 +279,15 @@ def zoo_dedupe(
         opened = _open_index(zoo, index)
         clusters = duplicates(opened, within=within)
         left_out = [position for members in clusters for position in members[1:]]
-        kept = sorted({*range(len(opened))} - {*left_out})
-        made = None if output is None else subset_zoo(output, opened.zoo[kept])
+        made = None if output is None else subset_zoo(output, opened.zoo[sorted({*range(len(opened))} - {*left_out})])
     if as_json:
         print_json({"zoo": str(zoo), "networks": len(opened), "within": within, "clusters": clusters})
         return
+    names = _names(opened.zoo)
     if not clusters:
         typer.echo(f"{counted(len(opened), 'network')}, none of them twice.")
     for members in clusters[:_LISTED]:
-        typer.echo(" = ".join(map(str, members[:12])) + (" = ..." if len(members) > 12 else ""))
+        typer.echo(" = ".join(names[i] for i in members[:12]) + (" = ..." if len(members) > 12 else ""))
     if clusters:
         more = f" (the first {_LISTED} are listed)" if len(clusters) > _LISTED else ""
         typer.echo(f"{counted(len(clusters), 'cluster')}{more}: {counted(len(left_out), 'network')} of {len(opened):,} could be left out.")
