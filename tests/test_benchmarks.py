@@ -340,3 +340,12 @@ def test_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
             (curve,) = found["curves"][method]
             assert (curve[0] + curve[-1]) / 2 == pytest.approx(found["ends"], abs=0.006)
     assert "Halfway between networks trained apart" in capsys.readouterr().out
+
+
+def test_search_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = run("search_speed", tmp_path, monkeypatch)
+    assert [each["networks"] for each in document["results"]] == [40, 40]
+    for each in document["results"]:
+        assert [row["noise"] for row in each["searches"]] == [0, 0.1, 0.3]
+        assert all(row["recall"] == 1 for row in each["searches"])
+        assert each["peak_bytes"] > each["index_bytes"] > 0

@@ -557,3 +557,70 @@ def test_small_errors_are_not_rounded_away(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert "0.00123" in text
     assert "0.00149" in text
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    save_file(module.state_dict(), path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same, search, lineage, dedupe and map, on a folder of files as a user has them."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    space = WeightSpace.mlp([8, 24, 24, 4])
+    modules = [nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)) for _ in range(20)]
+    names = list(modules[0].state_dict())
+    for number, module in enumerate(modules):
+        _save(module, tmp_path / "files" / f"{number:02d}.safetensors")
+    theta = torch.cat([tensor.flatten() for tensor in modules[3].state_dict().values()])
+
+    def moved(noise: float) -> dict[str, torch.Tensor]:
+        changed = theta * (1 + noise * torch.randn(theta.shape, generator=torch.Generator().manual_seed(1)))
+        state = space.unflatten(space.act(space.sample_symmetry(1, generator=torch.Generator().manual_seed(0)), changed[None])[0])
+        return {name: tensor.contiguous() for name, tensor in zip(names, state.values(), strict=True)}
+
+    save_file(moved(0.0), tmp_path / "files" / "copy.safetensors")
+    save_file(moved(0.1), tmp_path / "files" / "tuned.safetensors")
+    save_file(moved(0.0), tmp_path / "unknown.safetensors")
+    modules[3].eval()
+    torch.onnx.export(modules[3], (torch.randn(1, 8),), str(tmp_path / "model.onnx"), dynamo=False, verbose=False)
+    activation = ("--activation", "relu")
+
+    text = call("same", "files/03.safetensors", "unknown.safetensors", *activation)
+    assert text.startswith("Equal after its neurons are moved")
+    assert call("same", "unknown.safetensors", "model.onnx", *activation).startswith("Equal")
+    document = json.loads(call("same", "files/03.safetensors", "files/tuned.safetensors", *activation, "--json"))
+    assert document["verdict"] == "near"
+    assert len(document["parameters"]) == 6
+    text = call("same", "files/03.safetensors", "files/04.safetensors", *activation)
+    assert text.startswith("Different")
+    assert "0.weight" in text
+    wide = nn.Sequential(nn.Linear(8, 25), nn.ReLU(), nn.Linear(25, 4))
+    _save(wide, tmp_path / "wide" / "w.safetensors")
+    assert "different architectures" in call("same", "files/03.safetensors", "wide/w.safetensors", *activation, code=1)
+
+    call("zoo", "import", "zoo", "files", *activation)
+    text = call("search", "zoo", "unknown.safetensors", *activation, "--top", "3")
+    assert "0.0000  network" in text
+    found = json.loads(call("search", "zoo", "unknown.safetensors", *activation, "--top", "3", "--json"))["matches"]["unknown.safetensors"]
+    assert [each["distance"] < limit for each, limit in zip(found, (1e-4, 1e-4, 0.3), strict=True)] == [True] * 3
+    assert "holds no network of" in call("search", "zoo", "wide/w.safetensors", *activation, code=1)
+    assert "by features" in call("search", "zoo", "wide/w.safetensors", *activation, "--features", "statistics")
+
+    text = call("lineage", "zoo", "--figure", "tree.png", "--output", "forest.json")
+    assert "22 networks: 1 family, 2 with a parent, 20 without" in text
+    assert "copy.safetensors" in text
+    assert (tmp_path / "tree.png").exists()
+    assert len(json.loads((tmp_path / "forest.json").read_text())["networks"]) == 22
+    assert ".png, .pdf or .svg" in call("lineage", "zoo", "--figure", "tree.gif", code=1)
+
+    text = call("zoo", "dedupe", "zoo", "--output", "once")
+    assert "03.safetensors = copy.safetensors" in text
+    assert len(ZooStore(tmp_path / "once")) == 21
+    assert json.loads(call("zoo", "dedupe", "once", "--json"))["clusters"] == []
+    assert "no column 'number'" in call("zoo", "map", "zoo", "--color", "number", "--output", "map.png", code=1)
+    ZooStore(tmp_path / "zoo").set_column("number", np.arange(22.0))
+    call("zoo", "map", "zoo", "--color", "number", "--output", "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 10_000

@@ -25,6 +25,7 @@ from wsgraph.bench import cells as cells_module
 from wsgraph.bench.accuracy import reads_functions
 from wsgraph.cli import app
 from wsgraph.data import HyperparameterRanges, SmallCNNZoo, ZhouSIRENs, ZooStore, digits, make_cnn_zoo
+from wsgraph.data.generators.lineages import make_lineage_zoo
 from wsgraph.measure import step_costs
 from wsgraph.scores import register_score
 from wsgraph.tasks.training import DivergedError
@@ -455,3 +456,21 @@ def test_who_leads_is_decided_by_the_score(tmp_path: Path) -> None:
         register_score("tau", better=-1)
     with pytest.raises(ValueError, match="'better' to be 1, -1 or 0"):
         register_score("other", better=2)
+
+
+def test_provenance(tmp_path: Path) -> None:
+    """Zoos with few families: the tables have every method, and ours finds what raw weights do not."""
+    zoos = {}
+    for kind in ("cnn", "siren"):
+        ranges = {"steps": (20, 30)}
+        zoos[kind] = make_lineage_zoo(tmp_path / kind, kind, 6, strangers=14, ranges=ranges, progress=False).path
+    run_suite("provenance", folder=tmp_path / "bench", output=tmp_path / "out", size=TINY, zoos=zoos)
+    document = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    rows = {(each["zoo"], each["method"]): each for each in document["results"]}
+    assert {method for _, method in rows} == {"lineage", "activations", "raw_cosine", "raw_l2", "sorted_weights", "statistics"}
+    for kind in zoos:
+        assert rows[kind, "lineage"]["parent_at_10"] > 0.9
+        assert rows[kind, "lineage"]["parents_of_children"] > 0.5 > 0.2 > rows[kind, "raw_l2"]["parents_of_children"]
+        assert rows[kind, "lineage"]["false_alarms"] < 0.2
+        assert (tmp_path / "out" / f"provenance-{kind}.png").exists()
+    assert "| cnn | lineage |" in (tmp_path / "out" / "provenance-derivations.md").read_text()

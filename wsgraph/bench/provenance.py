@@ -36,6 +36,7 @@ _WANTED = 10
 _THRESHOLDS = 200
 _SHARES = {
     "parents": "parents",
+    "parents_of_children": "of children of roots",
     "directed_f1": "directed F1",
     "undirected_f1": "undirected F1",
     "parent_at_1": "parent @1",
@@ -116,11 +117,13 @@ def _best_threshold(distances: np.ndarray, parents: np.ndarray) -> float:
 def _scores(
     zoo: str, method: str, seconds: float, predicted: np.ndarray, distances: np.ndarray, parents: np.ndarray, derivations: np.ndarray
 ) -> dict[str, Any]:
+    of_roots = np.where((parents >= 0) & (parents[parents] < 0), parents, -1)
     return {
         "zoo": zoo,
         "method": method,
         "seconds": seconds,
         "parents": parent_accuracy(predicted, parents),
+        "parents_of_children": parent_accuracy(predicted, of_roots),
         "directed_f1": forest_f1(predicted, parents),
         "undirected_f1": forest_f1(predicted, parents, directed=False),
         "parent_at_1": parent_recall(distances, parents),
@@ -128,6 +131,7 @@ def _scores(
         "relative_at_1": family_recall(distances, trees_of(parents)),
         "false_alarms": false_alarms(predicted, parents),
         "parents_by_derivation": parent_accuracy_by(predicted, parents, derivations),
+        "parents_of_children_by_derivation": parent_accuracy_by(predicted, of_roots, derivations),
         "networks": len(parents),
     }
 
@@ -135,10 +139,14 @@ def _scores(
 def _by_derivation(bench: Bench, results: list[dict[str, Any]]) -> None:
     """A table of parents by how networks were made, and a figure of it for every zoo."""
     names = list(dict.fromkeys(name for each in results for name in each["parents_by_derivation"]))
-    rows = [
-        [each["zoo"], each["method"], *(_share(each["parents_by_derivation"].get(name, math.nan)) for name in names)] for each in results
-    ]
-    title = "Share of networks whose parent is named, by how they were made from it"
+    kinds = ("parents_by_derivation", "parents_of_children_by_derivation")
+    rows = []
+    for each in results:
+        pairs = [[_share(each[kind].get(name, math.nan)) for kind in kinds] for name in names]
+        rows.append([each["zoo"], each["method"], *(f"{every} ({of_roots})" for every, of_roots in pairs)])
+    title = (
+        "Share of networks whose parent is named, by how they were made from it (in brackets: those made from roots or distilled networks)"
+    )
     bench.write_table("provenance-derivations", title, ["zoo", "method", *(name.replace("_", " ") for name in names)], rows, {})
     for zoo in dict.fromkeys(each["zoo"] for each in results):
         own = {each["method"].replace("_", " "): each["parents_by_derivation"] for each in results if each["zoo"] == zoo}

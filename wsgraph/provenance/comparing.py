@@ -51,6 +51,14 @@ class Comparison:
         parameters: Distances by parameter, in their order.
         element: Takes the first network beside the second.
         answers: Largest relative difference of the networks' answers to random inputs; ``None`` where they could not be run.
+
+    Example:
+        >>> import torch, wsgraph
+        >>> space = wsgraph.WeightSpace.mlp([2, 8, 1])
+        >>> theta = space.sample(1)[0]
+        >>> found = wsgraph.same(space, theta, theta)
+        >>> found.verdict, found.distance, found.moved, len(found.kept)
+        ('equal', 0.0, False, 4)
     """
 
     verdict: str
@@ -111,7 +119,7 @@ def same(space: WeightSpace, first: Tensor, second: Tensor, *, seed: int = 0) ->
         seed: Seed of shuffles, of the order of alignment and of random inputs.
 
     Returns:
-        The comparison.
+        The comparison, with the element that takes the first beside the second.
 
     Raises:
         SpaceMismatchError: If a shape is wrong.

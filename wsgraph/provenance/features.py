@@ -63,12 +63,24 @@ class Features(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Keep the fit in a folder, which exists."""
+        """Keep the fit.
+
+        Args:
+            folder: An empty folder.
+        """
 
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, space: WeightSpace | None) -> Self:
-        """The fit that was kept, with the weight space that it was fitted to if it is of one."""
+        """The fit that was kept.
+
+        Args:
+            folder: Where it was kept.
+            space: The weight space that it was fitted to, of features that are of one.
+
+        Returns:
+            The features as they were.
+        """
 
 
 class WeightFeatures(Features):

@@ -192,7 +192,7 @@ def lineage(index: Index, *, false_alarms: float = 0.01, order: str | None = Non
         neighbors: How many networks near each are aligned with it.
 
     Returns:
-        The forest.
+        The forest, with a descent for every network.
 
     Raises:
         ValueError: If the rate is not between 0 and 1, the index has other features, or there is no such column of numbers.

@@ -69,7 +69,7 @@ class Yardstick:
             seed: Seed of the shuffles.
 
         Returns:
-            The yardstick.
+            The yardstick, fitted to these networks.
 
         Raises:
             SpaceMismatchError: If the shape is wrong, or there is no network.
@@ -110,7 +110,7 @@ class Yardstick:
             tolerance: Precision of the logarithms of their factors (default: that of float64).
 
         Returns:
-            The points.
+            Points, one for every network.
 
         Raises:
             SpaceMismatchError: If the shape is wrong, or there is no network.
@@ -132,11 +132,29 @@ class Yardstick:
         return Point(values, points.norms)
 
     def match(self, points: Point, targets: Point, *, seed: int = 0) -> Matched:
-        """Networks beside others, as near as permutations and signs bring them."""
+        """Networks beside others, as near as permutations and signs bring them.
+
+        Args:
+            points: The networks.
+            targets: As many others.
+            seed: Seed of the order of alignment.
+
+        Returns:
+            Squared distances by parameter, and the elements.
+        """
         return self.metric.match(points.values, targets.values, seed=seed)
 
     def distances(self, points: Point, targets: Point, *, seed: int = 0) -> Tensor:
-        """Distances ``[B]`` of points from others, in units of the level."""
+        """Distances of points from others, in units of the level.
+
+        Args:
+            points: The networks.
+            targets: As many others.
+            seed: Seed of the order of alignment.
+
+        Returns:
+            Distances ``[B]``, 0 for equal networks.
+        """
         return self.relative(self.match(points, targets, seed=seed).distances, points.norms, targets.norms)
 
     def between(self, points: Point, first: Tensor, targets: Point, second: Tensor, *, seed: int = 0) -> Tensor:
@@ -150,7 +168,7 @@ class Yardstick:
             seed: Seed of the order of alignment.
 
         Returns:
-            Distances ``[n]``.
+            Distances ``[n]`` of the pairs.
         """
         step = max(1, _TOGETHER // self.space.num_params)
         found = [
@@ -159,7 +177,16 @@ class Yardstick:
         return torch.cat(found) if len(first) else points.norms.new_zeros(0)
 
     def relative(self, distances: Tensor, norms: Tensor, others: Tensor) -> Tensor:
-        """Distances of orbits, or bounds of them, in units of the level."""
+        """Distances of orbits in units of the level.
+
+        Args:
+            distances: Distances ``[n]`` in units of the weights.
+            norms: Norms ``[n]`` of the networks.
+            others: Norms ``[n]`` of those that they are compared with.
+
+        Returns:
+            Relative distances ``[n]``.
+        """
         scale = (norms.square() + others.square()).sqrt()
         return distances / (self.level * torch.where(scale > 0, scale, 1))
 
