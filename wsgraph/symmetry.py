@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wsgraph.space.errors import SpaceMismatchError
 from wsgraph.space.evaluate import run_network
 from wsgraph.space.inputs import check_layer_inputs
-from wsgraph.space.symmetry.alignment import Answers, align_answers, align_weights
+from wsgraph.space.symmetry.alignment import Answers, align_answers, align_weights, similarity_of
 from wsgraph.space.symmetry.balance import balance
 from wsgraph.space.symmetry.canonical import FORMS, canonicalize
 from wsgraph.space.symmetry.group import SYMMETRIES, GroupElement, act, sample_symmetry
@@ -56,7 +56,8 @@ def align(
         thetas: Networks to move, ``[B, P]``.
         reference: One network ``[P]``, or one per network ``[B, P]``.
         inputs: A batch of inputs for the networks, or a tuple of what the module is called with: match by activations.
-        module: The network as a module, which runs it on ``inputs``; needed where the space has no layers.
+        module: The network as a module, which runs it on ``inputs`` (default: the network runs by the space, as
+            :meth:`~wsgraph.WeightSpace.evaluate` does).
         sweeps: Largest number of passes over the classes.
         generator: Source of the order in which the classes are visited.
 
@@ -64,7 +65,8 @@ def align(
         A :class:`GroupElement` ``g`` of ``B`` elements: ``space.act(g, thetas)`` are the aligned networks, of unchanged function.
 
     Raises:
-        SpaceMismatchError: If shapes do not fit the space or each other, or the module is needed or is that of another space.
+        SpaceMismatchError: If shapes do not fit the space or each other, the space does not say what its networks compute, or the module
+            is that of another space.
         ValueError: If a weight is NaN or infinite.
 
     References:
@@ -103,7 +105,7 @@ def align(
     thetas, targets = thetas * unit, targets * unit
     if answers is None:
         return align_weights(space, thetas, targets, sweeps, generator)
-    return align_answers(space, thetas, targets, answers[1], answers[0])
+    return align_answers(space, thetas, targets, similarity_of(answers[1], answers[0]))
 
 
 def neuron_answers(space: WeightSpace, thetas: Tensor, inputs: Any, module: nn.Module | None) -> Answers:
@@ -113,13 +115,13 @@ def neuron_answers(space: WeightSpace, thetas: Tensor, inputs: Any, module: nn.M
         space: The weight space.
         thetas: Networks ``[B, P]``.
         inputs: A batch of inputs, or a tuple of what the module is called with.
-        module: The network as a module, where the space has no layers.
+        module: The network as a module, where one was given.
 
     Returns:
         Answers by permutation and scale class, in an order that is the same for all networks of the space.
 
     Raises:
-        SpaceMismatchError: If the module is needed, or is of another space.
+        SpaceMismatchError: If the space does not say what its networks compute, or the module is of another space.
     """
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     found: Answers = {}
@@ -129,13 +131,13 @@ def neuron_answers(space: WeightSpace, thetas: Tensor, inputs: Any, module: nn.M
             if space.is_permutable(group.permutation):
                 found.setdefault((group.permutation, group.scale), []).append(_standardized(values.transpose(1, 2).flatten(2)))
         return found
-    if module is None:
-        raise SpaceMismatchError(
-            f"{space!r} has no layers that wsgraph could run on 'inputs'; give the network as 'module' too: the one that was traced."
-        )
     from wsgraph.convert.tracing.activations import TracedAnswers  # which needs all of tracing
 
-    answers = TracedAnswers(module, given, space, _SAMPLES)
+    if module is not None:
+        answers = TracedAnswers(module, given, space, _SAMPLES)
+    else:
+        space.check_runs("Alignment by activations, without the 'module' that was traced,")
+        answers = TracedAnswers.of_program(space, thetas[0], given, _SAMPLES)
     networks = [answers(theta) for theta in thetas]
     for key in networks[0]:
         found[key] = [_standardized(torch.stack(values)) for values in zip(*(network[key] for network in networks), strict=True)]

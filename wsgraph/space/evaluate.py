@@ -7,7 +7,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from wsgraph.space.structure import Structure
 
 __all__ = [
+    "Calls",
     "accepts",
+    "calls_of",
     "draw_inputs",
     "draw_leaves",
     "keeps_rows_apart",
+    "parameters_of",
     "run_calls",
     "run_network",
     "run_program",
@@ -53,6 +56,7 @@ def run_network(
     tensors: Mapping[str, Tensor],
     inputs: Tensor,
     transform: Callable[[NeuronGroup, Tensor], Tensor] | None = None,
+    change: Callable[[Layer, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Evaluate one network, layer sums and operators group by group.
 
@@ -61,6 +65,7 @@ def run_network(
         tensors: Its parameters by name, as from :meth:`WeightSpace.unflatten`.
         inputs: Tensor of shape ``[M, n_0, *positions]``.
         transform: Called with every hidden group and its values after the operators, for instance to apply dropout.
+        change: Called with every layer and what it gives, and returns what is taken for that.
 
     Returns:
         Tensor of shape ``[M, n_L]``.
@@ -71,7 +76,8 @@ def run_network(
         layers = space.layers_into(group.name)
         if layers:
             sources = (torch.cat([values[name] for name in layer.sources], dim=1) for layer in layers)
-            result = functools.reduce(torch.add, map(_apply_layer, layers, itertools.repeat(tensors), sources))
+            terms = map(_apply_layer, layers, itertools.repeat(tensors), sources)
+            result = functools.reduce(torch.add, terms if change is None else map(change, layers, terms))
         else:
             result = inputs
         for operator in group.operators:
@@ -124,20 +130,59 @@ def run_program(
     Raises:
         ValueError: If the inputs are not those of the network, or the program does not run on them.
     """
+    run = _Run(space, program)
+    calls = calls_of(space, program, thetas, inputs, kwargs)
+    if calls.rows is None:
+        return run.restored(_over(run, thetas, calls.leaves))
+    tensors = _over(run, thetas, calls.leaves, calls.dims)
+    return run.restored([tensor.flatten(1, 2)[:, : calls.rows] for tensor in tensors])
+
+
+class Calls(NamedTuple):
+    """Inputs as a network is called with them.
+
+    Args:
+        leaves: The tensors among them: of the traced shapes, or as several such calls behind a first dimension.
+        rows: How many rows all calls have together, without those that fill the last one up; ``None`` where it is one call.
+    """
+
+    leaves: list[Tensor]
+    rows: int | None
+
+    @property
+    def dims(self) -> list[int | None]:
+        """Along which dimension the calls lie in every tensor."""
+        return [0 if self.rows is not None and leaf.ndim else None for leaf in self.leaves]
+
+
+def calls_of(space: Structure, program: Program, thetas: Tensor, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Calls:
+    """Inputs on the device and in the dtype of networks, in calls of the traced shapes.
+
+    Args:
+        space: The space.
+        program: Its program.
+        thetas: Flat checkpoints of shape ``[B, P]``.
+        inputs: What the module is called with, with any number of rows where their first dimension is a batch.
+        kwargs: What it is called with by name, unless that lies behind the other inputs.
+
+    Returns:
+        The inputs.
+
+    Raises:
+        ValueError: If the inputs are not those of the network.
+    """
     leaves, count = matched(program, inputs, kwargs or {})
     run = _Run(space, program)
     leaves = run.prepared(leaves, thetas)
     size = batch_size(program)
     if count is None or size is None:
-        return run.restored(_over(run, thetas, leaves))
+        return Calls(leaves, None)
     if not run.keeps_rows_apart(thetas[0]):
         raise ValueError(
             f"The network was traced with {described(program)}, and outputs for one row of them depend on the other rows: their first "
             "dimension is no batch. Give it inputs of these shapes, or trace it on inputs of other ones."
         )
-    chunks = [_chunks(leaf, size) if leaf.ndim else leaf for leaf in leaves]
-    tensors = _over(run, thetas, chunks, [0 if leaf.ndim else None for leaf in leaves])
-    return run.restored([tensor.flatten(1, 2)[:, :count] for tensor in tensors])
+    return Calls([_chunks(leaf, size) if leaf.ndim else leaf for leaf in leaves], count)
 
 
 def run_calls(space: Structure, program: Program, thetas: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -160,7 +205,7 @@ class _Run:
         self.template: Any = None
 
     def __call__(self, theta: Tensor, *inputs: Tensor, batched: bool = False) -> tuple[Tensor, ...]:
-        parameters = _parameters(self.space, self.program, theta)
+        parameters = parameters_of(self.space, self.program, theta)
         self.template = self.program.run(parameters, inputs, theta.dtype, batched=batched)
         return tuple(_flat(self.template))
 
@@ -202,7 +247,7 @@ def _rows(leaf: Tensor, where: Tensor) -> Tensor:
     return leaf[where.to(leaf.device)] if leaf.ndim else leaf
 
 
-def _parameters(space: Structure, program: Program, theta: Tensor) -> dict[str, Tensor]:
+def parameters_of(space: Structure, program: Program, theta: Tensor) -> dict[str, Tensor]:
     """The parameters that a program reads, as views of a flat checkpoint; integers, which are no weights, as what they are."""
     tensors = {}
     for name in program.parameters:
@@ -302,7 +347,7 @@ def sizes_of(space: Structure, program: Program) -> dict[int, Any]:
         theta = torch.empty(space.num_params, device="meta")
         with suppress(StepError), torch.no_grad():  # operators whose results depend on values, or that know no shapes alone
             program.run(
-                _parameters(space, program, theta), [m.float() if m.is_floating_point() else m for m in meta], theta.dtype, look=look
+                parameters_of(space, program, theta), [m.float() if m.is_floating_point() else m for m in meta], theta.dtype, look=look
             )
         known["_sizes"] = sizes
     return dict(known["_sizes"])

@@ -244,6 +244,7 @@ class Program:
         *,
         batched: bool = False,
         look: Callable[[int, Any], None] | None = None,
+        instead: Callable[[int, Callable[..., Any], dict[str, Any]], Any] | None = None,
     ) -> Any:
         """Run one network.
 
@@ -253,6 +254,8 @@ class Program:
             dtype: The dtype of its weights, which dtypes of the program follow.
             batched: Whether it runs within :func:`torch.func.vmap`.
             look: Called with the number and results of every step.
+            instead: Called in place of every step, with its number, its function and its arguments by name; what it
+                returns are the results.
 
         Returns:
             What the network returns, written as :attr:`outputs`, with tensors in place of references.
@@ -283,7 +286,8 @@ class Program:
         for i, (functions, arguments, freed) in enumerate(self._compiled):
             function = functions[mode]
             try:
-                result = function(**{name: read(argument) for name, argument in arguments.items()})
+                given = {name: read(argument) for name, argument in arguments.items()}
+                result = function(**given) if instead is None else instead(i, function, given)
             except (torch.OutOfMemoryError, MemoryError):
                 raise
             except Exception as error:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -225,10 +226,11 @@ def test_activations_match_neurons_of_traced_networks(name: str) -> None:
     theta = space.flatten(module.state_dict())[None]
     moved = space.act(space.sample_symmetry(1, (0.1, 10.0), generator=torch.Generator().manual_seed(1)), theta)
     inputs = torch.randn(20, *shape[1:], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    aligned = space.act(align(space, moved, theta, inputs=inputs, module=module), moved)
-    torch.testing.assert_close(aligned, theta, rtol=1e-7, atol=1e-9)
-    with pytest.raises(SpaceMismatchError, match="no layers that wsgraph could run on 'inputs'; give the network as 'module'"):
-        align(space, moved, theta, inputs=inputs)
+    for runs in (module, None):
+        aligned = space.act(align(space, moved, theta, inputs=inputs, module=runs), moved)
+        torch.testing.assert_close(aligned, theta, rtol=1e-7, atol=1e-9)
+    with pytest.raises(SpaceMismatchError, match=r"without the 'module' that was traced, has to run networks .* does not say"):
+        align(replace(space, program=None), moved, theta, inputs=inputs)
 
 
 class TokenMixing(nn.Module):

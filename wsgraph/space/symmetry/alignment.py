@@ -13,10 +13,12 @@ from wsgraph.space.symmetry.group import GroupElement, act, flatten_logical, log
 from wsgraph.space.symmetry.matching import Matching, selected
 from wsgraph.space.symmetry.places import Places
 
-__all__ = ["Answers", "align_answers", "align_weights"]
+__all__ = ["Answers", "Similarity", "align_answers", "align_weights", "similarity_of"]
 
 # By permutation class and scale class (empty where the answers follow no single one): standardized answers [B, n, samples].
 Answers = dict[tuple[str, str], list[Tensor]]
+# The same for sums of correlations [B, n, n] between neurons of the references and of the networks.
+Similarity = dict[tuple[str, str], Tensor]
 
 _TIE = 1e-6  # correlations that differ by less are equal
 
@@ -31,10 +33,23 @@ def align_weights(space: FlatSpace, thetas: Tensor, targets: Tensor, sweeps: int
     return selected(balanced.distance() < as_it_is.distance(), balanced.element, as_it_is.element)
 
 
-def align_answers(space: FlatSpace, thetas: Tensor, targets: Tensor, answers: Answers, wanted: Answers) -> GroupElement:
-    """The elements that match the neurons of networks ``[B, P]`` with those of their targets by what they answer."""
-    by_answers = _AnswerMatching(Places(space), thetas, targets, answers, wanted)
+def similarity_of(answers: Answers, wanted: Answers) -> Similarity:
+    """How alike neurons of the references ``wanted`` and of networks answer."""
+    return {
+        key: sum((one @ own.transpose(1, 2) for one, own in zip(several, answers[key], strict=True)), start=torch.zeros(()))
+        for key, several in wanted.items()
+    }
+
+
+def align_answers(space: FlatSpace, thetas: Tensor, targets: Tensor, similarity: Similarity, *, positive: bool = True) -> GroupElement:
+    """The elements that match the neurons of networks ``[B, P]`` with those of their targets by what they answer.
+
+    Positive factors, if wanted, are those of least distance of the weights.
+    """
+    by_answers = _AnswerMatching(Places(space), thetas, targets, similarity)
     by_answers.run()
+    if positive:
+        by_answers.settle_positive_factors()
     return by_answers.element
 
 
@@ -66,24 +81,23 @@ class _AnswerMatching(Matching):
         places: Where neurons lie.
         thetas: The networks ``[B, P]``.
         targets: Their references.
-        answers: Standardized answers of the networks.
-        wanted: Those of the references.
+        similarity: How alike their neurons answer.
     """
 
-    def __init__(self, places: Places, thetas: Tensor, targets: Tensor, answers: Answers, wanted: Answers) -> None:
+    def __init__(self, places: Places, thetas: Tensor, targets: Tensor, similarity: Similarity) -> None:
         super().__init__(places, thetas, targets)
-        self.similarity = {
-            key: sum((one @ own.transpose(1, 2) for one, own in zip(wanted[key], answers[key], strict=True)), start=torch.zeros(()))
-            for key in wanted
-        }
+        self.similarity = dict(similarity)
 
     def run(self) -> None:
-        """Permutations and signs by similarity, then positive factors by weights."""
+        """Permutations and signs by similarity."""
         for _ in range(2):  # the second time, weights that decide between equals have their other ends in order
             for label in self.places.classes:
                 for free in (True, False):
                     self.rearrange(label, None, free=free)
             self.settle_signs()
+
+    def settle_positive_factors(self) -> None:
+        """Positive factors by weights."""
         self.sign = False
         # Factors of least distance, from what they are and from those that give the weights the reference's balance.
         balanced = self.copy()
