@@ -22,6 +22,7 @@ from wsgraph import WeightSpace
 from wsgraph.bench import Cell, Size, list_suites, read_model, register_suite, run_cells, run_suite
 from wsgraph.bench import bench as bench_module
 from wsgraph.bench import cells as cells_module
+from wsgraph.bench import provenance as provenance_module
 from wsgraph.bench.accuracy import reads_functions
 from wsgraph.cli import app
 from wsgraph.data import HyperparameterRanges, SmallCNNZoo, ZhouSIRENs, ZooStore, digits, make_cnn_zoo
@@ -458,8 +459,9 @@ def test_who_leads_is_decided_by_the_score(tmp_path: Path) -> None:
         register_score("other", better=2)
 
 
-def test_provenance(tmp_path: Path) -> None:
+def test_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zoos with few families: the tables have every method, and ours finds what raw weights do not."""
+    monkeypatch.setattr(provenance_module, "_MERGED", 1)
     zoos = {}
     for kind in ("cnn", "siren"):
         ranges = {"steps": (20, 30)}
@@ -473,4 +475,10 @@ def test_provenance(tmp_path: Path) -> None:
         assert rows[kind, "lineage"]["parents_of_children"] > 0.5 > 0.2 > rows[kind, "raw_l2"]["parents_of_children"]
         assert rows[kind, "lineage"]["false_alarms"] < 0.2
         assert (tmp_path / "out" / f"provenance-{kind}.png").exists()
+    merged = json.loads((tmp_path / "out" / "provenance-merging.json").read_text())["results"]
+    for each in merged:
+        assert each["merged"] > each["naive"], each
+        if each["derivation"] == "quantised":
+            assert each["merged"] == pytest.approx(each["ends"], rel=0.1)
+    assert {each["zoo"] for each in merged} == set(zoos)
     assert "| cnn | lineage |" in (tmp_path / "out" / "provenance-derivations.md").read_text()

@@ -25,8 +25,10 @@ from wsgraph.bench.provenance_scores import (
 )
 from wsgraph.data import ZooStore
 from wsgraph.data.generators.lineages import LineageKind, lineage_kind
+from wsgraph.data.random import CounterRandom
 from wsgraph.plot import bar_panel
 from wsgraph.provenance import lineage
+from wsgraph.provenance.merging import merge
 from wsgraph.search import Index
 
 __all__: list[str] = []
@@ -78,6 +80,7 @@ def provenance(bench: Bench) -> None:
     )
     bench.write_table("provenance", title, head, rows, {"results": results})
     _by_derivation(bench, results)
+    _write_merged(bench)
 
 
 def _share(value: float) -> str:
@@ -152,3 +155,46 @@ def _by_derivation(bench: Bench, results: list[dict[str, Any]]) -> None:
         own = {each["method"].replace("_", " "): each["parents_by_derivation"] for each in results if each["zoo"] == zoo}
         bars = {name.replace("_", " "): {method: shares.get(name, math.nan) for method, shares in own.items()} for name in names}
         bench.write_figure(f"provenance-{zoo}", bar_panel(bars, y_label="share of parents named", title=f"Families of {zoo} networks"))
+
+
+def _write_merged(bench: Bench) -> None:
+    """A table of what becomes of a network and its child, which are averaged half and half, as they are and aligned."""
+    rows, results = [], []
+    for name, path in bench.lineage_zoos().items():
+        for each in _merged(name, ZooStore(path)):
+            results.append(each)
+            rows.append([name, each["derivation"].replace("_", " "), str(each["pairs"]), *(f"{each[key]:.3f}" for key in _ENDS)])
+    title = (
+        "Networks and their children, moved by random elements and averaged half and half: the mean score of the networks (accuracy, or "
+        "PSNR in dB), of the averages of networks as they are, and after alignment by weights, with statistics taken anew"
+    )
+    bench.write_table("provenance-merging", title, ["zoo", "child", "pairs", *_ENDS.values()], rows, {"results": results})
+
+
+_ENDS = {"ends": "networks", "naive": "averaged as they are", "merged": "aligned"}
+_MERGED = 20  # pairs of every derivation
+
+
+def _merged(name: str, store: ZooStore) -> list[dict[str, Any]]:
+    """Mean scores of averages of networks with those of their children that do the same, by how these were made."""
+    configuration = store.info["configuration"]
+    kind, random = lineage_kind(str(configuration["kind"])), CounterRandom(int(configuration["seed"]))
+    parents, tasks, derivations = (store.column(column) for column in ("parent", "task", "derivation"))
+
+    def score(thetas: list[torch.Tensor], rows: np.ndarray) -> float:
+        # The last column is the one that is larger where networks are better.
+        scores = list(kind.scores(random, torch.stack(thetas).float(), torch.from_numpy(tasks[rows])).values())[-1]
+        return float(scores.double().mean())
+
+    results = []
+    for derivation in dict.fromkeys(derivations[parents >= 0].tolist()):
+        children = np.flatnonzero((derivations == derivation) & (parents >= 0) & (tasks == tasks[parents]))[:_MERGED]
+        if not len(children):
+            continue
+        pairs = [store.read(torch.tensor([parents[child], child])) for child in children]
+        naive = [pair.mean(0) for pair in pairs]
+        merged = [merge(store.space, pair, align="weights", recalibrate=kind.inputs).theta for pair in pairs]
+        ends = (score([pair[0] for pair in pairs], children) + score([pair[1] for pair in pairs], children)) / 2
+        scores = {"ends": ends, "naive": score(naive, children), "merged": score(merged, children)}
+        results.append({"zoo": name, "derivation": derivation, "pairs": len(children), **scores})
+    return results

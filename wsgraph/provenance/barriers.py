@@ -166,7 +166,11 @@ def scored(space: WeightSpace, theta: Tensor, inputs: Any, labels: Tensor) -> tu
     outputs = torch.cat([_outputs(space, theta, batch) for batch in _batches(inputs)])
     labels = labels.to(outputs.device)
     classes = not labels.is_floating_point()
-    if len(labels) != len(outputs) or (classes and (labels.ndim != 1 or outputs.ndim != 2)) or (not classes and labels.shape != outputs.shape):
+    if (
+        len(labels) != len(outputs)
+        or (classes and (labels.ndim != 1 or outputs.ndim != 2))
+        or (not classes and labels.shape != outputs.shape)
+    ):
         raise ValueError(
             f"Expected as many classes as inputs, of networks that give a score per class, or numbers in the shape of the outputs (got "
             f"labels of shape {list(labels.shape)}, {labels.dtype}, for outputs of shape {list(outputs.shape)})."

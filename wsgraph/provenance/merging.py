@@ -180,7 +180,9 @@ def _distances(space: WeightSpace, given: Tensor, aligned: Tensor, seed: int) ->
 
     def distances(thetas: Tensor) -> Tensor:
         points = yardstick.prepare(thetas)
-        pairs = [yardstick.relative((points.values - one).norm(dim=1), points.norms, norm) for one, norm in zip(points.values, points.norms)]
+        pairs = [
+            yardstick.relative((points.values - one).norm(dim=1), points.norms, norm) for one, norm in zip(points.values, points.norms)
+        ]
         return torch.stack(pairs).sum(1) / (len(thetas) - 1)
 
     return distances(given), distances(aligned)
