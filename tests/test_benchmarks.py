@@ -342,6 +342,7 @@ def test_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "Halfway between networks trained apart" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_search_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = run("search_speed", tmp_path, monkeypatch)
     assert [each["networks"] for each in document["results"]] == [40, 40]
