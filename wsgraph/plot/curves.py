@@ -19,6 +19,8 @@ from wsgraph.plot.styles import HATCHES, SCALES_LABEL, STYLES, Point, finished, 
 
 __all__ = ["bar_panel", "cost_chart", "curve_panels", "robustness_curve", "robustness_data"]
 
+_LEGEND_COLUMNS = 4  # beside each other, so that names of some length fit
+
 
 def robustness_data(results: Sequence[Result | Mapping[str, Any]]) -> dict[str, dict[float, Point]]:
     """Kendall's tau by model and by upper bound of the scales, from results of the generalization task.
@@ -248,7 +250,7 @@ def bar_panel(
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=8.5, ncols=len(variants), loc="outside lower center")
+    figure.legend(frameon=False, fontsize=8.5, ncols=min(len(variants), _LEGEND_COLUMNS), loc="outside lower center")
     return finished(figure, path, title)
 
 
