@@ -13,7 +13,7 @@ from torch import Tensor
 from wsgraph.space import WeightSpace
 from wsgraph.space.symmetry.alignment import Answers, Similarity, align_answers, similarity_of
 from wsgraph.space.symmetry.metric import OrbitMetric
-from wsgraph.symmetry import GroupElement, neuron_answers, balance
+from wsgraph.symmetry import GroupElement, balance, neuron_answers
 
 __all__ = ["ALIGNMENTS", "alignment_of", "elements_beside"]
 
@@ -83,7 +83,9 @@ def _one(element: GroupElement, i: int) -> GroupElement:
 def _joined(elements: Sequence[GroupElement]) -> GroupElement:
     first = elements[0]
     permutations = {label: torch.cat([each.permutations[label] for each in elements]) for label in first.permutations}
-    return replace(first, permutations=permutations, scales={label: torch.cat([each.scales[label] for each in elements]) for label in first.scales})
+    return replace(
+        first, permutations=permutations, scales={label: torch.cat([each.scales[label] for each in elements]) for label in first.scales}
+    )
 
 
 class _Matching(ABC):
@@ -126,7 +128,8 @@ class _Matching(ABC):
         generator, everyone = torch.Generator().manual_seed(self.seed), range(len(self.moved))
         for _ in range(_PASSES):
             order = torch.randperm(len(self.moved), generator=generator).tolist()
-            if not any([self.bring(i, [j for j in everyone if j != i]) for i in order]):
+            came_nearer = [self.bring(i, [j for j in everyone if j != i]) for i in order]
+            if not any(came_nearer):
                 break
 
 
@@ -160,9 +163,7 @@ class _ByAnswers(_Matching):
         super().__init__(space, thetas, seed)
         every = [{key: [values[i : i + 1] for values in several] for key, several in answers.items()} for i in range(len(thetas))]
         # How alike neurons of the first of a pair and of the second answer.
-        self.pairs = {
-            (i, j): similarity_of(own, wanted) for i, wanted in enumerate(every) for j, own in enumerate(every) if i != j
-        }
+        self.pairs = {(i, j): similarity_of(own, wanted) for i, wanted in enumerate(every) for j, own in enumerate(every) if i != j}
 
     def found(self, i: int, others: list[int]) -> GroupElement:
         target = self.moved[others].mean(0, keepdim=True)
