@@ -128,7 +128,8 @@ class _Matching(ABC):
         generator, everyone = torch.Generator().manual_seed(self.seed), range(len(self.moved))
         for _ in range(_PASSES):
             order = torch.randperm(len(self.moved), generator=generator).tolist()
-            if not any([self.bring(i, [j for j in everyone if j != i]) for i in order]):
+            came_nearer = [self.bring(i, [j for j in everyone if j != i]) for i in order]
+            if not any(came_nearer):
                 break
 
 

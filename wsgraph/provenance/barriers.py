@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class Barrier:
     def height(self, name: str) -> float:
         r"""The barrier: how far the loss rises above the line between the losses at the ends.
 
-        .. math:: \\max_\\alpha \\; L((1 - \\alpha) \\theta_1 + \\alpha \\theta_2) - (1 - \\alpha) L(\\theta_1) - \\alpha L(\\theta_2)
+        .. math:: \max_\alpha \; L((1 - \alpha) \theta_1 + \alpha \theta_2) - (1 - \alpha) L(\theta_1) - \alpha L(\theta_2)
         """
         losses = self.curves[name].losses
         line = ((1 - share) * losses[0] + share * losses[-1] for share in self.shares)
@@ -64,9 +65,11 @@ class Barrier:
 
     def document(self) -> dict[str, Any]:
         """The curves and barriers as plain values."""
-        curves = {}
+        curves: dict[str, dict[str, Any]] = {}
         for name, curve in self.curves.items():
-            curves[name] = {"barrier": self.height(name), "losses": list(curve.losses)}
+            losses = [loss if math.isfinite(loss) else None for loss in curve.losses]
+            height = self.height(name)
+            curves[name] = {"barrier": height if math.isfinite(height) else None, "losses": losses}
             if curve.accuracies:
                 curves[name] |= {"accuracy_drop": self.accuracy_drop(name), "accuracies": list(curve.accuracies)}
         return {"shares": list(self.shares), "curves": curves}
@@ -81,6 +84,7 @@ def barrier(
     *,
     steps: int = 21,
     align: str | None = None,
+    aligned_on: Any = None,
     recalibrate: Any = None,
     seed: int = 0,
     progress: bool = True,
@@ -95,12 +99,13 @@ def barrier(
         labels: Classes ``[M]``, for cross entropy and accuracy; or numbers in the shape of the outputs, for the mean squared error.
         steps: Number of networks on the line, its ends included.
         align: How the second is brought beside the first, as for :func:`wsgraph.provenance.merge`.
-        recalibrate: Inputs for alignment by activations and for statistics (default: those that are scored on).
+        aligned_on: Inputs for alignment by activations (default: those that are scored on).
+        recalibrate: Inputs for statistics (default: those that are scored on).
         seed: Seed of everything random.
         progress: Whether to show a progress bar for what takes more than two seconds.
 
     Returns:
-        The curves.
+        A curve for every way of bringing the second network beside the first.
 
     Raises:
         SpaceMismatchError: If a shape is wrong, or the space does not say what its networks compute.
@@ -117,7 +122,7 @@ def barrier(
         >>> theta, inputs = space.sample(1, generator=generator), torch.randn(60, 4, generator=generator)
         >>> moved = space.act(space.sample_symmetry(generator=generator), theta)
         >>> found = barrier(space, theta[0], moved[0], inputs, space.evaluate(theta, inputs)[0].argmax(1), steps=5)
-        >>> round(found.accuracy_drop("aligned by weights"), 3), found.accuracy_drop("as they are") > 0.1
+        >>> round(found.accuracy_drop("aligned by activations"), 3), found.accuracy_drop("as they are") > 0.1
         (0.0, True)
     """
     if steps < 3:
@@ -126,10 +131,10 @@ def barrier(
         space.check_thetas(theta, name, batched=False)
     both = torch.stack([first, second]).detach()
     space.check_thetas(both, finite=True)
-    taken = inputs if recalibrate is None else recalibrate
+    aligned_on, taken = (inputs if given is None else given for given in (aligned_on, recalibrate))
     both = with_counters_of_first(space, both.double())
-    kind = alignment_of(align, taken)
-    aligned = space.act(elements_beside(space, both, kind, inputs=taken, seed=seed), both)
+    kind = alignment_of(align, aligned_on)
+    aligned = space.act(elements_beside(space, both, kind, inputs=aligned_on, seed=seed), both)
     dtype = torch.promote_types(first.dtype, torch.float32)
     lines = {"as they are": Averages(space, both.to(dtype))}
     if kind != "none":

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from wsgraph.provenance.aligning import alignment_of, elements_beside
-from wsgraph.provenance.comparing import NEAR
+from wsgraph.provenance.comparing import NEAR, difference_of
 from wsgraph.provenance.statistics import Averages
 from wsgraph.provenance.yardstick import Yardstick
-from wsgraph.space import WeightSpace
+from wsgraph.space import SpaceMismatchError, WeightSpace
+from wsgraph.space.distinct import DistinctSpaces
 from wsgraph.symmetry import GroupElement
 
-__all__ = ["MergeWarning", "Merged", "merge", "said_of_strangers", "with_counters_of_first"]
+__all__ = ["MergeWarning", "Merged", "check_mergeable", "merge", "said_of_strangers", "with_counters_of_first"]
+
+_TOLD = 3  # of the parameters that differ
+_PRECISION = 1e-6  # of logarithms of factors, where distances are told
 
 
 class MergeWarning(UserWarning):
@@ -119,13 +123,38 @@ def merge(
     element = elements_beside(space, given, alignment, inputs=inputs, reference=reference, seed=seed)
     aligned = space.act(element, given)
     before, after = _distances(space, given, aligned, seed)
-    if text := said_of_strangers(after, [f"network {i}" for i in range(len(thetas))]):
+    if alignment != "none" and (text := said_of_strangers(after, [f"network {i}" for i in range(len(thetas))])):
         warnings.warn(text[0].upper() + text[1:], MergeWarning, stacklevel=2)
     working = torch.promote_types(thetas.dtype, torch.float32)
     averages = Averages(space, aligned.to(working), recalibrate)
     average = with_counters_of_first(space, torch.stack([given[0], averages(shares).double()]))[1]
     merged, moved = average.to(thetas.dtype), aligned.to(thetas.dtype)
     return Merged(merged, moved, element, alignment, shares, averages.corrected, before, after)
+
+
+def check_mergeable(space: WeightSpace, other: WeightSpace, name: str = "the first", other_name: str = "the other") -> None:
+    """Raise unless two weight spaces, perhaps of files of different formats, differ in the names of their parts alone.
+
+    Args:
+        space: The weight space of a network.
+        other: That of another one.
+        name: What the first is called.
+        other_name: What the other is called.
+
+    Raises:
+        SpaceMismatchError: With the parameters that differ.
+    """
+    if DistinctSpaces([space]).first(other) is space or space.matches(other):
+        return
+    shapes, others = ({param.name: list(param.shape) for param in each.params} for each in (space, other))
+    different = [
+        f"{key} has shape {shapes[key]} there and {others[key]} here" for key in shapes if shapes[key] != others.get(key, shapes[key])
+    ]
+    lacking = [f"{key} is missing" for key in shapes if key not in others] + [f"{key} is new" for key in others if key not in shapes]
+    told = different + (lacking if shapes.keys() & others.keys() else [])
+    more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    why = f"{'; '.join(told[:_TOLD])}{more}." if told else difference_of(space, other)
+    raise SpaceMismatchError(f"Networks of different architectures cannot be averaged. Of {other_name}, compared with {name}: {why}")
 
 
 def with_counters_of_first(space: WeightSpace, thetas: Tensor) -> Tensor:
@@ -179,10 +208,9 @@ def _distances(space: WeightSpace, given: Tensor, aligned: Tensor, seed: int) ->
     yardstick = Yardstick.of(space, given, seed=seed)
 
     def distances(thetas: Tensor) -> Tensor:
-        points = yardstick.prepare(thetas)
-        pairs = [
-            yardstick.relative((points.values - one).norm(dim=1), points.norms, norm) for one, norm in zip(points.values, points.norms)
-        ]
+        points = yardstick.prepare(thetas, tolerance=_PRECISION)
+        values, norms = points.values, points.norms
+        pairs = [yardstick.relative((values - values[i]).norm(dim=1), norms, norms[i]) for i in range(len(thetas))]
         return torch.stack(pairs).sum(1) / (len(thetas) - 1)
 
     return distances(given), distances(aligned)

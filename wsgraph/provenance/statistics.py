@@ -60,8 +60,10 @@ class Averages:
 
     def __init__(self, space: WeightSpace, thetas: Tensor, inputs: Any = None) -> None:
         self.space, self.inputs = space, inputs
-        self.places: Mapping[Any, _Norm | _Layer] = {} if inputs is None else _places(space)
         self.thetas = thetas
+        if inputs is not None:
+            space.check_runs("Restoring statistics")
+        self.places: Mapping[Any, _Place] = {} if inputs is None else _places(space)
         self.moments = [self._measured(theta, None) for theta in thetas] if self.places else []
         if self.places:
             self.thetas = torch.stack([self._rewritten(theta, own) for theta, own in zip(thetas, self.moments, strict=True)])
@@ -223,8 +225,7 @@ def _places(space: WeightSpace) -> Mapping[Any, _Place]:
     """Norms by running statistics, or layers where there are none, by number of the step or name of the layer."""
     if not space._outside_layers:
         return dict(_layers(space))
-    if space.program is None:
-        return {}
+    assert space.program is not None
     return dict(_norms(space.program)) or dict(_layer_steps(space, space.program))
 
 
@@ -245,9 +246,9 @@ def _norms(program: Program) -> Iterator[tuple[int, _Norm]]:
 def _layers(space: WeightSpace) -> Iterator[tuple[str, _Layer]]:
     reads = Counter(name for layer in space.layers for name in (layer.weight, layer.bias))
     for layer in space.layers:
-        if layer.weight and layer.bias and reads[layer.weight] == reads[layer.bias] == 1 and len(space.layers_into(layer.target)) == 1:
-            if _gives_hidden(space, layer.weight):
-                yield layer.name, _Layer(layer.weight, layer.bias, 1)
+        alone = reads[layer.weight] == reads[layer.bias] == len(space.layers_into(layer.target)) == 1
+        if alone and layer.weight and layer.bias and _gives_hidden(space, layer.weight):
+            yield layer.name, _Layer(layer.weight, layer.bias, 1)
 
 
 def _layer_steps(space: WeightSpace, program: Program) -> Iterator[tuple[int, _Layer]]:

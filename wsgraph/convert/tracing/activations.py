@@ -56,7 +56,8 @@ class TracedAnswers:
         check_module(module)
         by_name = space.program.keywords if space.program is not None and not isinstance(module, ProgramModule) else ()
         self.program, self.space, self.samples = export(module, ModuleInputs.carried(inputs, by_name)), space, samples
-        self.inputs, self.in_calls = (tree_leaves(inputs), False) if several is None else (list(several), True)
+        self.inputs: list[Any] = tree_leaves(inputs) if several is None else list(several)
+        self.in_calls = several is not None
         self.values: dict[Any, Value] = {}
         self.keys = tied_keys(module)
         state = {name: tensor for name, tensor in module.state_dict().items() if self.keys[name] == name}
@@ -171,7 +172,8 @@ class _Runner(torch.fx.Interpreter):
         given = self.fetch_args_kwargs_from_env(n)
         if getattr(n.target, "__name__", "") == "getitem":
             return given[0][0][given[0][1]]
-        function = BATCHED.get(f"{n.target._schema.name}.{n.target._overloadname}", n.target)  # type: ignore[union-attr]
+        operator: Any = n.target
+        function = BATCHED.get(f"{operator._schema.name}.{operator._overloadname}", operator)
         dims = map_aggregate((n.args, n.kwargs), lambda a: 0 if isinstance(a, torch.fx.Node) and a in self.in_calls else None)
         return torch.func.vmap(lambda args, kwargs: function(*args, **kwargs), in_dims=dims)(*given)
 

@@ -44,9 +44,9 @@ def similarity_of(answers: Answers, wanted: Answers) -> Similarity:
 def align_answers(space: FlatSpace, thetas: Tensor, targets: Tensor, similarity: Similarity, *, positive: bool = True) -> GroupElement:
     """The elements that match the neurons of networks ``[B, P]`` with those of their targets by what they answer.
 
-    Positive factors, if wanted, are those of least distance of the weights.
+    Positive factors are those of least distance of the weights; without them, both should be balanced.
     """
-    by_answers = _AnswerMatching(Places(space), thetas, targets, similarity)
+    by_answers = _AnswerMatching(Places(space), thetas, targets, similarity, positive=positive)
     by_answers.run()
     if positive:
         by_answers.settle_positive_factors()
@@ -82,10 +82,11 @@ class _AnswerMatching(Matching):
         thetas: The networks ``[B, P]``.
         targets: Their references.
         similarity: How alike their neurons answer.
+        positive: Whether positive factors may change.
     """
 
-    def __init__(self, places: Places, thetas: Tensor, targets: Tensor, similarity: Similarity) -> None:
-        super().__init__(places, thetas, targets)
+    def __init__(self, places: Places, thetas: Tensor, targets: Tensor, similarity: Similarity, *, positive: bool) -> None:
+        super().__init__(places, thetas, targets, positive=positive)
         self.similarity = dict(similarity)
 
     def run(self) -> None:
@@ -111,10 +112,10 @@ class _AnswerMatching(Matching):
 
     def settle_signs(self) -> None:
         """Signs of positive correlation, and by weights those of neurons of which the answers say nothing."""
-        before = self.element.scales
+        before, positive = self.element.scales, self.positive
         self.positive = False
         self.settle_factors()
-        self.positive = True
+        self.positive = positive
         for scale in self.places.scales:
             found = [key for key in self.similarity if key[1] == scale]
             if not self.symmetry(scale)[1] or not found:
