@@ -224,6 +224,14 @@ def test_strangers_are_averaged_with_a_warning() -> None:
     merge(space, torch.cat([thetas, thetas * (1 + 0.1 * _sample(space, 1, seed=1).sign())]))
 
 
+def test_averages_of_statistics_are_told(resnet: Any) -> None:
+    space, theta, _ = resnet
+    both = torch.stack([theta, theta * (1 + 0.1 * _sample(space)[0].sign())])
+    with pytest.warns(MergeWarning, match="Averages of running statistics of norms do not fit averaged weights"):
+        merge(space, both)
+    merge(space, both, recalibrate=_inputs((3, 8, 8)))
+
+
 def test_integers_of_quantised_networks_are_refused() -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
     module.register_buffer("packed", torch.zeros(2, 2, dtype=torch.int8))

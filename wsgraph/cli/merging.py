@@ -123,7 +123,7 @@ def merge_command(
         drawings = {name: each.document() for name, each in barriers.items()}
         print_json({"networks": described[:-1], "merged": described[-1], **kinds, "barriers": drawings})
         return
-    _print(files, found, scores)
+    _print(files, networks.space, found, scores)
     if taken is not None and found.recalibrated:
         typer.echo(f"Statistics of {counted(len(found.recalibrated), 'layer')} are those of {counted(len(taken), 'input')}.")
     for name, each in barriers.items():
@@ -315,12 +315,12 @@ def _about(found: Merged) -> list[dict[str, float]]:
     return [{"weight": weight, "distance_before": before, "distance_after": after} for weight, before, after in columns]
 
 
-def _print(files: Sequence[Path], found: Merged, scores: Sequence[Mapping[str, float]]) -> None:
+def _print(files: Sequence[Path], space: WeightSpace, found: Merged, scores: Sequence[Mapping[str, float]]) -> None:
     """Print what was merged, and how good it is."""
     from rich.console import Console
     from rich.table import Table
 
-    from wsgraph.provenance.merging import said_of_strangers
+    from wsgraph.provenance.merging import doubts
 
     typer.echo("Averaged as they are" if found.alignment == "none" else f"Aligned by {found.alignment}; distances: 0 equal, 1 shuffled")
     table = Table("network", "weight", "distance before", "after", *scores[-1], box=None, pad_edge=False)
@@ -330,5 +330,5 @@ def _print(files: Sequence[Path], found: Merged, scores: Sequence[Mapping[str, f
             columns = [f"{value:.3f}" for value in about.values()] or [""] * 3
             table.add_row(name, *columns, *(f"{value:.4f}" for value in score.values()))
     Console().print(table)
-    if text := "" if found.alignment == "none" else said_of_strangers(found.after, [file.name for file in files]):
+    for text in doubts(space, found, [file.name for file in files]):
         typer.secho(f"Warning: {text}", fg=typer.colors.YELLOW, err=True)

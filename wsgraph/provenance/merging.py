@@ -13,20 +13,21 @@ from torch import Tensor
 
 from wsgraph.provenance.aligning import alignment_of, elements_beside
 from wsgraph.provenance.comparing import NEAR, difference_of
-from wsgraph.provenance.statistics import Averages
+from wsgraph.provenance.statistics import Averages, has_running_statistics
 from wsgraph.provenance.yardstick import Yardstick
 from wsgraph.space import SpaceMismatchError, WeightSpace
 from wsgraph.space.distinct import DistinctSpaces
 from wsgraph.symmetry import GroupElement
 
-__all__ = ["MergeWarning", "Merged", "check_mergeable", "merge", "said_of_strangers", "with_counters_of_first"]
+__all__ = ["MergeWarning", "Merged", "check_mergeable", "doubts", "merge", "with_counters_of_first"]
 
 _TOLD = 3  # of the parameters that differ
+_SAME = 0.01  # distance up to which networks are next to equal
 _PRECISION = 1e-6  # of logarithms of factors, where distances are told
 
 
 class MergeWarning(UserWarning):
-    """Networks are averaged that have little in common."""
+    """An average is likely to be worse than the networks."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def merge(
             or options do not fit.
 
     Warns:
-        MergeWarning: If networks are as far from the others after alignment as networks that were trained apart are.
+        MergeWarning: If networks are as far from the others after alignment as networks that were trained apart are, or they have norms
+            by running statistics and the average is not recalibrated.
 
     References:
         Ainsworth, Hayase and Srinivasa, `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_; Jordan et al., `REPAIR
@@ -123,13 +125,14 @@ def merge(
     element = elements_beside(space, given, alignment, inputs=inputs, reference=reference, seed=seed)
     aligned = space.act(element, given)
     before, after = _distances(space, given, aligned, seed)
-    if alignment != "none" and (text := said_of_strangers(after, [f"network {i}" for i in range(len(thetas))])):
-        warnings.warn(text[0].upper() + text[1:], MergeWarning, stacklevel=2)
     working = torch.promote_types(thetas.dtype, torch.float32)
     averages = Averages(space, aligned.to(working), recalibrate)
     average = with_counters_of_first(space, torch.stack([given[0], averages(shares).double()]))[1]
     merged, moved = average.to(thetas.dtype), aligned.to(thetas.dtype)
-    return Merged(merged, moved, element, alignment, shares, averages.corrected, before, after)
+    result = Merged(merged, moved, element, alignment, shares, averages.corrected, before, after)
+    for text in doubts(space, result, [f"network {i}" for i in range(len(thetas))]):
+        warnings.warn(text[0].upper() + text[1:], MergeWarning, stacklevel=2)
+    return result
 
 
 def check_mergeable(space: WeightSpace, other: WeightSpace, name: str = "the first", other_name: str = "the other") -> None:
@@ -187,20 +190,25 @@ def _check_numbers(space: WeightSpace, thetas: Tensor) -> None:
             )
 
 
-def said_of_strangers(after: Tensor, names: Sequence[str]) -> str:
-    """What to say of networks that have little in common with the others; empty where all have.
+def doubts(space: WeightSpace, merged: Merged, names: Sequence[str]) -> list[str]:
+    """What to say of averages that are likely to be worse than the networks; nothing of those that were averaged as they are.
 
     Args:
-        after: Distances ``[K]`` after alignment.
+        space: Their weight space.
+        merged: The average.
         names: What the networks are called.
     """
-    far = [name for name, distance in zip(names, after.tolist(), strict=True) if distance > NEAR]
-    if not far:
-        return ""
-    return (
-        f"{', '.join(far)} {'is' if len(far) == 1 else 'are'} at {float(after.max()):.2f} of the way to shuffled networks after alignment, "
-        "as far as networks that were trained apart: their average is likely to lose accuracy. Measure it on data."
-    )
+    found: list[str] = []
+    if merged.alignment == "none":
+        return found
+    if far := [name for name, distance in zip(names, merged.after.tolist(), strict=True) if distance > NEAR]:
+        found.append(
+            f"{', '.join(far)} {'is' if len(far) == 1 else 'are'} at {float(merged.after.max()):.2f} of the way to shuffled networks after "
+            "alignment, as far as networks that were trained apart: their average is likely to lose accuracy. Measure it on data."
+        )
+    if not merged.recalibrated and has_running_statistics(space) and float(merged.after.max()) > _SAME:
+        found.append("Averages of running statistics of norms do not fit averaged weights. Recalibrate the average on data.")
+    return found
 
 
 def _distances(space: WeightSpace, given: Tensor, aligned: Tensor, seed: int) -> tuple[Tensor, Tensor]:

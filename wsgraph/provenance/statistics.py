@@ -16,7 +16,7 @@ from wsgraph.space.observed import observe
 from wsgraph.space.program import Program, references
 from wsgraph.space.program_operators import Reference
 
-__all__ = ["Averages"]
+__all__ = ["Averages", "has_running_statistics"]
 
 _NORMS = ("aten::batch_norm", "aten::_native_batch_norm_legit_no_training")
 _LAYERS = ("aten::linear", "aten::conv1d", "aten::conv2d", "aten::conv3d")
@@ -112,6 +112,21 @@ class Averages:
             for name, tensor in tensors.items():
                 result[self.space.slices[name]] = tensor.flatten()
         return result
+
+
+def has_running_statistics(space: WeightSpace) -> bool:
+    """Whether networks of a space have norms by running statistics, as batch norms are, as far as the space says what they compute.
+
+    Args:
+        space: The weight space.
+
+    Example:
+        >>> import torch, wsgraph
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).eval()
+        >>> has_running_statistics(wsgraph.trace(net, torch.ones(3, 2))), has_running_statistics(wsgraph.WeightSpace.mlp([2, 8, 1]))
+        (True, False)
+    """
+    return space.program is not None and bool(dict(_norms(space.program)))
 
 
 # == Means and variances ==
