@@ -45,10 +45,11 @@ def _opened(file: Path, options: dict[str, Any]) -> tuple[WeightSpace, Tensor]:
     """The network of a file; options that say how to read weights alone are for files that do not say it themselves."""
     from wsgraph.convert.formats import file_format
 
-    whole = file.suffix.lower() == ".onnx" or (file.is_file() and (known := file_format(file)) is not None and known.tensors is None)
-    used = {name: None if whole and name != "role" else value for name, value in options.items()}
-    if not whole:
-        used["role"] = None
+    exported = file.suffix.lower() == ".onnx"
+    whole = not exported and file.is_file() and (known := file_format(file)) is not None and known.tensors is None
+    # What an exported file says of itself, and what other files that name their network leave open.
+    read = set() if exported else {"activation", "prefix", "role"} if whole else {*options} - {"role"}
+    used = {name: value if name in read else None for name, value in options.items()}
     found = open_network(file, fold_batchnorm=False, **used)
     return found.space, found.theta
 

@@ -208,8 +208,8 @@ def lineage(index: Index, *, false_alarms: float = 0.01, order: str | None = Non
         >>> thetas[1:4] = thetas[0] + 0.05 * torch.randn(3, space.num_params, generator=generator)
         >>> thetas = space.act(space.sample_symmetry(20, generator=generator), thetas)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     lineage(Index(ZooStore.create(f"{folder}/zoo", space, thetas, {}))).parents[:5]
-        tensor([-1,  0,  0,  0, -1])
+        ...     lineage(Index(ZooStore.create(f"{folder}/zoo", space, thetas, {}))).parents[:4]
+        tensor([-1,  0,  0,  0])
     """
     if not 0 < false_alarms < 1:
         raise ValueError(f"Expected 'false_alarms' to be a share between 0 and 1 (got {false_alarms}).")
