@@ -33,6 +33,7 @@ __all__ = [
     "Stride",
     "geometry_of",
     "open_network",
+    "options_for",
     "tell_geometry",
 ]
 
@@ -314,6 +315,18 @@ def tell_geometry(spaces: Iterable[WeightSpace]) -> None:
             "Say otherwise with --stride, --padding, --pooling and --readout.",
             err=True,
         )
+
+
+def options_for(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are for a file: how weights are used is for those that do not say it themselves."""
+    from wsgraph.convert.formats import file_format
+
+    if not file.is_file() or (kind := file_format(file)).tensors is not None:
+        return {**options, "role": None}
+    known = {"activation": "activation", "prefix": "prefix", "inputs": "shapes"}
+    own = {name: value if known.get(name) in kind.options else None for name, value in options.items()}
+    own["inputs"] = own["inputs"] if options["module"] is None else None  # of the module
+    return {**own, "role": None if file.suffix.lower() == ".onnx" else options["role"]}
 
 
 def open_network(

@@ -25,6 +25,7 @@ from wsgraph.cli.checkpoints import (
     Stride,
     geometry_of,
     open_network,
+    options_for,
 )
 from wsgraph.cli.common import AsJson, Seed, app, explained, given, working
 from wsgraph.cli.results import print_json
@@ -156,7 +157,7 @@ def _opened(files: Sequence[Path], options: Mapping[str, Any]) -> _Networks:
 
     if len(files) < 2:
         raise ValueError(f"Expected two files or more to merge (got {len(files)}).")
-    chosen = [_taken(file, options) for file in files]
+    chosen = [options_for(file, options) for file in files]
     if unused := [name for name, value in options.items() if value is not None and all(own[name] is None for own in chosen)]:
         chosen[0] = {**chosen[0], unused[0]: options[unused[0]]}  # refused below, with what to do
     found = [open_network(file, fold_batchnorm=False, **own) for file, own in zip(files, chosen, strict=True)]
@@ -167,18 +168,6 @@ def _opened(files: Sequence[Path], options: Mapping[str, Any]) -> _Networks:
     widest = functools.reduce(torch.promote_types, (each.theta.dtype for each in found))
     space = dataclasses.replace(found[0].space, assumed=())  # what was assumed has been said
     return _Networks(space, torch.stack([each.theta.detach().to(widest) for each in found]), found[0].theta.dtype)
-
-
-def _taken(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are for a file: how weights are used is for those that do not say it themselves."""
-    from wsgraph.convert.formats import file_format
-
-    if not file.is_file() or (kind := file_format(file)).tensors is not None:
-        return {**options, "role": None}
-    known = {"activation": "activation", "prefix": "prefix", "inputs": "shapes"}
-    own = {name: value if known.get(name) in kind.options else None for name, value in options.items()}
-    own["inputs"] = own["inputs"] if options["module"] is None else None  # of the module
-    return {**own, "role": None if file.suffix.lower() == ".onnx" else options["role"]}
 
 
 def _check_stored(file: Path, space: WeightSpace, prefix: str | None, entry: str | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsgraph._counts import counted
-from wsgraph.cli.checkpoints import Activation, Checkpoint, Entry, Inputs, Module, Network, Prefix, Space, open_network
+from wsgraph.cli.checkpoints import Activation, Checkpoint, Entry, Inputs, Module, Network, Prefix, Space, open_network, options_for
 from wsgraph.cli.common import AsJson, Seed, app, explained, working, zoo_app
 from wsgraph.cli.results import print_json
 
@@ -43,14 +43,7 @@ def _open_index(zoo: Path, folder: Path | None, features: str = "weights", model
 
 def _opened(file: Path, options: dict[str, Any]) -> tuple[WeightSpace, Tensor]:
     """The network of a file; options that say how to read weights alone are for files that do not say it themselves."""
-    from wsgraph.convert.formats import file_format
-
-    exported = file.suffix.lower() == ".onnx"
-    whole = not exported and file.is_file() and (known := file_format(file)) is not None and known.tensors is None
-    # What an exported file says of itself, and what other files that name their network leave open.
-    read = set() if exported else {"activation", "prefix", "role"} if whole else {*options} - {"role"}
-    used = {name: value if name in read else None for name, value in options.items()}
-    found = open_network(file, fold_batchnorm=False, **used)
+    found = open_network(file, fold_batchnorm=False, **options_for(file, options))
     return found.space, found.theta
 
 
