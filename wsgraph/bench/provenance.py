@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ _WANTED = 10
 _THRESHOLDS = 200
 _SHARES = {
     "parents": "parents",
-    "parents_of_children": "of children of roots",
     "directed_f1": "directed F1",
     "undirected_f1": "undirected F1",
     "parent_at_1": "parent @1",
@@ -51,36 +51,21 @@ _SHARES = {
 @register_suite("provenance")
 def provenance(bench: Bench) -> None:
     """Parents, relatives and false alarms among networks that random permutations, signs and factors hide, against simpler distances."""
-    results: list[dict[str, Any]] = []
-    for name, path in bench.lineage_zoos().items():
-        store = ZooStore(path)
-        results += _of_zoo(name, store, lineage_kind(str(store.info["configuration"]["kind"])))
-    head = [
-        "zoo",
-        "method",
-        "parents",
-        "directed F1",
-        "undirected F1",
-        "parent @1",
-        f"parent @{_WANTED}",
-        "relative @1",
-        "false alarms",
-        "s",
-    ]
-    rows = []
-    for each in results:
-        scores = [
-            each[key] for key in ("parents", "directed_f1", "undirected_f1", "parent_at_1", "parent_at_10", "relative_at_1", "false_alarms")
-        ]
-        rows.append([each["zoo"], each["method"], *(_share(score) for score in scores), f"{each['seconds']:.1f}"])
+    zoos = {name: ZooStore(path) for name, path in bench.lineage_zoos().items()}
+    results = [each for name, store in zoos.items() for each in _of_zoo(name, store, _kind_of(store))]
+    rows = [[each["zoo"], each["method"], *(_share(each[key]) for key in _SHARES), f"{each['seconds']:.1f}"] for each in results]
     title = (
         "Heritage of networks that were moved by random elements (factors 0.001 to 1000): the share of networks with a parent whose parent "
         "is named, agreement of the edges, whether the parent or any relative is among the nearest, and the share of networks without a "
         "parent that are given one; baselines name the nearest network, below the threshold at which their F1 is best, which they are told"
     )
-    bench.write_table("provenance", title, head, rows, {"results": results})
+    bench.write_table("provenance", title, ["zoo", "method", *_SHARES.values(), "s"], rows, {"results": results})
     _by_derivation(bench, results)
-    _write_merged(bench)
+    _write_merged(bench, zoos)
+
+
+def _kind_of(store: ZooStore) -> LineageKind:
+    return lineage_kind(str(store.info["configuration"]["kind"]))
 
 
 def _share(value: float) -> str:
@@ -157,11 +142,11 @@ def _by_derivation(bench: Bench, results: list[dict[str, Any]]) -> None:
         bench.write_figure(f"provenance-{zoo}", bar_panel(bars, y_label="share of parents named", title=f"Families of {zoo} networks"))
 
 
-def _write_merged(bench: Bench) -> None:
+def _write_merged(bench: Bench, zoos: Mapping[str, ZooStore]) -> None:
     """A table of what becomes of a network and its child, which are averaged half and half, as they are and aligned."""
     rows, results = [], []
-    for name, path in bench.lineage_zoos().items():
-        for each in _merged(name, ZooStore(path)):
+    for name, store in zoos.items():
+        for each in _merged(name, store):
             results.append(each)
             rows.append([name, each["derivation"].replace("_", " "), str(each["pairs"]), *(f"{each[key]:.3f}" for key in _ENDS)])
     title = (
@@ -177,8 +162,7 @@ _MERGED = 20  # pairs of every derivation
 
 def _merged(name: str, store: ZooStore) -> list[dict[str, Any]]:
     """Mean scores of averages of networks with those of their children that do the same, by how these were made."""
-    configuration = store.info["configuration"]
-    kind, random = lineage_kind(str(configuration["kind"])), CounterRandom(int(configuration["seed"]))
+    kind, random = _kind_of(store), CounterRandom(int(store.info["configuration"]["seed"]))
     parents, tasks, derivations = (store.column(column) for column in ("parent", "task", "derivation"))
 
     def score(thetas: list[torch.Tensor], rows: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from wsgraph._counts import counted
 from wsgraph._outputs import largest_difference, space_outputs
 from wsgraph.provenance.yardstick import Yardstick
 from wsgraph.space import SpaceMismatchError, WeightSpace
-from wsgraph.space.distinct import DistinctSpaces
+from wsgraph.space.distinct import differ_in_names_alone
 from wsgraph.symmetry import GroupElement
 
 __all__ = ["NEAR", "Comparison", "ParameterComparison", "compared", "difference_of", "same"]
@@ -187,7 +187,7 @@ def compared(first: tuple[WeightSpace, Tensor], second: tuple[WeightSpace, Tenso
         'equal'
     """
     space = first[0]
-    if DistinctSpaces([space]).first(second[0]) is not space and not space.matches(second[0]):
+    if not differ_in_names_alone(space, second[0]):
         raise SpaceMismatchError(f"Networks of different architectures have no distance: {difference_of(space, second[0])}")
     return same(space, first[1], second[1], seed=seed)
 

@@ -287,7 +287,11 @@ class Index:
         Returns:
             Float64 tensor.
         """
-        return torch.cat([self.zoo.read(position[None]) for position in torch.from_numpy(positions)]).double()
+        wanted = torch.from_numpy(positions)
+        keys = {self.zoo.shards[owner].space for owner in self.zoo.owners(wanted).tolist()}
+        # Of one architecture under several names, one by one.
+        parts = wanted.split(len(wanted) if len(keys) == 1 else 1)
+        return torch.cat([self.zoo.read(part) for part in parts]).double()
 
     # == Searching ==
 
@@ -298,7 +302,7 @@ class Index:
             space: The weight space of the given networks.
             thetas: Checkpoints ``[Q, P]``.
             top: How many are wanted for each, at most.
-            align: Whether the nearest by features are aligned, where features bound that distance.
+            align: Whether the nearest by features are aligned, where features are those of weights.
 
         Returns:
             For every given network its matches, nearest first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def related_pairs(index: Index, group: Group, *, neighbors: int = 20, within: fl
     """
     features = group.features
     if not isinstance(features, WeightFeatures):
-        raise ValueError(f"Expected an index of features 'weights', which bound distances after alignment (got {index.features!r}).")
+        raise ValueError(f"Expected an index of features 'weights', which rank networks for alignment (got {index.features!r}).")
     if len(group) < 2:
         return []
     distances, numbers = group.nearest(group.vectors, min(len(group), neighbors + 1))
@@ -274,7 +275,7 @@ def _descents(
     for i, j, distance, separation in near:
         # Two children of one network are farther from each other than from it, but perhaps not relative to their norms.
         graph.add_edge(i, j, weight=separation, distance=distance)
-    signs = _Signs(index, group, space, times)
+    signs = _Signs(index, group, space, times, sorted(graph))
     parents: dict[int, tuple[int, tuple[str, ...], bool]] = {}
     for members in nx.connected_components(graph):
         relatives = graph.subgraph(members)
@@ -294,11 +295,16 @@ def _descents(
 
 
 class _Signs:
-    """What networks show of which was first."""
+    """What networks, of which the numbers are given, show of which was first."""
 
-    def __init__(self, index: Index, group: Group, space: WeightSpace, times: np.ndarray | None) -> None:
+    def __init__(self, index: Index, group: Group, space: WeightSpace, times: np.ndarray | None, numbers: list[int]) -> None:
         self.index, self.group, self.space, self.times = index, group, space, times
         self._known: dict[int, tuple[float, float, float]] = {}
+        assert isinstance(group.features, WeightFeatures)
+        # Side by side: balancing one network takes as long as balancing many.
+        blocks = [numbers[start : start + _PAIRS_TOGETHER] for start in range(0, len(numbers), _PAIRS_TOGETHER)]
+        norms = [group.features.points(index.networks(group.positions[block])).norms.tolist() for block in blocks]
+        self._norms = dict(zip(numbers, itertools.chain.from_iterable(norms), strict=True))
 
     def weights(self, number: int) -> Tensor:
         """The checkpoint of a network as it is stored."""
@@ -312,9 +318,7 @@ class _Signs:
             entries = torch.cat(chosen) if chosen else theta
             distinct = sum(len(part.unique()) for part in chosen) if chosen else len(theta.unique())
             zeros = float((entries == 0).double().mean())
-            assert isinstance(self.group.features, WeightFeatures)
-            norm = float(self.group.features.points(theta[None]).norms)
-            self._known[number] = zeros, distinct / max(1, len(entries)), norm
+            self._known[number] = zeros, distinct / max(1, len(entries)), self._norms[number]
         return self._known[number]
 
     def between(self, first: int, second: int) -> tuple[float, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from wsgraph.space.structure import Structure
 
-__all__ = ["DistinctSpaces"]
+__all__ = ["DistinctSpaces", "differ_in_names_alone"]
 
 SpaceT = TypeVar("SpaceT", bound=Structure)
 
@@ -52,3 +52,8 @@ class DistinctSpaces(Generic[SpaceT]):
 
     def __len__(self) -> int:
         return len(self._first)
+
+
+def differ_in_names_alone(space: Structure, other: Structure) -> bool:
+    """Whether flat checkpoints of two weight spaces are networks of one architecture, whatever its parts are called, programs aside."""
+    return space.unnamed == other.unnamed or space.matches(other)
